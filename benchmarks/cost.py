@@ -1,0 +1,65 @@
+"""The server alone: CPU per request of the whole process tree, null model, decoding replaced by nothing.
+
+    python -m benchmarks.cost [--seconds 6] [--clients 16] [--front-ends 1 2]
+
+What is left is HTTP, admission, the hand-over to a decoding thread and to the engine and back, top-k, JSON,
+metrics and the access log (on, as by default, into a file). The load generator is not part of the tree; it
+runs on the same cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from benchmarks import processes, report
+from service import bench, loadgen
+from service.settings import available_cores
+
+
+def measure(form: bool, clients: int, seconds: float, **settings: Any) -> dict[str, Any]:
+    """One row. ``settings`` are the service's."""
+    photo = bench.synthetic_photo(500, 375)
+    with processes.serve(null=True, decode=False, **settings) as server:
+        upload = bench.Upload(form=form)
+        loadgen.generate(bench.plan(server.url, [photo], upload, duration=1.0, clients=clients))
+        before = server.cpu_seconds()
+        tally = loadgen.generate(bench.plan(server.url, [photo], upload, duration=seconds, clients=clients))
+        spent = server.cpu_seconds() - before
+        memory = server.memory_mib()
+    assert len(tally.latencies) == tally.sent, tally
+    latency = bench.percentiles(tally.latencies)
+    return {
+        "body": "form" if form else "raw",
+        **settings,
+        "clients": clients,
+        "CPU ms/request": round(1000 * spent / tally.sent, 3),
+        "requests/s": round(tally.throughput),
+        "p50 ms": latency["p50"],
+        "p99 ms": latency["p99"],
+        "generator CPU us/request": round(1e6 * tally.cpu / tally.cpu_requests, 1),
+        "memory MiB": round(memory),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cores = available_cores()
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--front-ends", type=int, nargs="+", default=sorted({1, 2, cores}))
+    arguments = parser.parse_args()
+    processes.end_with_servers()
+    rows = [
+        measure(form, arguments.clients, arguments.seconds, frontends=count)
+        for count in arguments.front_ends
+        for form in (False, True)
+    ]
+    notes = ["A JPEG of 500 x 375 pixels travels; nobody decodes it. Closed loop, connections kept."]
+    report.publish("cost", "The server alone: CPU per request", {"null model, no decoding": rows}, notes)
+
+
+if __name__ == "__main__":
+    main()

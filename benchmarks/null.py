@@ -1,0 +1,79 @@
+"""The real service around a model that costs nothing: what is left is the server.
+
+    python -m benchmarks.null serve --port 8000        (the flags of `imagenet-serve serve`)
+
+The engine's loader is replaced before the supervisor forks, so no setting of the service knows of this.
+With BENCHMARK_NO_DECODE=1 decoding costs nothing either; the hand-over to the decoding thread stays.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.card import ModelCard
+from service.cli import main
+from service.engine import process
+from service.engine.transport import Channel
+from service.labels import imagenet_classes
+from service.preprocess import Preprocessing
+from service.settings import Settings
+from service.task import Task
+
+_CLASSES = 1000
+
+
+class NullRunner:
+    """Takes any batch and leaves the slots' answers as they are."""
+
+    results = _CLASSES
+    #: Images a second; only metrics and Retry-After see it.
+    capacity = 1e5
+
+    def __init__(self, max_batch_size: int) -> None:
+        self.max_batch_size = max_batch_size
+
+    def run(
+        self, pixels: NDArray[np.uint8], slots: list[int], tasks: list[Task], results: NDArray[np.float32]
+    ) -> None:
+        """Nothing."""
+
+
+def load(settings: Settings, channel: Channel) -> tuple[NullRunner, ModelCard]:
+    """In place of `service.engine.process._load`."""
+    largest = 64 if settings.max_batch_size == "auto" else settings.max_batch_size
+    preprocessing = Preprocessing()
+    card = ModelCard(
+        name="null",
+        family="densenet",
+        parameters=0,
+        weights="none",
+        source="benchmarks/null.py",
+        sha256=None,
+        image=preprocessing.shape,
+        preprocessing=preprocessing,
+        classes=imagenet_classes(),
+        feature_shape=(1024, 7, 7),
+        activation="softmax",
+        precision="fp32",
+        device="cpu",
+        runtime="none",
+        max_batch_size=largest,
+    )
+    return NullRunner(largest), card
+
+
+def _no_decode(*_: Any, **__: Any) -> None:
+    """In place of `service.preprocess.prepare`."""
+
+
+if __name__ == "__main__":
+    process._load = load  # type: ignore[assignment]
+    if os.environ.get("BENCHMARK_NO_DECODE"):
+        from service.api import context
+
+        context.prepare = _no_decode
+    main()

@@ -1,0 +1,35 @@
+"""BentoML: https://docs.bentoml.com/en/latest/get-started/adaptive-batching.html, both of its services.
+
+A front service decodes and asks the batching service for one image at a time; that one forms batches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bentoml
+import job
+import numpy as np
+import torch
+from PIL.Image import Image
+
+
+@bentoml.service(traffic={"timeout": 60})
+class Network:
+    def __init__(self) -> None:
+        self.model = job.network()
+
+    @bentoml.api(batchable=True, max_batch_size=job.BATCH, max_latency_ms=60_000)
+    def classify(self, batch: np.ndarray) -> list[list[dict[str, Any]]]:
+        return job.classify(self.model, torch.from_numpy(batch))
+
+
+@bentoml.service(traffic={"timeout": 60})
+class Classifier:
+    network = bentoml.depends(Network)
+
+    @bentoml.api
+    async def predict(self, file: Image) -> dict[str, Any]:
+        pixels = job.TRANSFORM(file.convert("RGB")).unsqueeze(0).numpy()
+        answer = await self.network.to_async.classify(pixels)
+        return {"predictions": answer[0]}

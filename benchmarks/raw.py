@@ -1,0 +1,218 @@
+"""The model alone, in every runtime: images a second at each batch size, without server and decoding.
+
+    python -m benchmarks.raw [--seconds 15] [--batches 1 4 8 16] [--models densenet121=random:0 ...]
+
+What is served is measured through its door, `ModelRunner.run`: uint8 slots in, logits in the slots' rows out. The
+others get what a program of their own would give them, float NCHW that is normalised already, in a static
+shape. All take turns, one batch each, so that a neighbour on the machine meets all of them; figures are medians.
+onnxruntime and int8 are in it where onnxruntime with onnx, and nncf, are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import random
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import report
+from service import quantize
+from service.models import loader
+from service.models._openvino import openvino
+from service.models.catalog import VARIANTS
+from service.models.checkpoints import Checkpoint, resolve
+from service.models.runner import ModelRunner
+from service.models.runtimes import Runtime, conversion
+from service.models.runtimes.eager import Eager
+from service.models.runtimes.openvino import OpenVino
+from service.settings import available_cores
+from service.task import Task
+
+#: Seconds between two contestants: idle worker threads spin for a while before they sleep.
+_PAUSE = 0.05
+_FEWEST_ROUNDS = 5
+#: The served default has to be at least as fast as the best of these.
+_RIVALS = ("OpenVINO raw", "ONNX Runtime raw")
+_OURS = "ours"
+
+#: One batch of the size that it was made for.
+Run = Callable[[], object]
+#: A contestant, given the batch size.
+Make = Callable[[int], Run]
+
+
+class Model:
+    """One checkpoint, and every contestant that can run it."""
+
+    def __init__(self, name: str, weights: str, largest: int) -> None:
+        self.name = name
+        self.checkpoint: Checkpoint = resolve(weights, name if name in VARIANTS else "densenet121")
+        self._image = self.checkpoint.preprocessing.shape
+        self._largest = largest
+        self._pixels = np.random.default_rng(0).integers(0, 256, (largest, *self._image), np.uint8)
+        self._floats = self._load().normalise(torch.from_numpy(self._pixels)).contiguous()
+        self._converted = conversion.convert(self._load(), self._image)
+
+    def _load(self) -> loader.Uint8Model:
+        return loader.load(self.checkpoint)
+
+    def contestants(self) -> dict[str, Make]:
+        cores = available_cores()
+        served = {
+            "torch eager, folded": lambda: Eager(self._load(), "cpu", "fp32"),
+            _OURS: lambda: OpenVino(self._converted, "fp32", cores),
+        }
+        if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            served["ours, bf16"] = lambda: OpenVino(self._converted, "bf16", cores)
+        if find_spec("nncf"):
+            served["ours, int8"] = lambda: OpenVino(self._int8(), "int8", cores)
+        found: dict[str, Make] = {
+            "torch eager": self._torch(torch.contiguous_format),
+            "torch eager, channels-last": self._torch(torch.channels_last),
+            "OpenVINO raw": self._openvino(),
+        }
+        if find_spec("onnxruntime") and find_spec("onnx"):
+            found["ONNX Runtime raw"] = self._onnxruntime()
+        return found | {name: self._served(runtime()) for name, runtime in served.items()}
+
+    def _torch(self, layout: torch.memory_format) -> Make:
+        network = self._load().network.to(memory_format=layout)  # type: ignore[call-overload]
+        floats = self._floats.contiguous(memory_format=layout)
+
+        def make(batch: int) -> Run:
+            def run() -> object:
+                with torch.inference_mode():
+                    return network(floats[:batch])
+
+            return run
+
+        return make
+
+    def _openvino(self) -> Make:
+        """As its documentation does it: converted, reshaped to the batch, compiled for latency."""
+        network = self._load().network
+        with conversion.tracing():
+            traced = torch.jit.trace(network, self._floats[:1], check_trace=False)
+            converted = openvino.convert_model(traced, example_input=self._floats[:1])
+
+        def make(batch: int) -> Run:
+            model = converted.clone()
+            model.reshape(list(self._floats[:batch].shape))
+            options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+            request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+            floats = openvino.Tensor(self._floats[:batch].numpy(), shared_memory=True)
+
+            def run() -> object:
+                request.set_input_tensor(floats)
+                return request.infer()
+
+            return run
+
+        return make
+
+    def _onnxruntime(self) -> Make:
+        import onnxruntime
+
+        folder = tempfile.mkdtemp(prefix="imagenet-serve-raw-")
+
+        def make(batch: int) -> Run:
+            path = Path(folder) / f"{batch}.onnx"
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.onnx.export(
+                    *(self._load().network, (self._floats[:batch],), str(path)),
+                    input_names=["x"],
+                    dynamo=False,
+                )
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = available_cores()
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            path.unlink()
+            floats = {"x": self._floats[:batch].numpy()}
+            return lambda: session.run(None, floats)
+
+        return make
+
+    def _served(self, runtime: Runtime) -> Make:
+        runner = ModelRunner(runtime, self._image, self._largest)
+        runner.warm_up()
+        results = np.empty((self._largest, runner.results), np.float32)
+
+        def make(batch: int) -> Run:
+            slots, tasks = list(range(batch)), [Task.CLASSIFY] * batch
+            return lambda: runner.run(self._pixels, slots, tasks, results)
+
+        return make
+
+    def _int8(self) -> Any:
+        with contextlib.redirect_stdout(sys.stderr):
+            return quantize.quantised(self._converted, list(self._pixels))
+
+
+def measure(runs: dict[str, Run], seconds: float) -> dict[str, float]:
+    """Median seconds of a batch for each, in turns for about ``seconds``."""
+    for run in runs.values():
+        run()
+        run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    chance, order = random.Random(0), list(runs)
+    stop = time.perf_counter() + seconds
+    while time.perf_counter() < stop or len(times[_OURS]) < _FEWEST_ROUNDS:
+        chance.shuffle(order)  # nobody always follows the same one
+        for name in order:
+            time.sleep(_PAUSE)
+            began = time.perf_counter()
+            runs[name]()
+            times[name].append(time.perf_counter() - began)
+    return {name: median(taken) for name, taken in times.items()}
+
+
+def rows(model: Model, batches: list[int], seconds: float) -> Iterator[dict[str, Any]]:
+    """Images a second of every contestant, one row a batch size."""
+    contestants = model.contestants()
+    for batch in batches:
+        runs = {name: make(batch) for name, make in contestants.items()}
+        rates = {name: batch / taken for name, taken in measure(runs, seconds).items()}
+        best = max(rates[name] for name in _RIVALS if name in rates)
+        yield {"model": model.name, "batch": batch, **rates, "ours / best raw": round(rates[_OURS] / best, 3)}
+        print(f"{model.name} at batch {batch}: {rates}", file=sys.stderr)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=["densenet121=random:0", "vgg16=random:0", "demo=demo"]
+    )
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 8, 16])
+    parser.add_argument("--seconds", type=float, default=15, help="for each model and batch size")
+    arguments = parser.parse_args()
+    torch.set_num_threads(available_cores())
+    table: list[dict[str, Any]] = []
+    for item in arguments.models:
+        name, _, weights = item.partition("=")
+        table += rows(Model(name, weights, max(arguments.batches)), arguments.batches, arguments.seconds)
+        gc.collect()
+    notes = [
+        f"images a second, medians of rounds in turns over {arguments.seconds:g} s a row; {_PAUSE * 1000:g} ms apart",
+        "ours: uint8 in the arena's slots to logits in their rows, normalising included; fp32 is the served default",
+        "raw: float NCHW, normalised beforehand and not timed, static shape",
+    ]
+    report.publish("raw", "The model alone", {"Images a second": table}, notes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What `deploy/verify` runs: one module for each kind of file, one function a step."""

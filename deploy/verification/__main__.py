@@ -1,0 +1,34 @@
+"""Run the steps in order, or those that were named."""
+
+import sys
+import time
+
+from verification import files, image, manifests, monitoring, scrape  # noqa: F401  # each registers its steps
+from verification.steps import STEPS, Failure, Skip
+
+
+def run(name: str) -> bool:
+    started = time.monotonic()
+    try:
+        word, text = "ok", STEPS[name]()
+    except Skip as reason:
+        word, text = "skipped", str(reason)
+    except Failure as reason:
+        word, text = "FAILED", str(reason)
+    print(f"{word:8} {name:16} {time.monotonic() - started:5.1f} s  {text}", flush=True)
+    return word != "FAILED"
+
+
+def main(names: list[str]) -> int:
+    if names == ["--list"]:
+        print("\n".join(STEPS))
+        return 0
+    if unknown := [name for name in names if name not in STEPS]:
+        print(f"verify: no step {', '.join(unknown)}; there are {', '.join(STEPS)}", file=sys.stderr)
+        return 2
+    passed = [run(name) for name in names or STEPS]
+    return 0 if all(passed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

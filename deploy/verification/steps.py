@@ -1,0 +1,75 @@
+"""A step: a named function that returns what it saw, or raises `Failure` or `Skip`."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TOOLS = ROOT / ".verify"
+
+STEPS: dict[str, Callable[[], str]] = {}
+
+
+class Failure(Exception):
+    """Something is wrong with the files; the text says what."""
+
+
+class Skip(Exception):
+    """This host cannot run the step; the text says why."""
+
+
+def step(run: Callable[[], str]) -> Callable[[], str]:
+    STEPS[run.__name__.replace("_", "-")] = run
+    return run
+
+
+def need(tool: str, origin: str) -> str:
+    """The path of a command, or the step is skipped."""
+    path = shutil.which(tool)
+    if path is None:
+        raise Skip(f"no {tool} here ({origin})")
+    return path
+
+
+def output(
+    command: list[str | Path], *, stdin: str | None = None, timeout: float = 600, **more: object
+) -> str:
+    """The command's standard output; `Failure` with all that it said when it fails."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        check=False,
+        **more,  # type: ignore[call-overload]
+    )
+    if done.returncode:
+        said = (done.stdout + done.stderr).strip()[-4000:]
+        raise Failure(f"{' '.join(map(str, command[:4]))}: exit {done.returncode}\n{said}")
+    return str(done.stdout)
+
+
+def photo(width: int = 640, height: int = 480) -> bytes:
+    """A PNG of colour gradients, made here so that no step depends on a sample or an imaging library."""
+    rows = b"".join(
+        b"\0" + bytes(v for x in range(width) for v in (x * 255 // width, y * 255 // height, (x ^ y) & 255))
+        for y in range(height)
+    )
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )

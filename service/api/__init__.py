@@ -1,0 +1,1 @@
+"""HTTP: routes, errors, schemas. Knows the engine's client, never a tensor."""

@@ -1,0 +1,75 @@
+"""What a front-end knows, in one object that every route gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from fastapi import Request
+from numpy.typing import NDArray
+
+from service.card import ModelCard
+from service.engine.client import EngineClient, Threads
+from service.errors import Draining, EngineFailed, NotReady
+from service.metrics import Metrics
+from service.preprocess import prepare
+from service.settings import Settings
+from service.status import Status
+
+
+@dataclass
+class Context:
+    """A front-end's view of the service. Lives on its event loop."""
+
+    settings: Settings
+    client: EngineClient
+    metrics: Metrics
+    decoders: Threads
+    status: Status = field(default_factory=Status)
+    card: ModelCard | None = None
+
+    @property
+    def draining(self) -> bool:
+        return self.status.state == "draining"
+
+    @property
+    def state(self) -> str:
+        """The supervisor's word, but for what this front-end knows sooner: that the engine has gone."""
+        if self.status.state == "ready" and not self.client.connected:
+            return "failed"
+        return self.status.state
+
+    def check_ready(self) -> None:
+        """Raises what `/readyz` answers while no new traffic should come here."""
+        if self.draining:
+            raise Draining("the service is draining and about to end")
+        if self.client.connected and self.status.state == "ready":
+            return
+        if self.card is not None:
+            raise EngineFailed("the engine has failed and is being started again")
+        raise NotReady(
+            f"the service is {self.status.state}: {self.status.detail or 'the model is not ready yet'}"
+        )
+
+    def model(self) -> ModelCard:
+        """What is loaded. Raises `NotReady` before anything is."""
+        if self.card is None:
+            raise NotReady(f"the service is {self.status.state}; /healthz says how far it is")
+        return self.card
+
+    def writer(self, data: bytes | memoryview) -> Callable[[NDArray[np.uint8]], None]:
+        """A function that decodes and prepares ``data`` into a slot's pixels, uint8 ``[H, W, 3]``."""
+        preprocessing = self.model().preprocessing
+        limit, fast = self.settings.max_image_pixels, self.settings.decode == "fast"
+
+        def write(pixels: NDArray[np.uint8]) -> None:
+            prepare(data, preprocessing, pixels, max_pixels=limit, fast=fast)
+
+        return write
+
+
+def context_of(request: Request) -> Context:
+    """The context of the front-end that serves ``request``."""
+    context: Context = request.app.state.context
+    return context

@@ -1,0 +1,115 @@
+"""The one table from error to status, and the problem document (RFC 9457) that goes out."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from service import errors
+from service.api.context import context_of
+
+_STATUS: dict[type[errors.ServiceError], int] = {
+    errors.MissingFile: 400,
+    errors.EmptyBody: 400,
+    errors.MalformedMultipart: 400,
+    errors.Unauthorized: 401,
+    errors.NotFound: 404,
+    errors.MethodNotAllowed: 405,
+    errors.PayloadTooLarge: 413,
+    errors.ImageTooLarge: 413,
+    errors.TooManyImages: 413,
+    errors.UnsupportedMediaType: 415,
+    errors.InvalidImage: 422,
+    errors.InvalidParameter: 422,
+    errors.Overloaded: 429,
+    errors.InternalError: 500,
+    errors.NotReady: 503,
+    errors.Draining: 503,
+    errors.EngineFailed: 503,
+    errors.DeadlineExceeded: 504,
+}
+
+#: Refused before any work was done; counted by reason.
+_REJECTIONS = frozenset({401, 413, 415, 429, 503})
+#: Seconds after which an engine that is being loaded or replaced is worth another try.
+_RETRY_UNAVAILABLE = 1
+
+
+def status_of(error: errors.ServiceError) -> int:
+    """The HTTP status of ``error``."""
+    return _STATUS[type(error)]
+
+
+def problem(error: errors.ServiceError, request_id: str) -> dict[str, Any]:
+    """The problem document of ``error``."""
+    return {
+        "type": f"urn:imagenet-serve:problem:{error.code}",
+        "title": error.code.replace("_", " ").capitalize(),
+        "status": status_of(error),
+        "detail": str(error),
+        "code": error.code,
+        "request_id": request_id,
+    }
+
+
+def respond(request: Request, error: errors.ServiceError) -> Response:
+    """The response for ``error``, counted."""
+    status = status_of(error)
+    metrics = context_of(request).metrics
+    if status in _REJECTIONS:
+        metrics.rejected.labels(error.code).inc()
+    if isinstance(error, errors.DeadlineExceeded):
+        metrics.expired.inc()
+    return Response(
+        json.dumps(problem(error, request.scope["exchange"].id)),
+        status,
+        _headers(error, status),
+        media_type="application/problem+json",
+    )
+
+
+def _headers(error: errors.ServiceError, status: int) -> dict[str, str]:
+    if isinstance(error, errors.Overloaded):
+        return {"Retry-After": str(math.ceil(error.retry_after))}
+    if status == 503:
+        return {"Retry-After": str(_RETRY_UNAVAILABLE)}
+    if status == 401:
+        return {"WWW-Authenticate": "Bearer"}
+    return {}
+
+
+def defect() -> errors.InternalError:
+    """What a client is told of an exception that nobody meant to raise; the log has the rest."""
+    return errors.InternalError("something went wrong inside the service; its log has the reason")
+
+
+def install(app: FastAPI) -> None:
+    """Lets every error that leaves a route become a problem document."""
+
+    async def on_service_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, errors.ServiceError)
+        return respond(request, error)
+
+    async def on_invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        message = f"{first['loc'][-1]}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        return respond(request, errors.InvalidParameter(message))
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 405:
+            response = respond(request, errors.MethodNotAllowed(f"{request.method} is not offered here"))
+            response.headers.update(error.headers or {})
+            return response
+        return respond(request, errors.NotFound("there is nothing at this path; /docs lists what there is"))
+
+    app.add_exception_handler(errors.ServiceError, on_service_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http)

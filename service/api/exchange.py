@@ -1,0 +1,188 @@
+"""One request and its response: the id, the clock, what is measured, and what is logged of it.
+
+`Envelope` is plain ASGI on purpose: Starlette's ``BaseHTTPMiddleware`` hides a client's hang-up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.context import Context
+from service.api.errors import defect, respond
+from service.engine.client import Answer
+from service.errors import Draining, InvalidParameter
+
+log = logging.getLogger("service.access")
+
+#: What an echoed request id may hold; anything else is replaced, so that no log line can be forged.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_STAGES_HERE = {"receive", "respond"}
+#: Probes and scrapes come every few seconds for ever, and say nothing that metrics do not.
+_ASKED_BY_MACHINES = {"/livez", "/readyz", "/metrics"}
+#: nginx's number for a client that went away before it was answered.
+_CLIENT_GONE = 499
+
+
+@dataclass
+class Exchange:
+    """One request. Times are seconds of the monotonic clock, ``stages`` are durations in seconds."""
+
+    id: str
+    started: float
+    stages: dict[str, float] = field(default_factory=dict)
+    finished: float | None = None
+    """When the model was done with it; what follows is the stage ``respond``."""
+    batch: int | None = None
+    status: int = 0
+    """0 until the response has begun."""
+    server_timing: str = ""
+    gone: bool = False
+    """Whether the client hung up before it was answered."""
+
+    def deadline(self, request: Request, timeout_ms: float) -> float:
+        """When the answer has to be there: ``timeout_ms`` after the first byte, or earlier if the client asks."""
+        asked = request.headers.get("x-request-timeout-ms")
+        if asked is not None:
+            try:
+                wanted = float(asked)
+            except ValueError:
+                wanted = 0.0
+            if not 0 < wanted < float("inf"):
+                raise InvalidParameter("X-Request-Timeout-Ms must be a number of milliseconds above 0")
+            timeout_ms = min(timeout_ms, wanted)
+        return self.started + timeout_ms / 1000
+
+    def note(self, stages: dict[str, float], answer: Answer) -> None:
+        """One of its images is done. Of several, the last one to finish stands for the request."""
+        if self.finished is None or answer.finished >= self.finished:
+            self.stages.update(stages)
+            self.finished, self.batch = answer.finished, answer.batch
+
+    def timings(self) -> dict[str, float]:
+        """Milliseconds for the answer's body; the same go into ``Server-Timing``."""
+        milliseconds = {name: self.stages.get(name, 0.0) for name in ("decode", "queue", "inference")}
+        milliseconds["total"] = time.monotonic() - self.started
+        timings = {name: round(1000 * seconds, 3) for name, seconds in milliseconds.items()}
+        self.server_timing = ", ".join(f"{name};dur={value}" for name, value in timings.items())
+        return timings
+
+
+def exchange_of(request: Request) -> Exchange:
+    """The exchange that ``request`` belongs to."""
+    exchange: Exchange = request.scope["exchange"]
+    return exchange
+
+
+@asynccontextmanager
+async def hang_up_cancels(request: Request) -> AsyncIterator[None]:
+    """Inside the block, a client that hangs up cancels the work and raises `ClientDisconnect`.
+
+    To be entered when the body has been read: whatever arrives after it can only be the end.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    exchange = exchange_of(request)
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        exchange.gone = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not exchange.gone:
+            raise
+        task.uncancel()
+        raise ClientDisconnect from None
+    finally:
+        watcher.cancel()
+
+
+class Envelope:
+    """The outermost middleware: request ids, API keys, timing, metrics, the access log, closing while draining."""
+
+    def __init__(self, app: ASGIApp, context: Context) -> None:
+        self._app = app
+        self._context = context
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        exchange = Exchange(_request_id(headers), time.monotonic())
+        scope["exchange"] = exchange
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                message["headers"] = [*message["headers"], *self._headers(exchange)]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            exchange.status = _CLIENT_GONE
+        except asyncio.CancelledError:
+            # Either the hang-up came as the block in `hang_up_cancels` ended, or drain_timeout_ms is over.
+            if exchange.gone:
+                exchange.status = _CLIENT_GONE
+            elif exchange.status:
+                raise
+            else:
+                error = Draining("the service ended before the answer was there (drain_timeout_ms)")
+                await respond(Request(scope), error)(scope, receive, send_with_headers)
+        except Exception:
+            # The border of a request: a defect is logged here, and answered without its innards.
+            log.exception("request %s failed", exchange.id)
+            if exchange.status:
+                raise
+            await respond(Request(scope), defect())(scope, receive, send_with_headers)
+        finally:
+            self._account(scope, exchange)
+
+    def _headers(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
+        headers = [(b"x-request-id", exchange.id.encode())]
+        if exchange.server_timing:
+            headers.append((b"server-timing", exchange.server_timing.encode()))
+        if self._context.draining:
+            headers.append((b"connection", b"close"))
+        return headers
+
+    def _account(self, scope: Scope, exchange: Exchange) -> None:
+        now = time.monotonic()
+        duration = now - exchange.started
+        route = getattr(scope.get("route"), "path", "unmatched")
+        metrics = self._context.metrics
+        metrics.requests.labels(route, str(exchange.status)).inc()
+        metrics.request_duration.labels(route).observe(duration)
+        if exchange.finished is not None:
+            exchange.stages["respond"] = now - exchange.finished
+        for stage in exchange.stages.keys() & _STAGES_HERE:  # those of the images were observed with them
+            metrics.stage_duration.labels(stage).observe(exchange.stages[stage])
+        level = logging.DEBUG if route in _ASKED_BY_MACHINES else logging.INFO
+        if log.isEnabledFor(level):
+            extra = {"exchange": exchange, "duration": duration}
+            log.log(level, "%s %s %d", scope["method"], scope["path"], exchange.status, extra=extra)
+
+
+def _request_id(headers: dict[bytes, bytes]) -> str:
+    offered = headers.get(b"x-request-id", b"").decode("latin-1")
+    if offered and _REQUEST_ID.fullmatch(offered):
+        return offered
+    # An id has to be unique, not secret: no system call. The generator is seeded anew in every fork.
+    return f"{random.getrandbits(128):032x}"

@@ -1,0 +1,66 @@
+"""`POST /features`: a photo in, the backbone's view of it out."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from typing import Annotated, Literal
+
+import numpy as np
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from service.api import body
+from service.api.context import context_of
+from service.api.exchange import exchange_of, hang_up_cancels
+from service.api.inference import PROBLEMS, arrive, head, look, reply, upload
+from service.api.schemas import FeaturesResponse
+from service.task import Task
+
+router = APIRouter(tags=["features"])
+
+_NPY = "application/x-npy"
+_TASKS = {"avg": Task.FEATURES_AVG, "max": Task.FEATURES_MAX, "none": Task.FEATURES_MAP}
+
+Pooling = Annotated[
+    Literal["avg", "max", "none"],
+    Query(description="How positions become one: their mean, their largest, or all of them as they are."),
+]
+
+
+@router.post(
+    "/features",
+    response_model=FeaturesResponse,
+    responses={**PROBLEMS, 200: {"content": {_NPY: {}}}},
+    openapi_extra=upload("file"),
+)
+async def features(request: Request, pooling: Pooling = "avg") -> Response:
+    """The last convolutional block's output of one image, before the classifier.
+
+    Batched with everyone else's images. With `Accept: application/x-npy` the array itself, float32, in
+    NumPy's format; its shape is `[channels]`, or `[channels, height, width]` without pooling.
+    """
+    context, exchange = context_of(request), exchange_of(request)
+    deadline = exchange.deadline(request, context.settings.request_timeout_ms)
+    model = context.model()
+    arrive(context)
+    image = await body.one_image(request, context.settings.max_upload_bytes)
+    exchange.stages["receive"] = time.monotonic() - exchange.started
+    shape = model.feature_shape if pooling == "none" else model.feature_shape[:1]
+    async with hang_up_cancels(request):
+        with context.client.take() as slot:
+            seen = await look(context, slot, image, deadline, math.prod(shape), _TASKS[pooling])
+    exchange.note(seen.stages, seen.answer)
+    array = seen.answer.result.reshape(shape)
+    exchange.timings()
+    if _NPY in request.headers.get("accept", ""):
+        return Response(_npy(array), media_type=_NPY)
+    document = {"pooling": pooling, "shape": list(shape), "features": array.tolist()}
+    return reply({**head(exchange, model), **document})
+
+
+def _npy(array: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

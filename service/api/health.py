@@ -1,0 +1,47 @@
+"""Liveness, readiness, the state in words, and the scrape. None of them waits for the model."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.api.context import context_of
+from service.api.schemas import Health, Live, Problem, Ready
+from service.metrics import Snapshot, exposition
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/livez")
+async def livez() -> Live:
+    """200 as long as this front-end's event loop turns: nothing that a restart would mend."""
+    return Live()
+
+
+@router.get("/readyz", responses={503: {"model": Problem, "content": {"application/problem+json": {}}}})
+async def readyz(request: Request) -> Ready:
+    """200 while new traffic should come here: the model is warm, the engine is there, nothing drains."""
+    context_of(request).check_ready()
+    return Ready()
+
+
+@router.get("/healthz")
+async def healthz(request: Request) -> Health:
+    """The state in words, for people. Always 200."""
+    context = context_of(request)
+    document = context.status.to_json()
+    document["state"] = context.state
+    return Health(**document)
+
+
+@router.get("/metrics", response_class=Response)
+def metrics(request: Request) -> Response:
+    """Prometheus' text format; one scrape of any front-end shows the whole service.
+
+    Runs in a thread: reading every process's files must not hold up the event loop.
+    """
+    context = context_of(request)
+    restarts = context.status.restarts
+    snapshot = Snapshot(context.state, restarts, context.client.connected, context.client.arena, context.card)
+    content, content_type = exposition(snapshot)
+    return Response(content, media_type=content_type)

@@ -1,0 +1,85 @@
+"""API keys from a file, one a line; empty lines and lines that begin with # are passed over."""
+
+from __future__ import annotations
+
+import hmac
+from pathlib import Path
+
+from fastapi import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.api.errors import respond
+from service.errors import ConfigurationError, Unauthorized
+
+
+class Keys:
+    """The keys of a file, read again when the file has changed. Raises `ConfigurationError` without one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._version: tuple[int, int] | None = None
+        self._keys: list[bytes] = []
+        self._refresh()
+        if not self._keys:
+            raise ConfigurationError("api_keys_file cannot be read or holds no key")
+
+    def __repr__(self) -> str:
+        return f"<Keys {len(self._keys)}>"
+
+    def admit(self, offered: bytes) -> bool:
+        """Whether ``offered`` is one of the keys. Takes the same time however much of it is right."""
+        self._refresh()
+        found = False
+        for key in self._keys:
+            found |= hmac.compare_digest(key, offered)
+        return found
+
+    def any(self) -> bytes:
+        """One that is good, for a client that this host starts itself."""
+        return self._keys[0]
+
+    def _refresh(self) -> None:
+        """Reads the file if it has changed. While it cannot be read, as in the middle of a rotation, the
+        keys that were good stay good."""
+        try:
+            status = self._path.stat()
+            version = (status.st_mtime_ns, status.st_size)
+            if version == self._version:
+                return
+            keys = keys_in(self._path.read_bytes())
+        except OSError:
+            return
+        self._version = version
+        self._keys = keys
+
+
+def keys_in(data: bytes) -> list[bytes]:
+    """The keys in a file's bytes."""
+    return [line.strip() for line in data.splitlines() if line.strip() and not line.startswith(b"#")]
+
+
+#: What the orchestrator and the scraper ask for without a key.
+_OPEN = frozenset({"/livez", "/readyz", "/metrics"})
+
+
+class Guard:
+    """Middleware: nobody without a key gets further, but to the few open routes."""
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in _OPEN or self._keys.admit(_offered(scope)):
+            await self._app(scope, receive, send)
+            return
+        error = Unauthorized("this service wants an API key: Authorization: Bearer KEY, or X-API-Key: KEY")
+        await respond(Request(scope), error)(scope, receive, send)
+
+
+def _offered(scope: Scope) -> bytes:
+    headers = dict(scope["headers"])
+    scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer":
+        return bytes(key.strip())
+    return bytes(headers.get(b"x-api-key", b""))

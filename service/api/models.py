@@ -1,0 +1,61 @@
+"""What is loaded, what could be, and what the classes are called."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from service.api.context import context_of
+from service.api.schemas import Accuracy, Label, ModelInfo, VariantInfo
+from service.models.catalog import VARIANTS
+
+router = APIRouter(tags=["model"])
+
+
+@router.get("/model")
+async def model(request: Request) -> ModelInfo:
+    """The model that answers `/predict`."""
+    card = context_of(request).model()
+    published = card.top1 is not None and card.top5 is not None
+    return ModelInfo(
+        name=card.name,
+        family=card.family,
+        parameters=card.parameters,
+        weights=card.weights,
+        source=card.source,
+        sha256=card.sha256,
+        trained=not card.untrained,
+        input_size=(card.image[0], card.image[1]),
+        preprocessing=card.preprocessing.to_json(),
+        activation=card.activation,
+        classes=len(card.classes),
+        precision=card.precision,
+        device=card.device,
+        runtime=card.runtime,
+        max_batch_size=card.max_batch_size,
+        accuracy=Accuracy.model_validate(card) if published else None,
+    )
+
+
+@router.get("/models")
+async def models(request: Request) -> list[VariantInfo]:
+    """The twelve variants that the setting `model` takes."""
+    card = context_of(request).card
+    return [
+        VariantInfo(
+            name=variant.name,
+            family=variant.configuration.family,
+            parameters=variant.parameters,
+            gflops=variant.gflops,
+            top1=variant.top1,
+            top5=variant.top5,
+            download_mb=variant.download_mb,
+            loaded=card is not None and card.name == variant.name,
+        )
+        for variant in VARIANTS.values()
+    ]
+
+
+@router.get("/labels")
+async def labels(request: Request) -> list[Label]:
+    """Every class that the model knows, in the order of its logits."""
+    return [Label.model_validate(entry) for entry in context_of(request).model().classes]

@@ -1,0 +1,77 @@
+"""`GET /`: the page to try the model in a browser, its files (the folder ``page`` beside this one), and its samples.
+
+The page takes nothing from another host, and its policy holds the browser to that. It addresses its files
+relative to itself, so that a prefix set by a proxy is kept.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from service.samples import samples
+
+router = APIRouter(include_in_schema=False)
+
+_FOLDER = Path(__file__).parent / "page"
+_FILES = StaticFiles(directory=_FOLDER)
+
+#: Fixed here: Python asks the host's table, and a script of another type than these is not run under ``nosniff``.
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+_HEADERS = {
+    # blob: is the picture that the visitor brings, data: what the browser draws itself.
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; script-src 'self'; "
+    "style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    # With its ETag: an upgraded service must not meet the scripts of the one before it.
+    "Cache-Control": "no-cache",
+}
+_READ = ["GET", "HEAD"]
+
+
+@router.api_route("/", methods=_READ)
+async def page(request: Request) -> Response:
+    """The page itself."""
+    return await _file("index.html", request)
+
+
+@router.api_route("/page/samples.json", methods=_READ)
+async def sample_list() -> Response:
+    """``[{"name", "url"}]``, the addresses relative to ``/page/``."""
+    listed = [{"name": name, "url": f"samples/{quote(path.name)}"} for name, path in samples()]
+    return JSONResponse(listed, headers=_HEADERS)
+
+
+@router.api_route("/page/samples/{name}", methods=_READ)
+async def sample(name: str) -> Response:
+    """A sample's bytes."""
+    for _, path in samples():
+        if path.name == name:
+            return FileResponse(path, headers=_HEADERS)
+    raise HTTPException(404)
+
+
+@router.api_route("/page/{name}", methods=_READ)
+async def page_file(name: str, request: Request) -> Response:
+    """A script, a style sheet or a drawing of the page."""
+    return await _file(name, request)
+
+
+async def _file(name: str, request: Request) -> Response:
+    response = await _FILES.get_response(name, request.scope)
+    response.headers.update(_HEADERS)
+    if response.status_code != 304 and Path(name).suffix in _TYPES:
+        response.headers["content-type"] = _TYPES[Path(name).suffix]
+    return response

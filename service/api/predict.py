@@ -1,0 +1,112 @@
+"""`POST /predict` and `POST /predict/batch`: photos in, labels out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from service.api import body
+from service.api.context import Context, context_of
+from service.api.errors import problem, status_of
+from service.api.exchange import exchange_of, hang_up_cancels
+from service.api.inference import PROBLEMS, arrive, head, look, reply, upload
+from service.api.ranking import Ranking
+from service.api.schemas import BatchResponse, PredictResponse
+from service.card import ModelCard
+from service.engine.client import Slot
+from service.errors import NotFound, RequestError
+
+router = APIRouter(tags=["predict"])
+
+TopK = Annotated[int | None, Query(ge=1, description="How many classes; the setting top_k unless given.")]
+Activation = Annotated[
+    Literal["softmax", "none"], Query(description="none answers with logits in place of probabilities.")
+]
+
+
+@router.post(
+    "/predict",
+    response_model=PredictResponse,
+    response_model_exclude_none=True,
+    responses=PROBLEMS,
+    openapi_extra=upload("file"),
+)
+async def predict(request: Request, top_k: TopK = None, activation: Activation = "softmax") -> Response:
+    """One image, as a form's part `file` or as the raw body, to its best classes."""
+    context, exchange = context_of(request), exchange_of(request)
+    deadline = exchange.deadline(request, context.settings.request_timeout_ms)
+    model, ranking = _ask(context, top_k, activation)
+    image = await body.one_image(request, context.settings.max_upload_bytes)
+    exchange.stages["receive"] = time.monotonic() - exchange.started
+    async with hang_up_cancels(request):
+        with context.client.take() as slot:
+            seen = await look(context, slot, image, deadline, len(model.classes))
+    exchange.note(seen.stages, seen.answer)
+    predictions = ranking.predictions(seen.answer.result, model.classes, model.activation)
+    return reply({**head(exchange, model), "predictions": predictions, "timings_ms": exchange.timings()})
+
+
+@router.post(
+    "/predict/batch",
+    response_model=BatchResponse,
+    response_model_exclude_none=True,
+    responses=PROBLEMS,
+    openapi_extra=upload("files", several=True),
+)
+async def predict_batch(request: Request, top_k: TopK = None, activation: Activation = "softmax") -> Response:
+    """Several images, as a form's parts `files`, to one result each, in order.
+
+    An image that cannot be used gets its own error and changes nothing for the others.
+    """
+    context, exchange = context_of(request), exchange_of(request)
+    settings = context.settings
+    deadline = exchange.deadline(request, settings.request_timeout_ms)
+    model, ranking = _ask(context, top_k, activation)
+    parts = await body.several_images(request, settings.max_upload_bytes, settings.max_images_per_request)
+    context.client.offer(len(parts) - 1)
+    exchange.stages["receive"] = time.monotonic() - exchange.started
+
+    async def result(part: body.Part, slot: Slot | None) -> dict[str, Any]:
+        try:
+            with slot or await context.client.take_in_turn(deadline) as place:
+                seen = await look(context, place, part.data, deadline, len(model.classes))
+        except RequestError as error:
+            document = problem(error, exchange.id)
+            return {"filename": part.filename, "status": status_of(error), "error": document}
+        exchange.note(seen.stages, seen.answer)
+        predictions = ranking.predictions(seen.answer.result, model.classes, model.activation)
+        return {"filename": part.filename, "status": 200, "predictions": predictions}
+
+    async with hang_up_cancels(request):
+        # A place for the first image is admission; the others follow in turn. Held here as well, in case
+        # the task that should use it is cancelled before it begins.
+        with context.client.take() as first:
+            results = await _all([result(part, None if index else first) for index, part in enumerate(parts)])
+    exchange.timings()
+    return reply({**head(exchange, model), "results": results})
+
+
+def _ask(context: Context, top_k: int | None, activation: str) -> tuple[ModelCard, Ranking]:
+    """What is asked for, refused before the body is read if nobody could serve it."""
+    model = context.model()
+    if not model.classes:
+        raise NotFound(
+            "this checkpoint has no classifier: it serves /features, and nothing guesses in its place"
+        )
+    ranking = Ranking.of(model.classes, top_k, context.settings.top_k, activation)
+    arrive(context)
+    return model, ranking
+
+
+async def _all(work: list[Any]) -> list[Any]:
+    """Every result in order; the first error cancels the rest and is raised itself, not as a group."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(item) for item in work]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]

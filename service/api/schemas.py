@@ -1,0 +1,153 @@
+"""What goes out, as the schema and /docs show it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Prediction(BaseModel):
+    """One class. ``probability`` with ``activation=softmax``, ``logit`` with ``activation=none``."""
+
+    class_id: int = Field(examples=[285])
+    wnid: str | None = Field(
+        examples=["n02124075"], description="WordNet id; null for a model's own classes."
+    )
+    label: str = Field(examples=["Egyptian cat"])
+    probability: float | None = Field(None, examples=[0.8312])
+    logit: float | None = None
+
+
+class Timings(BaseModel):
+    """Where the time went, in milliseconds; `Server-Timing` says the same."""
+
+    decode: float = Field(examples=[2.1])
+    queue: float = Field(examples=[0.4])
+    inference: float = Field(examples=[5.2])
+    total: float = Field(examples=[8.3])
+
+
+class PredictResponse(BaseModel):
+    """The best classes of one image, best first."""
+
+    request_id: str
+    model: str = Field(examples=["densenet121"])
+    weights: str = Field(examples=["IMAGENET1K_V1"])
+    predictions: list[Prediction]
+    timings_ms: Timings
+
+
+class FeaturesResponse(BaseModel):
+    """The backbone's output for one image, nested as ``shape`` says."""
+
+    request_id: str
+    model: str
+    weights: str
+    pooling: Literal["avg", "max", "none"]
+    shape: list[int] = Field(examples=[[1024]])
+    features: list[float] | list[list[list[float]]]
+
+
+class Problem(BaseModel):
+    """RFC 9457. ``code`` is for programs, ``detail`` for people."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str = Field(examples=["invalid_image"])
+    request_id: str
+
+
+class BatchItem(BaseModel):
+    """One image of a batch: ``predictions`` where ``status`` is 200, ``error`` elsewhere."""
+
+    filename: str
+    status: int = Field(examples=[200])
+    predictions: list[Prediction] | None = None
+    error: Problem | None = None
+
+
+class BatchResponse(BaseModel):
+    """One result for each image, in order."""
+
+    request_id: str
+    model: str
+    weights: str
+    results: list[BatchItem]
+
+
+class Label(BaseModel):
+    """One class that the model knows."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    class_id: int
+    wnid: str | None
+    label: str
+
+
+class Accuracy(BaseModel):
+    """Published accuracy on ImageNet's validation set, in percent."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    top1: float
+    top5: float
+
+
+class ModelInfo(BaseModel):
+    """What is loaded."""
+
+    name: str
+    family: str
+    parameters: int
+    weights: str
+    source: str
+    sha256: str | None
+    trained: bool
+    input_size: tuple[int, int]
+    preprocessing: dict[str, object]
+    activation: str
+    classes: int
+    precision: str
+    device: str
+    runtime: str
+    max_batch_size: int
+    accuracy: Accuracy | None
+
+
+class VariantInfo(BaseModel):
+    """One of the variants that the setting ``model`` takes."""
+
+    name: str
+    family: str
+    parameters: int
+    gflops: float = Field(description="10^9 multiply-adds for one image.")
+    top1: float = Field(description="Published accuracy in percent.")
+    top5: float
+    download_mb: float
+    loaded: bool
+
+
+class Health(BaseModel):
+    """The state in words, and how long each phase of the start took, in seconds."""
+
+    state: Literal["starting", "loading", "warming", "ready", "draining", "failed"]
+    detail: str
+    phases: dict[str, float]
+    progress: dict[str, int | None] | None
+    restarts: int
+
+
+class Live(BaseModel):
+    """This front-end answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Ready(BaseModel):
+    """New traffic is welcome."""
+
+    status: Literal["ready"] = "ready"

@@ -1,0 +1,314 @@
+"""The command line. Each command is a few lines that call a room; results on stdout, messages on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from service import __version__, tables
+from service.errors import ConfigurationError, StartError
+from service.settings import Settings, load
+
+
+def _settings_options(command: Any) -> Any:
+    """Every setting as a flag, from its one declaration."""
+    return _options_of(Settings.model_fields)(command)
+
+
+def _options_of(names: Iterable[str], **defaults: str) -> Callable[[Any], Any]:
+    """Some settings as flags. ``defaults`` are those of the command, where it has its own."""
+
+    def decorate(command: Any) -> Any:
+        for name in reversed(list(names)):
+            field = Settings.model_fields[name]
+            default = defaults.get(name, "none" if field.default is None else field.default)
+            text = f"{field.description} [default: {default}]"
+            command = click.option(f"--{name.replace('_', '-')}", name, metavar="VALUE", help=text)(command)
+        return command
+
+    return decorate
+
+
+_form_option = click.option(
+    "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True
+)
+
+#: What decides the answers of a model in this process.
+_MODEL_SETTINGS = (
+    "model",
+    "weights",
+    "labels",
+    "device",
+    "precision",
+    "runtime",
+    "decode",
+    "max_image_pixels",
+)
+
+
+def _load(given: dict[str, Any]) -> Settings:
+    try:
+        return load(**{name: value for name, value in given.items() if value is not None})
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="imagenet-serve")
+def cli() -> None:
+    """ImageNet classification with a VGG or a DenseNet: behind an HTTP port, or right here."""
+
+
+@cli.command()
+@_settings_options
+def serve(**given: Any) -> None:
+    """Serve the model over HTTP.
+
+    Every option can also be given as an environment variable: IMAGENET_ and its name in capitals, such
+    as IMAGENET_MAX_BATCH_SIZE=32.
+    """
+    from service.supervisor import Supervisor
+
+    sys.exit(Supervisor(_load(given)).run())
+
+
+#: What `demo` takes where neither a flag nor the environment says otherwise.
+_DEMO = {"weights": "demo", "log_format": "text", "log_level": "warning"}
+
+
+@cli.command()
+@_options_of(Settings.model_fields, **_DEMO)
+def demo(**given: Any) -> None:
+    """Serve the small model that comes along, and classify its sample photos.
+
+    The server stays up until Ctrl-C, with the page at /. Every option of serve can be given.
+    """
+    from service import demo as room
+
+    for name, value in _DEMO.items():
+        if given[name] is None and f"IMAGENET_{name.upper()}" not in os.environ:
+            given[name] = value
+    sys.exit(room.run(_load(given)))
+
+
+@cli.command()
+@_form_option
+def models(form: tables.Form) -> None:
+    """List the twelve variants with their size and published accuracy."""
+    from service.models.catalog import VARIANTS
+
+    rows = [
+        {
+            "model": variant.name,
+            "parameters": variant.parameters,
+            "GFLOP": variant.gflops,
+            "top-1 %": variant.top1,
+            "top-5 %": variant.top5,
+            "download MB": variant.download_mb,
+        }
+        for variant in VARIANTS.values()
+    ]
+    tables.show(rows, form)
+
+
+@cli.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@_options_of([*_MODEL_SETTINGS, "max_batch_size", "top_k"])
+@_form_option
+def classify(paths: tuple[str, ...], form: tables.Form, **given: Any) -> None:
+    """Classify image files, and the images in folders, without a server; - is an image on standard input.
+
+    A file that is no usable image is named in the output; the exit code is 1 if there was one.
+    """
+    from service import classify as room
+
+    if paths.count(room.STDIN) > 1:
+        raise click.UsageError("standard input can be read once; give - once")
+    sys.exit(room.run(_load(given), paths, form))
+
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--ground-truth", type=_FILE, help="For photos in FOLDER itself: the file with their classes.")
+@click.option(
+    "--class-list",
+    type=_FILE,
+    help="map_clsloc.txt or meta.mat, if the ground truth is the development kit's. [default: the one beside it]",
+)
+@click.option("--limit", type=click.IntRange(1), help="Only so many images, evenly spread over all of them.")
+@click.option("--confusions", type=click.IntRange(0), default=10, show_default=True, help="How many to list.")
+@click.option("--all", "every", is_flag=True, help="The twelve pretrained variants, one after the other.")
+@click.option(
+    "--url", metavar="URL", help="Ask the server that runs there, in place of a model in this process."
+)
+@click.option(
+    "--api-key", metavar="KEY", envvar="IMAGENET_API_KEY", show_envvar=True, help="With --url: its key."
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1024),
+    default=16,
+    show_default=True,
+    help="With --url: requests at once.",
+)
+@_options_of([*_MODEL_SETTINGS, "max_batch_size"])
+@_form_option
+def evaluate(
+    folder: Path,
+    ground_truth: Path | None,
+    class_list: Path | None,
+    limit: int | None,
+    confusions: int,
+    every: bool,
+    url: str | None,
+    api_key: str | None,
+    concurrency: int,
+    form: tables.Form,
+    **given: Any,
+) -> None:
+    """Measure top-1 and top-5 over labelled photos, beside the published figures.
+
+    FOLDER has one sub-folder a class, named by WordNet id, label or class_id; or it is ImageNet's flat
+    validation set, with its ground truth in FOLDER, beside it, or given. Classes that the model does not know
+    are left out. The exit code is 1 if there were images that could not be judged.
+    """
+    from service import evaluate as room
+
+    flags = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if url and (flags or every):
+        raise click.UsageError(
+            f"{[*flags, '--all'][0]} is for a model in this process; the one at --url is as it is"
+        )
+    if every and (given["model"] or given["weights"]):
+        raise click.UsageError("--all takes the twelve pretrained variants; leave out --model and --weights")
+    task = room.Task(folder, ground_truth, class_list, limit, confusions, form)
+    if url:
+        sys.exit(room.over_http(task, url, api_key, concurrency))
+    settings = _load(given)
+    sys.exit(room.in_process(task, room.all_variants(settings) if every else [settings]))
+
+
+@cli.command()
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--calibrate",
+    required=True,
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Images of the kind that will be served, in any subfolders: a few hundred.",
+)
+@click.option(
+    "--force", is_flag=True, help="Write it even when the models agree on less than 98 % of the images."
+)
+@_options_of(["model", "weights", "labels", "max_image_pixels"])
+def quantize(out: Path, calibrate: Path, force: bool, **given: Any) -> None:
+    """Make an int8 artifact of a model, for --runtime OUT.
+
+    On the CPU it runs several times as fast. How often its top class is that of the fp32 model is measured
+    on images of FOLDER that had no part in the calibration, and written into the artifact.
+    """
+    from service import quantize as room
+
+    sys.exit(room.run(_load(given), calibrate, out, force=force))
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--model", metavar="VALUE", help="Which variant, for pretrained and random. [default: densenet121]"
+)
+@click.option("--labels", metavar="VALUE", help="A text file, one label a line.")
+def convert(source: str, directory: Path, **given: Any) -> None:
+    """Write any weights that the service reads, SOURCE, into a checkpoint DIRECTORY of its own format.
+
+    SOURCE is whatever the setting weights takes. The directory holds the configuration, the preprocessing
+    and the classes in one JSON file beside the tensors, and needs neither hub nor HDF5 to be served.
+    """
+    settings = _load({**given, "weights": source})
+    from service.models.checkpoints import resolve, write
+
+    checkpoint = resolve(settings.weights, settings.model, labels=settings.labels)
+    write(checkpoint, directory)
+    click.echo(f"{directory}: {checkpoint.name} from {checkpoint.source}", err=True)
+
+
+@cli.command()
+@click.argument("url")
+@click.option(
+    "--photo",
+    "photos",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False),
+    help="What to send; several are sent in turn. [default: a made one]",
+)
+@click.option("--size", metavar="WxH", default="500x375", show_default=True, help="Of the made photo.")
+@click.option("--clients", type=click.IntRange(1), metavar="N", help="Closed loop: N at once. [default: 8]")
+@click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="R", help="Open loop: R a second.")
+@click.option("--duration", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True)
+@click.option(
+    "--warm-up", type=click.FloatRange(0), default=0.0, help="Seconds at the start that do not count."
+)
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True)
+@click.option("--raw/--form", default=True, help="The photo as the raw body, or as a form. [default: raw]")
+@click.option("--header", "-H", "headers", multiple=True, metavar="LINE", help="Such as 'X-API-Key: KEY'.")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def bench(
+    url: str,
+    photos: tuple[str, ...],
+    size: str,
+    clients: int | None,
+    rate: float | None,
+    duration: float,
+    warm_up: float,
+    timeout: float,
+    raw: bool,
+    headers: tuple[str, ...],
+    form: Literal["table", "json"],
+) -> None:
+    """Put load on the service at URL and show its throughput and latency.
+
+    With --clients each client asks again when it has its answer (closed loop). With --rate requests leave
+    at random moments whatever the answers do (open loop, Poisson), and a latency counts from the moment
+    when the request was due: what users see of a server that falls behind.
+    """
+    from service import bench as room
+
+    if clients is not None and rate is not None:
+        raise click.UsageError("--clients and --rate are two kinds of load; give one")
+    try:
+        width, height = (int(side) for side in size.lower().split("x"))
+        pictures = [Path(photo).read_bytes() for photo in photos] or [room.synthetic_photo(width, height)]
+        plan = room.plan(
+            url,
+            pictures,
+            room.Upload(form=not raw, headers=headers),
+            duration=duration,
+            clients=clients or 8,
+            rate=rate,
+            warm_up=warm_up,
+            timeout=timeout,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    sys.exit(room.run(plan, form))
+
+
+def main() -> None:
+    """The entry point: one sentence and exit code 1 for whatever cannot be done, 2 for wrong usage."""
+    # Processes are forked from here, and a fork wants no threads: NumPy's matrix library would start some.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    try:
+        cli(standalone_mode=True)
+    except StartError as error:
+        click.echo(f"imagenet-serve: {error}", err=True)
+        sys.exit(1)

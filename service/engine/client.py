@@ -1,0 +1,376 @@
+"""The front-end's door to the engine. Lives on one event loop; never imports torch.
+
+What becomes of a slot, seen from here:
+
+    take ──▶ ours ──fill──▶ ours, a thread writes ──answer──▶ the engine's ──reply──▶ ours ──exit──▶ free
+
+Whoever leaves the ``with`` block early (hang-up, deadline, error) owes nothing: the slot comes free
+at once when it is ours, when the thread has written its last byte, or when the engine has handed it
+back after it was told of the cancellation. Never earlier, so nobody writes into another's image.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.arena import Arena, Gauge, Outcome
+from service.engine.transport import Link
+from service.errors import DeadlineExceeded, EngineFailed, InternalError, NotReady, Overloaded
+from service.task import Task
+
+#: Attributes of an enumeration's class are slow to find.
+_OK, _EXPIRED = int(Outcome.OK), int(Outcome.EXPIRED)
+#: Seconds between two looks for a slot that another front-end may have released.
+_LOOK_AGAIN = 0.005
+#: Retry-After in seconds, at least and at most, and how far it is spread so that clients do not return together.
+_SHORTEST_RETRY, _LONGEST_RETRY, _SPREAD = 1.0, 60.0, 0.25
+
+
+class Threads(Protocol):
+    """Where a slot's pixels are written: `service.decoders.Decoders`, or any executor."""
+
+    def submit(self, job: Callable[[], None], /) -> object: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the engine made of one image. Durations in seconds."""
+
+    result: NDArray[np.float32]
+    """What the task asked for, float32 ``[length]``, a copy."""
+    queue: float
+    inference: float
+    batch: int
+    batch_size: int
+    finished: float
+    """When the batch was done, on the monotonic clock."""
+
+
+class EngineClient:
+    """Slots of the engine that is there now. Construct, `attach`; `attach` again when it was replaced."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._connection: _Connection | None = None
+        self._cancelled: Callable[[], None] = lambda: None
+
+    def __repr__(self) -> str:
+        return f"<EngineClient {self._connection.arena if self._connection else 'not connected'}>"
+
+    def on_cancelled(self, callback: Callable[[], None]) -> None:
+        """``callback`` is called for every image whose client went away before the model ran."""
+        self._cancelled = callback
+
+    def attach(self, arena: Arena, link: Link, number: int) -> None:
+        """Serves from ``arena`` from now on, as front-end ``number``. To be called on the event loop."""
+        self.detach()
+        self._connection = _Connection(arena, link, number, self._cancelled)
+        self._connection.listen()
+
+    def detach(self) -> None:
+        """Lets go of the engine; whoever waits for it gets `EngineFailed`."""
+        if self._connection is not None:
+            self._connection.fail()
+            self._connection = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is an engine, and it has not closed its end."""
+        return self._connection is not None and not self._connection.failed
+
+    @property
+    def arena(self) -> Arena | None:
+        """The arena of the engine that is there; None without one."""
+        return self._connection.arena if self._connection is not None and self.connected else None
+
+    @property
+    def pending(self) -> int:
+        """Slots that this front-end has with the engine."""
+        return len(self._connection.submitted) if self._connection is not None else 0
+
+    def offer(self, images: int = 1) -> None:
+        """Counts ``images`` as arrived, admitted or not: what an autoscaler follows."""
+        connection = self._ready()
+        connection.arena.arrivals[connection.number] += np.uint64(images)
+
+    def check_room(self) -> None:
+        """Raises what `take` would, without taking: before a body is read that nobody could serve."""
+        connection = self._ready()
+        if connection.arena.free == 0:
+            raise self._overloaded(connection)
+
+    def take(self) -> Slot:
+        """A slot, to be used in a ``with`` statement.
+
+        Raises `Overloaded` when none is free, `NotReady` or `EngineFailed` when there is no engine.
+        """
+        connection = self._ready()
+        slot = connection.arena.take(connection.number)
+        if slot is None:
+            raise self._overloaded(connection)
+        return Slot(connection, slot, self.clock)
+
+    async def take_in_turn(self, deadline: float) -> Slot:
+        """A slot, waiting for one until ``deadline``: for the second and later images of one request."""
+        while True:
+            try:
+                return self.take()
+            except Overloaded:
+                if self.clock() >= deadline:
+                    raise DeadlineExceeded(
+                        "the deadline passed before there was room for every image"
+                    ) from None
+                await asyncio.sleep(_LOOK_AGAIN)
+
+    def _ready(self) -> _Connection:
+        if self._connection is None:
+            raise NotReady("the model is not loaded yet")
+        if self._connection.failed:
+            raise EngineFailed("the engine has failed and is being started again")
+        return self._connection
+
+    def _overloaded(self, connection: _Connection) -> Overloaded:
+        slots = connection.arena.geometry.slots
+        capacity = float(connection.arena.gauges[Gauge.CAPACITY])
+        wait = slots / capacity if capacity > 0 else _SHORTEST_RETRY
+        wait = min(max(wait, _SHORTEST_RETRY), _LONGEST_RETRY) * (1 + _SPREAD * random.random())
+        message = f"all {slots} places are taken (queue_capacity); try again in about {wait:.0f} s"
+        return Overloaded(message, retry_after=wait)
+
+
+class Slot:
+    """A place in the arena for one image, and the right to be answered. Use it in a ``with`` statement."""
+
+    def __init__(self, connection: _Connection, number: int, clock: Callable[[], float]) -> None:
+        self.number = number
+        self._connection = connection
+        self._clock = clock
+        self._writing: _Writing | None = None
+        self._left = False
+
+    def __repr__(self) -> str:
+        return f"<Slot {self.number}>"
+
+    def __enter__(self) -> Slot:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._left:  # a guard around several tasks may leave after the one that used the slot
+            return
+        self._left = True
+        hung_up = kind is not None and issubclass(kind, asyncio.CancelledError)
+        self._connection.leave(self.number, self._writing, hung_up)
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The image, uint8 ``[H, W, C]``, in shared memory."""
+        pixels: NDArray[np.uint8] = self._connection.arena.pixels[self.number]
+        return pixels
+
+    async def fill(
+        self, threads: Threads, write: Callable[[NDArray[np.uint8]], None], deadline: float
+    ) -> None:
+        """Runs ``write(pixels)`` in one of ``threads``. Raises what it raises, or `DeadlineExceeded`.
+
+        The slot stays taken until the thread is done with it, however early the caller leaves.
+        """
+        loop = asyncio.get_running_loop()
+        self._writing = writing = _Writing(loop, write, self.pixels)
+        threads.submit(writing)
+        timer = loop.call_later(max(0.0, deadline - self._clock()), _fail, writing.done, _not_decoded_in_time)
+        try:
+            await writing.done
+        finally:
+            timer.cancel()
+
+    async def answer(self, deadline: float, length: int, task: Task = Task.CLASSIFY) -> Answer:
+        """Submits the slot for ``task`` and waits for the engine's reply, of which ``length`` float32 are wanted.
+
+        Raises `DeadlineExceeded` at the ``deadline`` (seconds of the client's clock) whatever the
+        engine does, `EngineFailed` when it died, `InternalError` when the model failed.
+        """
+        submitted = self._clock()
+        reply = self._connection.submit(self.number, task, submitted, deadline)
+        timer = reply.get_loop().call_later(max(0.0, deadline - submitted), _fail, reply, _deadline_passed)
+        try:
+            await reply
+        finally:
+            timer.cancel()
+        return self._read(length)
+
+    def _read(self, length: int) -> Answer:
+        arena = self._connection.arena
+        record = arena.record(self.number)
+        if record.outcome == _EXPIRED:
+            raise _deadline_passed()
+        if record.outcome != _OK:
+            raise InternalError("the model failed on the batch that this image was in")
+        return Answer(
+            result=arena.results[self.number, :length].copy(),
+            queue=record.started - record.submitted,
+            inference=record.finished - record.started,
+            batch=record.batch,
+            batch_size=record.batch_size,
+            finished=record.finished,
+        )
+
+
+class _Writing:
+    """A thread's write into a slot, as the event loop sees it. Called in the thread.
+
+    Whoever takes the one claim decides whether it runs: the thread that begins it, or the loop that
+    gives it up before. Everything else happens on the loop.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        write: Callable[[NDArray[np.uint8]], None],
+        pixels: NDArray[np.uint8],
+    ) -> None:
+        self.done: asyncio.Future[None] = loop.create_future()
+        self._loop = loop
+        self._write = write
+        self._pixels = pixels
+        self._claim = [True]  # pop is atomic
+        self._ended = False
+        self._error: BaseException | None = None
+        self._afterwards: Callable[[], None] = lambda: None
+
+    def __call__(self) -> None:
+        if not self._claimed():
+            return
+        try:
+            self._write(self._pixels)
+        except BaseException as error:
+            # The border of a thread: it is raised again where the write is awaited.
+            self._error = error
+        self._loop.call_soon_threadsafe(self._end)
+
+    def afterwards(self, callback: Callable[[], None]) -> None:
+        """Calls ``callback`` when no thread writes any more: now if none has begun or it has ended."""
+        if self._ended or self._claimed():
+            callback()
+        else:
+            self._afterwards = callback
+
+    def _claimed(self) -> bool:
+        try:
+            return self._claim.pop()
+        except IndexError:
+            return False
+
+    def _end(self) -> None:
+        self._ended = True
+        if not self.done.done():
+            if self._error is None:
+                self.done.set_result(None)
+            else:
+                self.done.set_exception(self._error)
+        self._afterwards()
+
+
+class _Connection:
+    """One engine, from `attach` to its death. Knows which slots it has, and who waits for them."""
+
+    def __init__(self, arena: Arena, link: Link, number: int, cancelled: Callable[[], None]) -> None:
+        self.arena = arena
+        self.number = number
+        self.failed = False
+        #: Slots that the engine has. None where nobody waits for the reply any more.
+        self.submitted: dict[int, asyncio.Future[None] | None] = {}
+        self._hung_up: set[int] = set()
+        self._link = link
+        self._loop = asyncio.get_running_loop()
+        self._cancelled = cancelled
+
+    def listen(self) -> None:
+        self._loop.add_reader(self._link.fileno(), self._hear)
+
+    def submit(self, slot: int, task: Task, now: float, deadline: float) -> asyncio.Future[None]:
+        if self.failed:
+            raise EngineFailed("the engine failed while it was needed")
+        self.arena.note_submitted(slot, deadline, now, task)
+        reply: asyncio.Future[None] = self._loop.create_future()
+        self.submitted[slot] = reply
+        self._send(slot)
+        return reply
+
+    def leave(self, slot: int, writing: _Writing | None, hung_up: bool) -> None:
+        """The owner wants no more of ``slot``: it comes free now, after its thread, or after the engine."""
+        if slot not in self.submitted:
+            self._count(hung_up)
+            if writing is None:
+                self.arena.release(slot)
+            else:
+                writing.afterwards(lambda: self.arena.release(slot))
+        elif not self.failed:
+            self.submitted[slot] = None
+            if hung_up:
+                self._hung_up.add(slot)
+            self._send(~slot)
+
+    def _count(self, hung_up: bool) -> None:
+        if hung_up:
+            self._cancelled()
+
+    def fail(self) -> None:
+        """The engine has gone, and its arena with it: whoever waits is told, nothing is released."""
+        if self.failed:
+            return
+        self.failed = True
+        self._loop.remove_reader(self._link.fileno())
+        self._loop.remove_writer(self._link.fileno())
+        self._link.close()
+        self.arena.close()
+        for reply in self.submitted.values():
+            if reply is not None and not reply.done():
+                reply.set_exception(EngineFailed("the engine failed while it held this request"))
+
+    def _hear(self) -> None:
+        numbers = self._link.receive()
+        if numbers is None:
+            self.fail()
+            return
+        for slot in numbers:
+            reply = self.submitted.pop(slot)
+            if reply is None:
+                self._count(slot in self._hung_up and self.arena.record(slot).outcome == Outcome.CANCELLED)
+                self._hung_up.discard(slot)
+                self.arena.release(slot)
+            elif not reply.done():
+                reply.set_result(None)
+
+    def _send(self, number: int) -> None:
+        self._link.send((number,))
+        if self._link.backlog:
+            self._loop.add_writer(self._link.fileno(), self._flush)
+
+    def _flush(self) -> None:
+        self._link.flush()
+        if not self._link.backlog:
+            self._loop.remove_writer(self._link.fileno())
+
+
+def _fail(awaited: asyncio.Future[None], error: Callable[[], Exception]) -> None:
+    if not awaited.done():
+        awaited.set_exception(error())
+
+
+def _not_decoded_in_time() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed before the image was decoded")
+
+
+def _deadline_passed() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed before the model's answer was there (request_timeout_ms)")

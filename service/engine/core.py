@@ -1,0 +1,237 @@
+"""The engine's loop: slot numbers in from the front-ends, batches to the device, slot numbers back.
+
+Runs the same in a process of its own (production) and in a thread (tests, macOS). One thread runs
+this loop and never computes; `DeviceThread` computes and does nothing else, so that a deadline or a
+hang-up is seen while a batch runs.
+
+The next batch grows while the current one runs and is closed at the moment the device is free: late
+enough to hold everyone who came in the meantime, and forming it takes microseconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from service.engine.arena import Arena, Gauge, Outcome
+from service.engine.batcher import Batcher, Request
+from service.engine.device import Batch, DeviceThread, Runner
+from service.engine.load import LoadMeter
+from service.engine.transport import Link
+from service.task import Task
+
+log = logging.getLogger(__name__)
+
+#: By number: an enumeration's own look-up takes longer than the rest of what a slot costs here.
+_TASKS = tuple(Task)
+#: Seconds between two updates of the gauges, and so the longest that the loop sleeps.
+_GAUGES_EVERY = 0.25
+
+
+class Source(Protocol):
+    """Whatever the loop can wait for."""
+
+    def fileno(self) -> int: ...
+
+
+@dataclass(eq=False)
+class FrontEnd:
+    """A front-end as the engine sees it: its number in the arena, its link, and the slots it has with us."""
+
+    number: int
+    link: Link
+    submitted: set[int] = field(default_factory=set)
+    gone: bool = False
+
+
+class EngineCore:
+    """Owns the queue and the device. Construct, `attach` front-ends, `serve`."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        arena: Arena,
+        batcher: Batcher,
+        *,
+        capacity: float,
+        batch_ran: Callable[[Batch], None] = lambda batch: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._arena = arena
+        self._batcher = batcher
+        self._batch_ran = batch_ran
+        self._clock = clock
+        self._device = DeviceThread(runner, arena, clock)
+        self._load = LoadMeter(clock(), capacity, batcher.max_batch_size)
+        self._selector = selectors.DefaultSelector()
+        self._front_ends: dict[int, FrontEnd] = {}
+        self._running: Batch | None = None
+        self._batches = 0
+        self._gauges_due = 0.0
+        self._heartbeat: Callable[[], object] = lambda: None
+        self._beat_due = 0.0
+        self._stopping = False
+        # Readers have a capacity from the first request on.
+        self._update_gauges(clock())
+
+    def attach(self, number: int, link: Link) -> None:
+        """Serves the front-end ``number`` (1…254, unused) at the other end of ``link``."""
+        front_end = FrontEnd(number, link)
+        self._front_ends[number] = front_end
+        self._selector.register(link, selectors.EVENT_READ, lambda: self._hear(front_end))
+
+    def watch(self, source: Source, callback: Callable[[], None]) -> None:
+        """Calls ``callback`` in the loop whenever ``source`` is readable: the supervisor's channel."""
+        self._selector.register(source, selectors.EVENT_READ, callback)
+
+    def every_second(self, heartbeat: Callable[[], object]) -> None:
+        """Calls ``heartbeat`` in the loop about once a second: the sign that the loop still turns."""
+        self._heartbeat = heartbeat
+
+    def stop(self) -> None:
+        """Ends `serve` after the batch that runs. To be called in the loop, from a watched callback."""
+        self._stopping = True
+
+    def serve(self) -> None:
+        """Runs until `stop`. Every submission gets exactly one reply unless its front-end has gone."""
+        self._device.start()
+        self._selector.register(self._device, selectors.EVENT_READ, self._finish)
+        try:
+            while not self._stopping:
+                self._step()
+        finally:
+            self._device.stop()
+            for front_end in self._front_ends.values():
+                front_end.link.close()
+            self._selector.close()
+
+    def _step(self) -> None:
+        for key, _ in self._selector.select(self._patience()):
+            key.data()
+        now = self._clock()
+        self._answer_expired(now)
+        self._dispatch(now)
+        self._arena.gauges[Gauge.QUEUE_DEPTH] = len(self._batcher)
+        if now >= self._gauges_due:
+            self._gauges_due = now + _GAUGES_EVERY
+            self._flush_links()
+            self._update_gauges(now)
+        if now >= self._beat_due:
+            self._beat_due = now + 1.0
+            self._heartbeat()
+
+    def _patience(self) -> float:
+        """Seconds until something is due though nothing arrives."""
+        now = self._clock()
+        due = self._gauges_due
+        deadline = self._batcher.next_deadline()
+        if deadline is not None:
+            due = min(due, deadline)
+        return max(0.0, due - now)
+
+    # What arrives
+
+    def _hear(self, front_end: FrontEnd) -> None:
+        numbers = front_end.link.receive()
+        if numbers is None:
+            self._bury(front_end)
+            return
+        now = self._clock()
+        for number in numbers:
+            if number >= 0:
+                self._admit(front_end, number, now)
+            else:
+                self._cancel(front_end, ~number)
+
+    def _admit(self, front_end: FrontEnd, slot: int, now: float) -> None:
+        front_end.submitted.add(slot)
+        self._batcher.add(Request(slot, self._arena.deadline(slot), now))
+
+    def _cancel(self, front_end: FrontEnd, slot: int) -> None:
+        """The client has gone. A slot whose batch runs is answered with its batch."""
+        if self._batcher.cancel(slot):
+            self._reply([slot], Outcome.CANCELLED)
+
+    def _bury(self, front_end: FrontEnd) -> None:
+        """Takes back every slot of a front-end that died, but for those whose batch runs: `_finish` does."""
+        log.info("front-end %d has gone", front_end.number)
+        self._selector.unregister(front_end.link)
+        front_end.link.close()
+        front_end.gone = True
+        for slot in front_end.submitted:
+            self._batcher.cancel(slot)
+        front_end.submitted &= set(self._running.slots) if self._running else set()
+        for slot in self._arena.held_by(front_end.number):
+            if slot not in front_end.submitted:
+                self._arena.release(slot)
+        if not front_end.submitted:
+            del self._front_ends[front_end.number]
+
+    # What leaves
+
+    def _answer_expired(self, now: float) -> None:
+        expired = [request.slot for request in self._batcher.expire(now)]
+        if expired:
+            self._reply(expired, Outcome.EXPIRED)
+
+    def _dispatch(self, now: float) -> None:
+        if self._running is not None:
+            return
+        requests = self._batcher.next_batch(now)
+        if requests:
+            self._batches += 1
+            tasks = [_TASKS[self._arena.task(request.slot)] for request in requests]
+            self._running = Batch(self._batches, requests, tasks)
+            self._arena.gauges[Gauge.BUSY_SINCE] = now
+            self._device.submit(self._running)
+
+    def _finish(self) -> None:
+        batch = self._device.collect()
+        self._running = None
+        self._arena.gauges[Gauge.BUSY_SINCE] = 0.0
+        self._dispatch(self._clock())  # the device first: what is finished can wait for microseconds
+        self._load.ran(len(batch.slots), batch.finished - batch.started)
+        outcome = Outcome.OK if batch.error is None else Outcome.FAILED
+        size = len(batch.slots)
+        for slot in batch.slots:
+            self._arena.note_finished(slot, batch.started, batch.finished, batch.number, size, outcome)
+        self._hand_back(batch.slots)
+        self._batch_ran(batch)
+
+    def _reply(self, slots: list[int], outcome: Outcome) -> None:
+        """Hands back what never ran."""
+        for slot in slots:
+            self._arena.note_outcome(slot, outcome)
+        self._hand_back(slots)
+
+    def _hand_back(self, slots: list[int]) -> None:
+        returned = set(slots)
+        for front_end in list(self._front_ends.values()):
+            mine = front_end.submitted & returned
+            if not mine:
+                continue
+            front_end.submitted -= mine
+            if front_end.gone:
+                for slot in mine:
+                    self._arena.release(slot)
+                del self._front_ends[front_end.number]
+            else:
+                front_end.link.send(mine)
+
+    # What everyone may read
+
+    def _flush_links(self) -> None:
+        for front_end in self._front_ends.values():
+            if front_end.link.backlog and not front_end.gone:
+                front_end.link.flush()
+
+    def _update_gauges(self, now: float) -> None:
+        self._load.update(now, int(self._arena.arrivals.sum()))
+        gauges = self._arena.gauges
+        gauges[Gauge.BUSY_RATIO] = self._load.busy_ratio
+        gauges[Gauge.CAPACITY] = self._load.capacity
+        gauges[Gauge.SATURATION] = self._load.saturation

@@ -1,0 +1,123 @@
+"""The engine's life: find the weights, load, warm up, serve. The only place where HTTP's side meets torch.
+
+torch is imported inside `main`, so that the supervisor, which forks from here, stays small.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from service import logs
+from service.card import ModelCard
+from service.engine.arena import Arena, Geometry
+from service.engine.batcher import Batcher
+from service.engine.core import EngineCore
+from service.engine.device import Batch
+from service.engine.transport import Channel, Link, blob
+from service.errors import StartError
+from service.metrics import Metrics
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.models.runner import ModelRunner
+
+log = logging.getLogger(__name__)
+
+#: Exit code of an engine that said why it cannot start: starting it again would not help.
+CANNOT_START = 3
+#: Seconds between two reports of a download's progress.
+_REPORT_EVERY = 0.2
+#: Slots unless the setting says: enough for a few hundred clients at once, and for eight full batches.
+_FEWEST_SLOTS, _BATCHES_OF_SLOTS = 256, 8
+
+
+def main(settings: Settings, channel: Channel) -> None:
+    """Runs an engine until the supervisor says stop or dies. Ends with `CANNOT_START` after saying why."""
+    logs.configure(settings, "engine")
+    try:
+        runner, card = _load(settings, channel)
+    except StartError as error:
+        channel.send("failed", message=str(error))
+        raise SystemExit(CANNOT_START) from None
+    arena = Arena.create(_geometry(settings, runner, card))
+    core = EngineCore(
+        runner,
+        arena,
+        Batcher(runner.max_batch_size, settings.max_queue_delay_ms / 1000),
+        capacity=runner.capacity,
+        batch_ran=_counter(Metrics.declare()),
+    )
+    core.watch(channel, lambda: obey(core, channel))
+    description = blob(card.to_bytes())
+    channel.send("ready", geometry=arena.geometry.to_json(), descriptors=[arena.descriptor, description])
+    core.every_second(lambda: channel.send("alive"))
+    core.serve()
+
+
+def _load(settings: Settings, channel: Channel) -> tuple[ModelRunner, ModelCard]:
+    def report(state: str, detail: str) -> None:
+        channel.send("phase", state=state, detail=detail)
+
+    report("loading", "importing torch")
+    from service.models import serving
+
+    loaded = serving.load(settings, report, _Progress(channel))
+    report("warming", f"first batches on {loaded.device}")
+    loaded.runner.warm_up()
+    card = loaded.card()
+    if card.untrained:
+        log.warning("weights=%s: this model is UNTRAINED and its answers mean nothing", card.weights)
+    return loaded.runner, card
+
+
+def _geometry(settings: Settings, runner: ModelRunner, card: ModelCard) -> Geometry:
+    capacity = settings.queue_capacity
+    slots = max(_FEWEST_SLOTS, _BATCHES_OF_SLOTS * runner.max_batch_size) if capacity == "auto" else capacity
+    height, width, channels = card.image
+    return Geometry(slots, height, width, channels, runner.results)
+
+
+def obey(core: EngineCore, channel: Channel) -> None:
+    """Does what the supervisor says over ``channel``: serve another front-end, or stop."""
+    received = channel.receive()
+    if received is None:
+        log.error("the supervisor has gone")
+        core.stop()
+        return
+    message, descriptors = received
+    if message["kind"] == "front-end":
+        core.attach(message["number"], Link.of(descriptors[0]))
+    elif message["kind"] == "stop":
+        core.stop()
+
+
+def _counter(metrics: Metrics) -> Callable[[Batch], None]:
+    """Counts every batch that ran."""
+
+    def batch_ran(batch: Batch) -> None:
+        size = len(batch.requests)
+        metrics.batch_size.observe(size)
+        metrics.batches.inc()
+        metrics.images.inc(size)
+        late = sum(request.deadline <= batch.started for request in batch.requests)
+        if late:
+            metrics.late_work.inc(late)
+
+    return batch_ran
+
+
+class _Progress:
+    """Tells the supervisor how far a download is, a few times a second."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._told_at = 0.0
+
+    def __call__(self, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        if now - self._told_at >= _REPORT_EVERY or done == total:
+            self._told_at = now
+            self._channel.send("progress", done=done, total=total)

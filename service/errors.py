@@ -1,0 +1,170 @@
+"""Every error that the service raises on purpose.
+
+    ServiceError
+    ├── RequestError                what a client sent cannot be served as it is
+    │   ├── MissingFile             missing_file
+    │   ├── EmptyBody               empty_body
+    │   ├── MalformedMultipart      malformed_multipart
+    │   ├── Unauthorized            unauthorized
+    │   ├── NotFound                not_found
+    │   ├── MethodNotAllowed        method_not_allowed
+    │   ├── PayloadTooLarge         payload_too_large
+    │   ├── ImageTooLarge           image_too_large
+    │   ├── TooManyImages           too_many_images
+    │   ├── UnsupportedMediaType    unsupported_media_type
+    │   ├── InvalidImage            invalid_image
+    │   └── InvalidParameter        invalid_parameter
+    ├── Unavailable                 the request was fine, the service cannot answer it now
+    │   ├── Overloaded              overloaded         (carries retry_after, seconds)
+    │   ├── NotReady                not_ready
+    │   ├── Draining                draining
+    │   ├── EngineFailed            engine_failed
+    │   └── DeadlineExceeded        deadline_exceeded
+    ├── InternalError               internal           (a defect of ours, or of the model's numbers)
+    └── StartError                  the service cannot start; one sentence says what to do
+        ├── CheckpointError         the weights cannot be had or are not what they should be
+        └── ConfigurationError      settings that do not go together, a port that is taken
+
+An error has a ``code`` and a message for people, never a status: `service.api.errors` is the one
+table from error to HTTP status.
+"""
+
+from __future__ import annotations
+
+
+class ServiceError(Exception):
+    """Base of every error here. ``str(error)`` is fit for a client: no path, no internal name."""
+
+    code = "internal"
+
+
+class RequestError(ServiceError):
+    """What the client sent cannot be served as it is; sending it again will not help."""
+
+
+class MissingFile(RequestError):
+    """A multipart body without the part that carries the image."""
+
+    code = "missing_file"
+
+
+class EmptyBody(RequestError):
+    """No bytes at all where an image was expected."""
+
+    code = "empty_body"
+
+
+class MalformedMultipart(RequestError):
+    """A body that its own boundary does not describe."""
+
+    code = "malformed_multipart"
+
+
+class Unauthorized(RequestError):
+    """No API key, or one that is not in the file."""
+
+    code = "unauthorized"
+
+
+class NotFound(RequestError):
+    """No such route."""
+
+    code = "not_found"
+
+
+class MethodNotAllowed(RequestError):
+    """The route exists, the method does not."""
+
+    code = "method_not_allowed"
+
+
+class PayloadTooLarge(RequestError):
+    """More bytes than ``max_upload_bytes``."""
+
+    code = "payload_too_large"
+
+
+class ImageTooLarge(RequestError):
+    """More pixels than ``max_image_pixels``, judged before any is decoded."""
+
+    code = "image_too_large"
+
+
+class TooManyImages(RequestError):
+    """More images than ``max_images_per_request``."""
+
+    code = "too_many_images"
+
+
+class UnsupportedMediaType(RequestError):
+    """Bytes that are none of the accepted image formats, or a body that is neither form nor image."""
+
+    code = "unsupported_media_type"
+
+
+class InvalidImage(RequestError):
+    """Bytes that begin like an accepted format and cannot be decoded: damaged or truncated."""
+
+    code = "invalid_image"
+
+
+class InvalidParameter(RequestError):
+    """A query parameter or header outside its range."""
+
+    code = "invalid_parameter"
+
+
+class Unavailable(ServiceError):
+    """The request was fine; the service cannot answer it now."""
+
+
+class Overloaded(Unavailable):
+    """No free slot. ``retry_after`` is how many seconds the queue needs to make room."""
+
+    code = "overloaded"
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class NotReady(Unavailable):
+    """The model is still being loaded or warmed up."""
+
+    code = "not_ready"
+
+
+class Draining(Unavailable):
+    """The service is about to end and takes nothing new."""
+
+    code = "draining"
+
+
+class EngineFailed(Unavailable):
+    """The engine died, or its device failed, while it held the request."""
+
+    code = "engine_failed"
+
+
+class DeadlineExceeded(Unavailable):
+    """The request's deadline passed before its answer was there."""
+
+    code = "deadline_exceeded"
+
+
+class InternalError(ServiceError):
+    """A defect of ours, or a model that answers with numbers that are none."""
+
+    code = "internal"
+
+
+class StartError(ServiceError):
+    """The service cannot start. The message is one sentence and names the way out."""
+
+
+class CheckpointError(StartError):
+    """The weights cannot be had, or are not what the configuration wants."""
+
+
+class ConfigurationError(StartError):
+    """Settings that do not go together, or a resource that is not there."""

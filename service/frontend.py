@@ -1,0 +1,183 @@
+"""A front-end: HTTP and decoding on one event loop, in front of the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+from service import logs
+from service.api.app import create_app
+from service.api.context import Context
+from service.api.keys import Keys
+from service.card import ModelCard
+from service.decoders import Decoders
+from service.engine.arena import Arena, Geometry
+from service.engine.client import EngineClient
+from service.engine.transport import Channel, Link, read_blob
+from service.metrics import Metrics
+from service.protocol import Protocol
+from service.settings import Settings, available_cores
+from service.status import Status
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two signs of life to the supervisor.
+HEARTBEAT = 1.0
+#: Seconds that a connection may idle: longer than load balancers keep theirs, so that they close first.
+_KEEP_ALIVE = 75
+#: Seconds between closing the port and closing idle connections: a request that is on its way still gets in.
+_LAME_DUCK = 0.2
+#: Seconds for the last answers to requests that were cut off.
+_LAST_WORDS = 0.5
+_BACKLOG = 2048
+
+
+class FrontEnd:
+    """Construct with the listening socket and the channel to the supervisor, then `run`."""
+
+    def __init__(self, settings: Settings, listener: socket.socket, channel: Channel) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._channel = channel
+        self._keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
+        threads = -(-available_cores() // settings.resolved_frontends)
+        self._decoders = Decoders(threads)
+        self._context = Context(
+            settings=settings,
+            client=EngineClient(),
+            metrics=Metrics.declare(),
+            decoders=self._decoders,
+        )
+        self._context.client.on_cancelled(self._context.metrics.cancelled.inc)
+        self._server = _server(self._context, self._keys)
+
+    async def run(self) -> int:
+        """Serves until the supervisor says drain, or dies. Returns how many requests were cut off unanswered."""
+        # What is there now stays for good: the collector need not walk through it again and again.
+        gc.freeze()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._channel.fileno(), self._hear)
+        heart = asyncio.create_task(self._beat())
+        await self._server.serve(sockets=[self._listener])
+        heart.cancel()
+        # Those whose time was up have been cancelled; each still says so to its client.
+        cut_off = self._server.server_state.tasks
+        lost = len(cut_off)
+        if cut_off:
+            await asyncio.wait(cut_off, timeout=_LAST_WORDS)
+        loop.remove_reader(self._channel.fileno())
+        self._context.client.detach()
+        self._decoders.shutdown()
+        self._channel.close()
+        return lost
+
+    async def _beat(self) -> None:
+        while self._channel.send("alive"):
+            await asyncio.sleep(HEARTBEAT)
+
+    def _hear(self) -> None:
+        while True:
+            try:
+                received = self._channel.receive()
+            except BlockingIOError:
+                return
+            if received is None:
+                log.error("the supervisor has gone")
+                asyncio.get_running_loop().remove_reader(self._channel.fileno())
+                self._end()
+                return
+            self._act(*received)
+
+    def _act(self, message: dict[str, Any], descriptors: list[int]) -> None:
+        match message["kind"]:
+            case "status":
+                self._context.status = Status.from_json(message["status"])
+            case "engine":
+                self._attach(message["number"], Geometry.from_json(message["geometry"]), *descriptors)
+            case "drain":
+                asyncio.get_running_loop().call_later(message["delay"], self._end)
+
+    def _attach(self, number: int, geometry: Geometry, arena: int, link: int, card: int) -> None:
+        self._context.card = ModelCard.from_bytes(read_blob(card))
+        self._context.client.attach(Arena(arena, geometry), Link.of(link), number)
+
+    def _end(self) -> None:
+        """Takes no new connection, finishes what is open, lets `run` return."""
+        self._ending = asyncio.create_task(self._close_the_port())
+
+    async def _close_the_port(self) -> None:
+        """Serves whoever the kernel has connected already, then waits for requests that are on their way."""
+        with self._listener.dup() as last:
+            for listening in self._server.servers:
+                listening.close()
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    connection, _ = last.accept()
+                    await self._server.adopt(connection)
+        await asyncio.sleep(_LAME_DUCK)
+        self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers, since the supervisor decides when to end; and with a last accept."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def adopt(self, connection: socket.socket) -> None:
+        """Serves a connection that was accepted elsewhere."""
+        connection.setblocking(False)
+
+        def protocol() -> asyncio.Protocol:
+            state = self.server_state
+            return self.config.http_protocol_class(config=self.config, server_state=state, app_state={})  # type: ignore[call-arg]
+
+        await asyncio.get_running_loop().connect_accepted_socket(protocol, connection)
+
+
+def _server(context: Context, keys: Keys | None) -> _Server:
+    config = uvicorn.Config(
+        create_app(context, keys),
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=max(1, round(context.settings.drain_timeout_ms / 1000)),
+    )
+    return _Server(config)
+
+
+def main(settings: Settings, listener: socket.socket, name: str, channel: Channel) -> None:
+    """The life of a front-end, in a process or a thread of its own. Ends with exit code 1 if requests were lost."""
+    logs.configure(settings, name)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        lost = runner.run(_run(settings, listener, channel))
+    if lost:
+        log.error("%d requests were cut off: drain_timeout_ms was too short for them", lost)
+        raise SystemExit(1)
+
+
+async def _run(settings: Settings, listener: socket.socket, channel: Channel) -> int:
+    return await FrontEnd(settings, listener, channel).run()
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop

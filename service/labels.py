@@ -1,0 +1,83 @@
+"""Classes: what an index of the logits is called.
+
+The thousand of ImageNet come from two text files, one line a class in the order of the logits:
+``imagenet_classes.txt`` holds torchvision's category names (``torchvision.models._meta``), and
+``imagenet_wnids.txt`` the WordNet ids of the ILSVRC-2012 classes. A name may stand for two classes
+("crane", "maillot"); the index and the WordNet id are what tells them apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from service.errors import CheckpointError
+
+_HERE = Path(__file__).resolve().parent
+
+#: An installed wheel carries the files inside the package, a checkout beside it.
+_FOLDERS = (_HERE / "_labels", _HERE.parent / "labels")
+
+
+@dataclass(frozen=True)
+class ClassLabel:
+    """One class: its index in the logits, its WordNet id where it has one, and its name."""
+
+    class_id: int
+    wnid: str | None
+    label: str
+
+
+@cache
+def imagenet_classes() -> tuple[ClassLabel, ...]:
+    """The 1,000 ImageNet classes in the order of the logits."""
+    names = _data_file("imagenet_classes.txt").read_text("utf-8").splitlines()
+    wnids = _data_file("imagenet_wnids.txt").read_text("utf-8").splitlines()
+    return tuple(
+        ClassLabel(class_id, wnid, label)
+        for class_id, (wnid, label) in enumerate(zip(wnids, names, strict=True))
+    )
+
+
+def read_labels(path: Path) -> tuple[ClassLabel, ...]:
+    """The classes of a text file with one label a line; blank lines at its end do not count.
+
+    Raises `CheckpointError` when the file cannot be read or a line within is blank.
+    """
+    try:
+        lines = path.read_text("utf-8-sig").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"the labels file '{path.name}' cannot be read as UTF-8 text: {_reason(error)}"
+        ) from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise CheckpointError(
+                f"line {number} of the labels file '{path.name}' is blank; give every class a label"
+            )
+    return named_classes([line.strip() for line in lines])
+
+
+def named_classes(names: list[str]) -> tuple[ClassLabel, ...]:
+    """Classes with these names, in this order, and no WordNet id."""
+    return tuple(ClassLabel(class_id, None, name) for class_id, name in enumerate(names))
+
+
+def default_classes(count: int) -> tuple[ClassLabel, ...]:
+    """ImageNet's classes for a head of 1,000, ``class 0``, ``class 1``, ... for any other."""
+    imagenet = imagenet_classes()
+    if count == len(imagenet):
+        return imagenet
+    return named_classes([f"class {class_id}" for class_id in range(count)])
+
+
+def _data_file(name: str) -> Path:
+    for folder in _FOLDERS:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"the installation lacks its data file '{name}'; install imagenet-serve again")
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return (error.strerror or "input/output error") if isinstance(error, OSError) else "it is not UTF-8"

@@ -1,0 +1,88 @@
+"""Log lines: one JSON object a line, or text for a terminal. Written by every process to standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from functools import lru_cache
+from typing import Any
+
+from service.settings import Settings
+
+#: json.dumps makes an encoder for every call that wants other than ASCII.
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line; what a request's line carries is flat beside the message."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        document: dict[str, Any] = {
+            "time": _timestamp(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "process": self._process,
+            "message": record.getMessage(),
+            **_request_fields(record),
+        }
+        if record.exc_info:
+            document["exception"] = self.formatException(record.exc_info)
+        return _encode(document)
+
+
+class TextFormatter(logging.Formatter):
+    """For people at a terminal. Control characters in a message are escaped, so that no line can be forged."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        message = record.getMessage()
+        if not message.isprintable():
+            message = message.encode("unicode_escape").decode()
+        fields = "".join(f" {name}={value}" for name, value in _request_fields(record).items())
+        line = f"{clock} {record.levelname.lower():7} {self._process:10} {message}{fields}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def configure(settings: Settings, process: str) -> None:
+    """Sends this process's log to standard error in the settings' format and from their level on."""
+    handler = logging.StreamHandler()
+    json_lines = settings.resolved_log_format == "json"
+    handler.setFormatter(JsonFormatter(process) if json_lines else TextFormatter(process))
+    # No line says which function, thread or process wrote it, so nothing need find that out for every
+    # record; these are the switches that logging's documentation offers ("Optimization").
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    # uvicorn tells of every start and stop at info; the supervisor says it once for all.
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def _timestamp(seconds: float) -> str:
+    return f"{_second(int(seconds))}.{int(seconds % 1 * 1000):03d}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+def _request_fields(record: logging.LogRecord) -> dict[str, Any]:
+    exchange = getattr(record, "exchange", None)
+    if exchange is None:
+        return {}
+    fields: dict[str, Any] = {"request_id": exchange.id, "status": exchange.status}
+    fields["duration_ms"] = round(1000 * getattr(record, "duration", 0.0), 3)
+    for stage, seconds in exchange.stages.items():
+        fields[f"{stage}_ms"] = round(1000 * seconds, 3)
+    if exchange.batch is not None:
+        fields["batch"] = exchange.batch
+    return fields

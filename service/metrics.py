@@ -1,0 +1,186 @@
+"""Every metric, declared once.
+
+Counters and histograms live in prometheus_client's multi-process files, one set a process, so that
+one scrape of any front-end shows the whole service. That mode is chosen when prometheus_client is
+first imported: `prepare` has to run before, which is why nothing here imports it at the top. What
+the arena knows anyway (queue, slots, load) is read from there at the moment of the scrape.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from service.card import ModelCard
+from service.engine.arena import Arena, Gauge
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter, Histogram
+    from prometheus_client.core import Metric
+
+_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+
+STATES = ("starting", "loading", "warming", "ready", "draining", "failed")
+STAGES = ("receive", "decode", "queue", "inference", "respond")
+
+#: Seconds: from a sub-millisecond stage to a request that waited for its deadline.
+_DURATIONS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
+
+
+def prepare() -> Path:
+    """Makes the empty directory for the files and names it to prometheus_client. The supervisor's first act."""
+    directory = Path(tempfile.mkdtemp(prefix="imagenet-serve-metrics-"))
+    os.environ[_DIRECTORY] = str(directory)
+    return directory
+
+
+def clean_up(directory: Path) -> None:
+    """Removes what `prepare` made."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+Family = TypeVar("Family", "Counter", "Histogram")
+
+
+class Labelled(Generic[Family]):
+    """A family whose children are looked up once: the library's own ``labels`` checks and locks every time."""
+
+    def __init__(self, family: Family) -> None:
+        self._family: Family = family
+        self._children: dict[tuple[str, ...], Family] = {}
+
+    def labels(self, *values: str) -> Family:
+        """The child with these label values, made when it is first asked for."""
+        try:
+            return self._children[values]
+        except KeyError:
+            child: Family = self._family.labels(*values)
+            self._children[values] = child
+            return child
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The counters and histograms of this process."""
+
+    requests: Labelled[Counter]
+    request_duration: Labelled[Histogram]
+    stage_duration: Labelled[Histogram]
+    batch_size: Histogram
+    batches: Counter
+    images: Counter
+    rejected: Labelled[Counter]
+    cancelled: Counter
+    expired: Counter
+    late_work: Counter
+
+    @classmethod
+    def declare(cls) -> Metrics:
+        """To be called once a process, after `prepare` in it or in its parent."""
+        from prometheus_client import CollectorRegistry, Counter, Histogram
+
+        # A registry that nobody scrapes: in multi-process mode the values are in the files.
+        registry = CollectorRegistry()
+
+        def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
+            return Counter(f"imagenet_{name}", text, labels, registry=registry)
+
+        def histogram(
+            name: str, text: str, labels: Iterable[str] = (), buckets: tuple[float, ...] = _DURATIONS
+        ) -> Histogram:
+            return Histogram(f"imagenet_{name}", text, labels, registry=registry, buckets=buckets)
+
+        metrics = cls(
+            requests=Labelled(counter("requests", "Requests answered.", ("route", "status"))),
+            request_duration=Labelled(
+                histogram("request_duration_seconds", "First byte to last.", ("route",))
+            ),
+            stage_duration=Labelled(
+                histogram("stage_duration_seconds", "Where an image's time went.", ("stage",))
+            ),
+            batch_size=histogram("batch_size", "Images in a forward pass.", buckets=_SIZES),
+            batches=counter("batches", "Forward passes."),
+            images=counter("images", "Images that went through the model."),
+            rejected=Labelled(
+                counter("rejected", "Requests refused before any work, by reason.", ("reason",))
+            ),
+            cancelled=counter("cancelled", "Images whose client went away before the model ran."),
+            expired=counter("expired", "Requests answered 504."),
+            late_work=counter("late_work", "Images that the model ran after their deadline; stays 0."),
+        )
+        for stage in STAGES:
+            metrics.stage_duration.labels(stage)
+        return metrics
+
+
+def forget(process: int) -> None:
+    """A process has ended: its counts stay, its live gauges go. There are none of the latter yet."""
+    from prometheus_client import multiprocess
+
+    multiprocess.mark_process_dead(process)  # type: ignore[no-untyped-call]
+
+
+class Snapshot:
+    """The gauges, read when somebody scrapes. A prometheus_client collector."""
+
+    def __init__(
+        self, state: str, restarts: int, engine_up: bool, arena: Arena | None, card: ModelCard | None
+    ) -> None:
+        self._state = state
+        self._restarts = restarts
+        self._engine_up = engine_up
+        self._arena = arena
+        self._card = card
+
+    def collect(self) -> Iterable[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        def gauge(name: str, text: str, value: float) -> Metric:
+            return GaugeMetricFamily(f"imagenet_{name}", text, value=value)
+
+        yield gauge("engine_up", "1 while the engine takes work.", float(self._engine_up))
+        yield CounterMetricFamily(
+            "imagenet_engine_restarts", "Engines that were started in place of a dead one.", self._restarts
+        )
+        state = GaugeMetricFamily(
+            "imagenet_state", "1 for the state that the service is in.", labels=["state"]
+        )
+        for name in STATES:
+            state.add_metric([name], float(name == self._state))
+        yield state
+        values = self._arena.gauges if self._arena is not None else [0.0] * len(Gauge)
+        in_flight = self._arena.geometry.slots - self._arena.free if self._arena is not None else 0
+        yield gauge("queue_depth", "Images that wait for the device.", float(values[Gauge.QUEUE_DEPTH]))
+        yield gauge("in_flight_requests", "Images admitted and not yet answered.", float(in_flight))
+        yield gauge("saturation_ratio", "Arrivals over capacity.", float(values[Gauge.SATURATION]))
+        yield gauge(
+            "engine_busy_ratio", "Share of time the device computes.", float(values[Gauge.BUSY_RATIO])
+        )
+        if self._card is not None:
+            yield _model_info(self._card)
+
+
+def _model_info(card: ModelCard) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    names = ("name", "family", "weights", "sha256", "precision", "device", "runtime")
+    info = GaugeMetricFamily("imagenet_model_info", "The model that is loaded; always 1.", labels=names)
+    info.add_metric([str(getattr(card, name) or "") for name in names], 1.0)
+    return info
+
+
+def exposition(snapshot: Snapshot) -> tuple[bytes, str]:
+    """One scrape of the whole service, and its content type."""
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    registry.register(snapshot)
+    return generate_latest(registry), CONTENT_TYPE_LATEST

@@ -1,0 +1,1 @@
+"""Everything that knows tensors. Importing this package imports no torch; its modules do, each for itself."""

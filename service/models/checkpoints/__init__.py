@@ -1,0 +1,132 @@
+"""Where weights come from: one word of the operator's → configuration, tensors, preprocessing, classes.
+
+    pretrained                    torchvision's, through torch hub's cache          torch_hub.py
+    random, random:SEED           untrained, torchvision's initialisation           torch_hub.py
+    demo                          the small model that ships with the service       directory.py
+    FILE.pth, FILE.safetensors    a state dict; its shapes say what network it is   state_dict_file.py
+    FILE.keras, FILE.weights.h5   KerasCV's VGG16                                   keras_cv.py
+    DIRECTORY                     our own format                                    directory.py
+                                  a timm repository                                 timm.py
+                                  a KerasHub preset                                 keras_hub.py
+    hf://owner/repo[@revision]    any of these directories                          huggingface.py
+    kaggle://owner/model/...      the same, and KerasHub's names for them           kaggle.py
+
+Each origin turns its source into one `Checkpoint`; from there on nothing asks where it came from. What a
+file cannot say of itself, ``?option=value`` after its name can (options.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from service.errors import CheckpointError
+from service.labels import read_labels
+from service.models.catalog import VARIANTS
+from service.models.checkpoints import (
+    directory,
+    files,
+    huggingface,
+    kaggle,
+    keras_cv,
+    keras_hub,
+    state_dict_file,
+    timm,
+)
+from service.models.checkpoints.checkpoint import Activation, Checkpoint
+from service.models.checkpoints.directory import write
+from service.models.checkpoints.download import Progress
+from service.models.checkpoints.folder import Folder, local
+from service.models.checkpoints.options import Options, parse
+from service.models.checkpoints.torch_hub import pretrained, untrained
+
+__all__ = ["Activation", "Checkpoint", "Progress", "resolve", "write"]
+
+_DEMO = Path(__file__).resolve().parent.parent / "demo"
+
+_ACCEPTED = (
+    "pretrained, random, random:SEED, demo, a file (.pth, .safetensors, .keras, .weights.h5), a checkpoint "
+    "directory, hf://owner/repo, kaggle://owner/model/framework/variation, or a name of KerasHub's such "
+    "as vgg_16_imagenet"
+)
+
+
+def resolve(
+    weights: str, model: str, *, labels: Path | None = None, progress: Progress | None = None
+) -> Checkpoint:
+    """The checkpoint that the settings ``weights`` and ``model`` name, under the classes of ``labels``.
+
+    ``progress`` is called with (bytes done, total or None) while something is downloaded. Raises
+    `CheckpointError`, whose one sentence says what to do.
+    """
+    if model not in VARIANTS:
+        raise CheckpointError(f"there is no model '{model}'; choose one of {', '.join(VARIANTS)}")
+    checkpoint = _origin(weights, model, progress)
+    return checkpoint if labels is None else _relabelled(checkpoint, labels)
+
+
+def _origin(weights: str, model: str, progress: Progress | None) -> Checkpoint:
+    if weights == "pretrained":
+        return pretrained(model, progress)
+    if weights == "random" or weights.startswith("random:"):
+        return untrained(model, _seed(weights))
+    if weights == "demo":
+        if not _DEMO.is_dir():
+            raise CheckpointError(
+                "the demo model did not come with this installation: install imagenet-serve again, or give other "
+                "weights, such as --weights pretrained"
+            )
+        return _from_folder(local(_DEMO), Options())
+    source, options = parse(weights)
+    if source.startswith(huggingface.SCHEME):
+        return _from_folder(huggingface.open_repository(source, progress), options)
+    if source.startswith(kaggle.SCHEME) or source in kaggle.BUILT_IN:
+        address = kaggle.BUILT_IN.get(source, source)
+        return _from_folder(kaggle.open_model(address, progress), options)
+    path = Path(source).expanduser()
+    if source and path.is_dir():
+        return _from_folder(local(path), options)
+    if path.suffix in files.SUFFIXES and path.is_file():
+        options.only()
+        return state_dict_file.read(path, model)
+    if path.suffix in keras_cv.SUFFIXES and path.is_file():
+        return keras_cv.read(path, options.only("preprocessing", "classifier_activation", "image_size"))
+    raise CheckpointError(f"there are no weights '{weights}': give {_ACCEPTED}")
+
+
+def _seed(weights: str) -> int:
+    digits = "0" if weights == "random" else weights.removeprefix("random:")
+    if not digits.isdecimal() or int(digits) >= 2**64:
+        raise CheckpointError(f"'{weights}' has no seed; write random:SEED with a whole number from 0 on")
+    return int(digits)
+
+
+def _from_folder(folder: Folder, options: Options) -> Checkpoint:
+    """A folder says in its ``config.json`` whose format it is of; KerasHub asks in this order too."""
+    document = folder.json("config.json")
+    if document is None:
+        raise CheckpointError(f"'{folder.name}' is no checkpoint directory: it has no config.json")
+    if document.get("format") == directory.FORMAT:
+        options.only()
+        return directory.read(folder, document)
+    if "registered_name" in document:
+        return keras_hub.read(folder, document, legacy_head=options.only("legacy_head").legacy_head)
+    if "model_type" in document:
+        raise CheckpointError(
+            f"'{folder.name}' is a transformers model ({document['model_type']}); only VGGs and DenseNets of "
+            "torchvision, timm and KerasHub can be served"
+        )
+    if "architecture" in document:
+        return timm.read(folder, document, test_size=options.only("test_size").test_size)
+    raise CheckpointError(f"the config.json of '{folder.name}' is of no format known here; give {_ACCEPTED}")
+
+
+def _relabelled(checkpoint: Checkpoint, labels: Path) -> Checkpoint:
+    classes = read_labels(labels)
+    count = checkpoint.configuration.num_classes
+    if len(classes) != count:
+        raise CheckpointError(
+            f"the labels file '{labels.name}' has {len(classes)} lines and the model {count} classes; "
+            "write one label a line, in the order of the logits"
+        )
+    return replace(checkpoint, classes=classes)

@@ -1,0 +1,34 @@
+"""What every origin of weights is turned into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from service.labels import ClassLabel
+from service.models.configuration import Configuration
+from service.preprocess import Preprocessing
+
+Activation = Literal["softmax", "sigmoid", "none"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights together with what they were trained with, so that none of it can drift apart.
+
+    ``state_dict`` has torchvision's key names and floats as they were stored. ``classes`` is None for a
+    network without a head: it has features, and nothing to classify with. ``activation`` is what turns
+    logits into scores. ``name`` is what answers call the weights, ``source`` says where they came from
+    without naming a folder of this host, ``sha256`` is that of the file that holds them.
+    """
+
+    configuration: Configuration
+    state_dict: dict[str, Tensor]
+    preprocessing: Preprocessing
+    classes: tuple[ClassLabel, ...] | None
+    activation: Activation
+    name: str
+    source: str
+    sha256: str | None

@@ -1,0 +1,100 @@
+"""Our own checkpoint directory: everything about a model in one JSON file beside its tensors.
+
+config.json         {"format": "imagenet-serve", "version": 1, "name", "architecture",
+                     "activation", "preprocessing", "classes": [{"class_id", "wnid", "label"}] | null}
+model.safetensors   torchvision's key names, float16 or float32
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from service.errors import CheckpointError
+from service.labels import ClassLabel
+from service.models.checkpoints.checkpoint import Activation, Checkpoint
+from service.models.checkpoints.download import file_sha256
+from service.models.checkpoints.files import read_state_dict
+from service.models.checkpoints.folder import Folder
+from service.models.configuration import from_json, to_json
+from service.preprocess import Preprocessing
+
+FORMAT = "imagenet-serve"
+_VERSION = 1
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+
+
+def read(folder: Folder, document: dict[str, Any]) -> Checkpoint:
+    """The checkpoint of a directory whose ``config.json`` is ``document``. Raises `CheckpointError`."""
+    if document.get("version") != _VERSION:
+        raise CheckpointError(
+            f"'{folder.name}' is of version {document.get('version')} of our format and this program reads "
+            f"version {_VERSION}; install a newer imagenet-serve"
+        )
+    weights = folder.need(_WEIGHTS)
+    try:
+        configuration = from_json(document["architecture"])
+        return Checkpoint(
+            configuration=configuration,
+            state_dict=read_state_dict(weights),
+            preprocessing=Preprocessing.from_json(document["preprocessing"]),
+            classes=_classes(document["classes"], configuration.num_classes),
+            activation=_activation(document["activation"]),
+            name=str(document["name"]),
+            source=folder.source,
+            sha256=file_sha256(weights),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the config.json of '{folder.name}' is not as this format wants it ({error}); convert the "
+            "original again with: imagenet-serve convert SOURCE DIR"
+        ) from error
+
+
+def write(checkpoint: Checkpoint, directory: Path) -> None:
+    """Write ``checkpoint`` so that `read` gives it back. Raises `CheckpointError` if it cannot."""
+    document = {
+        "format": FORMAT,
+        "version": _VERSION,
+        "name": checkpoint.name,
+        "architecture": to_json(checkpoint.configuration),
+        "activation": checkpoint.activation,
+        "preprocessing": checkpoint.preprocessing.to_json(),
+        "classes": None if checkpoint.classes is None else [asdict(label) for label in checkpoint.classes],
+    }
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(_contiguous(checkpoint.state_dict), directory / _WEIGHTS)
+        (directory / _CONFIG).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    except OSError as error:
+        raise CheckpointError(
+            f"'{directory.name}' cannot be written: {error.strerror}; choose another folder"
+        ) from error
+
+
+def _contiguous(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.detach().contiguous() for key, tensor in state_dict.items()}
+
+
+def _classes(entries: list[dict[str, Any]] | None, count: int) -> tuple[ClassLabel, ...] | None:
+    if (0 if entries is None else len(entries)) != count:
+        raise ValueError(f"its classes are not the {count} of its architecture")
+    if entries is None:
+        return None
+    classes = tuple(ClassLabel(entry["class_id"], entry["wnid"], entry["label"]) for entry in entries)
+    # Not 0, 1, 2, ...: a model of some of ImageNet's classes answers with ImageNet's own ids.
+    ids = [entry.class_id for entry in classes]
+    if ids != sorted(set(ids)):
+        raise ValueError("its class_ids do not ascend")
+    return classes
+
+
+def _activation(value: str) -> Activation:
+    if value not in get_args(Activation):
+        raise ValueError(f"there is no activation '{value}'")
+    return cast(Activation, value)

@@ -1,0 +1,94 @@
+"""Arrays out of Keras's HDF5 files, and nothing but arrays that lie in these very files.
+
+HDF5 can point elsewhere (soft and external links, external and virtual storage), announce shapes that it
+does not hold, and carry types that run code when they are read. Weights need none of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from service.errors import CheckpointError
+
+Array = npt.NDArray[Any]
+
+#: Seven times the largest VGG in float32. Beyond it a shape is a trap.
+MOST_BYTES = 4 * 2**30
+
+
+@contextmanager
+def open_file(source: Path | BinaryIO, name: str) -> Iterator[Any]:
+    """An HDF5 file to read from. ``name`` is what messages call it.
+
+    Raises `CheckpointError` for a damaged file, when it is opened as well as when it is read.
+    """
+    try:
+        with h5py.File(source, "r") as file:
+            yield file
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{name} is no HDF5 file, or a damaged one; fetch it again") from error
+
+
+def read_arrays(source: Path | BinaryIO, name: str, wanted: Callable[[str], bool]) -> dict[str, Array]:
+    """The float arrays whose path within the file is ``wanted``, as float16 or float32, by that path.
+
+    Raises `CheckpointError` for a damaged file and for whatever is not a plain array in it.
+    """
+    with open_file(source, name) as file:
+        datasets = {path: data for path, data in _walk(file, "", name, set()) if wanted(path)}
+        _refuse_too_much(datasets, name)
+        return {path: _array(data, f"{name}:{path}") for path, data in datasets.items()}
+
+
+def has_group(source: Path | BinaryIO, name: str, path: str) -> bool:
+    """Whether the file has a group here; a Keras layer without weights leaves an empty one."""
+    with open_file(source, name) as file:
+        return file.get(path, getclass=True) is h5py.Group
+
+
+def _walk(group: Any, prefix: str, file_name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Every dataset below ``group`` with its path. ``seen`` are the addresses of the groups on the way.
+
+    A group that is reached twice would make the walk endless, or as good as: ten names for the same group
+    on each of ten levels are a small file.
+    """
+    address = h5py.h5o.get_info(group.id).addr
+    if address in seen:
+        raise CheckpointError(f"{file_name}:{prefix} is another group under a second name and is refused")
+    seen.add(address)
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise CheckpointError(f"{file_name}:{prefix}{name} is a link to elsewhere and is refused")
+        child = group[name]
+        if isinstance(child, h5py.Group):
+            yield from _walk(child, f"{prefix}{name}/", file_name, seen)
+        elif isinstance(child, h5py.Dataset):
+            yield prefix + name, child
+
+
+def _refuse_too_much(datasets: dict[str, Any], file_name: str) -> None:
+    for name, data in datasets.items():
+        if data.external or data.is_virtual:
+            raise CheckpointError(f"{file_name}:{name} keeps its values in another file and is refused")
+        if data.nbytes and not data.id.get_storage_size():
+            raise CheckpointError(f"{file_name}:{name} has a shape and no values and is refused")
+    if sum(data.nbytes for data in datasets.values()) > MOST_BYTES:
+        raise CheckpointError(f"{file_name} announces more than {MOST_BYTES // 2**30} GiB and is refused")
+
+
+def _array(data: Any, where: str) -> Array:
+    if data.dtype.kind == "V" and data.dtype.itemsize == 2 and data.attrs.get("dtype") == "bfloat16":
+        # NumPy has no bfloat16; it is the upper half of a float32.
+        upper: Array = data[()].view(np.uint16).astype(np.uint32) << 16
+        return upper.view(np.float32)
+    if data.dtype.kind != "f" or data.dtype.itemsize > 8:
+        raise CheckpointError(f"{where} is of type {data.dtype}; only float weights can be served")
+    wide = data.dtype.itemsize > 2
+    return np.asarray(data[()]).astype(np.float32 if wide else np.float16)

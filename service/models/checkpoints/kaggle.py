@@ -1,0 +1,176 @@
+"""``kaggle://owner/model/framework/variation[/version]``: files of a model on Kaggle.
+
+Three HTTP calls instead of a client library. The cache is kagglehub's, laid out as kagglehub does it, so
+what one of the two has fetched serves the other: KAGGLEHUB_CACHE, with a marker beside each whole file.
+Credentials are found where kagglehub finds them. Public models need none.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.errors import CheckpointError
+from service.models.checkpoints.download import DownloadError, Progress, fetch
+from service.models.checkpoints.folder import Folder
+
+SCHEME = "kaggle://"
+
+#: KerasHub's names for its presets, with the versions that current releases load.
+BUILT_IN = {
+    f"{name}_imagenet": f"kaggle://keras/{model}/keras/{name}_imagenet/3"
+    for model, name in (
+        ("vgg", "vgg_11"),
+        ("vgg", "vgg_13"),
+        ("vgg", "vgg_16"),
+        ("vgg", "vgg_19"),
+        ("densenet", "densenet_121"),
+        ("densenet", "densenet_169"),
+        ("densenet", "densenet_201"),
+    )
+}
+
+_ENDPOINT = "https://www.kaggle.com"
+
+_PART = r"[A-Za-z0-9][\w.-]*"
+_ADDRESS = re.compile(rf"kaggle://({_PART})/({_PART})/({_PART})/({_PART})(?:/(\d+))?")
+
+_NO_NETWORK = "check the network, or fill the cache beforehand (it follows KAGGLEHUB_CACHE)"
+_DENIED = "accept the model's terms on its page, then set KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY"
+
+
+def open_model(address: str, progress: Progress | None = None) -> Folder:
+    """The files of a model; without a version, of its newest, which only Kaggle can tell.
+
+    Raises `CheckpointError` for another form, or when the newest version cannot be asked for.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise CheckpointError(
+            f"'{address}' is no kaggle:// address; write {SCHEME}owner/model/framework/variation"
+        )
+    handle, version = "/".join(match.groups()[:4]), match[5]
+    if version is None:
+        version = _newest_version(handle)
+    model = _Model(handle, version, progress)
+    return Folder(f"{handle}/{version}", f"Kaggle {handle}/{version}", model.locate)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """One version of one model. A version never changes, so what is cached stays right."""
+
+    handle: str
+    version: str
+    progress: Progress | None
+
+    def locate(self, name: str) -> Path | None:
+        """The file in the cache, fetched if need be; None where this version has no such file."""
+        folder = _cache() / "models" / self.handle
+        path, markers = folder / self.version / name, folder / ".complete" / self.version
+        if (markers / f"{name}.complete").exists() and path.is_file():
+            return path
+        # Ours alone: kagglehub does not remember what is not there.
+        absent = markers / f"{name}.absent"
+        if absent.exists():
+            return None
+        try:
+            fetch(
+                _url(f"{self.handle}/{self.version}/download/{name}"),
+                path,
+                headers=_credentials(),
+                progress=self.progress,
+            )
+        except DownloadError as error:
+            if error.status != 404 or name == "config.json":
+                raise _refused(f"{self.handle}/{self.version}", error) from error
+            _touch(absent)
+            return None
+        _touch(markers / f"{name}.complete")
+        return path
+
+
+def _newest_version(handle: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.json"
+        try:
+            fetch(_url(f"{handle}/get"), path, headers=_credentials(), progress=lambda done, total: None)
+            return str(int(json.loads(path.read_bytes())["versionNumber"]))
+        except DownloadError as error:
+            if error.status is None:
+                raise CheckpointError(
+                    f"kaggle://{handle} names no version and Kaggle cannot be asked for one ({error}); "
+                    "write the version, kaggle://…/VERSION: then the cache is enough"
+                ) from error
+            raise _refused(handle, error) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"Kaggle names no version of {handle}; write one: {SCHEME}…/VERSION"
+            ) from error
+
+
+def _refused(handle: str, error: DownloadError) -> CheckpointError:
+    if error.status in (401, 403):
+        return CheckpointError(f"kaggle://{handle}: access is denied; {_DENIED}")
+    if error.status == 404:
+        return CheckpointError(
+            f"kaggle://{handle}: there is no such model, or it holds no config.json; check its name "
+            "and its version"
+        )
+    return CheckpointError(f"kaggle://{handle}: {error}; {_NO_NETWORK}")
+
+
+def _url(path: str) -> str:
+    return f"{os.environ.get('KAGGLE_API_ENDPOINT', _ENDPOINT).rstrip('/')}/api/v1/models/{path}"
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("KAGGLEHUB_CACHE") or Path.home() / ".cache" / "kagglehub")
+
+
+def _credentials() -> dict[str, str]:
+    """The Authorization header, or nothing: a token first, then a name and a key, from variable or file."""
+    token = _token()
+    if token:
+        return {"Authorization": f"Bearer {token}"}
+    name, key = os.environ.get("KAGGLE_USERNAME"), os.environ.get("KAGGLE_KEY")
+    if not (name and key):
+        stored = _stored_key()
+        name, key = stored.get("username"), stored.get("key")
+    if not (name and key):
+        return {}
+    return {"Authorization": "Basic " + base64.b64encode(f"{name}:{key}".encode()).decode()}
+
+
+def _token() -> str:
+    value = os.environ.get("KAGGLE_API_TOKEN", "")
+    if value and not Path(value).is_file():
+        return value
+    for path in (Path(value), Path.home() / ".kaggle" / "access_token"):
+        if path.is_file():
+            return path.read_text("utf-8").strip()
+    return ""
+
+
+def _stored_key() -> dict[str, Any]:
+    path = Path(os.environ.get("KAGGLE_CONFIG_DIR") or Path.home() / ".kaggle") / "kaggle.json"
+    if not path.is_file():
+        return {}
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            "kaggle.json cannot be read as JSON; fetch it anew from your account's page"
+        ) from error
+    return document if isinstance(document, dict) else {}
+
+
+def _touch(marker: Path) -> None:
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.touch()

@@ -1,0 +1,92 @@
+"""torchvision's published weights, and torchvision's own initialisation where none are wanted.
+
+The files lie where ``torch.hub`` keeps them, ``$TORCH_HOME/hub/checkpoints`` (``~/.cache/torch`` by
+default), so an image or a volume can be filled beforehand and a download of another program counts.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from service.errors import CheckpointError
+from service.labels import imagenet_classes
+from service.models._torchvision import torchvision
+from service.models.catalog import VARIANTS, Variant
+from service.models.checkpoints.checkpoint import Checkpoint
+from service.models.checkpoints.download import DownloadError, Progress, fetch, file_sha256
+from service.models.checkpoints.files import read_state_dict
+from service.models.network import build
+from service.preprocess import Preprocessing
+
+_log = logging.getLogger(__name__)
+
+_WAYS_OUT = (
+    "put the file there beforehand (the folder follows TORCH_HOME), "
+    "or start with --weights PATH, --weights demo or --weights random"
+)
+
+
+def pretrained(model: str, progress: Progress | None = None) -> Checkpoint:
+    """torchvision's ``IMAGENET1K_V1`` weights for one of the twelve, downloaded unless they are cached.
+
+    The hash in the file's name is held against the bytes each time, not only after a download: a cache
+    may be damaged. Raises `CheckpointError` when the file cannot be had.
+    """
+    variant = VARIANTS[model]
+    path, sha256 = _cached_or_fetched(variant, progress)
+    return Checkpoint(
+        configuration=variant.configuration,
+        state_dict=read_state_dict(path),
+        preprocessing=Preprocessing(),
+        classes=imagenet_classes(),
+        activation="softmax",
+        name=variant.weights_name,
+        source=f"torchvision {variant.weights_file}",
+        sha256=sha256,
+    )
+
+
+def untrained(model: str, seed: int) -> Checkpoint:
+    """What ``torchvision.models.<model>()`` is made with after ``torch.manual_seed(seed)``, to the bit.
+
+    The process's own random state is left as it was.
+    """
+    variant = VARIANTS[model]
+    with torch.random.fork_rng(devices=[]):
+        # The CPU generator alone: torch.manual_seed would reach for the GPU's as well.
+        torch.default_generator.manual_seed(seed)
+        network = build(variant.configuration)
+    return Checkpoint(
+        configuration=variant.configuration,
+        state_dict=network.state_dict(),
+        preprocessing=Preprocessing(),
+        classes=imagenet_classes(),
+        activation="softmax",
+        name=f"random:{seed}",
+        source=f"untrained, torchvision's initialisation from seed {seed}",
+        sha256=None,
+    )
+
+
+def _cached_or_fetched(variant: Variant, progress: Progress | None) -> tuple[Path, str]:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / variant.weights_file
+    prefix = path.stem.rpartition("-")[2]
+    if path.is_file():
+        sha256 = file_sha256(path)
+        if sha256.startswith(prefix):
+            return path, sha256
+        _log.warning("the cached %s is damaged (SHA-256 %s...); fetching it again", path.name, sha256[:8])
+    try:
+        return path, fetch(_url(variant), path, sha256_prefix=prefix, progress=progress)
+    except DownloadError as error:
+        raise CheckpointError(
+            f"{path.name} is not in torch hub's cache and cannot be downloaded: {error}; {_WAYS_OUT}"
+        ) from error
+
+
+def _url(variant: Variant) -> str:
+    url: str = torchvision.models.get_model_weights(variant.name)[variant.weights_name].url
+    return url

@@ -1,0 +1,104 @@
+"""Configuration and weights → a network in evaluation mode that eats uint8."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from service.errors import CheckpointError
+from service.models.checkpoints import Checkpoint
+from service.models.network import Network, build
+
+#: Pillow's ``convert("L")``: ITU-R 601-2 luma in units of 2^-16, rounded.
+_LUMA = (19595, 38470, 7471)
+_LUMA_HALF, _LUMA_BITS = 1 << 15, 16
+
+
+class Uint8Model(nn.Module):
+    """uint8 ``[N, H, W, 3]`` → float32 logits ``[N, classes]``; normalising is its first layer.
+
+    So pixels cross processes and buses as bytes, and nobody can forget to normalise them. A network of
+    one channel sees the grey levels of its RGB images.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, network: Network, channels: int, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.channels = channels
+        self.register_buffer("mean", torch.tensor(mean[:channels]).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std[:channels]).view(-1, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """uint8 ``[N, H, W, 3]`` → logits, float ``[N, classes]``.
+
+        Raises `CheckpointError` for a checkpoint without a head.
+        """
+        return self.forward_head(self.forward_features(pixels))
+
+    def forward_features(self, pixels: Tensor) -> Tensor:
+        """uint8 ``[N, H, W, 3]`` → the last block's output, float ``[N, C, h, w]``."""
+        return self.network.forward_features(self.normalise(pixels))
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """What `forward_features` gave → logits, float ``[N, classes]``."""
+        return self.network.forward_head(features)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 ``[N, H, W, 3]`` → float ``[N, C, H, W]``, each channel ``(pixel / 255 - mean) / std``.
+
+        The operations of torchvision's preset in its order (``pil_to_tensor``, ``convert_image_dtype``,
+        ``normalize``), hence its very bits in fp32. Any regrouping rounds otherwise, a
+        multiply-add for instance.
+        """
+        if self.channels == 1 and pixels.shape[-1] == 3:
+            pixels = _grey(pixels)
+        if pixels.shape[-1] != self.channels:
+            raise CheckpointError(
+                f"the network takes images of {self.channels} channels; only one or three can be served"
+            )
+        planes = pixels.permute(0, 3, 1, 2).to(self.mean.dtype, memory_format=torch.contiguous_format)
+        return planes.div(255).sub(self.mean).div(self.std)
+
+
+def load(checkpoint: Checkpoint) -> Uint8Model:
+    """The checkpoint's network on the CPU in fp32, in evaluation mode and without gradients.
+
+    It is built without memory and given the checkpoint's own tensors: initialising a VGG would cost
+    seconds only to be overwritten. Raises `CheckpointError` unless the tensors fit to the last one.
+    """
+    configuration, preprocessing = checkpoint.configuration, checkpoint.preprocessing
+    with torch.device("meta"):
+        network = build(configuration)
+    tensors = {key: _fp32(tensor) for key, tensor in checkpoint.state_dict.items()}
+    _refuse_misfit(network.state_dict(), tensors, checkpoint.name)
+    network.load_state_dict(tensors, strict=True, assign=True)
+    model = Uint8Model(network, configuration.channels, preprocessing.mean, preprocessing.std)
+    return model.eval().requires_grad_(False)
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    red, green, blue = pixels.int().unbind(-1)
+    luma = red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]
+    return ((luma + _LUMA_HALF) >> _LUMA_BITS).unsqueeze(-1)
+
+
+def _refuse_misfit(wanted: dict[str, Tensor], given: dict[str, Tensor], name: str) -> None:
+    for key in [*wanted, *given]:
+        if key not in given:
+            raise CheckpointError(f"the weights '{name}' lack {key}; give a whole checkpoint")
+        if key not in wanted:
+            raise CheckpointError(f"the weights '{name}' hold {key}, which their network has no place for")
+        if given[key].shape != wanted[key].shape:
+            raise CheckpointError(
+                f"the weights '{name}' hold {key} as {list(given[key].shape)} and their network wants "
+                f"{list(wanted[key].shape)}"
+            )
+
+
+def _fp32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor

@@ -1,0 +1,15 @@
+"""Configuration → network, whichever family it is of."""
+
+from __future__ import annotations
+
+from service.models import densenet, vgg
+from service.models.configuration import Configuration, VGGConfig
+
+Network = vgg.VGG | densenet.DenseNet
+
+
+def build(configuration: Configuration) -> Network:
+    """The untrained network, from torch's current random state and on its current default device."""
+    if isinstance(configuration, VGGConfig):
+        return vgg.build(configuration)
+    return densenet.build(configuration)

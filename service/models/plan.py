@@ -1,0 +1,89 @@
+"""Which batch is run in which way: pure arithmetic over measured times.
+
+times      per way: {images: seconds}, as the warm-up measured them
+schedule   for each number of images up to the largest: the steps that take the least time together
+best_size  how many images one batch should hold at most
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Unless the setting says otherwise: large enough for company on any host, however noisy its warm-up.
+LEAST = 4
+#: A larger batch has to bring this much more images a second to be worth the latency that it adds,
+_WORTHWHILE = 1.05
+#: and must not take longer than this, in seconds: everyone waits who rides in it.
+LONGEST = 0.25
+
+
+@dataclass(frozen=True)
+class Step:
+    """``images`` of a batch, run in the way with this number."""
+
+    way: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """``steps[n]`` run n images, in ``seconds[n]``; 0 is empty."""
+
+    steps: tuple[tuple[Step, ...], ...]
+    seconds: tuple[float, ...]
+
+
+def schedule(times: Sequence[Mapping[int, float]], units: Sequence[int | None], largest: int) -> Schedule:
+    """The fastest composition for each number of images from 1 to ``largest``.
+
+    ``units`` are those of `service.models.runtimes.Way`. A way with one was measured for that many images,
+    and takes any multiple of it in one step; a way without runs any number, and what lies between two
+    measured ones is interpolated. The first way must be of the second kind.
+    """
+    costs = [_costs(measured, unit, largest) for measured, unit in zip(times, units, strict=True)]
+    steps: list[tuple[Step, ...]] = [()]
+    seconds = [0.0]
+    for images in range(1, largest + 1):
+        took, way, last = min(
+            (seconds[images - count] + cost, way, count)
+            for way, of_way in enumerate(costs)
+            for count, cost in of_way.items()
+            if count <= images
+        )
+        steps.append(_appended(steps[images - last], Step(way, last), units))
+        seconds.append(took)
+    return Schedule(tuple(steps), tuple(seconds))
+
+
+def _costs(measured: Mapping[int, float], unit: int | None, largest: int) -> Mapping[int, float]:
+    if unit is not None:
+        return measured
+    sizes = sorted(measured)
+    return {
+        images: float(np.interp(images, sizes, [measured[size] for size in sizes]))
+        for images in range(1, min(largest, sizes[-1]) + 1)
+    }
+
+
+def _appended(steps: tuple[Step, ...], step: Step, units: Sequence[int | None]) -> tuple[Step, ...]:
+    """One step more, or one of the steps longer where its way takes images one by one anyway."""
+    if units[step.way] is not None:
+        for place, other in enumerate(steps):
+            if other.way == step.way:
+                longer = Step(step.way, other.images + step.images)
+                return (*steps[:place], longer, *steps[place + 1 :])
+    return (*steps, step)
+
+
+def best_size(seconds: Sequence[float], sizes: Sequence[int]) -> int:
+    """The smallest of ``sizes`` that brings nearly all the images a second there are, at least `LEAST`.
+
+    ``seconds[n]`` is how long n images take. No batch above `LEAST` takes longer than `LONGEST`.
+    """
+    allowed = [size for size in sizes if size <= LEAST or seconds[size] <= LONGEST]
+    wanted = [size for size in allowed if size >= min(LEAST, allowed[-1])]
+    most = max(size / seconds[size] for size in wanted)
+    return next(size for size in wanted if size / seconds[size] * _WORTHWHILE >= most)

@@ -1,0 +1,128 @@
+"""The model on its device: uint8 slots in, logits out. Belongs to one thread from warm-up on."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from service.models import plan
+from service.models.runtimes import Pixels, Runtime, Way
+from service.task import Task
+
+log = logging.getLogger(__name__)
+
+#: Images in a forward pass that are tried at warm-up, smallest first.
+_SIZES = (1, 2, 4, 8, 16, 32, 64)
+#: Times that each is measured, in turns, so that a neighbour's second of work does not fall on one size alone.
+_ROUNDS = 3
+
+
+class ModelRunner:
+    """A runtime behind the door that `service.engine.device.Runner` describes.
+
+    ``image`` is the slot's (height, width, channels). ``max_batch_size`` None lets `warm_up` choose the
+    smallest size that brings nearly all there is.
+    """
+
+    def __init__(self, runtime: Runtime, image: tuple[int, int, int], max_batch_size: int | None) -> None:
+        self.runtime = runtime
+        self.capacity = 0.0
+        """Images a second at the largest batch, as `warm_up` saw it."""
+        self.max_batch_size = max_batch_size or _SIZES[-1]
+        self._chosen = max_batch_size is None
+        self._image = image
+        self._ways = dict(enumerate(runtime.ways()))
+        #: For each number of images, how it is run; empty until warm-up.
+        self._steps: tuple[tuple[plan.Step, ...], ...] = ()
+        features, logits = self._ways[0](self._blank(1), [0])[0]
+        channels, height, width = features.shape
+        self.feature_shape = (channels, height, width)
+        """The last block's output: channels, height, width."""
+        self.results = max(logits.numel(), features.numel())
+
+    def __repr__(self) -> str:
+        return (
+            f"<ModelRunner {self.runtime.name} {self.runtime.precision} max_batch_size={self.max_batch_size}>"
+        )
+
+    def warm_up(self) -> None:
+        """Runs every size in every way, and plans the fastest for each number of images from what it measured.
+
+        Seeds the capacity, and chooses the largest size where it may.
+        """
+        pixels = self._blank(max(self.max_batch_size, *(way.unit or 1 for way in self._ways.values())))
+        times = self._measure(pixels)
+        units = [way.unit for way in self._ways.values()]
+        found = plan.schedule(times, units, self.max_batch_size)
+        if self._chosen:
+            self.max_batch_size = plan.best_size(found.seconds, sorted(times[0]))
+        self.capacity = max(size / found.seconds[size] for size in range(1, self.max_batch_size + 1))
+        self._steps = found.steps[: self.max_batch_size + 1]
+        self._settle(pixels, times)
+        log.info(
+            "%s, up to %d images a batch: %.1f images/s, one image in %.1f ms",
+            *(self.runtime.name, self.max_batch_size, self.capacity, found.seconds[1] * 1000),
+        )
+
+    def run(self, pixels: Pixels, slots: list[int], tasks: list[Task], results: NDArray[np.float32]) -> None:
+        """Runs ``pixels[slots]`` (uint8 ``[slots, H, W, C]``) and writes what ``tasks`` want to ``results[slots]``."""
+        done = 0
+        for step in self._planned(len(slots)):
+            part = slice(done, done + step.images)
+            answers = self._ways[step.way](pixels, slots[part])
+            for slot, task, answer in zip(slots[part], tasks[part], answers, strict=True):
+                wanted = answer.logits if task is Task.CLASSIFY else pool(answer.features, task)
+                results[slot, : wanted.numel()] = wanted.flatten().float().cpu().numpy()
+            done += step.images
+
+    def _planned(self, images: int) -> tuple[plan.Step, ...]:
+        """Before `warm_up`, everything goes the first way."""
+        return self._steps[images] if self._steps else (plan.Step(0, images),)
+
+    def _blank(self, images: int) -> Pixels:
+        return np.zeros((images, *self._image), np.uint8)
+
+    def _measure(self, pixels: Pixels) -> list[dict[int, float]]:
+        """Seconds for each size in each way: the best of some rounds, after a first one that pays for set-up."""
+        times: list[dict[int, float]] = []
+        sizes = [*(size for size in _SIZES if size < self.max_batch_size), self.max_batch_size]
+        for way in self._ways.values():
+            times.append({})
+            for size in [way.unit] if way.unit else sizes:
+                times[-1][size] = took = _time(way, pixels, size)
+                if size >= plan.LEAST and took > plan.LONGEST:
+                    break  # larger ones are composed of these
+        tried = [(number, size) for number, measured in enumerate(times) for size in measured]
+        rounds = [[_time(self._ways[number], pixels, size) for number, size in tried] for _ in range(_ROUNDS)]
+        for (number, size), took in zip(tried, map(min, *rounds), strict=True):
+            times[number][size] = took
+            log.debug("%d images, way %d: %.1f ms", size, number, took * 1000)
+        return times
+
+    def _settle(self, pixels: Pixels, times: list[dict[int, float]]) -> None:
+        """Lets go of the ways that are never taken, and runs once what is taken and was not measured."""
+        taken = {step for steps in self._steps for step in steps}
+        self._ways = {number: self._ways[number] for number in {step.way for step in taken}}
+        for step in sorted(taken, key=lambda step: step.images):
+            way = self._ways[step.way]
+            if way.unit is None and step.images not in times[step.way]:
+                _time(way, pixels, step.images)
+
+
+def _time(way: Way, pixels: Pixels, images: int) -> float:
+    began = time.perf_counter()
+    way(pixels, range(images))
+    return time.perf_counter() - began
+
+
+def pool(features: torch.Tensor, task: Task) -> torch.Tensor:
+    """One image's features ``[C, h, w]`` as ``task`` wants them."""
+    if task is Task.FEATURES_AVG:
+        return features.mean((1, 2))
+    if task is Task.FEATURES_MAX:
+        return features.amax((1, 2))
+    return features

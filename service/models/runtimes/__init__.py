@@ -1,0 +1,63 @@
+"""How a model is executed: each runtime offers one or several ways to run a batch, `ModelRunner` picks among them.
+
+service.models.runner      slots, plans, warm-up: the engine's door
+    │ Way(pixels, slots) → answers
+eager.py                   torch: the reference, on any device
+openvino.py                OpenVINO on the CPU ◀── conversion.py   torch module → OpenVINO model
+                                               ◀── artifact.py     a converted or quantised model on disk
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Pixels = NDArray[np.uint8]
+
+
+class Answer(NamedTuple):
+    """What the model says to one image. Valid until the same way runs again."""
+
+    features: Tensor
+    """The last block's output, ``[C, h, w]``, on whichever device and in whichever precision."""
+    logits: Tensor
+    """float32 ``[classes]`` on the CPU; empty for a checkpoint without a head."""
+
+
+class Way(Protocol):
+    """One way to run images through the model, on its device."""
+
+    @property
+    def unit(self) -> int | None:
+        """None: all images given go through the layers together, as one batch. Else: they go one by one,
+        this many at the same time, so that a multiple of it takes a multiple of the time."""
+
+    def __call__(self, pixels: Pixels, slots: Sequence[int]) -> list[Answer]:
+        """Runs ``pixels[slots]``, uint8 ``[slots, H, W, C]``. The answers are in the order of ``slots``."""
+
+
+class Runtime(Protocol):
+    """A model that is ready to run."""
+
+    precision: str
+
+    @property
+    def name(self) -> str:
+        """What the setting ``runtime`` calls it."""
+
+    def ways(self) -> list[Way]:
+        """Every way worth trying on this host; the first one is good for any number of images."""
+
+
+def gather(pixels: Pixels, slots: Sequence[int], staging: Pixels) -> Pixels:
+    """``pixels[slots]`` as one block: a view where the slots are neighbours, else copied into ``staging``."""
+    first, count = slots[0], len(slots)
+    if list(slots) == list(range(first, first + count)):
+        return pixels[first : first + count]
+    for row, slot in enumerate(slots):
+        staging[row] = pixels[slot]
+    return staging[:count]

@@ -1,0 +1,199 @@
+"""OpenVINO on the CPU: the same numbers as torch to the fifth digit, at the speed of the processor.
+
+Three ways to run a batch, since none is the best for every model and every number of cores:
+
+    together       all cores work on the layers of one batch      large layers, few images, many cores
+    one at a time  the same for an image alone, its shape fixed   one image: the lowest latency
+    apart          every core has an image of its own             small layers: no core waits for another
+
+The last two know their shapes beforehand, which saves a DenseNet copies in its concatenations, and read the
+images where they lie in the arena.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from service.errors import ConfigurationError
+from service.models._openvino import openvino
+from service.models.checkpoints import Checkpoint
+from service.models.loader import Uint8Model
+from service.models.runtimes import Answer, Pixels, Way, artifact, conversion, gather
+from service.models.runtimes.conversion import ConversionError
+
+log = logging.getLogger(__name__)
+
+#: A way compiles the model once more, with its own copy of the weights. Above this many bytes there is only
+#: one way: it is VGG's dense layers that are so large, and they want their images together anyway.
+_SMALL = 256 << 20
+
+
+class OpenVino:
+    """A converted model on this host's processor. ``cores`` is the number of threads that compute."""
+
+    name = "openvino"
+
+    def __init__(self, model: openvino.Model, precision: str, cores: int) -> None:
+        self.precision = precision
+        self._model = model
+        self._cores = cores
+        self._core = openvino.Core()
+        if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise ConfigurationError("precision=bf16: this processor computes nothing in bf16; use fp32")
+
+    def ways(self) -> list[Way]:
+        together = _Together(self._compile(None, streams=1))
+        if _weights(self._model) > _SMALL:
+            return [together]
+        streams = {1, self._cores}
+        return [together, *(_Apart(partial(self._compile, 1, count), count) for count in sorted(streams))]
+
+    def _compile(self, images: int | None, streams: int) -> openvino.CompiledModel:
+        model = self._model
+        if images is not None:
+            model = model.clone()
+            image = list(model.inputs[0].partial_shape)[1:]
+            model.reshape(openvino.PartialShape([images, *image]))
+        options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
+            "INFERENCE_NUM_THREADS": self._cores,
+            "NUM_STREAMS": streams,
+            # The front-ends decode on the same cores; the kernel knows better which one is free.
+            "ENABLE_CPU_PINNING": False,
+        }
+        return self._core.compile_model(model, "CPU", options)
+
+
+class _Together:
+    unit: int | None = None
+
+    def __init__(self, compiled: openvino.CompiledModel) -> None:
+        self._request = compiled.create_infer_request()
+        self._has_head = len(compiled.outputs) > 1
+        self._staging: Pixels = np.empty(0, np.uint8)
+
+    def __call__(self, pixels: Pixels, slots: Sequence[int]) -> list[Answer]:
+        if len(self._staging) < len(slots) or self._staging.shape[1:] != pixels.shape[1:]:
+            self._staging = np.empty((len(slots), *pixels.shape[1:]), np.uint8)
+        batch = gather(pixels, slots, self._staging)
+        self._request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
+        self._request.infer()
+        return _answers(self._request, self._has_head)
+
+
+class _Apart:
+    """Each image is a request of its own; ``streams`` of them run at once. Compiled when it is first used."""
+
+    def __init__(self, compile: Callable[[], openvino.CompiledModel], streams: int) -> None:
+        self.unit: int | None = streams
+        self._compile = compile
+        self._compiled: openvino.CompiledModel | None = None
+        self._requests: list[openvino.InferRequest] = []
+
+    def __call__(self, pixels: Pixels, slots: Sequence[int]) -> list[Answer]:
+        self._compiled = self._compiled or self._compile()
+        has_head = len(self._compiled.outputs) > 1
+        while len(self._requests) < len(slots):
+            self._requests.append(self._compiled.create_infer_request())
+        requests = self._requests[: len(slots)]
+        try:
+            for request, slot in zip(requests, slots, strict=True):
+                image = pixels[slot : slot + 1]
+                request.set_input_tensor(openvino.Tensor(image, shared_memory=True))
+                request.start_async()
+        finally:
+            # Even when one failed: the others read the arena until they are done.
+            errors = [error for request in requests if (error := _finished(request))]
+        if errors:
+            raise errors[0]
+        return [answer for request in requests for answer in _answers(request, has_head)]
+
+
+def _finished(request: openvino.InferRequest) -> RuntimeError | None:
+    try:
+        request.wait()
+    except RuntimeError as error:
+        return error
+    return None
+
+
+def _answers(request: openvino.InferRequest, has_head: bool) -> list[Answer]:
+    """What a request has computed, without copying it."""
+    features = torch.from_numpy(request.get_output_tensor(0).data)
+    logits = torch.empty((len(features), 0))
+    if has_head:
+        logits = torch.from_numpy(request.get_output_tensor(1).data)
+    return [Answer(*row) for row in zip(features, logits, strict=True)]
+
+
+def _weights(model: openvino.Model) -> int:
+    """Bytes of all constants."""
+    return sum(
+        operation.get_byte_size() for operation in model.get_ops() if operation.get_type_name() == "Constant"
+    )
+
+
+def load(
+    model: Uint8Model,
+    checkpoint: Checkpoint,
+    precision: str,
+    cores: int,
+    report: Callable[[str], object],
+) -> OpenVino:
+    """The checkpoint's model, converted or from the cache. ``report`` hears what takes its time.
+
+    Raises `ConversionError` when OpenVINO cannot run it.
+    """
+    converted = _from_cache(checkpoint)
+    if converted is None:
+        converted = _convert(model, checkpoint, report)
+    return OpenVino(converted, precision, cores)
+
+
+def _from_cache(checkpoint: Checkpoint) -> openvino.Model | None:
+    directory = artifact.cached(checkpoint)
+    if not directory.is_dir():
+        return None
+    try:
+        found = artifact.read(directory)
+        directory.touch()  # for `artifact.prune`
+    except (ConfigurationError, OSError) as error:
+        log.warning("the cached conversion cannot be used and is made again: %s", error)
+        return None
+    log.info("converted model from the cache, %s", directory)
+    return found.model
+
+
+def _convert(model: Uint8Model, checkpoint: Checkpoint, report: Callable[[str], object]) -> openvino.Model:
+    report("converting the model for OpenVINO; the next start finds it in the cache")
+    log.info("converting the model for OpenVINO; the next start finds it in the cache")
+    began = time.monotonic()
+    has_head = checkpoint.classes is not None
+    converted = conversion.convert(model, checkpoint.preprocessing.shape, has_head=has_head)
+    log.info("converted in %.1f s", time.monotonic() - began)
+    directory = artifact.cached(checkpoint)
+    try:
+        artifact.write(directory, converted, checkpoint, "fp32")
+        artifact.prune()
+        return artifact.read(directory).model
+    except (OSError, ConfigurationError) as error:
+        log.warning("the conversion is not cached, so that every start takes this long: %s", error)
+        return converted
+
+
+def open_artifact(path: Path, checkpoint: Checkpoint, cores: int) -> OpenVino:
+    """The model of an artifact directory. Raises `ConfigurationError` unless it belongs to the checkpoint."""
+    found = artifact.read(path)
+    artifact.refuse_another(found, checkpoint, path.name)
+    return OpenVino(found.model, found.precision, cores)
+
+
+__all__ = ["ConversionError", "OpenVino", "load", "open_artifact"]

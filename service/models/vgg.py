@@ -1,0 +1,82 @@
+"""VGG: configuration → module, on torchvision's own class and with its parameter names."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from service.models._torchvision import torchvision
+from service.models.configuration import VGGConfig
+from service.models.heads import KERNEL, build_head, dense_layers
+
+
+class VGG(torchvision.models.VGG):
+    """torchvision's VGG with free widths, and with the head of the checkpoint's origin.
+
+    Modules are made and initialised in torchvision's order, so that a seed gives the very weights
+    that ``torchvision.models.vgg16()`` and its siblings get from it.
+    """
+
+    def __init__(self, configuration: VGGConfig) -> None:
+        nn.Module.__init__(self)
+        self.features = _layers(configuration)
+        self.classifier: nn.Module
+        self.torchvisions_head = configuration.head == "adaptive" and configuration.num_classes > 0
+        if self.torchvisions_head:
+            self.avgpool = nn.AdaptiveAvgPool2d((KERNEL, KERNEL))
+            self.classifier = nn.Sequential(*dense_layers(configuration, configuration.width * KERNEL**2))
+        else:
+            self.classifier = build_head(configuration)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, 0, 0.01)
+                nn.init.zeros_(module.bias)
+
+    def forward_features(self, pixels: Tensor) -> Tensor:
+        """The last stage's output, float ``[N, C, H/32, W/32]`` for five stages."""
+        features: Tensor = self.features(pixels)
+        return features
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Logits, float ``[N, classes]``, from what `forward_features` gave.
+
+        Raises `CheckpointError` for a network without a head.
+        """
+        if self.torchvisions_head:
+            features = torch.flatten(self.avgpool(features), 1)
+        logits: Tensor = self.classifier(features)
+        return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _layers(configuration: VGGConfig) -> nn.Sequential:
+    layers: nn.Sequential = torchvision.models.vgg.make_layers(
+        _letters(configuration), batch_norm=configuration.batch_norm
+    )
+    if configuration.channels != 3:
+        # make_layers knows colour images alone.
+        first = configuration.stages[0][0]
+        layers[0] = nn.Conv2d(configuration.channels, first, kernel_size=3, padding=1)
+    return layers
+
+
+def _letters(configuration: VGGConfig) -> list[int | str]:
+    """torchvision's ``cfgs`` notation: filters, and ``"M"`` for a max-pool."""
+    letters: list[int | str] = []
+    for stage in configuration.stages:
+        letters += [*stage, "M"]
+    return letters
+
+
+def build(configuration: VGGConfig) -> VGG:
+    """The network, float32, with torchvision's own initialisation from torch's current random state."""
+    return VGG(configuration)

@@ -1,0 +1,211 @@
+"""Bytes → the pixels that a checkpoint was trained on. Pillow and NumPy only.
+
+    bytes ─ decode ─▶ upright RGB ─ resize, crop ─▶ uint8 [height, width, 3] in a slot
+            service.decode          service.resample        (mean and std: the model's first layer)
+
+`Preprocessing` belongs to a checkpoint and says how; `prepare` does it. The pixels are equal to the bit to
+torchvision's ``transforms._presets.ImageClassification`` before it turns them into floats, run on
+``ImageOps.exif_transpose(Image.open(...)).convert("RGB")`` with the installed Pillow, or to what Keras's
+``ImageConverter`` makes on torch before scale and offset.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from service.decode import Data, decode, load, sniff, to_rgb
+from service.errors import CheckpointError
+from service.resample import FILTERS, Part, Window, interpolate, resize_window
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocessing", "decode", "prepare", "sniff"]
+
+#: Of the training images' pixels scaled to [0, 1], red, green, blue: the values that every published
+#: VGG and DenseNet of torchvision, timm and Keras shares.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+#: The ways to make an image of any shape fit the model's input.
+RESIZE_CROP, CROP_RESIZE, PAD_RESIZE, STRETCH = "resize-crop", "crop-resize", "pad-resize", "stretch"
+
+#: How much larger than the resize's target a JPEG's scaled decode stays. Mean difference from exact in grey
+#: levels on photo-like images of 1 to 12 megapixels: 0.3 to 0.6 at 1, 0.15 to 0.3 at 2, 0.1 to 0.16 at 4.
+#: Sides that the scale does not divide are stretched by less than a scaled pixel: 1.0 at 2 on hard edges.
+FAST_MARGIN = 2
+
+Pixels = npt.NDArray[np.uint8]
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How bytes become pixels for one checkpoint. Sizes are ``(height, width)``, as arrays have them.
+
+    ``fit``, with the model's input size in ``crop``:
+
+    - ``resize-crop`` (torchvision, timm): resize with Pillow, then cut the centre. ``resize`` is the short
+      side, or a pair that is taken as it is, or None for no resize. What is too small gets black borders.
+    - ``crop-resize`` (Keras ``crop_to_aspect_ratio``): cut the centre of the right shape, then resize.
+    - ``pad-resize`` (Keras ``pad_to_aspect_ratio``): black borders to the right shape, then resize.
+    - ``stretch`` (Keras with neither): resize and let the shape go.
+
+    The last three resize as torch does, have no ``resize``, and round to grey levels like Keras's
+    ``preprocessor(x)`` on integer images. ``mean`` and ``std`` are of pixels scaled to [0, 1]; Keras's
+    ``scale`` and ``offset`` are ``1 / 255 / std`` and ``-mean / std``.
+
+    Raises `CheckpointError` for what is none of this.
+    """
+
+    resize: int | Size | None = 256
+    crop: Size = (224, 224)
+    interpolation: str = "bilinear"
+    antialias: bool = True
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    fit: str = RESIZE_CROP
+
+    def __post_init__(self) -> None:
+        if self.fit != RESIZE_CROP:
+            # Without a meaning there, and two specs of one meaning should be equal.
+            object.__setattr__(self, "resize", None)
+        complaint = _complaint(self)
+        if complaint:
+            raise CheckpointError(f"the checkpoint's preprocessing is not usable: {complaint}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the result: (height, width, 3)."""
+        return (*self.crop, 3)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` makes an equal object of them."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, document: Any) -> Preprocessing:
+        """What `to_json` described; missing fields take the defaults, and ``crop`` may be one number.
+
+        Raises `CheckpointError` for anything else.
+        """
+        if not isinstance(document, dict):
+            raise CheckpointError("the checkpoint's preprocessing must be a JSON object")
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
+        }
+        if _is_size(fields.get("crop")):
+            fields["crop"] = (fields["crop"], fields["crop"])
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise CheckpointError(f"the checkpoint's preprocessing has an unknown field: {error}") from error
+
+
+def _complaint(spec: Preprocessing) -> str | None:
+    """The first thing that is wrong with a spec, in words."""
+    torch_filters = ("nearest", "bilinear", "bicubic")
+    if spec.fit not in (RESIZE_CROP, CROP_RESIZE, PAD_RESIZE, STRETCH):
+        return f"fit {spec.fit!r} is unknown"
+    if not (spec.resize is None or _is_size(spec.resize) or _is_pair(spec.resize)):
+        return "resize must be a positive number, a pair (height, width) of them, or null"
+    if not _is_pair(spec.crop):
+        return "crop must be a positive number or a pair (height, width) of them"
+    if spec.interpolation not in (tuple(FILTERS) if spec.fit == RESIZE_CROP else torch_filters):
+        return f"interpolation {spec.interpolation!r} is unknown for fit {spec.fit!r}"
+    if not isinstance(spec.antialias, bool):
+        return "antialias must be true or false"
+    if spec.fit == RESIZE_CROP and not spec.antialias and spec.interpolation != "nearest":
+        return f"fit {spec.fit!r} resizes with Pillow, which always antialiases"
+    if not _is_triple(spec.mean) or not _is_triple(spec.std) or min(spec.std) <= 0:
+        return "mean and std must be three finite numbers each, and std positive"
+    return None
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value <= 65535
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(_is_size(side) for side in value)
+
+
+def _is_triple(value: Any) -> bool:
+    if not isinstance(value, tuple) or len(value) != 3:
+        return False
+    return all(type(number) in (int, float) and math.isfinite(number) for number in value)
+
+
+def prepare(data: Data, spec: Preprocessing, out: Pixels, *, max_pixels: int, fast: bool = False) -> None:
+    """Decode, fit, and write into ``out``: uint8 ``spec.shape``, a row of shared memory. No other result.
+
+    ``fast`` decodes large JPEGs at a fraction of their size where the spec shrinks with antialiasing
+    anyway; the pixels then differ a little (how much: tests). ``out`` stays as it is when this raises:
+    `EmptyBody`, `UnsupportedMediaType`, `ImageTooLarge`, `InvalidImage` (see `decode`).
+    """
+    if out.shape != spec.shape or out.dtype != np.uint8:
+        raise ValueError(f"out must be uint8 {spec.shape}, not {out.dtype} {out.shape}")
+    image = load(data, max_pixels=max_pixels, at_least=_fast_size(spec) if fast else None)
+    if spec.fit == RESIZE_CROP:
+        _resize_crop(image, spec, out)
+    else:
+        out[...] = _fit_like_keras(to_rgb(image), spec)
+
+
+def _fast_size(spec: Preprocessing) -> int | None:
+    """The side that a scaled decode must keep; None where the spec does not average pixels itself."""
+    if spec.resize is None or spec.interpolation == "nearest":
+        return None
+    return FAST_MARGIN * (spec.resize if isinstance(spec.resize, int) else max(spec.resize))
+
+
+def _resize_crop(image: Image.Image, spec: Preprocessing, out: Pixels) -> None:
+    height, width = resized_size((image.height, image.width), spec.resize)
+    rows, top = _centre(height, spec.crop[0])
+    columns, left = _centre(width, spec.crop[1])
+    pixels = resize_window(image, rows, columns, spec.interpolation)
+    if (rows.length, columns.length) != spec.crop:
+        out[...] = 0
+    target = out[top : top + rows.length, left : left + columns.length]
+    target[...] = pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def resized_size(size: Size, resize: int | Size | None) -> Size:
+    """torchvision's ``_compute_resized_output_size``: the long side is rounded down, the short is exact."""
+    if not isinstance(resize, int):
+        return resize or size
+    height, width = size
+    long = int(resize * max(size) / min(size))
+    return (long, resize) if width <= height else (resize, long)
+
+
+def _centre(resized: int, crop: int) -> tuple[Window, int]:
+    """torchvision's ``center_crop`` of one axis: what is kept, and where in the result it begins."""
+    if resized < crop:
+        return Window(resized, 0, resized), (crop - resized) // 2
+    return Window(resized, round((resized - crop) / 2.0), crop), 0
+
+
+def _fit_like_keras(image: Image.Image, spec: Preprocessing) -> Pixels:
+    """``keras.ops.image.resize`` of the torch backend (``keras/src/backend/torch/image.py``)."""
+    # The side that the other one asks for; rounded down.
+    rows = _keras_part(image.height, int(image.width * spec.crop[0] / spec.crop[1]), spec.fit)
+    columns = _keras_part(image.width, int(image.height * spec.crop[1] / spec.crop[0]), spec.fit)
+    return interpolate(np.asarray(image), rows, columns, spec.crop, spec.interpolation, spec.antialias)
+
+
+def _keras_part(side: int, wanted: int, fit: str) -> Part:
+    """What Keras resizes of one axis: the border that it cuts off or adds is rounded down at the start."""
+    if fit == CROP_RESIZE:
+        kept = max(min(side, wanted), 1)
+        return Part((side - kept) // 2, kept)
+    if fit == PAD_RESIZE:
+        # The same on both sides, so one less than wanted where the difference is odd.
+        border = (max(side, wanted) - side) // 2
+        return Part(-border, side + 2 * border)
+    return Part(0, side)

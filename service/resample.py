@@ -1,0 +1,334 @@
+"""Resampling to the bit, of a part of the result only: arithmetic on arrays, no file and no decoder.
+
+Two libraries decide how a checkpoint saw its training images, and both are reproduced here:
+
+    Pillow     `resize_window`      what ``Image.resize`` gives, cut to a window of the result. 8-bit
+                                    fixed point, rows and columns in two rounded passes.
+    torch      `interpolate`        what ``F.interpolate`` (torchvision's and Keras's resize of a tensor)
+                                    gives, rounded to grey levels at the end.
+
+A window is all that a centre crop keeps. It is found in the cheapest way that cannot change a bit:
+
+1. Where the scale of an axis is a dyadic fraction, Pillow's own ``box`` argument names the window. Pillow
+   keeps boxes as float32 and everything after that as doubles; with dyadic numbers none of it rounds, so
+   the coefficients are those of the full resize. The short side is always such a case (n / 256).
+2. Otherwise the axis is resized whole and cropped.
+3. Where the whole would be a giant (1x20,000 with a short side of 256 has 1.3 thousand million pixels),
+   `_window_alone` computes the window with Pillow's formulas (``src/libImaging/Resample.c``).
+
+Which pass Pillow runs first is part of the result, since the image between them is rounded, and it changed
+in Pillow 13: `_rows_first` knows. The first two ways are Pillow's own arithmetic on any version as long as
+the box does not change that order; the tests compare all three with ``Image.resize``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+from PIL import Image
+
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
+
+#: Pixels of a resized image past which only the window is computed (16 MiB of RGB in Pillow). Photos stay
+#: far below: a 20:1 panorama makes 1.3 million with a short side of 256.
+LARGEST_WHOLE = 4_000_000
+
+#: Pillow's fixed point: 32 bits less 8 of a grey level and 2 of head room (``PRECISION_BITS``).
+PRECISION_BITS = 32 - 8 - 2
+
+_PILLOW = int(PIL.__version__.split(".", 1)[0])
+
+#: Integers up to here are exact in float32, the type in which Pillow keeps a box.
+_EXACT_FLOAT32 = 2**24
+
+
+@dataclass(frozen=True)
+class Window:
+    """Positions ``start`` … ``start + length - 1`` of an axis that was resized to ``resized``."""
+
+    resized: int
+    start: int
+    length: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.length
+
+
+@dataclass(frozen=True)
+class Taps:
+    """One axis of a resampling: output ``i`` is the sum over ``t`` of ``source[index[i, t]] * weight[i, t]``.
+
+    ``index`` is int64 ``[n, taps]`` (always inside the source), ``weight`` of the same shape.
+    """
+
+    index: npt.NDArray[np.int64]
+    weight: npt.NDArray[Any]
+
+
+def triangle(x: Floats) -> Floats:
+    """Pillow's BILINEAR, support 1."""
+    return np.maximum(1.0 - np.abs(x), 0.0)
+
+
+def keys(x: Floats, a: float = -0.5) -> Floats:
+    """Pillow's BICUBIC, support 2 (Keys 1981). The order of the operations is Pillow's."""
+    x = np.abs(x)
+    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+def lanczos(x: Floats) -> Floats:
+    """Pillow's LANCZOS, support 3."""
+    inside = (x >= -3.0) & (x < 3.0)
+    return np.where(inside, _sinc(x) * _sinc(x / 3), 0.0)
+
+
+def _sinc(x: Floats) -> Floats:
+    # math.sin is the C library's, as in Pillow; NumPy's vectorised sine may differ in the last bit.
+    turned = x * math.pi
+    sine = np.fromiter((math.sin(value) for value in turned.flat), np.float64, turned.size)
+    return np.where(x == 0.0, 1.0, sine.reshape(x.shape) / np.where(x == 0.0, 1.0, turned))
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One interpolation: Pillow's number for it and, unless it is ``nearest``, its kernel."""
+
+    pillow: Image.Resampling
+    kernel: Callable[[Floats], Floats] | None = None
+    support: float = 0.0
+
+
+FILTERS = {
+    "nearest": Filter(Image.Resampling.NEAREST),
+    "bilinear": Filter(Image.Resampling.BILINEAR, triangle, 1.0),
+    "bicubic": Filter(Image.Resampling.BICUBIC, keys, 2.0),
+    "lanczos": Filter(Image.Resampling.LANCZOS, lanczos, 3.0),
+}
+
+
+def resize_window(image: Image.Image, rows: Window, columns: Window, interpolation: str) -> Pixels:
+    """``image.resize((columns.resized, rows.resized))`` cut to the two windows, equal to the bit.
+
+    ``image`` is of mode RGB or L and loaded; the result is uint8 ``[rows.length, columns.length, 3]``
+    (or without the 3 for L). Nothing larger than `LARGEST_WHOLE` pixels, or than Pillow's first pass
+    over the source, is made on the way.
+    """
+    chosen = FILTERS[interpolation]
+    whole = (columns.resized, rows.resized)
+    across, down = _box(image.width, columns), _box(image.height, rows)
+    if _rows_first(image.size, (across.made, down.made)) != _rows_first(image.size, whole):
+        across, down = _whole(image.width, columns), _whole(image.height, rows)
+    if across.made * down.made > LARGEST_WHOLE:
+        return _window_alone(image, rows, columns, chosen)
+    box = (across.low, down.low, across.high, down.high)
+    resized = image.resize((across.made, down.made), chosen.pillow, box)
+    if resized.size != (columns.length, rows.length):
+        left, top = across.start, down.start
+        resized = resized.crop((left, top, left + columns.length, top + rows.length))
+    return np.asarray(resized)
+
+
+@dataclass(frozen=True)
+class _Box:
+    """One axis of a call of Pillow's: the source from ``low`` to ``high`` becomes ``made`` pixels.
+
+    The window begins at ``start`` of them.
+    """
+
+    low: float
+    high: float
+    made: int
+    start: int
+
+
+def _whole(source: int, window: Window) -> _Box:
+    return _Box(0.0, float(source), window.resized, window.start)
+
+
+def _box(source: int, window: Window) -> _Box:
+    """The window itself where this is exact (see the head of this file), the whole axis elsewhere."""
+    step = Fraction(source, window.resized)
+    dyadic = step.denominator & (step.denominator - 1) == 0
+    if dyadic and window.stop * step.numerator < _EXACT_FLOAT32:
+        return _Box(float(window.start * step), float(window.stop * step), window.length, 0)
+    return _whole(source, window)
+
+
+def _rows_first(source: tuple[int, int], made: tuple[int, int]) -> bool:
+    """Whether Pillow shrinks the height before it touches the width; sizes are ``(width, height)``.
+
+    Pillow 13 (pull request 9549): when the height loses more than twice the pixels that the width loses.
+    Pillow 12.3 (pull request 9524): when a shrinking image is more than 100 times as high as wide.
+    """
+    lost = (source[0] - made[0], source[1] - made[1])
+    if _PILLOW < 13:
+        return lost[1] > 0 and source[1] > 100 * source[0]
+    return lost[1] > 0 and lost[1] > 2 * lost[0]
+
+
+def _window_alone(image: Image.Image, rows: Window, columns: Window, chosen: Filter) -> Pixels:
+    across = _pillow_taps(image.width, columns, chosen)
+    down = _pillow_taps(image.height, rows, chosen)
+    left, right = int(across.index.min()), int(across.index.max()) + 1
+    top, bottom = int(down.index.min()), int(down.index.max()) + 1
+    pixels = np.asarray(image.crop((left, top, right, bottom)))
+    passes = [(Taps(across.index - left, across.weight), 1), (Taps(down.index - top, down.weight), 0)]
+    if _rows_first(image.size, (columns.resized, rows.resized)):
+        passes.reverse()
+    for taps, axis in passes:
+        pixels = _pillow_pass(pixels, taps, axis)
+    return pixels
+
+
+def _pillow_taps(source: int, window: Window, chosen: Filter) -> Taps:
+    """``precompute_coeffs`` and ``normalize_coeffs_8bpc`` for the window's positions: int32 fixed point."""
+    if chosen.kernel is None:
+        return Taps(
+            _nearest_index(source, window), np.full((window.length, 1), 1 << PRECISION_BITS, np.int32)
+        )
+    taps = _area_taps(source, window, chosen.kernel, chosen.support)
+    scaled = taps.weight * (1 << PRECISION_BITS)
+    # C's cast to int truncates, so Pillow adds a half away from zero before it.
+    return Taps(taps.index, np.trunc(scaled + np.where(scaled < 0, -0.5, 0.5)).astype(np.int32))
+
+
+def _area_taps(
+    source: int,
+    window: Window,
+    kernel: Callable[[Floats], Floats],
+    support: float,
+    kept: type[np.float64] | type[np.float32] = np.float64,
+) -> Taps:
+    """Antialiased weights in double: the kernel is widened by the scale where the axis shrinks.
+
+    ``kept`` is the type in which the library keeps scale, centre and support: double in Pillow, float32
+    in torch. It decides ties about which pixel still belongs to the support.
+    """
+    scale = float(kept(source / window.resized))
+    widening = max(scale, 1.0)
+    support = float(kept(support * widening))
+    center = ((np.arange(window.start, window.stop) + 0.5) * scale).astype(kept).astype(np.float64)
+    first = np.maximum((center - support + 0.5).astype(np.int64), 0)
+    count = np.minimum((center + support + 0.5).astype(np.int64), source) - first
+    tap = np.arange(int(count.max()))
+    index = first[:, None] + tap
+    weight = kernel((index - center[:, None] + 0.5) * (1.0 / widening))
+    weight[tap >= count[:, None]] = 0.0
+    # One after the other, as the C loop adds; np.sum would add pairwise and round differently.
+    total = np.add.accumulate(weight, axis=1)[:, -1:]
+    return Taps(np.minimum(index, source - 1), weight / np.where(total == 0.0, 1.0, total))
+
+
+def _nearest_index(source: int, window: Window) -> npt.NDArray[np.int64]:
+    """``ImagingScaleAffine``: the position grows by repeated addition, whose rounding is part of it."""
+    scale = source / window.resized
+    steps = np.full(window.stop, scale)
+    steps[0] = scale * 0.5
+    position = np.add.accumulate(steps)[window.start :]
+    return np.minimum(position.astype(np.int64), source - 1)[:, None]
+
+
+def _pillow_pass(pixels: Pixels, taps: Taps, axis: int) -> Pixels:
+    """``ImagingResampleHorizontal_8bpc`` / ``…Vertical_8bpc``: fixed point, rounded, clipped."""
+    total = _weighted_sum(pixels, taps, axis, np.int32(1 << (PRECISION_BITS - 1)))
+    return _grey_levels(total >> PRECISION_BITS)
+
+
+def _grey_levels(values: npt.NDArray[Any]) -> Pixels:
+    clipped: Pixels = np.clip(values, 0, 255).astype(np.uint8)
+    return clipped
+
+
+def _weighted_sum(pixels: npt.NDArray[Any], taps: Taps, axis: int, first: np.generic) -> npt.NDArray[Any]:
+    shape = [1] * pixels.ndim
+    shape[axis] = -1
+    result = np.full((*pixels.shape[:axis], len(taps.index), *pixels.shape[axis + 1 :]), first)
+    for index, weight in zip(taps.index.T, taps.weight.T, strict=True):
+        result += np.take(pixels, index, axis) * weight.reshape(shape)
+    return result
+
+
+@dataclass(frozen=True)
+class Part:
+    """Positions ``start`` … ``start + length - 1`` of a source axis. Outside of the source is black."""
+
+    start: int
+    length: int
+
+
+def interpolate(
+    pixels: Pixels, rows: Part, columns: Part, size: tuple[int, int], interpolation: str, antialias: bool
+) -> Pixels:
+    """torch's ``F.interpolate(mode=interpolation, align_corners=False)`` of a part of the image.
+
+    uint8 ``[H, W, 3]`` → uint8 ``[*size, 3]``, rounded half to even and clipped; ``nearest`` is torch's
+    ``nearest-exact``. A part that reaches beyond the image is padding that is never made. Weights and
+    sums are float32 like torch's, whose kernels differ among themselves in the order of the additions:
+    where the true value lies within 1e-4 of a half, the pixel may be one level off.
+    """
+    down = _padded(_torch_taps(rows.length, size[0], interpolation, antialias), rows, pixels.shape[0])
+    across = _padded(_torch_taps(columns.length, size[1], interpolation, antialias), columns, pixels.shape[1])
+    passes = [(down, 0), (across, 1)]
+    if _cost(pixels.shape, down, across) > _cost(pixels.shape[1::-1], across, down):
+        passes.reverse()
+    values: npt.NDArray[Any] = pixels
+    for taps, axis in passes:
+        values = _weighted_sum(values, taps, axis, np.float32(0))
+    return _grey_levels(np.rint(values))
+
+
+def _cost(shape: tuple[int, ...], first: Taps, second: Taps) -> int:
+    """Multiplications of two passes, the first along ``shape[0]``: a line of 60,000 x 1 shows why."""
+    return first.weight.size * shape[1] + second.weight.size * len(first.weight)
+
+
+def _padded(taps: Taps, part: Part, source: int) -> Taps:
+    """Taps of a part as taps of the source: what lies outside weighs nothing, since black adds nothing."""
+    index = taps.index + part.start
+    inside = (index >= 0) & (index < source)
+    return Taps(np.clip(index, 0, source - 1), np.where(inside, taps.weight, np.float32(0)))
+
+
+def _torch_taps(source: int, resized: int, interpolation: str, antialias: bool) -> Taps:
+    """float32 weights of one axis (ATen's ``UpSampleKernel.cpp``: ``area_pixel_compute_source_index``)."""
+    if antialias and interpolation != "nearest":
+        chosen = FILTERS[interpolation]
+        assert chosen.kernel is not None
+        whole = Window(resized, 0, resized)
+        taps = _area_taps(source, whole, chosen.kernel, chosen.support, np.float32)
+        return Taps(taps.index, taps.weight.astype(np.float32))
+    scale = np.float32(source) / np.float32(resized)
+    position = scale * (np.arange(resized, dtype=np.float32) + np.float32(0.5))
+    if interpolation == "nearest":
+        nearest = np.minimum(position.astype(np.int64), source - 1)
+        return Taps(nearest[:, None], np.ones((resized, 1), np.float32))
+    position = position - np.float32(0.5)
+    if interpolation == "bilinear":
+        position = np.maximum(position, np.float32(0))
+        reach = np.arange(0, 2)
+    else:
+        reach = np.arange(-1, 3)
+    first = np.floor(position).astype(np.int64)
+    fraction = (position - first.astype(np.float32)).astype(np.float32)
+    index = np.clip(first[:, None] + reach, 0, source - 1)
+    return Taps(index, _torch_weights(fraction, len(reach)))
+
+
+def _torch_weights(fraction: npt.NDArray[np.float32], taps: int) -> npt.NDArray[np.float32]:
+    """Two linear weights, or four of Keys's cubic with a = -0.75, which is torch's without antialiasing."""
+    one = np.float32(1)
+    if taps == 2:
+        return np.stack([one - fraction, fraction], axis=1)
+    distance = np.stack([fraction + one, fraction, one - fraction, np.float32(2) - fraction], axis=1)
+    return keys(distance.astype(np.float64), a=-0.75).astype(np.float32)

@@ -1,0 +1,164 @@
+"""Every setting, once. An environment variable is ``IMAGENET_`` and the name in capitals; a flag of
+``imagenet-serve serve`` is the same name with dashes. A description says what the setting does to the user.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import ConfigurationError
+from service.models.catalog import VARIANTS
+
+Auto = Literal["auto"]
+AutoInt = Auto | PositiveInt
+
+_DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
+
+
+class Settings(BaseSettings):
+    """The settings of one service, frozen. Flags win over the environment, the environment over defaults."""
+
+    model_config = SettingsConfigDict(env_prefix="IMAGENET_", frozen=True, extra="forbid")
+
+    model: str = Field("densenet121", description="Which of the twelve variants is served.")
+    weights: str = Field(
+        "pretrained",
+        description="Where its numbers come from: pretrained, random[:SEED], demo, a .pth or .safetensors "
+        "file, a checkpoint directory, hf://owner/repo or kaggle://owner/model/framework/variation.",
+    )
+    device: Annotated[str, Field(pattern=_DEVICE)] = Field(
+        "auto", description="auto takes CUDA where there is one; else cpu, cuda or cuda:N."
+    )
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+        "auto", description="auto is fp16 on CUDA and fp32 on the CPU."
+    )
+    runtime: str = Field(
+        "auto", description="How the model is executed: eager, or auto for the fastest that this host has."
+    )
+    host: str = Field("127.0.0.1", description="The address to listen on; 0.0.0.0 for every interface.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        8000, description="The port to listen on; 0 takes a free one and says which."
+    )
+    frontends: AutoInt = Field(
+        "auto",
+        description="HTTP and decode processes in front of the one engine; more of them decode more photos at once.",
+    )
+    max_batch_size: AutoInt = Field(
+        "auto",
+        description="Never more images than this in one forward pass; larger is more throughput and more latency.",
+    )
+    max_queue_delay_ms: Annotated[float, Field(ge=0, le=10_000)] = Field(
+        0, description="How long an idle engine may wait for company before it runs a partial batch."
+    )
+    queue_capacity: Auto | Annotated[int, Field(ge=1, le=65_536)] = Field(
+        "auto", description="Images admitted and not yet answered; past it requests get 429."
+    )
+    request_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = Field(
+        30_000,
+        description="A request older than this is answered 504; X-Request-Timeout-Ms may ask for less.",
+    )
+    max_upload_bytes: PositiveInt = Field(
+        10_485_760, description="A larger request body gets 413 before the rest of it is read."
+    )
+    max_image_pixels: PositiveInt = Field(
+        50_000_000, description="An image of more pixels gets 413 before any is decoded."
+    )
+    max_images_per_request: PositiveInt = Field(
+        64, description="More images than this in one request get 413."
+    )
+    top_k: PositiveInt = Field(5, description="How many classes an answer holds unless the request says.")
+    labels: Path | None = Field(
+        None, description="A text file, one label a line, for a model with classes of its own."
+    )
+    decode: Literal["exact", "fast"] = Field(
+        "exact",
+        description="exact equals torchvision's preset to the bit; fast decodes large JPEGs at a smaller scale.",
+    )
+    api_keys_file: Path | None = Field(
+        None, description="A file of API keys, one a line; when set, requests without one of them get 401."
+    )
+    drain_delay_ms: Annotated[float, Field(ge=0, le=600_000)] = Field(
+        0,
+        description="After SIGTERM: not ready at once, but serving for this long, while load balancers notice.",
+    )
+    drain_timeout_ms: Annotated[float, Field(ge=0, le=3_600_000)] = Field(
+        25_000, description="After SIGTERM: what was admitted gets this long to finish."
+    )
+    log_format: Literal["auto", "text", "json"] = Field(
+        "auto", description="auto is text on a terminal and json elsewhere."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least important message that is logged."
+    )
+
+    @field_validator("model")
+    @classmethod
+    def _known_variant(cls, name: str) -> str:
+        if name not in VARIANTS:
+            raise ValueError(f"must be one of {', '.join(VARIANTS)}")
+        return name
+
+    @property
+    def resolved_log_format(self) -> Literal["text", "json"]:
+        """``auto`` decided by whether standard error is a terminal."""
+        if self.log_format != "auto":
+            return self.log_format
+        return "text" if sys.stderr.isatty() else "json"
+
+    @property
+    def resolved_frontends(self) -> int:
+        """``auto`` decided by the cores: one is left to the engine."""
+        if self.frontends != "auto":
+            return self.frontends
+        return max(1, available_cores() - 1)
+
+
+def load(**given: Any) -> Settings:
+    """The settings from ``given`` and the environment.
+
+    Raises `ConfigurationError` with one sentence for each value that cannot be, naming the setting.
+    """
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise ConfigurationError("; ".join(_sentence(item) for item in error.errors())) from error
+
+
+def _sentence(item: Any) -> str:
+    name = str(item["loc"][0])
+    value = item["input"]
+    if isinstance(value, str) and value.startswith("tcp://"):
+        # Kubernetes sets such variables for every Service of the namespace: IMAGENET_PORT for one named imagenet.
+        return (
+            f"IMAGENET_{name.upper()} holds {value!r}, a Kubernetes service link: "
+            "set enableServiceLinks: false in the pod's spec"
+        )
+    reason = item["msg"].removeprefix("Value error, ")
+    return f"{name}={value!r}: {reason[0].lower()}{reason[1:]}"
+
+
+def available_cores() -> int:
+    """Whole cores that this process may use: its affinity and its cgroup's quota, at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, _cgroup_cores(Path("/sys/fs/cgroup")) or cores))
+
+
+def _cgroup_cores(root: Path) -> int | None:
+    """The quota of cgroup v2 (``cpu.max``) or v1 (``cpu.cfs_quota_us``) in whole cores, rounded up."""
+    try:
+        if (root / "cpu.max").exists():
+            quota, period = (root / "cpu.max").read_text().split()
+        else:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
+    except (OSError, ValueError):
+        return None
+    if quota in ("max", "-1"):
+        return None
+    return max(1, -(-int(quota) // int(period)))

@@ -1,0 +1,28 @@
+"""The state of the service in words. The supervisor decides it, everyone else has a copy."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+State = Literal["starting", "loading", "warming", "ready", "draining", "failed"]
+
+
+@dataclass
+class Status:
+    """``phases`` is how long each finished phase of the last start took, in seconds."""
+
+    state: State = "starting"
+    detail: str = ""
+    phases: dict[str, float] = field(default_factory=dict)
+    progress: dict[str, int | None] | None = None
+    """A download's bytes ``done`` and ``total``, while there is one."""
+    restarts: int = 0
+    """How often the engine was started again."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Status:
+        return cls(**document)

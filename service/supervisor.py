@@ -1,0 +1,370 @@
+"""The parent of everything: binds the port once, starts the engine and the front-ends, watches, drains, ends.
+
+    supervisor ──channel──▶ engine          told: front-end N at this link · stop
+        │      ◀──────────                  tells: phase · progress · ready (arena, card) · failed · alive
+        └──────channel──▶ front-end 1…F     told: status · engine (arena, link, card) · drain
+               ◀──────────                  tells: alive
+
+One thread, one ``select`` loop, no torch. Whatever dies is started again: a front-end always, the
+engine unless it said why it cannot start or dies again and again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from service import frontend, logs, metrics
+from service.child import Child, Closable, ProcessChild, ThreadChild
+from service.engine import process as engine
+from service.engine import transport
+from service.engine.arena import MOST_FRONTENDS
+from service.errors import ConfigurationError
+from service.settings import Settings
+from service.status import State, Status
+
+log = logging.getLogger(__name__)
+
+#: An engine that died this often within this many seconds will not be better the next time.
+_MOST_DEATHS, _DEATHS_WITHIN = 5, 120.0
+#: Seconds of silence after which a child is taken for hung. Far above any pause that a loaded host causes.
+_SILENCE = 30.0
+#: Seconds beyond its timeout that a front-end gets to close its connections, and the engine to end.
+_LAST_GRACE = 2.0
+_TICK = 0.5
+_BACKLOG = 2048
+
+
+class Supervisor:
+    """Construct with settings, then `run`. ``processes`` False puts every part into a thread of this process."""
+
+    def __init__(self, settings: Settings, *, processes: bool = transport.PROCESSES) -> None:
+        self._settings = settings
+        self._processes = processes
+        self._selector = selectors.DefaultSelector()
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        """By descriptor: what to do when it is readable."""
+        self._status = Status()
+        self._phase_began = time.monotonic()
+        self._front_ends: list[Child] = []
+        self._engine: Child | None = None
+        self._serving: dict[str, Any] | None = None
+        """Of the engine that takes work: its geometry and the descriptors of arena and card."""
+        self._deaths: deque[float] = deque(maxlen=_MOST_DEATHS)
+        self._last_number = 0
+        self._exit_code: int | None = None
+        self._was_ready = False
+        self._lost = False
+        """Whether a front-end ended with requests unanswered while draining."""
+        self._give_up_at: float | None = None
+        self._wake: tuple[socket.socket, socket.socket] = transport.socket_pair()
+        self._metrics: Path | None = None
+        self._listener: socket.socket | None = None
+
+    def bind(self) -> str:
+        """Takes the port, if it was not yet, and says at which URL the service is going to be.
+
+        Raises `ConfigurationError` when the port cannot be had.
+        """
+        if self._listener is None:
+            self._listener = _bind(self._settings.host, self._settings.port)
+        return _url(self._listener)
+
+    def run(self) -> int:
+        """Serves until a signal or a failure ends it. Returns the exit code: 0 when all was answered.
+
+        Raises `ConfigurationError` when the port cannot be had.
+        """
+        url = self.bind()
+        logs.configure(self._settings, "supervisor")
+        self._metrics = metrics.prepare()
+        self._catch_signals()
+        try:
+            log.info("listening on %s", url)
+            self._start_everything()
+            while self._exit_code is None:
+                self._step()
+            return self._exit_code
+        finally:
+            self._end_everything()
+
+    # Starting
+
+    def _start_everything(self) -> None:
+        count = self._settings.resolved_frontends if self._processes else 1
+        for index in range(count):
+            self._start_front_end(f"frontend-{index + 1}")
+        self._start_engine()
+
+    def _start_front_end(self, name: str) -> None:
+        assert self._listener is not None
+        # A fork has its own copy of the socket; a thread needs one, since each side closes its own.
+        listener = self._listener if self._processes else self._listener.dup()
+        child = self._spawn(name, partial(frontend.main, self._settings, listener, name), [])
+        self._front_ends.append(child)
+        self._watch(child, self._front_end_spoke, self._front_end_ended)
+        child.channel.send("status", status=self._status.to_json())
+        if self._serving is not None:
+            self._introduce(child)
+
+    def _start_engine(self) -> None:
+        assert self._listener is not None
+        self._engine = self._spawn("engine", partial(engine.main, self._settings), [self._listener])
+        self._watch(self._engine, self._engine_spoke, self._engine_ended)
+
+    def _spawn(
+        self, name: str, main: Callable[[transport.Channel], None], not_for_it: list[Closable]
+    ) -> Child:
+        if not self._processes:
+            return ThreadChild(name, main)
+        return ProcessChild(name, main, [*not_for_it, *self._not_for_children()])
+
+    def _not_for_children(self) -> list[Closable]:
+        channels = [child.channel for child in self._children()]
+        return [*channels, *self._wake, self._selector]
+
+    def _children(self) -> list[Child]:
+        return [*self._front_ends, *([self._engine] if self._engine else [])]
+
+    def _watch(
+        self,
+        child: Child,
+        spoke: Callable[[Child, dict[str, Any], list[int]], None],
+        ended: Callable[[Child], None],
+    ) -> None:
+        self._callbacks[child.channel.fileno()] = lambda: self._listen(child, spoke)
+        self._callbacks[child.sentinel] = lambda: ended(child)
+        self._selector.register(child.channel.fileno(), selectors.EVENT_READ)
+        self._selector.register(child.sentinel, selectors.EVENT_READ)
+
+    def _ignore(self, descriptor: int) -> None:
+        if self._callbacks.pop(descriptor, None) is not None:
+            self._selector.unregister(descriptor)
+
+    def _forget(self, child: Child) -> None:
+        self._ignore(child.sentinel)
+        self._ignore(child.channel.fileno())
+        child.channel.close()
+
+    # The loop
+
+    def _step(self) -> None:
+        # Collected first: what one event closes must not be mistaken for what another opens under its number.
+        due = [self._callbacks[key.fd] for key, _ in self._selector.select(_TICK)]
+        for callback in due:
+            callback()
+        now = time.monotonic()
+        for child in self._children():
+            if self._processes and now - child.heard_at > _SILENCE and self._expected_to_speak(child):
+                log.error("%s has been silent for %.0f s and is killed", child.name, now - child.heard_at)
+                child.kill()
+                child.heard_at = now
+        if self._give_up_at is not None and now >= self._give_up_at:
+            log.error("not everything ended within drain_timeout_ms")
+            self._exit_code = 1
+
+    def _expected_to_speak(self, child: Child) -> bool:
+        """An engine that loads is busy in one call; it speaks regularly once it serves."""
+        return child is not self._engine or self._serving is not None
+
+    def _listen(self, child: Child, spoke: Callable[[Child, dict[str, Any], list[int]], None]) -> None:
+        while child in self._children():
+            try:
+                received = child.channel.receive()
+            except BlockingIOError:
+                return
+            if received is None:
+                self._ignore(child.channel.fileno())
+                return  # its sentinel says the rest
+            child.heard_at = time.monotonic()
+            spoke(child, *received)
+
+    # Front-ends
+
+    def _front_end_spoke(self, child: Child, message: dict[str, Any], descriptors: list[int]) -> None:
+        """Only signs of life."""
+
+    def _front_end_ended(self, child: Child) -> None:
+        outcome = child.outcome()
+        self._forget(child)
+        self._front_ends.remove(child)
+        if self._processes:
+            metrics.forget(child.pid)
+        if self._status.state != "draining":
+            log.error("%s %s; another takes its place", child.name, outcome or "ended")
+            self._start_front_end(child.name)
+            return
+        self._lost |= outcome is not None
+        if not self._front_ends:
+            self._stop_engine()
+
+    def _introduce(self, child: Child) -> None:
+        """Joins a front-end and the engine by a new link."""
+        assert self._engine is not None
+        assert self._serving is not None
+        self._last_number = self._last_number % MOST_FRONTENDS + 1
+        ours, theirs = transport.socket_pair()
+        number = self._last_number
+        self._engine.channel.send("front-end", number=number, descriptors=[ours.fileno()])
+        child.channel.send(
+            "engine",
+            number=number,
+            geometry=self._serving["geometry"],
+            descriptors=[self._serving["arena"], theirs.fileno(), self._serving["card"]],
+        )
+        ours.close()
+        theirs.close()
+
+    def _tell(self) -> None:
+        for child in self._front_ends:
+            child.channel.send("status", status=self._status.to_json())
+
+    # The engine
+
+    def _engine_spoke(self, child: Child, message: dict[str, Any], descriptors: list[int]) -> None:
+        match message["kind"]:
+            case "phase":
+                self._enter(message["state"], message["detail"])
+                log.info("%s: %s", message["state"], message["detail"])
+            case "progress":
+                self._status.progress = {"done": message["done"], "total": message["total"]}
+                self._tell()
+            case "ready":
+                arena, card = descriptors
+                self._serving = {"geometry": message["geometry"], "arena": arena, "card": card}
+                for front_end in self._front_ends:
+                    self._introduce(front_end)
+                self._enter("ready", "")
+                self._was_ready = True
+                phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._status.phases.items())
+                log.info("ready on %s (%s)", _url(self._listener), phases)
+            case "failed":
+                log.error("%s", message["message"])
+                self._enter("failed", message["message"])
+                self._exit_code = 1
+
+    def _enter(self, state: State, detail: str) -> None:
+        """The service is in another state, unless it drains: from there only the end leads on."""
+        if self._status.state == "draining":
+            return
+        now = time.monotonic()
+        if state != self._status.state:
+            passed = self._status.phases.get(self._status.state, 0.0) + now - self._phase_began
+            if self._status.state in ("starting", "loading", "warming"):
+                self._status.phases[self._status.state] = round(passed, 3)
+            self._phase_began = now
+        self._status.state, self._status.detail, self._status.progress = state, detail, None
+        self._tell()
+
+    def _engine_ended(self, child: Child) -> None:
+        outcome = child.outcome()
+        self._forget(child)
+        self._engine = None
+        self._drop_serving()
+        if self._processes:
+            metrics.forget(child.pid)
+        if self._status.state == "draining":
+            self._exit_code = int(self._lost or bool(self._front_ends))
+        elif self._exit_code is None:
+            self._restart_engine(outcome or "ended")
+
+    def _restart_engine(self, outcome: str) -> None:
+        if not self._was_ready:
+            log.error("the engine %s before it was ever ready; giving up", outcome)
+            self._exit_code = 1
+            return
+        now = time.monotonic()
+        self._deaths.append(now)
+        if len(self._deaths) == _MOST_DEATHS and now - self._deaths[0] < _DEATHS_WITHIN:
+            log.error(
+                "the engine %s, the %dth time within %.0f s; giving up", outcome, _MOST_DEATHS, _DEATHS_WITHIN
+            )
+            self._exit_code = 1
+            return
+        log.error("the engine %s and is started again", outcome)
+        self._enter("failed", f"the engine {outcome} and is started again")
+        self._status.phases.clear()
+        self._status.restarts += 1
+        self._start_engine()
+
+    def _stop_engine(self) -> None:
+        if self._engine is None:
+            self._exit_code = int(self._lost)
+        elif self._serving is not None:
+            self._engine.channel.send("stop")
+        else:  # in the middle of loading: nothing depends on it
+            self._engine.kill()
+
+    def _drop_serving(self) -> None:
+        if self._serving is not None:
+            os.close(self._serving["arena"])
+            os.close(self._serving["card"])
+            self._serving = None
+
+    # Ending
+
+    def _catch_signals(self) -> None:
+        reader, writer = self._wake
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)  # the wake-up descriptor carries the number into the loop
+        self._callbacks[reader.fileno()] = self._signalled
+        self._selector.register(reader.fileno(), selectors.EVENT_READ)
+
+    def _signalled(self) -> None:
+        for number in self._wake[0].recv(16):
+            name = signal.Signals(number).name
+            if self._status.state == "draining":
+                log.warning("%s again: ending at once", name)
+                self._exit_code = 1
+            else:
+                log.info("%s: draining", name)
+                self._drain()
+
+    def _drain(self) -> None:
+        delay, timeout = self._settings.drain_delay_ms / 1000, self._settings.drain_timeout_ms / 1000
+        self._enter("draining", "ending after what was admitted")
+        self._give_up_at = time.monotonic() + delay + timeout + _LAST_GRACE
+        assert self._listener is not None
+        self._listener.close()  # the front-ends have theirs; when they close it, clients are refused at once
+        for child in self._front_ends:
+            child.channel.send("drain", delay=delay)
+        if not self._front_ends:
+            self._stop_engine()
+
+    def _end_everything(self) -> None:
+        signal.set_wakeup_fd(-1)
+        for child in self._children():
+            child.kill()
+        self._drop_serving()
+        self._selector.close()
+        if self._listener is not None:
+            self._listener.close()
+        if self._metrics is not None:
+            metrics.clean_up(self._metrics)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigurationError(
+            f"cannot listen on {host} port {port}: {reason}; choose another with --host and --port"
+        ) from error
+
+
+def _url(listener: socket.socket | None) -> str:
+    assert listener is not None
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,83 @@
+"""A front-end's application in front of a fake engine, spoken to over ASGI."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import numpy as np
+
+from service.api.app import create_app
+from service.api.context import Context
+from service.api.keys import Keys
+from service.card import ModelCard
+from service.engine.client import EngineClient
+from service.labels import ClassLabel
+from service.metrics import Metrics
+from service.preprocess import Preprocessing, prepare
+from service.settings import Settings
+from service.status import Status
+from tests.engine.harness import IMAGE, Engine
+from tests.fakes import fingerprint
+
+PREPROCESSING = Preprocessing(resize=8, crop=IMAGE[:2])
+CLASSES = tuple(ClassLabel(index, f"n{index:08}", f"thing {index}") for index in range(10))
+CARD = ModelCard(
+    name="densenet121",
+    family="densenet",
+    parameters=123,
+    weights="random:0",
+    source="a test",
+    sha256=None,
+    image=IMAGE,
+    preprocessing=PREPROCESSING,
+    classes=CLASSES,
+    feature_shape=(2, 2, 2),
+    activation="softmax",
+    precision="fp32",
+    device="cpu",
+    runtime="eager",
+    max_batch_size=8,
+)
+
+
+@dataclass
+class Site:
+    engine: Engine
+    context: Context
+    http: httpx.AsyncClient
+
+    @property
+    def free(self) -> int:
+        return self.engine.arena.free
+
+
+@asynccontextmanager
+async def site(
+    *, settings: dict[str, Any] | None = None, keys: Keys | None = None, **engine: Any
+) -> AsyncIterator[Site]:
+    """A ready service with a fake model. ``engine`` goes to `Engine`."""
+    with Engine("thread", **engine) as running, ThreadPoolExecutor(2) as decoders:
+        context = Context(
+            Settings(**settings or {}),
+            EngineClient(),
+            Metrics.declare(),
+            decoders,
+            status=Status("ready"),
+            card=CARD,
+        )
+        running.connect(context.client)
+        transport = httpx.ASGITransport(create_app(context, keys), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
+            yield Site(running, context, http)
+
+
+def logits_of(data: bytes) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """What the fake model says to an image file."""
+    pixels = np.empty(IMAGE, np.uint8)
+    prepare(data, PREPROCESSING, pixels, max_pixels=10**6)
+    return fingerprint(pixels, 10)

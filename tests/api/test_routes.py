@@ -1,0 +1,202 @@
+"""Everything beside `/predict`: health, what is loaded, the scrape, keys, ids, and the page."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from service.api.keys import Keys
+from service.errors import ConfigurationError
+from service.logs import JsonFormatter, TextFormatter
+from service.models.catalog import VARIANTS
+from service.status import Status
+from tests.api.site import CARD, CLASSES, site
+from tests.api.test_predict import problem
+from tests.loops import on_a_loop
+from tests.uploads import png
+
+
+@on_a_loop
+async def test_a_ready_service_says_so() -> None:
+    async with site() as here:
+        assert (await here.http.get("/livez")).json() == {"status": "ok"}
+        assert (await here.http.get("/readyz")).json() == {"status": "ready"}
+        health = (await here.http.get("/healthz")).json()
+        assert health["state"] == "ready"
+
+
+@pytest.mark.parametrize("state", ["starting", "loading", "warming"])
+@on_a_loop
+async def test_before_the_model_is_there_nothing_is_promised(state: str) -> None:
+    async with site() as here:
+        here.context.client.detach()
+        here.context.card = None
+        here.context.status = Status(state, "weights of x", progress={"done": 3, "total": 10})  # type: ignore[arg-type]
+        assert (await here.http.get("/livez")).status_code == 200
+        problem(await here.http.get("/readyz"), 503, "not_ready")
+        answer = await here.http.post("/predict", files={"file": png(1)})
+        problem(answer, 503, "not_ready")
+        assert answer.headers["retry-after"] == "1"
+        problem(await here.http.get("/model"), 503, "not_ready")
+        health = (await here.http.get("/healthz")).json()
+        assert (health["state"], health["progress"]) == (state, {"done": 3, "total": 10})
+        assert len((await here.http.get("/models")).json()) == 12
+
+
+@on_a_loop
+async def test_a_dead_engine_is_said_before_the_supervisor_says_it() -> None:
+    async with site() as here:
+        here.context.client.detach()
+        problem(await here.http.get("/readyz"), 503, "engine_failed")
+        assert (await here.http.get("/healthz")).json()["state"] == "failed"
+        assert (await here.http.get("/livez")).status_code == 200
+        assert b"imagenet_engine_up 0.0" in (await here.http.get("/metrics")).content
+
+
+@on_a_loop
+async def test_draining_is_not_ready_and_still_serves() -> None:
+    async with site() as here:
+        here.context.status = Status("draining")
+        problem(await here.http.get("/readyz"), 503, "draining")
+        answer = await here.http.post("/predict", files={"file": png(1)})
+        assert answer.status_code == 200
+        assert answer.headers["connection"] == "close"
+
+
+@on_a_loop
+async def test_what_is_loaded() -> None:
+    async with site() as here:
+        model = (await here.http.get("/model")).json()
+        assert (model["name"], model["weights"], model["trained"]) == ("densenet121", "random:0", False)
+        assert model["preprocessing"] == CARD.preprocessing.to_json()
+        assert model["accuracy"] is None
+        models = (await here.http.get("/models")).json()
+        assert [entry["name"] for entry in models] == list(VARIANTS)
+        assert [entry["name"] for entry in models if entry["loaded"]] == ["densenet121"]
+        labels = (await here.http.get("/labels")).json()
+        assert labels[3] == {"class_id": 3, "wnid": CLASSES[3].wnid, "label": CLASSES[3].label}
+        assert len(labels) == 10
+
+
+@on_a_loop
+async def test_unknown_paths_and_methods_are_problems_too() -> None:
+    async with site() as here:
+        problem(await here.http.get("/nothing"), 404, "not_found")
+        wrong = await here.http.get("/predict")
+        problem(wrong, 405, "method_not_allowed")
+        assert wrong.headers["allow"] == "POST"
+
+
+@on_a_loop
+async def test_request_ids_are_echoed_and_never_forged() -> None:
+    async with site() as here:
+        given = await here.http.get("/livez", headers={"x-request-id": "abc-123"})
+        assert given.headers["x-request-id"] == "abc-123"
+        for bad in ("two words", "x" * 200, 'a"b', "é"):
+            answer = await here.http.get("/livez", headers={"x-request-id": bad.encode("latin-1")})
+            assert answer.headers["x-request-id"] != bad
+            assert len(answer.headers["x-request-id"]) == 32
+
+
+@on_a_loop
+async def test_a_defect_is_answered_without_its_innards(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with site() as here:
+        monkeypatch.setattr("service.api.predict.reply", lambda document: 1 / 0)
+        answer = await here.http.post("/predict", files={"file": png(1)})
+        problem(answer, 500, "internal")
+        assert "division" not in answer.text
+        assert "division by zero" in caplog.text
+
+
+@on_a_loop
+async def test_keys_guard_everything_but_probes_and_scrape(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# for the app\n\nfirst-key\n")
+    async with site(keys=Keys(file)) as here:
+        for path in ("/livez", "/readyz", "/metrics"):
+            assert (await here.http.get(path)).status_code == 200
+        for path in ("/healthz", "/model", "/labels", "/docs", "/openapi.json", "/", "/nothing"):
+            answer = await here.http.get(path)
+            problem(answer, 401, "unauthorized")
+            assert answer.headers["www-authenticate"] == "Bearer"
+        for wrong in (
+            {"authorization": "Bearer no"},
+            {"authorization": "first-key"},
+            {"x-api-key": "first-ke"},
+        ):
+            problem(await here.http.get("/model", headers=wrong), 401, "unauthorized")
+        for right in ({"authorization": "Bearer first-key"}, {"x-api-key": "first-key"}):
+            assert (await here.http.get("/model", headers=right)).status_code == 200
+        file.write_text("second-key-of-another-length\n")
+        problem(await here.http.get("/model", headers={"x-api-key": "first-key"}), 401, "unauthorized")
+        file.unlink()  # in the middle of a rotation: the last good keys stay
+        headers = {"x-api-key": "second-key-of-another-length"}
+        assert (await here.http.get("/model", headers=headers)).status_code == 200
+
+
+def test_a_file_without_keys_ends_the_start(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("# nothing\n")
+    for name in ("empty", "missing"):
+        with pytest.raises(ConfigurationError, match="api_keys_file"):
+            Keys(tmp_path / name)
+
+
+@on_a_loop
+async def test_the_scrape_counts_what_was_sent() -> None:
+    async with site() as here:
+        before = await scrape(here)
+        for n in range(5):
+            await here.http.post("/predict", files={"file": png(n)})
+        await here.http.post("/predict", files={"file": b"no picture"})
+        await here.http.get("/a/path/that/nobody/declared")
+        after = await scrape(here)
+
+        def grew(name: str) -> float:
+            return after.get(name, 0) - before.get(name, 0)
+
+        assert grew('imagenet_requests_total{route="/predict",status="200"}') == 5
+        assert grew('imagenet_requests_total{route="/predict",status="415"}') == 1
+        assert grew('imagenet_requests_total{route="unmatched",status="404"}') == 1
+        assert grew('imagenet_rejected_total{reason="unsupported_media_type"}') == 1
+        assert grew('imagenet_request_duration_seconds_count{route="/predict"}') == 6
+        for stage in ("decode", "queue", "inference", "respond"):
+            assert grew(f'imagenet_stage_duration_seconds_count{{stage="{stage}"}}') == 5
+        assert grew('imagenet_stage_duration_seconds_count{stage="receive"}') == 6
+        assert after['imagenet_state{state="ready"}'] == 1
+        assert sum(value for name, value in after.items() if name.startswith("imagenet_state")) == 1
+        assert after["imagenet_engine_up"] == 1
+        assert after["imagenet_in_flight_requests"] == 0
+        assert any(name.startswith("imagenet_model_info") and 'name="densenet121"' in name for name in after)
+        assert after["imagenet_late_work_total"] == 0
+
+
+async def scrape(here: object) -> dict[str, float]:
+    text = (await here.http.get("/metrics")).text  # type: ignore[attr-defined]
+    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in lines}
+
+
+@on_a_loop
+async def test_the_page_and_the_schema_are_there() -> None:
+    async with site() as here:
+        page = await here.http.get("/")
+        assert page.status_code == 200
+        assert page.headers["content-type"].startswith("text/html")
+        assert (await here.http.get("/docs")).status_code == 200
+        schema = (await here.http.get("/openapi.json")).json()
+        upload = schema["paths"]["/predict"]["post"]["requestBody"]["content"]
+        assert set(upload) == {"multipart/form-data", "image/*"}
+        problem(await here.http.get("/page/nothing.js"), 404, "not_found")
+
+
+def test_a_log_line_is_one_json_object_or_one_line() -> None:
+    record = logging.LogRecord("x", logging.INFO, "f", 1, "%s", ("a\nb\x1b[31m",), None)
+    assert json.loads(JsonFormatter("frontend-1").format(record))["message"] == "a\nb\x1b[31m"
+    assert "\n" not in JsonFormatter("frontend-1").format(record)
+    line = TextFormatter("frontend-1").format(record)
+    assert line.isprintable()

@@ -1,0 +1,29 @@
+"""For every test: torchvision can be imported, whatever build it is, and metrics have their folder."""
+
+import gc
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from service import metrics
+from service.models import _torchvision as _torchvision  # imports torchvision as it has to be
+
+#: Before prometheus_client is imported: that is when it decides to keep its values in files.
+_METRICS = metrics.prepare()
+
+
+#: What is converted here, and in the services that are started here, is cached here, once for all tests.
+_CACHE = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="imagenet-serve-test-cache-")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _metrics_folder() -> Iterator[None]:
+    yield
+    for item in gc.get_objects():  # prometheus_client never closes its files
+        if type(item).__name__ == "MmapedDict":
+            item.close()
+    metrics.clean_up(_METRICS)
+    shutil.rmtree(_CACHE, ignore_errors=True)

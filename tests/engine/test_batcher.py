@@ -1,0 +1,121 @@
+"""The four rules of the batcher's docstring, on random schedules under a virtual clock."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from service.engine.batcher import Batcher, Request
+
+MOST = 4
+
+
+class Schedule(RuleBasedStateMachine):
+    """Arrivals, cancellations, expiries and a device that is free now and then, against a plain model."""
+
+    delay = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 100.0
+        self.batcher = Batcher(MOST, self.delay)
+        self.waiting: dict[int, Request] = {}
+        self.order: list[int] = []
+        self.next_slot = 0
+
+    @rule(patience=st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0]))
+    def arrive(self, patience: float) -> None:
+        request = Request(self.next_slot, self.now + patience, self.now)
+        self.next_slot += 1
+        self.batcher.add(request)
+        self.waiting[request.slot] = request
+        self.order.append(request.slot)
+
+    @rule(seconds=st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.next_slot > 0)
+    def cancel(self, data: st.DataObject) -> None:
+        slot = data.draw(st.integers(0, self.next_slot - 1))
+        assert self.batcher.cancel(slot) == (self.waiting.pop(slot, None) is not None)
+
+    @rule()
+    def expire(self) -> None:
+        left = self.batcher.expire(self.now)
+        due = sorted(
+            (request for request in self.waiting.values() if request.deadline <= self.now),
+            key=lambda request: (request.deadline, self.order.index(request.slot)),
+        )
+        assert left == due
+        for request in left:
+            del self.waiting[request.slot]
+
+    @rule()
+    def device_is_free(self) -> None:
+        batch = self.batcher.next_batch(self.now)
+        live = sorted(
+            (request for request in self.waiting.values() if request.deadline > self.now),
+            key=lambda request: (request.deadline, self.order.index(request.slot)),
+        )
+        assert batch == (live[:MOST] if self.should_run(live) else [])
+        for request in batch:
+            del self.waiting[request.slot]
+
+    def should_run(self, live: list[Request]) -> bool:
+        if not live:
+            return False
+        oldest = min(request.arrived for request in live)
+        return len(live) >= MOST or self.now >= oldest + self.delay
+
+    @invariant()
+    def never_sleeps_past_what_is_due(self) -> None:
+        wake = self.batcher.next_deadline()
+        live = [request for request in self.waiting.values() if request.deadline > self.now]
+        if live:
+            assert wake is not None
+            assert wake <= min(request.deadline for request in live)
+            if self.delay:
+                assert wake <= min(request.arrived for request in live) + self.delay
+
+    def teardown(self) -> None:
+        """Everyone leaves exactly once: what the model still holds is what the batcher still gives."""
+        self.now += 1_000
+        assert {request.slot for request in self.batcher.expire(self.now)} == set(self.waiting)
+        assert len(self.batcher) == 0
+        assert self.batcher.next_deadline() is None
+
+
+class PatientSchedule(Schedule):
+    delay = 0.75
+
+
+steps = settings(max_examples=120, stateful_step_count=60, deadline=None)
+TestImpatient = Schedule.TestCase
+TestImpatient.settings = steps
+TestPatient = PatientSchedule.TestCase
+TestPatient.settings = steps
+
+
+def test_a_slot_waits_only_once() -> None:
+    batcher = Batcher(2)
+    batcher.add(Request(1, 10.0, 0.0))
+    with pytest.raises(ValueError, match="waits already"):
+        batcher.add(Request(1, 10.0, 0.0))
+
+
+def test_a_batch_holds_at_least_one() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Batcher(0)
+
+
+def test_a_full_batch_does_not_wait_for_the_delay() -> None:
+    batcher = Batcher(2, max_queue_delay=1.0)
+    batcher.add(Request(1, 10.0, 0.0))
+    assert batcher.next_batch(0.5) == []
+    assert batcher.next_deadline() == 1.0
+    batcher.add(Request(2, 9.0, 0.5))
+    assert [request.slot for request in batcher.next_batch(0.5)] == [2, 1]

@@ -1,0 +1,254 @@
+"""The front-end's door and the engine's loop together, over a thread and over a process."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from service.engine.client import Answer, EngineClient, Slot
+from service.errors import DeadlineExceeded, EngineFailed, InternalError, NotReady, Overloaded
+from tests.engine.harness import IMAGE, Engine
+from tests.fakes import fingerprint
+from tests.loops import on_a_loop, until
+
+LATER = 60.0
+
+
+@pytest.fixture
+def decoders() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
+
+
+def picture(seed: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, IMAGE, np.uint8)
+
+
+async def ask(client: EngineClient, image: NDArray[np.uint8], patience: float = LATER) -> Answer:
+    with client.take() as slot:
+        slot.pixels[...] = image
+        return await slot.answer(client.clock() + patience, 10)
+
+
+KINDS = pytest.mark.parametrize("kind", ["thread", "process"])
+
+
+@KINDS
+@on_a_loop
+async def test_everyone_gets_their_own_answer(kind: str) -> None:
+    async def one(client: EngineClient, seed: int) -> None:
+        image = picture(seed)
+        while True:
+            try:
+                answer = await ask(client, image)
+            except Overloaded:
+                await asyncio.sleep(random.random() / 100)
+                continue
+            assert (answer.result == fingerprint(image, 10)).all()
+            assert 1 <= answer.batch_size <= 8
+            assert answer.queue >= 0
+            assert answer.inference >= 0
+            return
+
+    with Engine(kind, slots=16, delay=0.001) as engine:
+        clients = [engine.connect() for _ in range(3)]
+        await asyncio.gather(*(one(clients[seed % 3], seed) for seed in range(300)))
+        assert engine.arena.free == 16
+
+
+@KINDS
+@on_a_loop
+async def test_requests_that_wait_together_run_together(kind: str) -> None:
+    with Engine(kind, delay=0.05, max_batch_size=4) as engine:
+        client = engine.connect()
+        answers = await asyncio.gather(*(ask(client, picture(seed)) for seed in range(16)))
+        sizes = [answer.batch_size for answer in answers]
+        assert max(sizes) == 4
+        assert len({answer.batch for answer in answers}) <= 6  # the first may run alone, the rest is full
+
+
+@KINDS
+@on_a_loop
+async def test_no_free_slot_is_overload(kind: str) -> None:
+    with Engine(kind, slots=2, delay=0.2) as engine:
+        client = engine.connect()
+        running = [asyncio.create_task(ask(client, picture(seed))) for seed in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded) as overload:
+            client.take()
+        assert overload.value.retry_after >= 1
+        with pytest.raises(Overloaded):
+            client.check_room()
+        await asyncio.gather(*running)
+        client.check_room()
+        assert engine.arena.free == 2
+
+
+@KINDS
+@on_a_loop
+async def test_a_deadline_is_kept_while_a_batch_runs(kind: str) -> None:
+    with Engine(kind, slots=4, delay=0.4, max_batch_size=1) as engine:
+        client = engine.connect()
+        first = asyncio.create_task(ask(client, picture(1)))
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await ask(client, picture(2), patience=0.1)
+        assert time.monotonic() - began < 0.35  # long before the batch is done
+        await first
+        await until(lambda: engine.arena.free == 4)
+
+
+@on_a_loop
+async def test_expired_and_cancelled_work_never_runs_and_only_hang_ups_count_as_such() -> None:
+    with Engine("thread", slots=4, max_batch_size=1) as engine:
+        hang_ups: list[int] = []
+        client = EngineClient()
+        client.on_cancelled(lambda: hang_ups.append(1))
+        engine.connect(client)
+        engine.runner.may_run.clear()
+        blocker = asyncio.create_task(ask(client, picture(1)))
+        await until(lambda: len(engine.runner.batches) == 1)
+        late = asyncio.create_task(ask(client, picture(2), patience=0.05))
+        gone = asyncio.create_task(ask(client, picture(3)))
+        await asyncio.sleep(0.1)
+        gone.cancel()
+        await until(lambda: engine.arena.free == 3)  # both places are free before the device is
+        with pytest.raises(DeadlineExceeded):
+            await late
+        engine.runner.may_run.set()
+        await blocker
+        assert len(engine.runner.batches) == 1
+        assert len(hang_ups) == 1
+
+
+@KINDS
+@on_a_loop
+async def test_a_cancellation_at_any_moment_loses_no_slot(kind: str, decoders: ThreadPoolExecutor) -> None:
+    async def one(client: EngineClient, seed: int) -> None:
+        image = picture(seed)
+
+        def write(pixels: NDArray[np.uint8]) -> None:
+            time.sleep(random.random() / 500)
+            pixels[...] = image
+
+        with client.take() as slot:
+            await slot.fill(decoders, write, client.clock() + LATER)
+            answer = await slot.answer(client.clock() + LATER, 10)
+            assert (answer.result == fingerprint(image, 10)).all()
+
+    with Engine(kind, slots=8, delay=0.001, max_batch_size=4) as engine:
+        client = engine.connect()
+        random.seed(5)
+        for round_ in range(60):
+            tasks = [asyncio.create_task(one(client, 8 * round_ + index)) for index in range(8)]
+            for task in tasks:
+                await asyncio.sleep(random.random() / 1000)
+                if random.random() < 0.6:
+                    task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            bad = [result for result in results if isinstance(result, BaseException)]
+            assert all(isinstance(result, asyncio.CancelledError) for result in bad)
+            await until(lambda: engine.arena.free == 8)
+        assert client.pending == 0
+
+
+@on_a_loop
+async def test_a_slot_is_not_free_while_a_thread_writes_into_it(decoders: ThreadPoolExecutor) -> None:
+    import threading
+
+    may_end = threading.Event()
+
+    def write(pixels: NDArray[np.uint8]) -> None:
+        may_end.wait(10)
+
+    with Engine("thread", slots=1) as engine:
+        client = engine.connect()
+
+        async def decode(slot: Slot) -> None:
+            with slot:
+                await slot.fill(decoders, write, client.clock() + LATER)
+
+        task = asyncio.create_task(decode(client.take()))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.sleep(0.02)
+        assert engine.arena.free == 0
+        may_end.set()
+        await until(lambda: engine.arena.free == 1)
+
+
+@on_a_loop
+async def test_a_failing_model_is_an_internal_error_and_the_next_batch_is_fine() -> None:
+    with Engine("thread", slots=2) as engine:
+        client = engine.connect()
+        engine.runner.error = RuntimeError("out of memory")
+        with pytest.raises(InternalError):
+            await ask(client, picture(1))
+        engine.runner.error = None
+        assert ((await ask(client, picture(2))).result == fingerprint(picture(2), 10)).all()
+        assert engine.arena.free == 2
+
+
+@on_a_loop
+async def test_a_killed_engine_fails_everyone_at_once_and_another_takes_over() -> None:
+    with Engine("process", slots=8, delay=5.0) as engine:
+        client = engine.connect()
+        waiting = [asyncio.create_task(ask(client, picture(seed))) for seed in range(6)]
+        await asyncio.sleep(0.5)
+        engine.process.kill()
+        began = time.monotonic()
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(result, EngineFailed) for result in results)
+        assert time.monotonic() - began < 2
+        assert not client.connected
+        with pytest.raises(EngineFailed):
+            client.take()
+        with Engine("process", slots=8) as another:
+            another.connect(client)
+            assert ((await ask(client, picture(9))).result == fingerprint(picture(9), 10)).all()
+
+
+@KINDS
+@on_a_loop
+async def test_the_slots_of_a_dead_front_end_come_back(kind: str) -> None:
+    with Engine(kind, slots=8, delay=0.3, max_batch_size=2) as engine:
+        dying, living = engine.connect(), engine.connect()
+        running = [asyncio.create_task(ask(dying, picture(seed))) for seed in range(4)]
+        held = dying.take()  # taken and never submitted: in the middle of a decode
+        await asyncio.sleep(0.1)
+        mine = asyncio.create_task(ask(living, picture(7)))
+        await asyncio.sleep(0.05)
+        dying.detach()  # closes its end, as the kernel does for a killed process
+        await asyncio.gather(*running, return_exceptions=True)
+        assert (await mine).result.tolist() == fingerprint(picture(7), 10).tolist()
+        await until(lambda: engine.arena.free == 8)
+        assert held.number >= 0
+
+
+@on_a_loop
+async def test_without_an_engine_nothing_is_ready() -> None:
+    client = EngineClient()
+    assert not client.connected
+    with pytest.raises(NotReady):
+        client.take()
+
+
+@on_a_loop
+async def test_taking_in_turn_waits_for_room_until_the_deadline() -> None:
+    with Engine("thread", slots=1, delay=0.05) as engine:
+        client = engine.connect()
+        running = asyncio.create_task(ask(client, picture(1)))
+        await asyncio.sleep(0)
+        with await client.take_in_turn(client.clock() + LATER) as slot:
+            assert slot.number == 0
+            with pytest.raises(DeadlineExceeded):
+                await client.take_in_turn(client.clock() + 0.02)
+        await running

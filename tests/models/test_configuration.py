@@ -1,0 +1,66 @@
+"""Networks as data: other libraries' notations, JSON and back, and what is no network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from service.errors import CheckpointError
+from service.models.catalog import VARIANTS
+from service.models.configuration import DenseNetConfig, VGGConfig, from_json, to_json
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_json_and_back(name: str) -> None:
+    configuration = VARIANTS[name].configuration
+    assert from_json(to_json(configuration)) == configuration
+
+
+def test_a_vgg_in_the_words_of_three_libraries() -> None:
+    vgg11 = VARIANTS["vgg11"].configuration
+    letters: list[int | str] = [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"]
+    assert VGGConfig.from_letters(letters) == vgg11
+    assert VGGConfig.from_stackwise([1, 1, 2, 2, 2], [64, 128, 256, 512, 512]) == vgg11
+
+
+def test_a_stage_may_have_no_layers() -> None:
+    configuration = VGGConfig.from_letters([4, "M", "M", 6, "M", "M"])
+    assert configuration.stages == ((4,), (), (6,), ())
+    assert (configuration.width, configuration.map_size((33, 47))) == (6, (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("vgg", {"stages": []}),
+        ("vgg", {"stages": [[]]}),
+        ("vgg", {"stages": [[64, 0]]}),
+        ("vgg", {"stages": [["64"]]}),
+        ("vgg", {"stages": 3}),
+        ("vgg", {"stages": [[64]], "head": "round"}),
+        ("vgg", {"stages": [[64]], "num_classes": -1}),
+        ("vgg", {"stages": [[64]], "depth": 3}),
+        ("vgg", {}),
+        ("densenet", {"blocks": []}),
+        ("densenet", {"blocks": [10**9]}),
+        ("densenet", {"blocks": [2, -1]}),
+        ("densenet", {"blocks": [2], "compression": 0}),
+        ("densenet", {"blocks": [2], "padding": "valid"}),
+        ("densenet", {"blocks": [2], "head_pooling": "sum"}),
+        ("densenet", {"blocks": [2], "growth_rate": True}),
+        ("resnet", {}),
+    ],
+)
+def test_what_is_no_network_is_refused(family: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="configuration"):
+        from_json({"family": family, **changes})
+
+
+def test_a_billion_layers_are_a_message() -> None:
+    with pytest.raises(CheckpointError, match="number of layers must be whole and from 1 to 1000"):
+        VGGConfig.from_stackwise([10**9], [64])
+    with pytest.raises(CheckpointError, match="number of layers"):
+        DenseNetConfig((10**12,))
+    with pytest.raises(CheckpointError, match="end with the max-pool"):
+        VGGConfig.from_letters([64, "M", 64])

@@ -1,0 +1,65 @@
+"""The folders are arrows: who may import whom, read from the sources and seen in a running interpreter."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SERVICE = ROOT / "service"
+
+#: A room, and what it must not import at module level, with the reason in docs/ARCHITECTURE.md.
+FORBIDDEN = [
+    (
+        "service/api",
+        ("torch", "torchvision", "service.engine.core", "service.supervisor", "service.models.loader"),
+    ),
+    ("service/engine", ("service.api", "service.models", "fastapi", "uvicorn", "torch", "PIL")),
+    ("service/models", ("service.api", "service.engine", "service.supervisor", "fastapi")),
+    ("service/preprocess.py", ("torch", "service.api", "service.engine", "service.models")),
+    ("service/decode.py", ("torch", "service.api", "service.engine", "service.models")),
+    ("service/engine/arena.py", ("service.engine.client", "service.engine.core")),
+    ("service/engine/batcher.py", ("time", "threading", "socket", "numpy", "asyncio", "service")),
+    ("service/errors.py", ("service", "fastapi", "torch")),
+]
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that ``path`` imports when it is imported; what functions import is their own affair."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize(("room", "forbidden"), FORBIDDEN)
+def test_imports_follow_the_arrow(room: str, forbidden: tuple[str, ...]) -> None:
+    path = ROOT / room
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    assert files
+    for file in files:
+        for name in imports(file):
+            wrong = [ban for ban in forbidden if name == ban or name.startswith(f"{ban}.")]
+            # The catalogue is data: both sides read it.
+            assert not wrong or name.startswith("service.models.catalog"), f"{file.name} imports {name}"
+
+
+def test_a_front_end_never_imports_torch() -> None:
+    code = "import sys, service.frontend, service.supervisor; print([m for m in sys.modules if m.startswith('torch')])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_nothing_happens_at_import_but_in_the_one_module_that_says_so() -> None:
+    """No module of ours starts a thread, opens a file for writing or reads the environment when imported."""
+    code = (
+        "import sys, threading, service.cli, service.frontend, service.supervisor, service.engine.process;"
+        "print(threading.active_count(), 'prometheus_client' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "1 False\n"

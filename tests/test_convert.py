@@ -1,0 +1,38 @@
+"""`imagenet-serve convert`: another origin's checkpoint becomes ours, and answers the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from service.cli import cli
+from service.errors import CheckpointError
+from service.models import loader
+from service.models.checkpoints import resolve
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.mark.parametrize(
+    "name", ["khub_vgg_avg", "khub_densenet_g8", "timm_vgg", "tv_densenet_old_keys/model.pth"]
+)
+def test_what_was_converted_answers_the_same(name: str, tmp_path: Path) -> None:
+    source = str(FIXTURES / name)
+    result = CliRunner().invoke(cli, ["convert", source, str(tmp_path / "ours")])
+    assert result.exit_code == 0, result.output
+    before, after = resolve(source, "densenet121"), resolve(str(tmp_path / "ours"), "densenet121")
+    assert after.configuration == before.configuration
+    assert after.preprocessing == before.preprocessing
+    assert after.classes == before.classes
+    assert (after.activation, after.name) == (before.activation, before.name)
+    pixels = torch.randint(0, 256, (2, *before.preprocessing.shape), dtype=torch.uint8)
+    assert torch.equal(loader.load(before)(pixels), loader.load(after)(pixels))
+
+
+def test_a_source_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["convert", "/no/such/weights", str(tmp_path / "ours")])
+    assert isinstance(result.exception, CheckpointError)
+    assert not (tmp_path / "ours").exists()

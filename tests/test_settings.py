@@ -1,0 +1,144 @@
+"""Settings: declared once, the same from flags and environment, and one sentence for what cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from service import settings
+from service.cli import cli
+from service.errors import ConfigurationError
+from service.models.catalog import VARIANTS
+
+#: The contract's table: name and default.
+CONTRACT = {
+    "model": "densenet121",
+    "weights": "pretrained",
+    "device": "auto",
+    "precision": "auto",
+    "runtime": "auto",
+    "host": "127.0.0.1",
+    "port": 8000,
+    "frontends": "auto",
+    "max_batch_size": "auto",
+    "max_queue_delay_ms": 0,
+    "queue_capacity": "auto",
+    "request_timeout_ms": 30000,
+    "max_upload_bytes": 10485760,
+    "max_image_pixels": 50000000,
+    "max_images_per_request": 64,
+    "top_k": 5,
+    "labels": None,
+    "decode": "exact",
+    "api_keys_file": None,
+    "drain_delay_ms": 0,
+    "drain_timeout_ms": 25000,
+    "log_format": "auto",
+    "log_level": "info",
+}
+
+
+def test_the_contract_holds() -> None:
+    assert settings.load().model_dump() == CONTRACT
+
+
+def test_the_environment_and_flags_set_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGENET_MAX_BATCH_SIZE", "12")
+    monkeypatch.setenv("IMAGENET_TOP_K", "3")
+    assert settings.load().max_batch_size == 12
+    assert settings.load(max_batch_size="7").max_batch_size == 7
+    assert settings.load(max_batch_size="7").top_k == 3
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        settings.load().port = 1
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_a_model(name: str) -> None:
+    assert settings.load(model=name).model == name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "70000"),
+        ("port", "x"),
+        ("model", "vgg12"),
+        ("device", "gpu"),
+        ("precision", "int8"),
+        ("frontends", "0"),
+        ("max_batch_size", "none"),
+        ("queue_capacity", "0"),
+        ("max_queue_delay_ms", "-1"),
+        ("request_timeout_ms", "0"),
+        ("top_k", "0"),
+        ("decode", "quick"),
+        ("log_level", "loud"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_that_names_the_setting(name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        settings.load(**{name: value})
+    assert str(error.value).startswith(f"{name}=")
+    assert "\n" not in str(error.value)
+
+
+def test_a_kubernetes_service_link_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGENET_PORT", "tcp://10.0.0.1:8000")
+    with pytest.raises(ConfigurationError, match="enableServiceLinks: false"):
+        settings.load()
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({}, None),
+    ],
+)
+def test_a_container_s_quota_counts_not_the_host_s_cores(
+    tmp_path: Path, files: dict[str, str], cores: int | None
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert settings._cgroup_cores(tmp_path) == cores
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(cli, arguments)
+
+
+@pytest.mark.parametrize("command", [(), ("serve",), ("classify",), ("models",)])
+def test_every_command_explains_itself(command: tuple[str, ...]) -> None:
+    result = invoke(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_serve_has_a_flag_for_every_setting() -> None:
+    text = invoke("serve", "--help").output
+    for name, default in CONTRACT.items():
+        assert f"--{name.replace('_', '-')} VALUE" in text
+        assert f"[default: {'none' if default is None else default}]" in " ".join(text.split())
+
+
+def test_wrong_usage_is_exit_code_2() -> None:
+    assert invoke("serve", "--no-such-flag").exit_code == 2
+    assert invoke("serve", "--port=x").exit_code == 2
+    assert invoke("classify").exit_code == 2
+
+
+def test_models_lists_the_twelve() -> None:
+    lines = invoke("models", "--format=csv").output.splitlines()
+    assert len(lines) == 13
+    assert lines[9].startswith("densenet121,7978856,")

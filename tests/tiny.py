@@ -1,0 +1,42 @@
+"""A checkpoint of a network so small that serving it costs nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from service.labels import ClassLabel
+from service.models import densenet
+from service.models.checkpoints import Checkpoint, write
+from service.models.configuration import DenseNetConfig
+from service.preprocess import Preprocessing
+
+CLASSES = 10
+SIDE = 32
+
+
+def checkpoint() -> Checkpoint:
+    """A DenseNet of a few thousand parameters; the same numbers every time."""
+    configuration = DenseNetConfig((2, 2), growth_rate=8, stem_width=8, num_classes=CLASSES)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        network = densenet.build(configuration)
+        torch.nn.init.normal_(network.classifier.weight, 0, 2)
+    return Checkpoint(
+        configuration=configuration,
+        state_dict=network.state_dict(),
+        preprocessing=Preprocessing(resize=36, crop=(SIDE, SIDE)),
+        classes=tuple(ClassLabel(index, None, f"thing {index}") for index in range(CLASSES)),
+        activation="softmax",
+        name="tiny",
+        source="made by a test",
+        sha256=None,
+    )
+
+
+def directory(parent: Path) -> Path:
+    """Writes it under ``parent``; the folder's path is what ``--weights`` takes."""
+    path = parent / "tiny"
+    write(checkpoint(), path)
+    return path

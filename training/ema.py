@@ -1,0 +1,32 @@
+"""An exponential moving average of a network, with its batch-norm statistics."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """``network`` is the average, always in evaluation mode; `update` moves it towards the trained one.
+
+    Running means and variances are averaged like the weights: they belong to the same moments. The
+    decay is smaller in the first steps, so that the random initialisation is soon forgotten.
+    """
+
+    def __init__(self, trained: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(trained).eval().requires_grad_(False)
+        self._decay = decay
+
+    @torch.no_grad()
+    def update(self, trained: nn.Module, step: int) -> None:
+        """Step number ``step`` (from 0) has just been taken."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        averages, values = _floats(self.network), _floats(trained)
+        torch._foreach_lerp_(averages, values, 1 - decay)
+
+
+def _floats(network: nn.Module) -> list[Tensor]:
+    """Parameters and floating-point buffers, without `num_batches_tracked`."""
+    return [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]

@@ -1,0 +1,74 @@
+"""The recipe as data: which network, how many epochs at which size, how fast. No tensor here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from service.models.configuration import DenseNetConfig
+
+#: 64x64 input goes through blocks at 32, 16, 8 and 4 pixels. Layers cost by their area, so most stand
+#: where pictures are small; wide layers (growth 64) and few, since concatenation, norm and ReLU are
+#: bound by memory. A bottleneck of 2 in place of 4 saves 40 % of a step.
+NETWORK = DenseNetConfig(
+    blocks=(1, 4, 8, 4),
+    growth_rate=64,
+    stem_width=64,
+    bottleneck=2,
+    stem_kernel=3,
+    stem_stride=2,
+    stem_pool=False,
+    num_classes=200,
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``epochs`` at images of ``side`` pixels, cropped from at least ``area`` of the picture."""
+
+    epochs: int
+    side: int
+    area: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights beside the data. Learning rates are SGD's, per batch."""
+
+    stages: tuple[Stage, ...] = (
+        Stage(5, 32, 0.35),
+        Stage(3, 32, 0.5),
+        Stage(2, 48, 0.5),
+        Stage(2, 64, 0.6),
+        Stage(3, 64, 0.3),
+    )
+    batch_size: int = 128
+    peak_learning_rate: float = 0.25
+    warm_up: float = 0.18
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    ema_decay: float = 0.998
+    seed: int = 0
+
+    @property
+    def epochs(self) -> int:
+        return sum(stage.epochs for stage in self.stages)
+
+    def stage(self, epoch: int) -> Stage:
+        """The stage that epoch number ``epoch`` (from 0) belongs to."""
+        for stage in self.stages:
+            if epoch < stage.epochs:
+                return stage
+            epoch -= stage.epochs
+        raise IndexError("past the last epoch")
+
+    def learning_rate(self, progress: float) -> float:
+        """After a share ``progress`` (0..1) of all steps: one cycle (Smith and Topin, arXiv:1708.07120).
+
+        A linear rise, then a cosine to zero.
+        """
+        if progress < self.warm_up:
+            return self.peak_learning_rate * (0.02 + 0.98 * progress / self.warm_up)
+        done = (progress - self.warm_up) / (1 - self.warm_up)
+        return self.peak_learning_rate * (1 + math.cos(math.pi * done)) / 2

@@ -1,0 +1,158 @@
+"""Train the demo model: ``python -m training.train --data ZIP --out DIR``.
+
+Stopped and started again with the same arguments, it goes on from ``DIR/checkpoint.pt``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from torch.multiprocessing.spawn import spawn
+
+from training import data
+from training.export import export
+from training.loop import Progress, Trainer, accuracy
+from training.recipe import NETWORK, Recipe
+from training.team import Team
+
+#: Steps between two writes of the checkpoint: what a kill costs at most.
+CHECKPOINT_STEPS = 300
+#: Steps between two log lines where there is no terminal to draw a bar on.
+LOG_STEPS = 100
+
+SPLITS: tuple[data.Split, ...] = ("train", "val")
+#: The file in OUT over which the processes of a team meet.
+MEETING = "meeting"
+
+log = logging.getLogger("training")
+
+
+def main() -> None:
+    arguments = _arguments()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:  # decoded here, before several processes want it
+        data.load(arguments.data, split, data.class_order(arguments.data), arguments.cache)
+    if arguments.workers == 1:
+        run(0, arguments)
+        return
+    (arguments.out / MEETING).unlink(missing_ok=True)
+    spawn(run, (arguments,), nprocs=arguments.workers)  # type: ignore[no-untyped-call]
+
+
+def run(rank: int, arguments: argparse.Namespace) -> None:
+    """Process number ``rank`` of ``arguments.workers``, from the first step or the last checkpoint."""
+    team = Team(rank, arguments.workers)
+    if team.size > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // team.size))
+        team.join(arguments.out / MEETING)
+    logging.basicConfig(
+        level=logging.INFO if team.leads else logging.WARNING, format="%(asctime)s %(message)s"
+    )
+    classes = data.class_order(arguments.data)
+    train_images, val_images = (
+        data.load(arguments.data, split, classes, arguments.cache).to(torch.device(arguments.device))
+        for split in SPLITS
+    )
+    network = replace(NETWORK, num_classes=len(classes))
+    trainer = Trainer(network, Recipe(seed=arguments.seed), train_images, team)
+    for note in train(trainer, val_images, arguments.out):
+        weights = trainer.average.network.state_dict()
+        export(arguments.out / "demo", network, weights, classes, {"data": "Tiny-ImageNet-200", **note})
+    team.leave()
+
+
+def train(trainer: Trainer, val_images: data.Images, out: Path) -> Iterator[dict[str, float]]:
+    """Run the recipe to its end, from ``out/checkpoint.pt`` if there is one; after every epoch, its figures.
+
+    They are the average's accuracy at the epoch's size and the epoch's seconds, and are kept in
+    ``out/history.jsonl`` too. After a resumption the seconds are those since then. Only the process
+    that leads has any.
+    """
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists():
+        trainer.restore(checkpoint)
+        log.info("resumed at step %d of %d", trainer.step, trainer.steps)
+    while trainer.step < trainer.steps:
+        if not trainer.team.leads:
+            deque(trainer.run_epoch(), maxlen=0)
+            continue
+        side, started = trainer.recipe.stage(trainer.epoch).side, time.monotonic()
+        for progress in shown(trainer.run_epoch(), trainer.steps):
+            if progress.step % CHECKPOINT_STEPS == 0:
+                trainer.save(checkpoint)
+        trainer.save(checkpoint)
+        seconds = time.monotonic() - started
+        top1, top5 = accuracy(trainer.average.network, val_images, side)
+        note = {"epochs": trainer.epoch, "side": side, "top1": round(top1, 2), "top5": round(top5, 2)}
+        note["seconds"] = round(seconds, 1)
+        log.info("epoch %s", json.dumps(note))
+        with (out / "history.jsonl").open("a", encoding="utf-8") as history:
+            history.write(json.dumps(note) + "\n")
+        yield note
+
+
+def shown(steps: Iterable[Progress], total: int) -> Iterator[Progress]:
+    """The same steps, with a bar on a terminal and a line now and then elsewhere."""
+    return _with_bar(steps, total) if sys.stderr.isatty() else _with_lines(steps)
+
+
+def _with_bar(steps: Iterable[Progress], total: int) -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns) as bar:
+        task = bar.add_task("training", total=total)
+        for progress in steps:
+            text = f"epoch {progress.epoch + 1} at {progress.side} px, loss {progress.loss.item():.3f}"
+            bar.update(task, completed=progress.step, description=text)
+            yield progress
+
+
+def _with_lines(steps: Iterable[Progress]) -> Iterator[Progress]:
+    started, first = time.monotonic(), None
+    for progress in steps:
+        first = progress.step - 1 if first is None else first
+        if progress.step % LOG_STEPS == 0:
+            pace = (progress.step - first) / (time.monotonic() - started)
+            log.info(
+                "step %d/%d epoch %d at %d px: loss %.3f, learning rate %.4f, %.2f steps/s",
+                progress.step,
+                progress.steps,
+                progress.epoch + 1,
+                progress.side,
+                progress.loss.item(),
+                progress.learning_rate,
+                pace,
+            )
+        yield progress
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="tiny-imagenet-200.zip")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="checkpoint, history and exported model go here"
+    )
+    parser.add_argument("--cache", type=Path, help="decoded images, 1.4 GB (default: OUT/cache)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes that share every batch; on a CPU, one a core"
+    )
+    arguments = parser.parse_args()
+    arguments.cache = arguments.cache or arguments.out / "cache"
+    return arguments
+
+
+if __name__ == "__main__":
+    main()
