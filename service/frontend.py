@@ -21,6 +21,7 @@ from service.decoders import Decoders
 from service.engine.arena import Arena, Geometry
 from service.engine.client import EngineClient
 from service.engine.transport import Channel, Link, read_blob
+from service.listener import BACKLOG, refuse_newcomers
 from service.metrics import Metrics
 from service.protocol import Protocol
 from service.settings import Settings, available_cores
@@ -32,11 +33,10 @@ log = logging.getLogger(__name__)
 HEARTBEAT = 1.0
 #: Seconds that a connection may idle: longer than load balancers keep theirs, so that they close first.
 _KEEP_ALIVE = 75
-#: Seconds between closing the port and closing idle connections: a request that is on its way still gets in.
-_LAME_DUCK = 0.2
+#: Seconds between refusing new connections and closing the port and what idles: who is on the way still gets in.
+_LAME_DUCK, _LAME_DUCK_STEPS = 0.2, 4
 #: Seconds for the last answers to requests that were cut off.
 _LAST_WORDS = 0.5
-_BACKLOG = 2048
 
 
 class FrontEnd:
@@ -113,34 +113,19 @@ class FrontEnd:
         self._ending = asyncio.create_task(self._close_the_port())
 
     async def _close_the_port(self) -> None:
-        """Serves whoever the kernel has connected already, then waits for requests that are on their way."""
-        with self._listener.dup() as last:
-            for listening in self._server.servers:
-                listening.close()
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    connection, _ = last.accept()
-                    await self._server.adopt(connection)
-        await asyncio.sleep(_LAME_DUCK)
+        """Accepts whoever the kernel is connecting already, then lets uvicorn close and wait."""
+        refuse_newcomers(self._listener)
+        for _ in range(_LAME_DUCK_STEPS):  # a starved loop, too, looks at its sockets between two timers
+            await asyncio.sleep(_LAME_DUCK / _LAME_DUCK_STEPS)
         self._server.should_exit = True
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, since the supervisor decides when to end; and with a last accept."""
+    """uvicorn without its signal handlers, since the supervisor decides when to end."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-    async def adopt(self, connection: socket.socket) -> None:
-        """Serves a connection that was accepted elsewhere."""
-        connection.setblocking(False)
-
-        def protocol() -> asyncio.Protocol:
-            state = self.server_state
-            return self.config.http_protocol_class(config=self.config, server_state=state, app_state={})  # type: ignore[call-arg]
-
-        await asyncio.get_running_loop().connect_accepted_socket(protocol, connection)
 
 
 def _server(context: Context, keys: Keys | None) -> _Server:
@@ -154,7 +139,7 @@ def _server(context: Context, keys: Keys | None) -> _Server:
         log_config=None,
         proxy_headers=False,
         server_header=False,
-        backlog=_BACKLOG,
+        backlog=BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, round(context.settings.drain_timeout_ms / 1000)),
     )

@@ -1,18 +1,52 @@
-"""uvicorn's HTTP protocol, sending a response's head together with its body."""
+"""uvicorn's HTTP protocol, sending a response's head together with its body, and ending with care."""
 
 from __future__ import annotations
 
 import asyncio
+import select
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+#: Seconds that a connection which has not said anything yet may still bring its request when the service ends.
+_LAST_CHANCE = 1.0
 
 
 class Protocol(HttpToolsProtocol):
     """For `uvicorn.Config(http=Protocol)`."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._last = False
         super().connection_made(_Joining(transport, self.loop))  # type: ignore[arg-type]
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if self._last:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """The service ends: answers what is being asked, or is about to be, and closes."""
+        if self._asking() or self.transport.is_closing():
+            super().shutdown()
+        elif self.cycle is None or _readable(self.transport):
+            self._last = True
+            self.loop.call_later(_LAST_CHANCE, self._give_up)
+        else:
+            self.transport.close()
+
+    def _give_up(self) -> None:
+        if not self._asking():
+            self.transport.close()
+
+    def _asking(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+
+def _readable(transport: asyncio.Transport) -> bool:
+    """Whether something has arrived that the event loop has not read yet: closing now would reset it."""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class _Joining:

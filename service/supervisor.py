@@ -23,12 +23,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from service import frontend, logs, metrics
+from service import frontend, listener, logs, metrics
 from service.child import Child, Closable, ProcessChild, ThreadChild
 from service.engine import process as engine
 from service.engine import transport
 from service.engine.arena import MOST_FRONTENDS
-from service.errors import ConfigurationError
 from service.settings import Settings
 from service.status import State, Status
 
@@ -41,7 +40,6 @@ _SILENCE = 30.0
 #: Seconds beyond its timeout that a front-end gets to close its connections, and the engine to end.
 _LAST_GRACE = 2.0
 _TICK = 0.5
-_BACKLOG = 2048
 
 
 class Supervisor:
@@ -76,8 +74,8 @@ class Supervisor:
         Raises `ConfigurationError` when the port cannot be had.
         """
         if self._listener is None:
-            self._listener = _bind(self._settings.host, self._settings.port)
-        return _url(self._listener)
+            self._listener = listener.bind(self._settings.host, self._settings.port)
+        return listener.url(self._listener)
 
     def run(self) -> int:
         """Serves until a signal or a failure ends it. Returns the exit code: 0 when all was answered.
@@ -108,8 +106,8 @@ class Supervisor:
     def _start_front_end(self, name: str) -> None:
         assert self._listener is not None
         # A fork has its own copy of the socket; a thread needs one, since each side closes its own.
-        listener = self._listener if self._processes else self._listener.dup()
-        child = self._spawn(name, partial(frontend.main, self._settings, listener, name), [])
+        port = self._listener if self._processes else self._listener.dup()
+        child = self._spawn(name, partial(frontend.main, self._settings, port, name), [])
         self._front_ends.append(child)
         self._watch(child, self._front_end_spoke, self._front_end_ended)
         child.channel.send("status", status=self._status.to_json())
@@ -246,7 +244,7 @@ class Supervisor:
                 self._enter("ready", "")
                 self._was_ready = True
                 phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._status.phases.items())
-                log.info("ready on %s (%s)", _url(self._listener), phases)
+                log.info("ready on %s (%s)", self.bind(), phases)
             case "failed":
                 log.error("%s", message["message"])
                 self._enter("failed", message["message"])
@@ -351,20 +349,3 @@ class Supervisor:
             self._listener.close()
         if self._metrics is not None:
             metrics.clean_up(self._metrics)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigurationError(
-            f"cannot listen on {host} port {port}: {reason}; choose another with --host and --port"
-        ) from error
-
-
-def _url(listener: socket.socket | None) -> str:
-    assert listener is not None
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

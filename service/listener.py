@@ -1,0 +1,69 @@
+"""The listening socket: bound once by the supervisor, shared by all front-ends, closed without losing anyone.
+
+Closing a listening socket resets every connection that the kernel has completed and nobody has accepted
+yet. So `refuse_newcomers` comes first: the kernel drops the packet that would open a connection, and after
+a moment in which the front-ends accept those that were under way, none is left to be reset.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import socket
+import struct
+import sys
+
+from service.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
+
+#: Connections that the kernel completes ahead of `accept`: a burst of new clients.
+BACKLOG = 2048
+#: Linux's asm-generic/socket.h; Python has no name for it.
+_SO_ATTACH_FILTER = 26
+#: Classic BPF over a TCP header: a packet with SYN and without ACK is dropped, any other passes.
+_DROP_SYN = (
+    (0x30, 0, 0, 13),  # load the byte of flags
+    (0x54, 0, 0, 0x12),  # keep SYN and ACK
+    (0x15, 0, 1, 0x02),  # SYN alone?
+    (0x06, 0, 0, 0),  # drop
+    (0x06, 0, 0, 0xFFFFFFFF),  # pass
+)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `ConfigurationError` when the port cannot be had."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigurationError(
+            f"cannot listen on {host} port {port}: {reason}; choose another with --host and --port"
+        ) from error
+
+
+def url(listener: socket.socket) -> str:
+    """Where the service is to be found: ``http://127.0.0.1:8000``."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def refuse_newcomers(listener: socket.socket) -> None:
+    """Opens no new connection on any copy of ``listener``; who is connected, or about to be, stays so.
+
+    The newcomer's kernel tries again a second later and is refused once the socket has closed. Where the
+    system has no such filter, nothing happens: a connection of the last moment may then be reset.
+    """
+    if sys.platform != "linux":
+        return
+    program = b"".join(struct.pack("=HBBI", *instruction) for instruction in _DROP_SYN)
+    instructions = ctypes.create_string_buffer(program, len(program))
+    try:
+        listener.setsockopt(
+            socket.SOL_SOCKET,
+            _SO_ATTACH_FILTER,
+            struct.pack("@HP", len(_DROP_SYN), ctypes.addressof(instructions)),
+        )
+    except OSError as error:
+        log.warning("cannot hold new connections back: %s", error.strerror)
