@@ -9,6 +9,7 @@ With BENCHMARK_NO_DECODE=1 decoding costs nothing either; the hand-over to the d
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from service.engine.transport import Channel
 from service.labels import imagenet_classes
 from service.preprocess import Preprocessing
 from service.settings import Settings
-from service.task import Task
+from service.task import Wanted
 
 _CLASSES = 1000
 
@@ -37,7 +38,11 @@ class NullRunner:
         self.max_batch_size = max_batch_size
 
     def run(
-        self, pixels: NDArray[np.uint8], slots: list[int], tasks: list[Task], results: NDArray[np.float32]
+        self,
+        pixels: NDArray[np.uint8],
+        slots: list[int],
+        wanted: Sequence[Wanted],
+        results: NDArray[np.float32],
     ) -> None:
         """Nothing."""
 
