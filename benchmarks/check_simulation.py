@@ -19,7 +19,6 @@ from benchmarks.simulate import Outcome, Pod, simulate
 from service import bench, loadgen
 from service.settings import available_cores
 
-
 #: A small pod whose parts are all visible: its device does 61 images a second in batches of 8, two cores 100.
 _FIXED, _IMAGE, _DECODE = 0.05, 0.01, 0.02
 _SHARES = (0.3, 0.5, 0.7, 0.9, 1.2)
