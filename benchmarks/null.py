@@ -4,11 +4,15 @@
 
 The engine's loader is replaced before the supervisor forks, so no setting of the service knows of this.
 With BENCHMARK_NO_DECODE=1 decoding costs nothing either; the hand-over to the decoding thread stays.
+
+BENCHMARK_FIXED_MS, _IMAGE_MS and _DECODE_MS give a batch, each of its images and each decoding a time that is
+slept away: a server whose parts take what one says, on any machine (`benchmarks.check_simulation`).
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,8 +31,12 @@ from service.task import Wanted
 _CLASSES = 1000
 
 
+def _seconds(name: str) -> float:
+    return float(os.environ.get(f"BENCHMARK_{name}_MS", 0)) / 1000
+
+
 class NullRunner:
-    """Takes any batch and leaves the slots' answers as they are."""
+    """Takes any batch, sleeps as long as it was told to, and leaves the slots' answers as they are."""
 
     results = _CLASSES
     #: Images a second; only metrics and Retry-After see it.
@@ -36,6 +44,7 @@ class NullRunner:
 
     def __init__(self, max_batch_size: int) -> None:
         self.max_batch_size = max_batch_size
+        self._fixed, self._image = _seconds("FIXED"), _seconds("IMAGE")
 
     def run(
         self,
@@ -44,7 +53,8 @@ class NullRunner:
         wanted: Sequence[Wanted],
         results: NDArray[np.float32],
     ) -> None:
-        """Nothing."""
+        if self._fixed or self._image:
+            time.sleep(self._fixed + len(slots) * self._image)
 
 
 def load(settings: Settings, channel: Channel) -> tuple[NullRunner, ModelCard]:
@@ -73,6 +83,8 @@ def load(settings: Settings, channel: Channel) -> tuple[NullRunner, ModelCard]:
 
 def _no_decode(*_: Any, **__: Any) -> None:
     """In place of `service.preprocess.prepare`."""
+    if seconds := _seconds("DECODE"):
+        time.sleep(seconds)
 
 
 if __name__ == "__main__":

@@ -95,12 +95,14 @@ class Running:
             return False
 
 
-def serve(*, null: bool = False, decode: bool = True, **settings: Any) -> Running:
-    """The real service with these settings; ``null`` puts a model in that costs nothing."""
+def serve(
+    *, null: bool = False, decode: bool = True, environment: Mapping[str, str] | None = None, **settings: Any
+) -> Running:
+    """The real service with these settings; ``null`` puts a model in that costs nothing (`benchmarks.null`)."""
     port = free_port()
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in {"port": port, **settings}.items()]
     module = "benchmarks.null" if null else "service"
-    environment = {} if decode else {"BENCHMARK_NO_DECODE": "1"}
+    environment = {**(environment or {}), **({} if decode else {"BENCHMARK_NO_DECODE": "1"})}
     root = Path(__file__).parent.parent
     return Running(
         [sys.executable, "-m", module, "serve", *flags], port, folder=root, environment=environment

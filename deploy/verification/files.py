@@ -54,7 +54,7 @@ def compose() -> str:
 
 @step
 def locks() -> str:
-    """Every dependency of pyproject.toml is pinned, to a version that it allows."""
+    """Every dependency of pyproject.toml is pinned, to a version that it allows; pip can read every line."""
     project = ROOT / "pyproject.toml"
     if not project.exists():
         raise Skip("no pyproject.toml yet")
@@ -62,6 +62,12 @@ def locks() -> str:
     asked = [("gpu.txt", r) for r in _in_the_image(document["project"])]
     asked += [("build.txt", r) for r in document["build-system"]["requires"]]
     wrong = [f"{r} is not in {name}" for name, r in asked if not _pinned(name, Requirement(r))]
+    wrong += [
+        f"{path.name}: what is {line!r}?"
+        for path in sorted((ROOT / "deploy" / "requirements").glob("*.txt"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if not re.match(r"[\w.-]+==\S|    --hash=sha256:[0-9a-f]{64}( \\)?$|#|$", line)
+    ]
     if wrong:
         raise Failure("; ".join(wrong) + ": run deploy/lock")
     return f"{len(asked)} requirements pinned"

@@ -87,8 +87,8 @@ def test_pixels_as_json(server: Server) -> None:
 def test_errors_arrive_as_the_clients_own(server: Server) -> None:
     async def run() -> None:
         async with client() as kserve:
+            request = pictures(name_of(server), [b"no picture"])
             with pytest.raises(httpx.HTTPStatusError, match="accepted image formats"):
-                request = pictures(name_of(server), [b"no picture"])
                 await kserve.infer(server.url, request, model_name=name_of(server))
 
     asyncio.run(run())
