@@ -57,7 +57,8 @@ def cuda(settings: Settings) -> Finding:
 def judge_cuda(device: str, driver: str | None, build: str | None, working: str) -> Finding:
     """``driver`` and ``build`` None where there is none; ``working`` names the GPU that answered, empty for none."""
     gpu = working or "none that answers"
-    found = f"driver: {driver or 'none'}; torch built for CUDA {build or '(none)'}; GPU: {gpu}"asked = device.startswith("cuda")
+    found = f"driver: {driver or 'none'}; torch built for CUDA {build or '(none)'}; GPU: {gpu}"
+    asked = device.startswith("cuda")
     if working:
         return passed("cuda", found)
     if not driver:
@@ -71,7 +72,7 @@ def judge_cuda(device: str, driver: str | None, build: str | None, working: str)
         return report(
             "cuda",
             found,
-            "this torch is a CPU build: install PyPI's torch, or the cu index's, to use the GPU",
+            "this torch is a CPU build; PyPI's has CUDA",
         )
     return report(
         "cuda",

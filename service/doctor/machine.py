@@ -19,8 +19,9 @@ from service.engine.transport import PROCESSES
 from service.settings import Settings, available_cores
 
 #: Megabytes that supervisor, front-ends and an engine take before a model is loaded, and how many times the model's
-#: weights on top: torch's copy, the converted one, and what building it takes. From the memory that benchmarks.serve saw.
-_BASE_MB, _TIMES_WEIGHTS = 600, 2.5
+#: weights on top: torch's copy, the converted one, and for a model below the limit one for each way of running a
+#: batch. From the memory that benchmarks.models saw.
+_BASE_MB, _TIMES_SMALL, _TIMES_LARGE, _SMALL_BYTES = 600, 6.5, 2.5, 256 * 2**20
 #: Descriptors: one a connection, and a load balancer opens many.
 _DESCRIPTORS = 4096
 
@@ -74,7 +75,8 @@ def threads(quota: float | None, affinity: int, environment: Mapping[str, str]) 
 
 def memory(free: int | None, parameters: int) -> Finding:
     """``free`` bytes for a model of so many parameters."""
-    need = _BASE_MB * 1e6 + _TIMES_WEIGHTS * 4 * parameters
+    weights = 4 * parameters
+    need = _BASE_MB * 1e6 + (_TIMES_SMALL if weights <= _SMALL_BYTES else _TIMES_LARGE) * weights
     found = f"about {need / 1e9:.1f} GB needed for {parameters / 1e6:.0f} M parameters"
     if free is None:
         return warned(
