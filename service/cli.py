@@ -362,6 +362,79 @@ def bench(
     sys.exit(room.run(plan, form))
 
 
+#: What the sweep leaves as the user wants it.
+_FIXED_BY_THE_USER = ("model", "weights", "labels", "device", "precision", "decode", "max_image_pixels")
+
+
+@cli.command()
+@click.option(
+    "--p99",
+    "objective_ms",
+    required=True,
+    type=click.FloatRange(0, min_open=True),
+    metavar="MS",
+    help="The latency that 99 of 100 requests must not exceed, in milliseconds.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("plan"),
+    show_default=True,
+    help="The folder for the env file, resource requests, autoscaler values and the reasons.",
+)
+@click.option("--quick", is_flag=True, help="Fewer and shorter measurements: a minute or two, and rougher.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="Begin no new trial after this long. [default: 420, with --quick 100]",
+)
+@click.option(
+    "--photo",
+    "photos",
+    multiple=True,
+    type=_FILE,
+    help="What clients will send; several in turn. [default: a made JPEG of 500x375]",
+)
+@click.option(
+    "--runtime", "runtimes", multiple=True, metavar="VALUE", help="Compare these. [default: all here]"
+)
+@_options_of(_FIXED_BY_THE_USER)
+def plan(
+    objective_ms: float,
+    out: Path,
+    quick: bool,
+    budget: float | None,
+    photos: tuple[Path, ...],
+    runtimes: tuple[str, ...],
+    **given: Any,
+) -> None:
+    """Measure this machine and propose settings that keep a latency.
+
+    Real servers run one after the other on loopback, under load: runtimes, batch sizes, front-ends, delays. Let
+    nothing else run meanwhile. The exit code is 1, and nothing is written, if no setting keeps --p99.
+    """
+    from service import bench
+    from service import plan as room
+
+    settings = _load(given)
+    fixed = {name: value for name in _FIXED_BY_THE_USER if (value := getattr(settings, name)) is not None}
+    defaults = Settings.model_fields
+    kept = {name: value for name, value in fixed.items() if value != defaults[name].default}
+    pictures = [photo.read_bytes() for photo in photos] or [bench.synthetic_photo(500, 375)]
+    sys.exit(
+        room.run(
+            objective_ms,
+            {"model": settings.model, "weights": settings.weights, **kept},
+            runtimes or room.runtimes(settings.device),
+            pictures,
+            out,
+            quick=quick,
+            budget=budget if budget is not None else room.QUICK_BUDGET if quick else room.BUDGET,
+        )
+    )
+
+
 def main() -> None:
     """The entry point: one sentence and exit code 1 for whatever cannot be done, 2 for wrong usage."""
     # Processes are forked from here, and a fork wants no threads: NumPy's matrix library would start some.

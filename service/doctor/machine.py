@@ -21,7 +21,7 @@ from service.settings import Settings, available_cores
 #: Megabytes that supervisor, front-ends and an engine take before a model is loaded, and how many times the model's
 #: weights on top: torch's copy, the converted one, and for a model below the limit one for each way of running a
 #: batch. From the memory that benchmarks.models saw.
-_BASE_MB, _TIMES_SMALL, _TIMES_LARGE, _SMALL_BYTES = 600, 6.5, 2.5, 256 * 2**20
+_BASE_MB, _TIMES_SMALL, _TIMES_LARGE, _SMALL_BYTES = 600, 6.5, 3.3, 256 * 2**20
 #: Descriptors: one a connection, and a load balancer opens many.
 _DESCRIPTORS = 4096
 
