@@ -29,7 +29,7 @@ log = logging.getLogger("service.access")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _STAGES_HERE = {"receive", "respond"}
 #: Probes and scrapes come every few seconds for ever, and say nothing that metrics do not.
-_ASKED_BY_MACHINES = {"/livez", "/readyz", "/metrics"}
+_ASKED_BY_MACHINES = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
 #: nginx's number for a client that went away before it was answered.
 _CLIENT_GONE = 499
 

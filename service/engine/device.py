@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Protocol
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from service.engine.arena import Arena
 from service.engine.batcher import Request
-from service.task import Task
+from service.task import Wanted
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +29,13 @@ class Runner(Protocol):
     """Length of the longest answer in float32."""
 
     def run(
-        self, pixels: NDArray[np.uint8], slots: list[int], tasks: list[Task], results: NDArray[np.float32]
+        self,
+        pixels: NDArray[np.uint8],
+        slots: list[int],
+        wanted: Sequence[Wanted],
+        results: NDArray[np.float32],
     ) -> None:
-        """Runs ``pixels[slots]`` (uint8 ``[slots, H, W, C]``) and writes what ``tasks`` want to ``results[slots]``."""
+        """Runs ``pixels[slots]`` (uint8 ``[slots, H, W, C]``) and writes what is ``wanted`` to ``results[slots]``."""
 
 
 @dataclass
@@ -40,7 +44,7 @@ class Batch:
 
     number: int
     requests: list[Request]
-    tasks: list[Task]
+    wanted: list[Wanted]
     started: float = 0.0
     finished: float = 0.0
     error: Exception | None = None
@@ -96,7 +100,7 @@ class DeviceThread:
     def _run(self, batch: Batch) -> None:
         batch.started = self._clock()
         try:
-            self._runner.run(self._arena.pixels, batch.slots, batch.tasks, self._arena.results)
+            self._runner.run(self._arena.pixels, batch.slots, batch.wanted, self._arena.results)
         except Exception as error:
             # The border of this thread: whatever a model raises is the batch's failure, not the engine's.
             log.exception("the model failed on a batch of %d", len(batch.requests))
