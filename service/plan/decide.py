@@ -180,11 +180,13 @@ def _reasons(chosen: Trial, trials: Sequence[Trial], objective_ms: float) -> lis
         others = [
             f"{value:g}" if isinstance(value, float) else str(value) for value in rivals if value != mine
         ]
-        told = [told(rivals[value], objective_ms) for value in rivals if value != mine]
+        brought = [told(rivals[value], objective_ms) for value in rivals if value != mine]
         shown = f"{mine:g}" if isinstance(mine, float) else str(mine)
         sentence = f"{name}={shown} sustains {chosen.rate(objective_ms):.1f}/s"
         if others:
-            sentence += "; " + ", ".join(f"{other}: {what}" for other, what in zip(others, told, strict=True))
+            sentence += "; " + ", ".join(
+                f"{other}: {what}" for other, what in zip(others, brought, strict=True)
+            )
         else:
             sentence += "; nothing else was tried"
         sentences.append(sentence)
