@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from service.running import DeviceFailed, Memory, Ran
 from service.task import Task
 
 
@@ -38,27 +39,65 @@ class FakeRunner:
 
     max_batch_size: int = 8
     results: int = 10
+    in_flight: int = 1
     delay: float = 0.0
     error: Exception | None = None
     """Raised by every batch while it is set."""
     not_a_number: bool = False
+    mismatches: int = 0
+    distrust: str = ""
+    broken: str = ""
+    """What `check` says of the device while it is set."""
+    memory: Memory = Memory()
     may_run: threading.Event = field(default_factory=threading.Event)
     """A batch waits for it after it was started; set from the beginning."""
     batches: list[list[int]] = field(default_factory=list)
+    running: int = 0
 
     def __post_init__(self) -> None:
         self.may_run.set()
 
-    def run(
+    def start(
         self, pixels: NDArray[np.uint8], slots: list[int], tasks: list[Task], results: NDArray[np.float32]
-    ) -> None:
+    ) -> FakeRunning:
         assert 1 <= len(slots) <= self.max_batch_size, f"a batch of {len(slots)}"
         assert len(set(slots)) == len(slots), "a slot twice in one batch"
+        self.running += 1
+        assert self.running <= self.in_flight, f"{self.running} batches at once"
         self.batches.append(slots)
-        assert self.may_run.wait(60)
-        time.sleep(self.delay)
-        if self.error is not None:
-            raise self.error
-        for slot in reversed(slots):
-            answer = np.nan if self.not_a_number else fingerprint(pixels[slot], self.results)
-            results[slot] = answer + 1000 * tasks[slots.index(slot)]
+        return FakeRunning(self, pixels, slots, tasks, results)
+
+    def check(self) -> Memory:
+        if self.broken:
+            raise DeviceFailed(self.broken)
+        return self.memory
+
+
+@dataclass
+class FakeRunning:
+    """Reads the pixels as late as a device could: a slot that was given away too early shows."""
+
+    runner: FakeRunner
+    pixels: NDArray[np.uint8]
+    slots: list[int]
+    tasks: list[Task]
+    results: NDArray[np.float32]
+    ready_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.ready_at = time.monotonic() + self.runner.delay
+
+    def done(self) -> bool:
+        return self.runner.may_run.is_set() and time.monotonic() >= self.ready_at
+
+    def finish(self) -> Ran:
+        runner = self.runner
+        assert runner.may_run.wait(60)
+        time.sleep(max(0.0, self.ready_at - time.monotonic()))
+        runner.running -= 1
+        if runner.error is not None:
+            raise runner.error
+        for slot in reversed(self.slots):
+            answer = np.nan if runner.not_a_number else fingerprint(self.pixels[slot], runner.results)
+            self.results[slot] = answer + 1000 * self.tasks[self.slots.index(slot)]
+        return Ran(len(self.slots), runner.mismatches, runner.distrust)

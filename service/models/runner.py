@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from service.models import plan
 from service.models.runtimes import Pixels, Runtime, Way
+from service.running import Finished, Memory
 from service.task import Task
 
 log = logging.getLogger(__name__)
 
-#: Images in a forward pass that are tried at warm-up, smallest first.
+#: Images in a forward pass that are tried at warm-up: a processor gains nothing from more.
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 #: Times that each is measured, in turns, so that a neighbour's second of work does not fall on one size alone.
 _ROUNDS = 3
@@ -78,6 +79,20 @@ class ModelRunner:
                 wanted = answer.logits if task is Task.CLASSIFY else pool(answer.features, task)
                 results[slot, : wanted.numel()] = wanted.flatten().float().cpu().numpy()
             done += step.images
+
+    #: `run` keeps the processor busy to the end; a second batch would only take cores from the first.
+    in_flight = 1
+
+    def start(
+        self, pixels: Pixels, slots: list[int], tasks: list[Task], results: NDArray[np.float32]
+    ) -> Finished:
+        """`run`, as the engine calls it."""
+        self.run(pixels, slots, tasks, results)
+        return Finished(len(slots))
+
+    def check(self) -> Memory:
+        """The processor has no memory of its own."""
+        return Memory()
 
     def _planned(self, images: int) -> tuple[plan.Step, ...]:
         """Before `warm_up`, everything goes the first way."""
