@@ -32,6 +32,7 @@ STAGES = ("receive", "decode", "queue", "inference", "respond")
 #: Seconds: from a sub-millisecond stage to a request that waited for its deadline.
 _DURATIONS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
+
 def prepare() -> Path:
     """Makes the empty directory for the files and names it to prometheus_client. The supervisor's first act."""
     directory = Path(tempfile.mkdtemp(prefix="imagenet-serve-metrics-"))
@@ -108,9 +109,7 @@ class Metrics:
             ),
             batch_size=histogram("batch_size", "Images in a forward pass.", buckets=SIZES),
             batch_duration=Labelled(
-                histogram(
-                    "batch_duration_seconds", "From the start of a batch to its answers.", ("bucket",)
-                )
+                histogram("batch_duration_seconds", "From the start of a batch to its answers.", ("bucket",))
             ),
             padding_rows=counter("padding_rows", "Rows of batches that held no image."),
             canary_mismatch=counter("canary_mismatch", "Wrong answers of the device to a known image."),

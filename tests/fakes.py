@@ -48,7 +48,7 @@ class FakeRunner:
     distrust: str = ""
     broken: str = ""
     """What `check` says of the device while it is set."""
-    memory: Memory = Memory()
+    memory: Memory = field(default_factory=Memory)
     may_run: threading.Event = field(default_factory=threading.Event)
     """A batch waits for it after it was started; set from the beginning."""
     batches: list[list[int]] = field(default_factory=list)

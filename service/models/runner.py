@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from service.models import plan
-from service.models.runtimes import Pixels, Runtime, Way
+from service.models.runtimes import Answer, Pixels, Runtime, Way
 from service.running import Finished, Memory
 from service.task import Task
 
@@ -74,10 +75,7 @@ class ModelRunner:
         done = 0
         for step in self._planned(len(slots)):
             part = slice(done, done + step.images)
-            answers = self._ways[step.way](pixels, slots[part])
-            for slot, task, answer in zip(slots[part], tasks[part], answers, strict=True):
-                wanted = answer.logits if task is Task.CLASSIFY else pool(answer.features, task)
-                results[slot, : wanted.numel()] = wanted.flatten().float().cpu().numpy()
+            deliver(slots[part], tasks[part], self._ways[step.way](pixels, slots[part]), results)
             done += step.images
 
     #: `run` keeps the processor busy to the end; a second batch would only take cores from the first.
@@ -132,6 +130,15 @@ def _time(way: Way, pixels: Pixels, images: int) -> float:
     began = time.perf_counter()
     way(pixels, range(images))
     return time.perf_counter() - began
+
+
+def deliver(
+    slots: Sequence[int], tasks: Sequence[Task], answers: Sequence[Answer], results: NDArray[np.float32]
+) -> None:
+    """Writes what ``tasks`` want of each answer to ``results[slots]``."""
+    for slot, task, answer in zip(slots, tasks, answers, strict=True):
+        wanted = answer.logits if task is Task.CLASSIFY else pool(answer.features.float(), task)
+        results[slot, : wanted.numel()] = wanted.flatten().float().cpu().numpy()
 
 
 def pool(features: torch.Tensor, task: Task) -> torch.Tensor:
