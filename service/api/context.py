@@ -17,6 +17,7 @@ from service.metrics import Metrics
 from service.preprocess import prepare
 from service.settings import Settings
 from service.status import Status
+from service.tracing import Tracing
 
 #: Fills a slot's pixels, in a decoding thread.
 Write = Callable[[NDArray[np.uint8]], None]
@@ -32,6 +33,8 @@ class Context:
     decoders: Threads
     status: Status = field(default_factory=Status)
     card: ModelCard | None = None
+    tracing: Tracing | None = None
+    """None when nobody asked for traces."""
 
     @property
     def draining(self) -> bool:
