@@ -121,7 +121,7 @@ def test_the_benchmarks_exist() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+    for target in map("".join, re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", document.read_text())):
         if re.match(r"[a-z]+:", target):
             continue
         path, _, anchor = target.partition("#")
