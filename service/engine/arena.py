@@ -63,6 +63,10 @@ class Gauge(IntEnum):
     """Arrivals over capacity."""
     BUSY_SINCE = 4
     """When the batch that runs was started, 0 when none does."""
+    MEMORY_USED = 5
+    """Bytes of the device's own memory that anyone uses."""
+    MEMORY_TOTAL = 6
+    """0 for a device that has none of its own."""
 
 
 RECORD = np.dtype(
