@@ -41,4 +41,5 @@ class Classifier:
 
 
 def _pixels(file: Image) -> np.ndarray:
+    torch.set_num_threads(1)  # as in mosec's stage: these threads would spin on the network's cores
     return job.TRANSFORM(file.convert("RGB")).unsqueeze(0).numpy()
