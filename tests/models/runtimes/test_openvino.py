@@ -91,7 +91,7 @@ def test_every_way_answers_like_torch(name: str) -> None:
                 torch.testing.assert_close(answer.logits, logits[slot], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("make", [runtime, lambda checkpoint: Eager(loader.load(checkpoint), "cpu", "fp32")])
+@pytest.mark.parametrize("make", [runtime, lambda checkpoint: Eager(loader.load(checkpoint), "fp32")])
 def test_a_warm_runner_fills_the_slots_that_it_was_given_and_no_other(make) -> None:  # type: ignore[no-untyped-def]
     checkpoint = tiny.checkpoint()
     runner = ModelRunner(make(checkpoint), checkpoint.preprocessing.shape, 6)
