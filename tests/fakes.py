@@ -5,13 +5,17 @@ from __future__ import annotations
 import threading
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.running import DeviceFailed, Memory, Ran
-from service.task import Task
+from service.task import Explain, Wanted
+
+#: Positions of the fake map; the first says which class was explained.
+FAKE_MAP = 4
 
 
 class VirtualClock:
@@ -58,14 +62,18 @@ class FakeRunner:
         self.may_run.set()
 
     def start(
-        self, pixels: NDArray[np.uint8], slots: list[int], tasks: list[Task], results: NDArray[np.float32]
+        self,
+        pixels: NDArray[np.uint8],
+        slots: list[int],
+        wanted: Sequence[Wanted],
+        results: NDArray[np.float32],
     ) -> FakeRunning:
         assert 1 <= len(slots) <= self.max_batch_size, f"a batch of {len(slots)}"
         assert len(set(slots)) == len(slots), "a slot twice in one batch"
         self.running += 1
         assert self.running <= self.in_flight, f"{self.running} batches at once"
         self.batches.append(slots)
-        return FakeRunning(self, pixels, slots, tasks, results)
+        return FakeRunning(self, pixels, slots, wanted, results)
 
     def check(self) -> Memory:
         if self.broken:
@@ -80,7 +88,7 @@ class FakeRunning:
     runner: FakeRunner
     pixels: NDArray[np.uint8]
     slots: list[int]
-    tasks: list[Task]
+    wanted: Sequence[Wanted]
     results: NDArray[np.float32]
     ready_at: float = 0.0
 
@@ -97,7 +105,14 @@ class FakeRunning:
         runner.running -= 1
         if runner.error is not None:
             raise runner.error
-        for slot in reversed(self.slots):
-            answer = np.nan if runner.not_a_number else fingerprint(self.pixels[slot], runner.results)
-            self.results[slot] = answer + 1000 * self.tasks[self.slots.index(slot)]
+        for slot, want in reversed(list(zip(self.slots, self.wanted, strict=True))):
+            answer = fingerprint(self.pixels[slot], runner.results)
+            if runner.not_a_number:
+                answer[:] = np.nan
+            if isinstance(want, Explain):
+                index = int(answer.argmax()) if want.class_index is None else want.class_index
+                answer = np.append(answer, index - np.arange(FAKE_MAP, dtype=np.float32))
+            else:
+                answer += 1000 * want
+            self.results[slot, : len(answer)] = answer
         return Ran(len(self.slots), runner.mismatches, runner.distrust)

@@ -24,12 +24,9 @@ from service.engine.device import Batch, DeviceThread, Runner
 from service.engine.load import LoadMeter
 from service.engine.transport import Link
 from service.running import DeviceFailed
-from service.task import Task
 
 log = logging.getLogger(__name__)
 
-#: By number: an enumeration's own look-up takes longer than the rest of what a slot costs here.
-_TASKS = tuple(Task)
 #: Seconds between two updates of the gauges, and so the longest that the loop sleeps.
 _GAUGES_EVERY = 0.25
 
@@ -191,8 +188,8 @@ class EngineCore:
             if not requests:
                 return
             self._batches += 1
-            tasks = [_TASKS[self._arena.task(request.slot)] for request in requests]
-            batch = self._running[self._batches] = Batch(self._batches, requests, tasks)
+            wanted = [self._arena.wanted(request.slot) for request in requests]
+            batch = self._running[self._batches] = Batch(self._batches, requests, wanted)
             if len(self._running) == 1:
                 self._arena.gauges[Gauge.BUSY_SINCE] = now
             self._device.submit(batch)

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from service.engine.arena import Arena
 from service.engine.batcher import Request
 from service.running import DeviceFailed, Memory, Ran, Running
-from service.task import Task
+from service.task import Wanted
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +40,13 @@ class Runner(Protocol):
         """Batches that may be on the device at once. They finish in the order in which they were started."""
 
     def start(
-        self, pixels: NDArray[np.uint8], slots: list[int], tasks: list[Task], results: NDArray[np.float32]
+        self,
+        pixels: NDArray[np.uint8],
+        slots: list[int],
+        wanted: Sequence[Wanted],
+        results: NDArray[np.float32],
     ) -> Running:
-        """Starts ``pixels[slots]`` (uint8 ``[slots, H, W, C]``); what ``tasks`` want goes to ``results[slots]``.
+        """Starts ``pixels[slots]`` (uint8 ``[slots, H, W, C]``); what is ``wanted`` goes to ``results[slots]``.
 
         A device that only computes while it is waited for has done everything when this returns.
         """
@@ -57,7 +61,7 @@ class Batch:
 
     number: int
     requests: list[Request]
-    tasks: list[Task]
+    wanted: list[Wanted]
     started: float = 0.0
     finished: float = 0.0
     error: Exception | None = None
@@ -143,7 +147,7 @@ class DeviceThread:
         batch.started = self._clock()
         try:
             runner, arena = self._runner, self._arena
-            running = runner.start(arena.pixels, batch.slots, batch.tasks, arena.results)
+            running = runner.start(arena.pixels, batch.slots, batch.wanted, arena.results)
         except Exception as error:
             # The border of this thread: whatever a model raises is the batch's failure, not the engine's.
             self._fail(batch, error)

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from service.models import plan
+from service.models.explain import Explainer
 from service.models.runtimes import Answer, Pixels, Runtime, Way
 from service.running import Finished, Memory
-from service.task import Task
+from service.task import Explain, Task, Wanted
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,16 @@ class ModelRunner:
     """A runtime behind the door that `service.engine.device.Runner` describes.
 
     ``image`` is the slot's (height, width, channels). ``max_batch_size`` None lets `warm_up` choose the
-    smallest size that brings nearly all there is.
+    smallest size that brings nearly all there is. ``explainer`` None is for a network without a head.
     """
 
-    def __init__(self, runtime: Runtime, image: tuple[int, int, int], max_batch_size: int | None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        image: tuple[int, int, int],
+        max_batch_size: int | None,
+        explainer: Explainer | None = None,
+    ) -> None:
         self.runtime = runtime
         self.capacity = 0.0
         """Images a second at the largest batch, as `warm_up` saw it."""
@@ -46,7 +53,8 @@ class ModelRunner:
         channels, height, width = features.shape
         self.feature_shape = (channels, height, width)
         """The last block's output: channels, height, width."""
-        self.results = max(logits.numel(), features.numel())
+        self.results = max(logits.numel() + height * width, features.numel())
+        self._explainer = explainer
 
     def __repr__(self) -> str:
         return (
@@ -72,22 +80,25 @@ class ModelRunner:
             *(self.runtime.name, self.max_batch_size, self.capacity, found.seconds[1] * 1000),
         )
 
-    def run(self, pixels: Pixels, slots: list[int], tasks: list[Task], results: NDArray[np.float32]) -> None:
-        """Runs ``pixels[slots]`` (uint8 ``[slots, H, W, C]``) and writes what ``tasks`` want to ``results[slots]``."""
+    def run(
+        self, pixels: Pixels, slots: list[int], wanted: Sequence[Wanted], results: NDArray[np.float32]
+    ) -> None:
+        """Runs ``pixels[slots]`` (uint8 ``[slots, H, W, C]``) and writes what is ``wanted`` to ``results[slots]``."""
         done = 0
         for step in self._planned(len(slots)):
             part = slice(done, done + step.images)
-            deliver(slots[part], tasks[part], self._ways[step.way](pixels, slots[part]), results)
+            answers = self._ways[step.way](pixels, slots[part])
+            deliver(slots[part], wanted[part], answers, results, self._explainer)
             done += step.images
 
     #: `run` keeps the processor busy to the end; a second batch would only take cores from the first.
     in_flight = 1
 
     def start(
-        self, pixels: Pixels, slots: list[int], tasks: list[Task], results: NDArray[np.float32]
+        self, pixels: Pixels, slots: list[int], wanted: Sequence[Wanted], results: NDArray[np.float32]
     ) -> Finished:
         """`run`, as the engine calls it."""
-        self.run(pixels, slots, tasks, results)
+        self.run(pixels, slots, wanted, results)
         return Finished(len(slots))
 
     def check(self) -> Memory:
@@ -135,12 +146,38 @@ def _time(way: Way, pixels: Pixels, images: int) -> float:
 
 
 def deliver(
-    slots: Sequence[int], tasks: Sequence[Task], answers: Sequence[Answer], results: NDArray[np.float32]
+    slots: Sequence[int],
+    wanted: Sequence[Wanted],
+    answers: Sequence[Answer],
+    results: NDArray[np.float32],
+    explainer: Explainer | None,
 ) -> None:
-    """Writes what ``tasks`` want of each answer to ``results[slots]``."""
-    for slot, task, answer in zip(slots, tasks, answers, strict=True):
-        wanted = answer.logits if task is Task.CLASSIFY else pool(answer.features.float(), task)
-        results[slot, : wanted.numel()] = wanted.flatten().float().cpu().numpy()
+    """Writes what is ``wanted`` of each answer to ``results[slots]``."""
+    looks: list[tuple[int, Explain, Answer]] = []
+    for slot, want, answer in zip(slots, wanted, answers, strict=True):
+        if isinstance(want, Explain):
+            looks.append((slot, want, answer))
+            continue
+        result = answer.logits if want is Task.CLASSIFY else pool(answer.features.float(), want)
+        results[slot, : result.numel()] = result.flatten().float().cpu().numpy()
+    if looks:
+        assert explainer is not None, "a front-end lets nobody ask a network without a head"
+        _explain(looks, results, explainer)
+
+
+def _explain(
+    looks: list[tuple[int, Explain, Answer]], results: NDArray[np.float32], explainer: Explainer
+) -> None:
+    """For each slot the logits, and after them the map of the class that is wanted: all maps in one go."""
+    classes = [
+        int(answer.logits.argmax()) if want.class_index is None else want.class_index
+        for _, want, answer in looks
+    ]
+    features = torch.stack([answer.features.float() for _, _, answer in looks])
+    maps = explainer.maps(features, classes)
+    for (slot, _, answer), grid in zip(looks, maps, strict=True):
+        result = torch.cat((answer.logits, grid.flatten()))
+        results[slot, : len(result)] = result.numpy()
 
 
 def pool(features: torch.Tensor, task: Task) -> torch.Tensor:

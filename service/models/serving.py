@@ -14,6 +14,7 @@ from service.errors import ConfigurationError
 from service.models import loader
 from service.models.catalog import VARIANTS
 from service.models.checkpoints import Checkpoint, Progress, resolve
+from service.models.explain import Explainer
 from service.models.loader import Uint8Model
 from service.models.placement import Placement, place
 from service.models.runner import ModelRunner
@@ -77,7 +78,10 @@ def load(settings: Settings, report: Report, progress: Progress | None = None) -
     model = loader.load(checkpoint)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     largest = None if settings.max_batch_size == "auto" else settings.max_batch_size
-    runner = _runner(model, checkpoint, placement, largest, lambda detail: report("loading", detail))
+    explainer = Explainer(model.network) if checkpoint.classes is not None else None
+    runner = _runner(
+        model, checkpoint, placement, largest, explainer, lambda detail: report("loading", detail)
+    )
     return Loaded(runner, placement.device, replace(checkpoint, state_dict={}), parameters)
 
 
@@ -86,15 +90,16 @@ def _runner(
     checkpoint: Checkpoint,
     placement: Placement,
     largest: int | None,
+    explainer: Explainer | None,
     report: Callable[[str], object],
 ) -> ModelRunner | StreamRunner:
     if placement.on_cuda:
         # Of no use without a device, and not quick to import.
         from service.models.cuda.start import start
 
-        return start(checkpoint, placement, largest, report)
+        return start(checkpoint, placement, largest, explainer, report)
     runtime = _runtime(model, checkpoint, placement, report)
-    return ModelRunner(runtime, checkpoint.preprocessing.shape, largest)
+    return ModelRunner(runtime, checkpoint.preprocessing.shape, largest, explainer)
 
 
 def _runtime(

@@ -13,6 +13,7 @@ from service.engine.core import EngineCore
 from service.engine.transport import Link, socket_pair
 from service.errors import EngineFailed
 from service.running import DeviceFailed, Memory
+from service.task import Task
 from tests.engine.harness import IMAGE, Engine
 from tests.engine.test_client_and_core import ask, picture
 from tests.fakes import FakeRunner, fingerprint
@@ -90,7 +91,7 @@ def test_a_device_that_fails_under_a_batch_ends_the_engine(trouble: dict[str, An
     core.attach(1, Link(theirs))
     slot = arena.take(1)
     assert slot is not None
-    arena.note_submitted(slot, 1e12, 0.0, 0)
+    arena.note_submitted(slot, 1e12, 0.0, Task.CLASSIFY)
     link = Link(ours)
     link.send([slot])
     with pytest.raises(DeviceFailed, match="it is ill"):

@@ -29,10 +29,11 @@ from service.models.cuda.device import Device, Event
 from service.models.cuda.lanes import MOST_CANARIES, Lane, neighbours
 from service.models.cuda.prepare import Maker, Prepared
 from service.models.cuda.program import Program
+from service.models.explain import Explainer
 from service.models.runner import deliver
 from service.models.runtimes import Answer, Pixels
 from service.running import DeviceFailed, Memory, Ran
-from service.task import Task
+from service.task import Task, Wanted
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +59,13 @@ class StreamRunner:
         device: Device,
         image: tuple[int, int, int],
         max_batch_size: int | None,
+        explainer: Explainer | None = None,
     ) -> None:
         """``programs`` make what runs: the first that works, here and in `warm_up`. Raises `StartError`."""
         self.capacity = 0.0
         """Images a second at the largest batch, as `warm_up` saw it."""
+        self.explainer = explainer
+        """The network's head on the CPU in fp32."""
         self._wanted = max_batch_size
         self._device = device
         self._canary = canary.image(image)
@@ -94,9 +98,9 @@ class StreamRunner:
                 break
             except Exception as error:
                 self._go_on_after(error)
-        self.feature_shape = self._shapes.features
+        self.feature_shape = channels, height, width = self._shapes.features
         """The last block's output: channels, height, width."""
-        self.results = max(self._shapes.answer, int(np.prod(self.feature_shape)))
+        self.results = max(self._shapes.answer + height * width, channels * height * width)
         self.max_batch_size = min(self._wanted or _LARGEST, self.runtime.most or _LARGEST)
 
     def _go_on_after(self, error: Exception) -> None:
@@ -195,21 +199,21 @@ class StreamRunner:
     # Running
 
     def run(
-        self, pixels: Pixels, slots: list[int], tasks: Sequence[Task], results: NDArray[np.float32]
+        self, pixels: Pixels, slots: list[int], wanted: Sequence[Wanted], results: NDArray[np.float32]
     ) -> None:
         """`start`, and waits."""
-        self.start(pixels, slots, tasks, results).finish()
+        self.start(pixels, slots, wanted, results).finish()
 
     def start(
-        self, pixels: Pixels, slots: list[int], tasks: Sequence[Task], results: NDArray[np.float32]
+        self, pixels: Pixels, slots: list[int], wanted: Sequence[Wanted], results: NDArray[np.float32]
     ) -> _Running:
-        """Starts ``pixels[slots]`` (uint8 ``[slots, H, W, C]``); what ``tasks`` want goes to ``results[slots]``.
+        """Starts ``pixels[slots]`` (uint8 ``[slots, H, W, C]``); what is ``wanted`` goes to ``results[slots]``.
 
         At most `in_flight` at once. Raises `DeviceFailed` when the device is lost, and what the model raised else.
         """
         lane = self._ready().lanes.popleft()
         try:
-            return _Running(self, lane, pixels, slots, tasks, results)
+            return _Running(self, lane, pixels, slots, wanted, results)
         except Exception as error:
             self._give_up(lane, error)
             raise
@@ -384,16 +388,17 @@ class _Running:
         lane: Lane,
         pixels: Pixels,
         slots: list[int],
-        tasks: Sequence[Task],
+        wanted: Sequence[Wanted],
         results: NDArray[np.float32],
     ) -> None:
         self.lane, self.pixels, self.slots = lane, pixels, slots
-        self.wants_features = any(task is not Task.CLASSIFY for task in tasks)
+        self.wants_features = any(want is not Task.CLASSIFY for want in wanted)
         self.rows = 0
         self.canaries: list[int] = []
         """The bucket of each launch that carried the canary."""
         self.event: Event | None = None
-        self._tasks, self._results = tasks, results
+        self._wanted, self._results = wanted, results
+        self._explainer = runner.explainer
         self._finish: Callable[[_Running], Ran] = runner.finish
         runner.launch(self)
 
@@ -410,4 +415,4 @@ class _Running:
     def deliver(self) -> None:
         """The answers, to the slots' results."""
         answers = [Answer(*row) for row in zip(self.lane.host_features, self.lane.host_answers, strict=True)]
-        deliver(self.slots, self._tasks, answers[: len(self.slots)], self._results)
+        deliver(self.slots, self._wanted, answers[: len(self.slots)], self._results, self._explainer)

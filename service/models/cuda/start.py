@@ -13,6 +13,7 @@ from service.models.cuda import canary
 from service.models.cuda.pipeline import StreamRunner
 from service.models.cuda.program import Program
 from service.models.cuda.torch_device import CudaDevice
+from service.models.explain import Explainer
 from service.models.placement import Placement
 from service.models.runtimes import compiled, package
 from service.models.runtimes.whole import DTYPES, Whole, whole
@@ -21,7 +22,11 @@ log = logging.getLogger(__name__)
 
 
 def start(
-    checkpoint: Checkpoint, placement: Placement, largest: int | None, report: Callable[[str], object]
+    checkpoint: Checkpoint,
+    placement: Placement,
+    largest: int | None,
+    explainer: Explainer | None,
+    report: Callable[[str], object],
 ) -> StreamRunner:
     """The checkpoint's model on its device, not yet warmed up. Raises `StartError`."""
     device = CudaDevice(placement.device)
@@ -33,7 +38,7 @@ def start(
         # Layer by layer always works. It is made only if it is needed.
         plain = Placement(placement.device, placement.precision, "eager")
         programs.append(lambda: _program(checkpoint, plain, device.device, report)())
-    return StreamRunner(programs, device, checkpoint.preprocessing.shape, largest)
+    return StreamRunner(programs, device, checkpoint.preprocessing.shape, largest, explainer)
 
 
 def settle_numerics() -> None:
