@@ -20,7 +20,7 @@ from service.engine.device import Batch
 from service.engine.transport import Channel, Link, blob
 from service.errors import StartError
 from service.metrics import Metrics
-from service.running import DeviceFailed
+from service.running import DeviceFailed, Ran
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -123,7 +123,9 @@ def _counter(metrics: Metrics) -> Callable[[Batch], None]:
             bucket = str(bucket_of(batch.ran.rows))
             metrics.batch_duration.labels(bucket).observe(batch.finished - batch.started)
             metrics.padding_rows.inc(batch.ran.rows - size)
-            metrics.canary_mismatch.inc(batch.ran.mismatches)
+        told = batch.ran or batch.error
+        if isinstance(told, (Ran, DeviceFailed)):
+            metrics.canary_mismatch.inc(told.mismatches)
         late = sum(request.deadline <= batch.started for request in batch.requests)
         if late:
             metrics.late_work.inc(late)

@@ -87,6 +87,16 @@ class StreamRunner:
         """Images in a forward pass at most; less than ``max_batch_size`` once memory ran out."""
         return max(self._ready().steps)
 
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """Height, width and channels of a slot."""
+        return self._shapes.image
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Rows that a forward pass may have, ascending."""
+        return tuple(self._ready().steps)
+
     # Getting ready
 
     def _take_program(self) -> None:
@@ -190,6 +200,17 @@ class StreamRunner:
         for last in running:
             last.finish()
         return size * _ROUNDS * self.in_flight / max(time.perf_counter() - began, 1e-9)
+
+    def forward_rate(self, seconds: float) -> float:
+        """Images a second of forward passes of the largest batch, for about ``seconds``, without any copy."""
+        step, size, images = self._ready().steps[self.limit], self.limit, 0
+        began = time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            for _ in range(_ROUNDS):
+                self._computing.run(step)
+            self._settle()
+            images += _ROUNDS * size
+        return images / (time.perf_counter() - began)
 
     def _blank(self, images: int) -> tuple[Pixels, list[int], list[Task], NDArray[np.float32]]:
         pixels = np.repeat(self._canary[None], images, axis=0)
@@ -333,7 +354,8 @@ class StreamRunner:
                 if again:
                     raise DeviceFailed(
                         "the device gave wrong answers to the canary image twice (its memory or its arithmetic is "
-                        "damaged, or the model's weights on it are)"
+                        "damaged, or the model's weights on it are)",
+                        mismatches=mismatches + again,
                     )
             batch.deliver()
         except Exception as error:

@@ -32,12 +32,12 @@ def start(
     device = CudaDevice(placement.device)
     torch.cuda.set_device(device.device)
     settle_numerics()
-    programs = [_program(checkpoint, placement, device.device, report)]
+    programs = [program(checkpoint, placement, device.device, report)]
     if placement.chosen:
         log.info("runtime=auto: %s in %s, on %s", placement.runtime, placement.precision, device.device)
         # Layer by layer always works. It is made only if it is needed.
         plain = Placement(placement.device, placement.precision, "eager")
-        programs.append(lambda: _program(checkpoint, plain, device.device, report)())
+        programs.append(lambda: program(checkpoint, plain, device.device, report)())
     return StreamRunner(programs, device, checkpoint.preprocessing.shape, largest, explainer)
 
 
@@ -60,9 +60,11 @@ def expected_of(checkpoint: Checkpoint) -> canary.Logits:
     return answer
 
 
-def _program(
+def program(
     checkpoint: Checkpoint, placement: Placement, device: torch.device, report: Callable[[str], object]
 ) -> Callable[[], Program]:
+    """What makes the program of ``placement``, when it is called: `StartError` comes from there."""
+
     def make() -> Program:
         expected = expected_of(checkpoint)
         image, has_head = checkpoint.preprocessing.shape, checkpoint.classes is not None
