@@ -41,7 +41,10 @@ class Settings(BaseSettings):
         "auto", description="auto is fp16 on CUDA and fp32 on the CPU."
     )
     runtime: str = Field(
-        "auto", description="How the model is executed: eager, or auto for the fastest that this host has."
+        "auto",
+        description="How the model is executed: auto for what starts and serves fast here (openvino on a CPU, "
+        "cudagraph on CUDA), eager, compile (minutes at the first start), or a directory that quantize or export "
+        "has made.",
     )
     host: str = Field("127.0.0.1", description="The address to listen on; 0.0.0.0 for every interface.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
