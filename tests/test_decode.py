@@ -23,6 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from service import decode as room
 from service.decode import decode, sniff, to_rgb
+from service.dimensions import webp_canvas
 from service.errors import EmptyBody, ImageTooLarge, InvalidImage, RequestError, UnsupportedMediaType
 from tests.pictures import (
     MODES,
@@ -238,9 +239,9 @@ def test_the_limit_is_exact_for_odd_and_even_numbers(name: str) -> None:
 @pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif\0\0II*\0"}], ids=str)
 def test_a_webp_canvas_is_read_from_the_header(options: dict[str, object]) -> None:
     data = encode(picture(size=(300, 70)), "WEBP", **options)
-    assert room._webp_canvas(data) == (300, 70)
-    for length in range(12, 31):
-        room._webp_canvas(data[:length])
+    assert webp_canvas(data) == (300, 70)
+    for length in range(12, 30):
+        assert webp_canvas(data[:length]) is None
 
 
 def test_threads_decode_side_by_side() -> None:
