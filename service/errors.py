@@ -5,6 +5,7 @@
     │   ├── MalformedRequest        malformed_request
     │   ├── RequestTimeout          request_timeout
     │   ├── HeadersTooLarge         headers_too_large
+    │   ├── MisdirectedRequest      misdirected_request
     │   ├── MissingFile             missing_file
     │   ├── EmptyBody               empty_body
     │   ├── MalformedMultipart      malformed_multipart
@@ -61,6 +62,12 @@ class HeadersTooLarge(RequestError):
     """A request line and headers beyond what anybody needs."""
 
     code = "headers_too_large"
+
+
+class MisdirectedRequest(RequestError):
+    """A host name that the service does not answer to."""
+
+    code = "misdirected_request"
 
 
 class MissingFile(RequestError):

@@ -28,6 +28,7 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.TooManyImages: 413,
     errors.UnsupportedMediaType: 415,
     errors.InvalidImage: 422,
+    errors.MisdirectedRequest: 421,
     errors.InvalidParameter: 422,
     errors.HeadersTooLarge: 431,
     errors.Overloaded: 429,

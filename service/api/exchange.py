@@ -33,6 +33,8 @@ _STAGES_HERE = {"receive", "respond"}
 _ASKED_BY_MACHINES = {"/livez", "/readyz", "/metrics"}
 #: nginx's number for a client that went away before it was answered.
 _CLIENT_GONE = 499
+#: On every answer: what is JSON or a picture of somebody's must not become a script in a browser.
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
 @dataclass
@@ -161,7 +163,7 @@ class Envelope:
             self._account(scope, exchange)
 
     def _headers(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
-        headers = [(b"x-request-id", exchange.id.encode())]
+        headers = [(b"x-request-id", exchange.id.encode()), _NOSNIFF]
         if exchange.server_timing:
             headers.append((b"server-timing", exchange.server_timing.encode()))
         if self._context.draining:
