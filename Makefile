@@ -6,7 +6,7 @@ PORT   ?= 8000
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help run test test-slow test-page test-originals check format clean verify-deploy
+.PHONY: help run test test-slow test-page test-originals fuzz audit check format clean verify-deploy
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -38,6 +38,17 @@ build/%/.installed: pyproject.toml tests/models/requirements/%.txt
 	$(PYTHON) -m venv build/$*
 	build/$*/bin/python -m pip install --quiet $(PIP_ARGS) --editable '.[dev]' -r tests/models/requirements/$*.txt
 	touch $@
+
+fuzz: build/fuzz/.installed  ## damaged images, hostile requests, coverage-guided (FUZZ_SECONDS=60 a target)
+	tests/fuzz/run.sh
+
+build/fuzz/.installed: pyproject.toml tests/fuzz/requirements.txt
+	$(PYTHON) -m venv build/fuzz
+	build/fuzz/bin/python -m pip install --quiet $(PIP_ARGS) --editable '.[dev]' -r tests/fuzz/requirements.txt
+	touch $@
+
+audit: $(STAMP)  ## known vulnerabilities, suspicious code, and an SBOM in build/audit
+	$(BIN)/python deploy/audit
 
 test-page: $(STAMP)  ## the page in headless Chromium
 	tests/page/run.sh

@@ -27,7 +27,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from service.dimensions import declared, webp_canvas
+from service.dimensions import declared
 from service.errors import EmptyBody, ImageTooLarge, InvalidImage, UnsupportedMediaType
 
 #: The accepted formats by Pillow's names, each with the one class that may read it. The classes are
@@ -133,15 +133,20 @@ def sniff(head: bytes) -> str | None:
     return None
 
 
-def judge_header(head: Data, max_pixels: int) -> None:
-    """Refuses, by a file's first bytes, what `decode` would refuse for its type or dimensions.
+def judge_header(head: Data, max_pixels: int) -> str:
+    """The format that a file's first bytes (`HEADER_BYTES`) announce, unless it or its dimensions are refused.
+
+    `decode` begins with it, so a body that is still arriving is judged as it would be later. No reader of
+    Pillow's is opened for it: before 13, WebP's allocated twice the canvas unjudged.
 
     Raises `EmptyBody`, `UnsupportedMediaType`, `ImageTooLarge`.
     """
     head = bytes(head)
-    size = declared(_recognise(head), head)
+    name = _recognise(head)
+    size = declared(name, head)
     if size is not None:
         _judge(*size, max_pixels)
+    return name
 
 
 def decode(data: Data, *, max_pixels: int, at_least: int | None = None) -> Image.Image:
@@ -163,7 +168,7 @@ def load(data: Data, *, max_pixels: int, at_least: int | None = None) -> Image.I
 
     A resize gives the same bits before and after L becomes RGB, at a third of the work.
     """
-    name = _recognise(data)
+    name = judge_header(data[:HEADER_BYTES], max_pixels)
     _let_pillow_follow(max_pixels)
     try:
         image: Image.Image = _read(name, data, max_pixels, at_least)
@@ -187,9 +192,6 @@ def _recognise(data: Data) -> str:
 
 def _read(name: str, data: Data, max_pixels: int, at_least: int | None) -> Image.Image:
     data = data if isinstance(data, bytes) else bytes(data)
-    if name == "WEBP":
-        # Pillow allocates twice the canvas when it opens the file, and before 13 it did so unjudged.
-        _judge(*(webp_canvas(data) or (1, 1)), max_pixels)
     image = _READERS[name](io.BytesIO(data))  # shares bytes, copies anything else
     _judge(image.width, image.height, max_pixels)
     _judge_effort(image, data)
