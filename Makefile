@@ -6,7 +6,7 @@ PORT   ?= 8000
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help run test test-slow test-page test-originals fuzz audit check format clean verify-deploy
+.PHONY: help run test test-slow test-page test-originals test-kserve fuzz audit check format clean verify-deploy
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -34,18 +34,16 @@ ORIGINALS := build/originals build/originals-2024
 test-originals: $(ORIGINALS:=/.installed)  ## checkpoints against the libraries they come from
 	for place in $(ORIGINALS); do $$place/bin/python -m pytest -m originals || exit; done
 
-build/%/.installed: pyproject.toml tests/models/requirements/%.txt
+test-kserve: build/kserve/.installed  ## /v2 through KServe's own client
+	build/kserve/bin/python -m pytest -m kserve
+
+build/%/.installed: pyproject.toml tests/requirements/%.txt
 	$(PYTHON) -m venv build/$*
-	build/$*/bin/python -m pip install --quiet $(PIP_ARGS) --editable '.[dev]' -r tests/models/requirements/$*.txt
+	build/$*/bin/python -m pip install --quiet $(PIP_ARGS) --editable '.[dev]' -r tests/requirements/$*.txt
 	touch $@
 
 fuzz: build/fuzz/.installed  ## damaged images, hostile requests, coverage-guided (FUZZ_SECONDS=60 a target)
 	tests/fuzz/run.sh
-
-build/fuzz/.installed: pyproject.toml tests/fuzz/requirements.txt
-	$(PYTHON) -m venv build/fuzz
-	build/fuzz/bin/python -m pip install --quiet $(PIP_ARGS) --editable '.[dev]' -r tests/fuzz/requirements.txt
-	touch $@
 
 audit: $(STAMP)  ## known vulnerabilities, suspicious code, and an SBOM in build/audit
 	$(BIN)/python deploy/audit

@@ -1,10 +1,15 @@
 """BentoML: https://docs.bentoml.com/en/latest/get-started/adaptive-batching.html, both of its services.
 
 A front service decodes and asks the batching service for one image at a time; that one forms batches.
+
+BentoML learns how long a batch takes from the first batches that it forms, and its first guess is a share of
+``max_latency_ms``: with the default of a minute it waits for ten seconds before each of them, and the learning
+takes longer than a measurement. Five seconds is far above what any request here takes.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import bentoml
@@ -19,7 +24,7 @@ class Network:
     def __init__(self) -> None:
         self.model = job.network()
 
-    @bentoml.api(batchable=True, max_batch_size=job.BATCH, max_latency_ms=60_000)
+    @bentoml.api(batchable=True, max_batch_size=job.BATCH, max_latency_ms=5_000)
     def classify(self, batch: np.ndarray) -> list[list[dict[str, Any]]]:
         return job.classify(self.model, torch.from_numpy(batch))
 
@@ -30,6 +35,11 @@ class Classifier:
 
     @bentoml.api
     async def predict(self, file: Image) -> dict[str, Any]:
-        pixels = job.TRANSFORM(file.convert("RGB")).unsqueeze(0).numpy()
+        pixels = await asyncio.to_thread(_pixels, file)  # else the loop is too late for its connections
         answer = await self.network.to_async.classify(pixels)
         return {"predictions": answer[0]}
+
+
+def _pixels(file: Image) -> np.ndarray:
+    torch.set_num_threads(1)  # as in mosec's stage: these threads would spin on the network's cores
+    return job.TRANSFORM(file.convert("RGB")).unsqueeze(0).numpy()

@@ -7,7 +7,7 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from service import __version__
-from service.api import docs, errors, features, health, models, page, predict
+from service.api import docs, errors, explain, features, health, models, open_inference, page, predict
 from service.api.context import Context
 from service.api.exchange import Envelope
 from service.api.hosts import Hosts
@@ -20,7 +20,7 @@ _DESCRIPTION = (
 
 #: What a page of another origin may send beside what every form can, and what its script gets to read.
 _FROM_SCRIPTS = ["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "X-Request-Timeout-Ms"]
-_TO_SCRIPTS = ["Retry-After", "Server-Timing", "X-Request-ID"]
+_TO_SCRIPTS = ["Retry-After", "Server-Timing", "X-Class-Id", "X-Request-ID"]
 
 
 def create_app(context: Context, keys: Keys | None = None) -> FastAPI:
@@ -34,7 +34,7 @@ def create_app(context: Context, keys: Keys | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.context = context
-    for room in (predict, features, models, health, docs, page):
+    for room in (predict, features, explain, models, health, open_inference, docs, page):
         app.include_router(room.router)
     errors.install(app)
     app.add_middleware(ShortCut)  # the last that is added is the first that is asked

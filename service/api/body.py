@@ -26,7 +26,7 @@ from service.errors import (
 )
 
 #: Room for a multipart body's own lines around an image of exactly ``max_upload_bytes``.
-_ENVELOPE = 64 * 1024
+ENVELOPE = 64 * 1024
 #: Parts that are no image: a form may have a few fields, not thousands.
 _OTHER_PARTS = 16
 #: A multipart Content-Type is 100 characters long; its parser takes seconds for a megabyte.
@@ -107,7 +107,7 @@ async def one_image(request: Request, limit: int) -> bytes | memoryview:
             if part.name == "file" and len(part.data) >= HEADER_BYTES // 2:
                 judge_header(part.data, max_pixels)
 
-    body = await read(request, limit + _ENVELOPE, look_inside)
+    body = await read(request, limit + ENVELOPE, look_inside)
     images = [part.data for part in parse(content_type, body, most=_MOST) if part.name == "file"]
     if not images:
         raise MissingFile("the form has no part named 'file'; send one with: curl -F file=@photo.jpg")
@@ -121,7 +121,7 @@ async def several_images(request: Request, limit: int, most: int) -> list[Part]:
     content_type = request.headers.get("content-type", "")
     if not content_type.lower().startswith("multipart/"):
         raise UnsupportedMediaType("several images travel as multipart/form-data, in parts named 'files'")
-    parts = parse(content_type, await read(request, limit + _ENVELOPE), most=most + _OTHER_PARTS)
+    parts = parse(content_type, await read(request, limit + ENVELOPE), most=most + _OTHER_PARTS)
     images = [part for part in parts if part.name == "files"]
     if not images:
         raise MissingFile(

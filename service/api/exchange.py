@@ -23,6 +23,7 @@ from service.api.context import Context
 from service.api.errors import defect, respond
 from service.engine.client import Answer
 from service.errors import Draining, InvalidParameter
+from service.tracing import Image, Trace
 
 log = logging.getLogger("service.access")
 
@@ -30,7 +31,7 @@ log = logging.getLogger("service.access")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _STAGES_HERE = {"receive", "respond"}
 #: Probes and scrapes come every few seconds for ever, and say nothing that metrics do not.
-_ASKED_BY_MACHINES = {"/livez", "/readyz", "/metrics"}
+_ASKED_BY_MACHINES = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
 #: nginx's number for a client that went away before it was answered.
 _CLIENT_GONE = 499
 #: On every answer: what is JSON or a picture of somebody's must not become a script in a browser.
@@ -55,6 +56,8 @@ class Exchange:
     """When the answer has to be there, once `deadline` was asked: the body has to be there by then, too."""
     gone: bool = False
     """Whether the client hung up before it was answered."""
+    trace: Trace | None = None
+    """None unless the request is traced."""
 
     def deadline(self, request: Request, timeout_ms: float) -> float:
         """When the answer has to be there: ``timeout_ms`` after the first byte, or earlier if the client asks."""
@@ -72,6 +75,8 @@ class Exchange:
 
     def note(self, stages: dict[str, float], answer: Answer) -> None:
         """One of its images is done. Of several, the last one to finish stands for the request."""
+        if self.trace is not None:
+            self.trace.images.append(Image(stages, answer.finished, answer.batch, answer.batch_size))
         if self.finished is None or answer.finished >= self.finished:
             self.stages.update(stages)
             self.finished, self.batch = answer.finished, answer.batch
@@ -133,6 +138,9 @@ class Envelope:
         headers = dict(scope["headers"])
         exchange = Exchange(_request_id(headers), scope.get("began") or time.monotonic())
         scope["exchange"] = exchange
+        tracing = self._context.tracing
+        if tracing is not None and scope["path"] not in _ASKED_BY_MACHINES:
+            exchange.trace = tracing.begin(scope, headers, exchange.started)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -181,6 +189,16 @@ class Envelope:
             exchange.stages["respond"] = now - exchange.finished
         for stage in exchange.stages.keys() & _STAGES_HERE:  # those of the images were observed with them
             metrics.stage_duration.labels(stage).observe(exchange.stages[stage])
+        if exchange.trace is not None and self._context.tracing is not None:
+            self._context.tracing.end(
+                exchange.trace,
+                request_id=exchange.id,
+                route=route,
+                status=exchange.status,
+                stages=exchange.stages,
+                started=exchange.started,
+                now=now,
+            )
         level = logging.DEBUG if route in _ASKED_BY_MACHINES else logging.INFO
         if log.isEnabledFor(level):
             extra = {"exchange": exchange, "duration": duration}

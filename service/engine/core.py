@@ -5,7 +5,8 @@ this loop and never computes; `DeviceThread` computes and does nothing else, so 
 hang-up is seen while a batch runs.
 
 The next batch grows while the current one runs and is closed at the moment the device is free: late
-enough to hold everyone who came in the meantime, and forming it takes microseconds.
+enough to hold everyone who came in the meantime, and forming it takes microseconds. A device that copies
+and computes at the same time is free while fewer than ``Runner.in_flight`` batches are on it.
 """
 
 from __future__ import annotations
@@ -22,12 +23,10 @@ from service.engine.batcher import Batcher, Request
 from service.engine.device import Batch, DeviceThread, Runner
 from service.engine.load import LoadMeter
 from service.engine.transport import Link
-from service.task import Task
+from service.running import DeviceFailed
 
 log = logging.getLogger(__name__)
 
-#: By number: an enumeration's own look-up takes longer than the rest of what a slot costs here.
-_TASKS = tuple(Task)
 #: Seconds between two updates of the gauges, and so the longest that the loop sleeps.
 _GAUGES_EVERY = 0.25
 
@@ -69,7 +68,9 @@ class EngineCore:
         self._load = LoadMeter(clock(), capacity, batcher.max_batch_size)
         self._selector = selectors.DefaultSelector()
         self._front_ends: dict[int, FrontEnd] = {}
-        self._running: Batch | None = None
+        self._running: dict[int, Batch] = {}
+        """What is on the device, by number."""
+        self._busy_until = 0.0
         self._batches = 0
         self._gauges_due = 0.0
         self._heartbeat: Callable[[], object] = lambda: None
@@ -97,7 +98,10 @@ class EngineCore:
         self._stopping = True
 
     def serve(self) -> None:
-        """Runs until `stop`. Every submission gets exactly one reply unless its front-end has gone."""
+        """Runs until `stop`. Every submission gets exactly one reply unless its front-end has gone.
+
+        Raises `DeviceFailed`, with work unanswered: the front-ends learn it from their links' end.
+        """
         self._device.start()
         self._selector.register(self._device, selectors.EVENT_READ, self._finish)
         try:
@@ -164,7 +168,7 @@ class EngineCore:
         front_end.gone = True
         for slot in front_end.submitted:
             self._batcher.cancel(slot)
-        front_end.submitted &= set(self._running.slots) if self._running else set()
+        front_end.submitted &= {slot for batch in self._running.values() for slot in batch.slots}
         for slot in self._arena.held_by(front_end.number):
             if slot not in front_end.submitted:
                 self._arena.release(slot)
@@ -179,22 +183,32 @@ class EngineCore:
             self._reply(expired, Outcome.EXPIRED)
 
     def _dispatch(self, now: float) -> None:
-        if self._running is not None:
-            return
-        requests = self._batcher.next_batch(now)
-        if requests:
+        while len(self._running) < self._device.in_flight:
+            requests = self._batcher.next_batch(now)
+            if not requests:
+                return
             self._batches += 1
-            tasks = [_TASKS[self._arena.task(request.slot)] for request in requests]
-            self._running = Batch(self._batches, requests, tasks)
-            self._arena.gauges[Gauge.BUSY_SINCE] = now
-            self._device.submit(self._running)
+            wanted = [self._arena.wanted(request.slot) for request in requests]
+            batch = self._running[self._batches] = Batch(self._batches, requests, wanted)
+            if len(self._running) == 1:
+                self._arena.gauges[Gauge.BUSY_SINCE] = now
+            self._device.submit(batch)
 
     def _finish(self) -> None:
         batch = self._device.collect()
-        self._running = None
-        self._arena.gauges[Gauge.BUSY_SINCE] = 0.0
-        self._dispatch(self._clock())  # the device first: what is finished can wait for microseconds
-        self._load.ran(len(batch.slots), batch.finished - batch.started)
+        if batch is not None:
+            self._answer(batch)
+        if self._device.failed:
+            raise DeviceFailed(self._device.failed)
+
+    def _answer(self, batch: Batch) -> None:
+        del self._running[batch.number]
+        self._arena.gauges[Gauge.BUSY_SINCE] = batch.finished if self._running else 0.0
+        if not self._device.failed:
+            self._dispatch(self._clock())  # the device first: what is finished can wait for microseconds
+        # Of batches that overlap, each counts for as long as it had the device to itself.
+        self._load.ran(len(batch.slots), batch.finished - max(batch.started, self._busy_until))
+        self._busy_until = batch.finished
         outcome = Outcome.OK if batch.error is None else Outcome.FAILED
         size = len(batch.slots)
         for slot in batch.slots:
@@ -218,7 +232,8 @@ class EngineCore:
             if front_end.gone:
                 for slot in mine:
                     self._arena.release(slot)
-                del self._front_ends[front_end.number]
+                if not front_end.submitted:
+                    del self._front_ends[front_end.number]
             else:
                 front_end.link.send(mine)
 
@@ -235,3 +250,4 @@ class EngineCore:
         gauges[Gauge.BUSY_RATIO] = self._load.busy_ratio
         gauges[Gauge.CAPACITY] = self._load.capacity
         gauges[Gauge.SATURATION] = self._load.saturation
+        gauges[Gauge.MEMORY_USED], gauges[Gauge.MEMORY_TOTAL] = self._device.memory
