@@ -71,11 +71,12 @@ class Supervisor:
     def bind(self) -> str:
         """Takes the port, if it was not yet, and says at which URL the service is going to be.
 
-        Raises `ConfigurationError` when the port cannot be had.
+        Raises `ConfigurationError` when the port cannot be had, or a file that a front-end wants is no good.
         """
         if self._listener is None:
+            frontend.check(self._settings)
             self._listener = listener.bind(self._settings.host, self._settings.port)
-        return listener.url(self._listener)
+        return listener.url(self._listener, "https" if self._settings.tls_certificate_file else "http")
 
     def run(self) -> int:
         """Serves until a signal or a failure ends it. Returns the exit code: 0 when all was answered.

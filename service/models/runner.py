@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 #: Images in a forward pass that are tried at warm-up: a processor gains nothing from more.
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
+#: Where neither setting nor runtime says less.
+_LARGEST = 1 << 16
 #: Times that each is measured, in turns, so that a neighbour's second of work does not fall on one size alone.
 _ROUNDS = 3
 
@@ -41,7 +43,7 @@ class ModelRunner:
         self.runtime = runtime
         self.capacity = 0.0
         """Images a second at the largest batch, as `warm_up` saw it."""
-        self.max_batch_size = max_batch_size or _SIZES[-1]
+        self.max_batch_size = min(max_batch_size or _SIZES[-1], runtime.most or _LARGEST)
         self._chosen = max_batch_size is None
         self._image = image
         self._ways = dict(enumerate(runtime.ways()))
@@ -52,7 +54,7 @@ class ModelRunner:
         self.feature_shape = (channels, height, width)
         """The last block's output: channels, height, width."""
         self.results = longest(logits.numel(), self.feature_shape)
-        self._deliver = Delivery(explainer)
+        self.deliver = Delivery(explainer)
 
     def __repr__(self) -> str:
         return (
@@ -85,7 +87,7 @@ class ModelRunner:
         done = 0
         for step in self._planned(len(slots)):
             part = slice(done, done + step.images)
-            self._deliver(slots[part], wanted[part], self._ways[step.way](pixels, slots[part]), results)
+            self.deliver(slots[part], wanted[part], self._ways[step.way](pixels, slots[part]), results)
             done += step.images
 
     #: `run` keeps the processor busy to the end; a second batch would only take cores from the first.

@@ -41,6 +41,7 @@ class OpenVino:
     """A converted model on this host's processor. ``cores`` is the number of threads that compute."""
 
     name = "openvino"
+    most: int | None = None
 
     def __init__(self, model: openvino.Model, precision: str, cores: int) -> None:
         self.precision = precision
