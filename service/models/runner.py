@@ -7,14 +7,14 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from service.models import plan
+from service.models.delivery import Delivery, longest
 from service.models.explain import Explainer
-from service.models.runtimes import Answer, Pixels, Runtime, Way
+from service.models.runtimes import Pixels, Runtime, Way
 from service.running import Finished, Memory
-from service.task import Explain, Task, Wanted
+from service.task import Wanted
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +53,8 @@ class ModelRunner:
         channels, height, width = features.shape
         self.feature_shape = (channels, height, width)
         """The last block's output: channels, height, width."""
-        self.results = max(logits.numel() + height * width, features.numel())
-        self._explainer = explainer
+        self.results = longest(logits.numel(), self.feature_shape)
+        self._deliver = Delivery(explainer)
 
     def __repr__(self) -> str:
         return (
@@ -87,8 +87,7 @@ class ModelRunner:
         done = 0
         for step in self._planned(len(slots)):
             part = slice(done, done + step.images)
-            answers = self._ways[step.way](pixels, slots[part])
-            deliver(slots[part], wanted[part], answers, results, self._explainer)
+            self._deliver(slots[part], wanted[part], self._ways[step.way](pixels, slots[part]), results)
             done += step.images
 
     #: `run` keeps the processor busy to the end; a second batch would only take cores from the first.
@@ -143,47 +142,3 @@ def _time(way: Way, pixels: Pixels, images: int) -> float:
     began = time.perf_counter()
     way(pixels, range(images))
     return time.perf_counter() - began
-
-
-def deliver(
-    slots: Sequence[int],
-    wanted: Sequence[Wanted],
-    answers: Sequence[Answer],
-    results: NDArray[np.float32],
-    explainer: Explainer | None,
-) -> None:
-    """Writes what is ``wanted`` of each answer to ``results[slots]``."""
-    looks: list[tuple[int, Explain, Answer]] = []
-    for slot, want, answer in zip(slots, wanted, answers, strict=True):
-        if isinstance(want, Explain):
-            looks.append((slot, want, answer))
-            continue
-        result = answer.logits if want is Task.CLASSIFY else pool(answer.features.float(), want)
-        results[slot, : result.numel()] = result.flatten().float().cpu().numpy()
-    if looks:
-        assert explainer is not None, "a front-end lets nobody ask a network without a head"
-        _explain(looks, results, explainer)
-
-
-def _explain(
-    looks: list[tuple[int, Explain, Answer]], results: NDArray[np.float32], explainer: Explainer
-) -> None:
-    """For each slot the logits, and after them the map of the class that is wanted: all maps in one go."""
-    classes = [
-        int(answer.logits.argmax()) if want.class_index is None else want.class_index
-        for _, want, answer in looks
-    ]
-    features = torch.stack([answer.features.float() for _, _, answer in looks])
-    maps = explainer.maps(features, classes)
-    for (slot, _, answer), grid in zip(looks, maps, strict=True):
-        result = torch.cat((answer.logits, grid.flatten()))
-        results[slot, : len(result)] = result.numpy()
-
-
-def pool(features: torch.Tensor, task: Task) -> torch.Tensor:
-    """One image's features ``[C, h, w]`` as ``task`` wants them."""
-    if task is Task.FEATURES_AVG:
-        return features.mean((1, 2))
-    if task is Task.FEATURES_MAX:
-        return features.amax((1, 2))
-    return features

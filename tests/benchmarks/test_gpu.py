@@ -20,7 +20,6 @@ from service.models.cuda.program import Program
 from tests import tiny
 from tests.models.cuda.fake_device import FakeDevice
 
-
 RAW = gpu.raw
 
 

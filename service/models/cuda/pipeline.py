@@ -29,8 +29,8 @@ from service.models.cuda.device import Device, Event
 from service.models.cuda.lanes import MOST_CANARIES, Lane, neighbours
 from service.models.cuda.prepare import Maker, Prepared
 from service.models.cuda.program import Program
+from service.models.delivery import Delivery, longest
 from service.models.explain import Explainer
-from service.models.runner import deliver
 from service.models.runtimes import Answer, Pixels
 from service.running import DeviceFailed, Memory, Ran
 from service.task import Task, Wanted
@@ -62,10 +62,9 @@ class StreamRunner:
         explainer: Explainer | None = None,
     ) -> None:
         """``programs`` make what runs: the first that works, here and in `warm_up`. Raises `StartError`."""
+        self.deliver = Delivery(explainer)
         self.capacity = 0.0
         """Images a second at the largest batch, as `warm_up` saw it."""
-        self.explainer = explainer
-        """The network's head on the CPU in fp32."""
         self._wanted = max_batch_size
         self._device = device
         self._canary = canary.image(image)
@@ -108,9 +107,9 @@ class StreamRunner:
                 break
             except Exception as error:
                 self._go_on_after(error)
-        self.feature_shape = channels, height, width = self._shapes.features
+        self.feature_shape = self._shapes.features
         """The last block's output: channels, height, width."""
-        self.results = max(self._shapes.answer + height * width, channels * height * width)
+        self.results = longest(self._shapes.answer, self.feature_shape)
         self.max_batch_size = min(self._wanted or _LARGEST, self.runtime.most or _LARGEST)
 
     def _go_on_after(self, error: Exception) -> None:
@@ -212,7 +211,7 @@ class StreamRunner:
             images += _ROUNDS * size
         return images / (time.perf_counter() - began)
 
-    def _blank(self, images: int) -> tuple[Pixels, list[int], list[Task], NDArray[np.float32]]:
+    def _blank(self, images: int) -> tuple[Pixels, list[int], list[Wanted], NDArray[np.float32]]:
         pixels = np.repeat(self._canary[None], images, axis=0)
         results = np.zeros((images, self.results), np.float32)
         return pixels, list(range(images)), [Task.CLASSIFY] * images, results
@@ -420,7 +419,7 @@ class _Running:
         """The bucket of each launch that carried the canary."""
         self.event: Event | None = None
         self._wanted, self._results = wanted, results
-        self._explainer = runner.explainer
+        self._deliver = runner.deliver
         self._finish: Callable[[_Running], Ran] = runner.finish
         runner.launch(self)
 
@@ -437,4 +436,4 @@ class _Running:
     def deliver(self) -> None:
         """The answers, to the slots' results."""
         answers = [Answer(*row) for row in zip(self.lane.host_features, self.lane.host_answers, strict=True)]
-        deliver(self.slots, self._wanted, answers[: len(self.slots)], self._results, self._explainer)
+        self._deliver(self.slots, self._wanted, answers[: len(self.slots)], self._results)
