@@ -54,7 +54,7 @@ class ModelRunner:
         self.feature_shape = (channels, height, width)
         """The last block's output: channels, height, width."""
         self.results = longest(logits.numel(), self.feature_shape)
-        self.deliver = Delivery(explainer)
+        self._deliver = Delivery(explainer)
 
     def __repr__(self) -> str:
         return (
@@ -87,7 +87,7 @@ class ModelRunner:
         done = 0
         for step in self._planned(len(slots)):
             part = slice(done, done + step.images)
-            self.deliver(slots[part], wanted[part], self._ways[step.way](pixels, slots[part]), results)
+            self._deliver(slots[part], wanted[part], self._ways[step.way](pixels, slots[part]), results)
             done += step.images
 
     #: `run` keeps the processor busy to the end; a second batch would only take cores from the first.

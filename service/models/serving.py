@@ -78,10 +78,7 @@ def load(settings: Settings, report: Report, progress: Progress | None = None) -
     model = loader.load(checkpoint)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     largest = None if settings.max_batch_size == "auto" else settings.max_batch_size
-    explainer = Explainer(model.network) if checkpoint.classes is not None else None
-    runner = _runner(
-        model, checkpoint, placement, largest, explainer, lambda detail: report("loading", detail)
-    )
+    runner = _runner(model, checkpoint, placement, largest, lambda detail: report("loading", detail))
     return Loaded(runner, placement.device, replace(checkpoint, state_dict={}), parameters)
 
 
@@ -90,21 +87,27 @@ def _runner(
     checkpoint: Checkpoint,
     placement: Placement,
     largest: int | None,
-    explainer: Explainer | None,
     report: Callable[[str], object],
 ) -> ModelRunner | StreamRunner:
     if placement.on_cuda:
         # Of no use without a device, and not quick to import.
         from service.models.cuda.start import start
 
+        explainer = Explainer(model.network) if checkpoint.classes is not None else None
         return start(checkpoint, placement, largest, explainer, report)
     runtime = _runtime(model, checkpoint, placement, report)
-    if explainer is not None and runtime.name == "openvino":
+    explainer = _explainer(model, runtime) if checkpoint.classes is not None else None
+    return ModelRunner(runtime, checkpoint.preprocessing.shape, largest, explainer)
+
+
+def _explainer(model: Uint8Model, runtime: Runtime) -> Explainer:
+    explainer = Explainer(model.network)
+    if runtime.name == "openvino":
         from service.models.runtimes.openvino import OpenVino
 
         assert isinstance(runtime, OpenVino)
         explainer.borrow(runtime.constants())
-    return ModelRunner(runtime, checkpoint.preprocessing.shape, largest, explainer)
+    return explainer
 
 
 def _runtime(

@@ -15,7 +15,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,16 +23,17 @@ from torch import Tensor
 from service.buckets import bucket_of, chunks
 from service.errors import ConfigurationError
 from service.models import plan
-from service.models.cuda import canary
+from service.models.cuda import canary, measure
 from service.models.cuda.device import Device, Event
+from service.models.cuda.flight import Flight
 from service.models.cuda.lanes import MOST_CANARIES, Lane, neighbours
 from service.models.cuda.prepare import Maker, Prepared
 from service.models.cuda.program import Program
 from service.models.delivery import Delivery, longest
 from service.models.explain import Explainer
-from service.models.runtimes import Answer, Pixels
+from service.models.runtimes import Pixels
 from service.running import DeviceFailed, Memory, Ran
-from service.task import Task, Wanted
+from service.task import Wanted
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,6 @@ log = logging.getLogger(__name__)
 _LARGEST = 256
 #: Batches without padding after which the canary gets a forward pass of its own.
 CANARY_EVERY = 64
-_ROUNDS = 3
 
 
 class StreamRunner:
@@ -62,7 +61,7 @@ class StreamRunner:
         explainer: Explainer | None = None,
     ) -> None:
         """``programs`` make what runs: the first that works, here and in `warm_up`. Raises `StartError`."""
-        self.deliver = Delivery(explainer)
+        self._deliver = Delivery(explainer)
         self.capacity = 0.0
         """Images a second at the largest batch, as `warm_up` saw it."""
         self._wanted = max_batch_size
@@ -135,7 +134,7 @@ class StreamRunner:
         while True:
             try:
                 self._prepare()
-                seconds = self._measure()
+                seconds = measure.by_bucket(self, self._canary)
                 break
             except Exception as error:
                 self._go_on_after(error)
@@ -145,7 +144,7 @@ class StreamRunner:
             by_size = [seconds[bucket_of(size, list(seconds))] for size in range(self.limit + 1)]
             self.max_batch_size = plan.best_size(by_size, list(seconds))
         self._limit_to(self.max_batch_size)
-        self.capacity = self._pipelined(self.max_batch_size)
+        self.capacity = measure.pipelined(self, self._canary, self.max_batch_size)
         self._warm = True
         log.info(
             "%s %s, up to %d images a batch: %.0f images/s, one image in %.1f ms",
@@ -173,48 +172,16 @@ class StreamRunner:
         ready = self._ready()
         ready.steps = {bucket: step for bucket, step in ready.steps.items() if bucket <= size}
 
-    def _measure(self) -> dict[int, float]:
-        """By bucket: seconds of a batch alone, from slots to results."""
-        seconds: dict[int, float] = {}
-        for bucket in self._ready().steps:
-            batch = self._blank(bucket)
-            self.run(*batch)
-            times = []
-            for _ in range(_ROUNDS):
-                began = time.perf_counter()
-                self.run(*batch)
-                times.append(time.perf_counter() - began)
-            seconds[bucket] = max(median(times), 1e-9)
-            log.debug("%d images: %.2f ms", bucket, seconds[bucket] * 1000)
-        return seconds
-
-    def _pipelined(self, size: int) -> float:
-        """Images a second, with as many batches in flight as there may be."""
-        batch, running = self._blank(size), deque[_Running]()
-        began = time.perf_counter()
-        for _ in range(_ROUNDS * self.in_flight):
-            if len(running) == self.in_flight:
-                running.popleft().finish()
-            running.append(self.start(*batch))
-        for last in running:
-            last.finish()
-        return size * _ROUNDS * self.in_flight / max(time.perf_counter() - began, 1e-9)
-
     def forward_rate(self, seconds: float) -> float:
         """Images a second of forward passes of the largest batch, for about ``seconds``, without any copy."""
         step, size, images = self._ready().steps[self.limit], self.limit, 0
         began = time.perf_counter()
         while time.perf_counter() - began < seconds:
-            for _ in range(_ROUNDS):
+            for _ in range(measure.ROUNDS):
                 self._computing.run(step)
             self._settle()
-            images += _ROUNDS * size
+            images += measure.ROUNDS * size
         return images / (time.perf_counter() - began)
-
-    def _blank(self, images: int) -> tuple[Pixels, list[int], list[Wanted], NDArray[np.float32]]:
-        pixels = np.repeat(self._canary[None], images, axis=0)
-        results = np.zeros((images, self.results), np.float32)
-        return pixels, list(range(images)), [Task.CLASSIFY] * images, results
 
     # Running
 
@@ -226,14 +193,16 @@ class StreamRunner:
 
     def start(
         self, pixels: Pixels, slots: list[int], wanted: Sequence[Wanted], results: NDArray[np.float32]
-    ) -> _Running:
+    ) -> Flight:
         """Starts ``pixels[slots]`` (uint8 ``[slots, H, W, C]``); what is ``wanted`` goes to ``results[slots]``.
 
         At most `in_flight` at once. Raises `DeviceFailed` when the device is lost, and what the model raised else.
         """
         lane = self._ready().lanes.popleft()
         try:
-            return _Running(self, lane, pixels, slots, wanted, results)
+            batch = Flight(lane, pixels, slots, wanted, results, self.finish)
+            self._start(batch)
+            return batch
         except Exception as error:
             self._give_up(lane, error)
             raise
@@ -245,7 +214,7 @@ class StreamRunner:
         except RuntimeError as error:
             raise DeviceFailed(str(error).splitlines()[0]) from error
 
-    def launch(self, batch: _Running) -> None:
+    def _start(self, batch: Flight) -> None:
         """Puts a batch on the device; in smaller parts, and all later ones too, where memory has run out."""
         while True:
             try:
@@ -260,7 +229,7 @@ class StreamRunner:
                 self._settle()  # before the lane's memory is written again
                 self._device.release()
 
-    def _launch(self, batch: _Running) -> Event:
+    def _launch(self, batch: Flight) -> Event:
         images = len(batch.slots)
         self._upload(batch)
         self._computing.wait(self._copying.record())
@@ -274,7 +243,7 @@ class StreamRunner:
         self._download(batch)
         return self._answering.record()
 
-    def _upload(self, batch: _Running) -> None:
+    def _upload(self, batch: Flight) -> None:
         lane, source = batch.lane, self._source(batch.pixels)
         if source is not None:
             for row, slot, count in neighbours(batch.slots):
@@ -296,7 +265,7 @@ class StreamRunner:
         same = tensor is not None and address == pixels.ctypes.data and tensor.shape == pixels.shape
         return tensor if same else None
 
-    def _compute(self, batch: _Running, row: int, count: int) -> None:
+    def _compute(self, batch: Flight, row: int, count: int) -> None:
         """Rows of the batch from ``row`` on, in the smallest bucket that holds ``count``."""
         ready, lane, stream = self._ready(), batch.lane, self._computing
         shared = ready.shared
@@ -312,7 +281,7 @@ class StreamRunner:
             self._note_canary(batch, bucket, count)
         batch.rows += bucket
 
-    def _let_the_canary_out(self, batch: _Running) -> None:
+    def _let_the_canary_out(self, batch: Flight) -> None:
         """A forward pass of its own, when many batches in a row had no room for it."""
         self._without_canary = 0 if batch.canaries else self._without_canary + 1
         if self._without_canary < CANARY_EVERY:
@@ -325,12 +294,12 @@ class StreamRunner:
         self._note_canary(batch, bucket, 0)
         batch.rows += bucket
 
-    def _note_canary(self, batch: _Running, bucket: int, row: int) -> None:
+    def _note_canary(self, batch: Flight, bucket: int, row: int) -> None:
         if len(batch.canaries) < MOST_CANARIES:
             self._computing.copy(batch.lane.canaries[len(batch.canaries)], self._ready().shared.answers[row])
             batch.canaries.append(bucket)
 
-    def _download(self, batch: _Running) -> None:
+    def _download(self, batch: Flight) -> None:
         lane, images, seen = batch.lane, len(batch.slots), len(batch.canaries)
         self._answering.copy(lane.host_answers[:images], lane.answers[:images])
         if seen:
@@ -340,14 +309,14 @@ class StreamRunner:
 
     # Ending
 
-    def finish(self, batch: _Running) -> Ran:
+    def finish(self, batch: Flight) -> Ran:
         """Waits for a batch and writes its results. See `service.running.Running`."""
         try:
             batch.wait()
             mismatches = self._mismatches(batch)
             if mismatches:
                 log.error("the canary's answer was wrong; the batch runs again")
-                self.launch(batch)
+                self._start(batch)
                 batch.wait()
                 again = self._mismatches(batch)
                 if again:
@@ -356,7 +325,7 @@ class StreamRunner:
                         "damaged, or the model's weights on it are)",
                         mismatches=mismatches + again,
                     )
-            batch.deliver()
+            batch.deliver(self._deliver)
         except Exception as error:
             self._give_up(batch.lane, error)
             raise
@@ -368,7 +337,7 @@ class StreamRunner:
         )
         return Ran(batch.rows, mismatches, distrust)
 
-    def _mismatches(self, batch: _Running) -> int:
+    def _mismatches(self, batch: Flight) -> int:
         answers = batch.lane.host_canaries.numpy()
         right = [
             canary.is_same(answers[number], self._ready().references[bucket], self.runtime.precision)
@@ -398,42 +367,3 @@ class StreamRunner:
     def _ready(self) -> Prepared:
         assert self._prepared is not None, "warm_up was not called"
         return self._prepared
-
-
-class _Running:
-    """One batch in flight; see `service.running.Running`."""
-
-    def __init__(
-        self,
-        runner: StreamRunner,
-        lane: Lane,
-        pixels: Pixels,
-        slots: list[int],
-        wanted: Sequence[Wanted],
-        results: NDArray[np.float32],
-    ) -> None:
-        self.lane, self.pixels, self.slots = lane, pixels, slots
-        self.wants_features = any(want is not Task.CLASSIFY for want in wanted)
-        self.rows = 0
-        self.canaries: list[int] = []
-        """The bucket of each launch that carried the canary."""
-        self.event: Event | None = None
-        self._wanted, self._results = wanted, results
-        self._deliver = runner.deliver
-        self._finish: Callable[[_Running], Ran] = runner.finish
-        runner.launch(self)
-
-    def done(self) -> bool:
-        return self.event is None or self.event.done()
-
-    def wait(self) -> None:
-        assert self.event is not None
-        self.event.wait()
-
-    def finish(self) -> Ran:
-        return self._finish(self)
-
-    def deliver(self) -> None:
-        """The answers, to the slots' results."""
-        answers = [Answer(*row) for row in zip(self.lane.host_features, self.lane.host_answers, strict=True)]
-        self._deliver(self.slots, self._wanted, answers[: len(self.slots)], self._results)

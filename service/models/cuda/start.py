@@ -43,8 +43,9 @@ def start(
 
 def settle_numerics() -> None:
     """fp32 means fp32, where torch's default is TF32 for convolutions; half precision adds up in fp32."""
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    # Not by torch's newer `fp32_precision`: the compiler still asks by the older names, and torch refuses a mixture
+    # (pytorch issue 166387). Products of matrices are fp32 by default.
+    torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     # Shapes are few and fixed: trying cuDNN's kernels once for each pays.
