@@ -38,6 +38,7 @@ class NullRunner:
     """Takes any batch, sleeps as long as it was told to, and leaves the slots' answers as they are."""
 
     results = _CLASSES
+    lanes = None
     #: Images a second; only metrics and Retry-After see it.
     capacity = 1e5
 

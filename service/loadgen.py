@@ -66,7 +66,7 @@ class Tally:
     """Open loop: how long after it was due each request left, for the generator's own reasons."""
     sent: int = 0
     in_time: int = 0
-    """2xx answers that came before the duration was over: the throughput is of these."""
+    """2xx answers that came between the warm-up and the end, whenever they were sent: throughput is of these."""
     seconds: float = 0.0
     """What throughput is measured over: the duration without the warm-up."""
     cpu: float = 0.0
@@ -136,11 +136,14 @@ class _Run:
     def answered(self, connection: _Connection, status: int, now: float) -> None:
         """An answer is complete. A kept connection is idle now, or busy again."""
         self._busy.discard(connection)
+        good = 200 <= status < 300
+        # A window of time has as many requests under way at its beginning as at its end: leaving out those
+        # that were sent before it would take a whole latency's worth of answers from the throughput.
+        self.tally.in_time += good and self._counted_from <= now <= self._ends
         if connection.due >= self._counted_from:
             self.tally.statuses[status] += 1
-            if 200 <= status < 300:
+            if good:
                 self.tally.latencies.append(now - connection.due)
-                self.tally.in_time += now <= self._ends
         if connection.kept:
             self._go_on(connection, now)
         else:

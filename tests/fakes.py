@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from service.engine.device import Lanes
 from service.task import Task
 
 
@@ -42,6 +43,7 @@ class FakeRunner:
     error: Exception | None = None
     """Raised by every batch while it is set."""
     not_a_number: bool = False
+    lanes: Lanes | None = None
     may_run: threading.Event = field(default_factory=threading.Event)
     """A batch waits for it after it was started; set from the beginning."""
     batches: list[list[int]] = field(default_factory=list)

@@ -1,11 +1,14 @@
 """The engine's loop: slot numbers in from the front-ends, batches to the device, slot numbers back.
 
 Runs the same in a process of its own (production) and in a thread (tests, macOS). One thread runs
-this loop and never computes; `DeviceThread` computes and does nothing else, so that a deadline or a
+this loop and never computes; `Device` computes and does nothing else, so that a deadline or a
 hang-up is seen while a batch runs.
 
 The next batch grows while the current one runs and is closed at the moment the device is free: late
 enough to hold everyone who came in the meantime, and forming it takes microseconds.
+
+A device with lanes (a processor whose cores each compute an image of their own) takes single images while it
+is at work: each lane gets the next one as soon as it is free, so that none waits for the end of a batch.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Protocol
 
 from service.engine.arena import Arena, Gauge, Outcome
 from service.engine.batcher import Batcher, Request
-from service.engine.device import Batch, DeviceThread, Runner
+from service.engine.device import Batch, Device, Runner
 from service.engine.load import LoadMeter
 from service.engine.transport import Link
 from service.task import Task
@@ -65,11 +68,13 @@ class EngineCore:
         self._batcher = batcher
         self._batch_ran = batch_ran
         self._clock = clock
-        self._device = DeviceThread(runner, arena, clock)
+        self._device = Device(runner, arena, clock)
+        self._lanes = runner.lanes
+        self._free_lanes = list(range(runner.lanes.count)) if runner.lanes else []
         self._load = LoadMeter(clock(), capacity, batcher.max_batch_size)
         self._selector = selectors.DefaultSelector()
         self._front_ends: dict[int, FrontEnd] = {}
-        self._running: Batch | None = None
+        self._running: list[Batch] = []
         self._batches = 0
         self._gauges_due = 0.0
         self._heartbeat: Callable[[], object] = lambda: None
@@ -164,7 +169,7 @@ class EngineCore:
         front_end.gone = True
         for slot in front_end.submitted:
             self._batcher.cancel(slot)
-        front_end.submitted &= set(self._running.slots) if self._running else set()
+        front_end.submitted &= {slot for batch in self._running for slot in batch.slots}
         for slot in self._arena.held_by(front_end.number):
             if slot not in front_end.submitted:
                 self._arena.release(slot)
@@ -179,28 +184,49 @@ class EngineCore:
             self._reply(expired, Outcome.EXPIRED)
 
     def _dispatch(self, now: float) -> None:
-        if self._running is not None:
-            return
-        requests = self._batcher.next_batch(now)
-        if requests:
+        while self._device_is_free() and len(self._batcher):
+            in_lane = self._in_lanes()
+            requests = self._batcher.next_batch(now, 1 if in_lane else None)
+            if not requests:
+                return
             self._batches += 1
             tasks = [_TASKS[self._arena.task(request.slot)] for request in requests]
-            self._running = Batch(self._batches, requests, tasks)
-            self._arena.gauges[Gauge.BUSY_SINCE] = now
-            self._device.submit(self._running)
+            batch = Batch(self._batches, requests, tasks, self._free_lanes.pop() if in_lane else None)
+            if not self._running:
+                self._arena.gauges[Gauge.BUSY_SINCE] = now
+            self._running.append(batch)
+            self._device.submit(batch)
+
+    def _device_is_free(self) -> bool:
+        """For a batch, or for one image more in a lane."""
+        return not self._running or (self._running[0].lane is not None and bool(self._free_lanes))
+
+    def _in_lanes(self) -> bool:
+        """Whether the next image runs in a lane: it must where others do."""
+        return bool(self._running) or (self._lanes is not None and self._lanes.sooner(len(self._batcher)))
 
     def _finish(self) -> None:
         batch = self._device.collect()
-        self._running = None
-        self._arena.gauges[Gauge.BUSY_SINCE] = 0.0
+        full = not self._free_lanes
+        self._running.remove(batch)
+        if batch.lane is not None:
+            self._free_lanes.append(batch.lane)
+        self._arena.gauges[Gauge.BUSY_SINCE] = self._running[0].started if self._running else 0.0
         self._dispatch(self._clock())  # the device first: what is finished can wait for microseconds
-        self._load.ran(len(batch.slots), batch.finished - batch.started)
+        self._note(batch, full)
         outcome = Outcome.OK if batch.error is None else Outcome.FAILED
         size = len(batch.slots)
         for slot in batch.slots:
             self._arena.note_finished(slot, batch.started, batch.finished, batch.number, size, outcome)
         self._hand_back(batch.slots)
         self._batch_ran(batch)
+
+    def _note(self, batch: Batch, full: bool) -> None:
+        seconds = batch.finished - batch.started
+        if self._lanes is None or batch.lane is None:
+            self._load.ran(len(batch.slots), seconds)
+        else:
+            self._load.ran_in_lane(seconds, self._lanes.count, full)
 
     def _reply(self, slots: list[int], outcome: Outcome) -> None:
         """Hands back what never ran."""

@@ -1,4 +1,7 @@
-"""The one thread that owns the device: batches in, finished batches out, a byte on a pipe for each."""
+"""What owns the device: batches in, finished batches out, a byte on a pipe for each.
+
+One thread, or one for each lane of a device that computes several images side by side.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,30 @@ from service.task import Task
 log = logging.getLogger(__name__)
 
 
+class Lanes(Protocol):
+    """A device in parts: each lane runs an image of its own, and takes the next one without waiting for the others."""
+
+    count: int
+
+    def sooner(self, images: int) -> bool:
+        """Whether this many, on a device that has nothing else to do, run sooner in lanes than as one batch."""
+
+    def run(
+        self, lane: int, pixels: NDArray[np.uint8], slot: int, task: Task, results: NDArray[np.float32]
+    ) -> None:
+        """`Runner.run` of one image. Other threads run other lanes at the same time."""
+
+
 class Runner(Protocol):
     """What the engine wants of a model. `service.models.runner` has the real one, tests/fakes.py a hostile one."""
 
     max_batch_size: int
     results: int
     """Length of the longest answer in float32."""
+
+    @property
+    def lanes(self) -> Lanes | None:
+        """None where a batch always has the whole device."""
 
     def run(
         self, pixels: NDArray[np.uint8], slots: list[int], tasks: list[Task], results: NDArray[np.float32]
@@ -41,6 +62,8 @@ class Batch:
     number: int
     requests: list[Request]
     tasks: list[Task]
+    lane: int | None = None
+    """Of a device with lanes: where this one image runs; None for a batch that has the whole device."""
     started: float = 0.0
     finished: float = 0.0
     error: Exception | None = None
@@ -50,10 +73,11 @@ class Batch:
         self.slots = [request.slot for request in self.requests]
 
 
-class DeviceThread:
-    """Runs one batch after the other. ``fileno()`` becomes readable when one has finished.
+class Device:
+    """Runs batches in the order in which they come. ``fileno()`` becomes readable when one has finished.
 
-    CUDA graphs and OpenMP teams belong to a thread, so it is always the same one.
+    CUDA graphs and OpenMP teams belong to a thread, so without lanes it is always the same one. With lanes
+    there are as many threads, and whoever submits sees to it that no lane has two batches.
     """
 
     def __init__(self, runner: Runner, arena: Arena, clock: Callable[[], float] = time.monotonic) -> None:
@@ -63,10 +87,15 @@ class DeviceThread:
         self._jobs: SimpleQueue[Batch | None] = SimpleQueue()
         self._done: SimpleQueue[Batch] = SimpleQueue()
         self._wake_read, self._wake_write = os.pipe()
-        self._thread = threading.Thread(target=self._work, name="device", daemon=True)
+        count = runner.lanes.count if runner.lanes else 1
+        self._threads = [
+            threading.Thread(target=self._work, name=f"device-{number}", daemon=True)
+            for number in range(count)
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def fileno(self) -> int:
         return self._wake_read
@@ -80,10 +109,12 @@ class DeviceThread:
         return self._done.get()
 
     def stop(self) -> None:
-        """Lets the thread end after what it was given, and waits for that."""
-        self._jobs.put(None)
-        if self._thread.is_alive():
-            self._thread.join()
+        """Lets the threads end after what they were given, and waits for that."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
         os.close(self._wake_read)
         os.close(self._wake_write)
 
@@ -96,9 +127,17 @@ class DeviceThread:
     def _run(self, batch: Batch) -> None:
         batch.started = self._clock()
         try:
-            self._runner.run(self._arena.pixels, batch.slots, batch.tasks, self._arena.results)
+            self._compute(batch)
         except Exception as error:
             # The border of this thread: whatever a model raises is the batch's failure, not the engine's.
             log.exception("the model failed on a batch of %d", len(batch.requests))
             batch.error = error
         batch.finished = self._clock()
+
+    def _compute(self, batch: Batch) -> None:
+        pixels, results = self._arena.pixels, self._arena.results
+        if batch.lane is None:
+            self._runner.run(pixels, batch.slots, batch.tasks, results)
+        else:
+            assert self._runner.lanes is not None
+            self._runner.lanes.run(batch.lane, pixels, batch.slots[0], batch.tasks[0], results)

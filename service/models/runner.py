@@ -6,11 +6,12 @@ import logging
 import time
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from service.models import plan
-from service.models.runtimes import Pixels, Runtime, Way
+from service.models.lanes import Lanes
+from service.models.rows import write
+from service.models.runtimes import Divisible, Pixels, Runtime, Way
 from service.task import Task
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ class ModelRunner:
         self.max_batch_size = max_batch_size or _SIZES[-1]
         self._chosen = max_batch_size is None
         self._image = image
+        self.lanes: Lanes | None = None
+        """Where single images run side by side; `warm_up` decides."""
         self._ways = dict(enumerate(runtime.ways()))
         #: For each number of images, how it is run; empty until warm-up.
         self._steps: tuple[tuple[plan.Step, ...], ...] = ()
@@ -63,6 +66,7 @@ class ModelRunner:
         self.capacity = max(size / found.seconds[size] for size in range(1, self.max_batch_size + 1))
         self._steps = found.steps[: self.max_batch_size + 1]
         self._settle(pixels, times)
+        self.lanes = self._lanes()
         log.info(
             "%s, up to %d images a batch: %.1f images/s, one image in %.1f ms",
             *(self.runtime.name, self.max_batch_size, self.capacity, found.seconds[1] * 1000),
@@ -75,8 +79,7 @@ class ModelRunner:
             part = slice(done, done + step.images)
             answers = self._ways[step.way](pixels, slots[part])
             for slot, task, answer in zip(slots[part], tasks[part], answers, strict=True):
-                wanted = answer.logits if task is Task.CLASSIFY else pool(answer.features, task)
-                results[slot, : wanted.numel()] = wanted.flatten().float().cpu().numpy()
+                write(answer, task, results[slot])
             done += step.images
 
     def _planned(self, images: int) -> tuple[plan.Step, ...]:
@@ -112,17 +115,16 @@ class ModelRunner:
             if way.unit is None and step.images not in times[step.way]:
                 _time(way, pixels, step.images)
 
+    def _lanes(self) -> Lanes | None:
+        """Those of a way that the plan takes for several images."""
+        for number, way in self._ways.items():
+            if way.unit is not None and way.unit > 1 and isinstance(way, Divisible):
+                taken = [any(step.way == number for step in steps) for steps in self._steps]
+                return Lanes(way.lanes(), taken)
+        return None
+
 
 def _time(way: Way, pixels: Pixels, images: int) -> float:
     began = time.perf_counter()
     way(pixels, range(images))
     return time.perf_counter() - began
-
-
-def pool(features: torch.Tensor, task: Task) -> torch.Tensor:
-    """One image's features ``[C, h, w]`` as ``task`` wants them."""
-    if task is Task.FEATURES_AVG:
-        return features.mean((1, 2))
-    if task is Task.FEATURES_MAX:
-        return features.amax((1, 2))
-    return features

@@ -21,7 +21,8 @@ from service.models.checkpoints import Checkpoint, resolve
 from service.models.configuration import DenseNetConfig, VGGConfig
 from service.models.network import build
 from service.models.placement import place
-from service.models.runner import ModelRunner, pool
+from service.models.rows import pool
+from service.models.runner import ModelRunner
 from service.models.runtimes import artifact, conversion, gather, openvino
 from service.models.runtimes.eager import Eager
 from service.preprocess import Preprocessing
