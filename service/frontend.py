@@ -26,6 +26,7 @@ from service.metrics import Metrics
 from service.protocol import Protocol
 from service.settings import Settings, available_cores
 from service.status import Status
+from service.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class FrontEnd:
             client=EngineClient(),
             metrics=Metrics.declare(),
             decoders=self._decoders,
+            tracing=Tracing.from_environment(),
         )
         self._context.client.on_cancelled(self._context.metrics.cancelled.inc)
         self._server = _server(self._context, self._keys)
@@ -75,6 +77,8 @@ class FrontEnd:
         loop.remove_reader(self._channel.fileno())
         self._context.client.detach()
         self._decoders.shutdown()
+        if self._context.tracing is not None:
+            self._context.tracing.close()
         self._channel.close()
         return lost
 

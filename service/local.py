@@ -74,8 +74,8 @@ class LocalClassifier:
         for row, pixels in enumerate(good):
             self._pixels[row] = pixels
         if good:
-            tasks = [Task.CLASSIFY] * len(good)
-            self._runner.run(self._pixels, list(range(len(good))), tasks, self._results)
+            wanted = [Task.CLASSIFY] * len(good)
+            self._runner.run(self._pixels, list(range(len(good))), wanted, self._results)
         rows = iter(self._results[:, : len(self._card.classes)])
         for item in batch:
             yield item if isinstance(item, Seen) else self._answer(next(rows))

@@ -14,8 +14,9 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from service.buckets import SIZES
 from service.card import ModelCard
 from service.engine.arena import Arena, Gauge
 
@@ -23,14 +24,15 @@ if TYPE_CHECKING:
     from prometheus_client import Counter, Histogram
     from prometheus_client.core import Metric
 
+    from service.tracing import Exemplars
+
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 
 STATES = ("starting", "loading", "warming", "ready", "draining", "failed")
 STAGES = ("receive", "decode", "queue", "inference", "respond")
 
 #: Seconds: from a sub-millisecond stage to a request that waited for its deadline.
-_DURATIONS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
+DURATIONS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 def prepare() -> Path:
@@ -73,6 +75,9 @@ class Metrics:
     request_duration: Labelled[Histogram]
     stage_duration: Labelled[Histogram]
     batch_size: Histogram
+    batch_duration: Labelled[Histogram]
+    padding_rows: Counter
+    canary_mismatch: Counter
     batches: Counter
     images: Counter
     rejected: Labelled[Counter]
@@ -92,7 +97,7 @@ class Metrics:
             return Counter(f"imagenet_{name}", text, labels, registry=registry)
 
         def histogram(
-            name: str, text: str, labels: Iterable[str] = (), buckets: tuple[float, ...] = _DURATIONS
+            name: str, text: str, labels: Iterable[str] = (), buckets: tuple[float, ...] = DURATIONS
         ) -> Histogram:
             return Histogram(f"imagenet_{name}", text, labels, registry=registry, buckets=buckets)
 
@@ -104,7 +109,12 @@ class Metrics:
             stage_duration=Labelled(
                 histogram("stage_duration_seconds", "Where an image's time went.", ("stage",))
             ),
-            batch_size=histogram("batch_size", "Images in a forward pass.", buckets=_SIZES),
+            batch_size=histogram("batch_size", "Images in a forward pass.", buckets=SIZES),
+            batch_duration=Labelled(
+                histogram("batch_duration_seconds", "From the start of a batch to its answers.", ("bucket",))
+            ),
+            padding_rows=counter("padding_rows", "Rows of batches that held no image."),
+            canary_mismatch=counter("canary_mismatch", "Wrong answers of the device to a known image."),
             batches=counter("batches", "Forward passes."),
             images=counter("images", "Images that went through the model."),
             rejected=Labelled(
@@ -162,8 +172,21 @@ class Snapshot:
         yield gauge(
             "engine_busy_ratio", "Share of time the device computes.", float(values[Gauge.BUSY_RATIO])
         )
+        if values[Gauge.MEMORY_TOTAL]:
+            yield _memory(float(values[Gauge.MEMORY_USED]), float(values[Gauge.MEMORY_TOTAL]))
         if self._card is not None:
             yield _model_info(self._card)
+
+
+def _memory(used: float, total: float) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    memory = GaugeMetricFamily(
+        "imagenet_gpu_memory_bytes", "The device's memory, used by anyone, and in all.", labels=["kind"]
+    )
+    memory.add_metric(["used"], used)
+    memory.add_metric(["total"], total)
+    return memory
 
 
 def _model_info(card: ModelCard) -> Metric:
@@ -175,12 +198,29 @@ def _model_info(card: ModelCard) -> Metric:
     return info
 
 
-def exposition(snapshot: Snapshot) -> tuple[bytes, str]:
-    """One scrape of the whole service, and its content type."""
-    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+class _WithExemplars:
+    """The metrics of every process, with the exemplars of this one. A prometheus_client collector."""
+
+    def __init__(self, collector: Any, exemplars: Exemplars) -> None:
+        self._collector = collector
+        self._exemplars = exemplars
+
+    def collect(self) -> Iterable[Metric]:
+        return self._exemplars.adorn(self._collector.collect())
+
+
+def exposition(snapshot: Snapshot, accept: str = "", exemplars: Exemplars | None = None) -> tuple[bytes, str]:
+    """One scrape of the whole service, and its content type: OpenMetrics where ``accept`` asks for it.
+
+    ``exemplars`` can be seen in OpenMetrics alone.
+    """
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.exposition import choose_encoder
     from prometheus_client.multiprocess import MultiProcessCollector
 
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    registry, everything = CollectorRegistry(), CollectorRegistry()
+    collector = MultiProcessCollector(everything)  # type: ignore[no-untyped-call]
+    registry.register(collector if exemplars is None else _WithExemplars(collector, exemplars))
     registry.register(snapshot)
-    return generate_latest(registry), CONTENT_TYPE_LATEST
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type

@@ -1,7 +1,7 @@
 """The parent of everything: binds the port once, starts the engine and the front-ends, watches, drains, ends.
 
     supervisor ──channel──▶ engine          told: front-end N at this link · stop
-        │      ◀──────────                  tells: phase · progress · ready (arena, card) · failed · alive
+        │      ◀──────────                  tells: phase · progress · ready (arena, card) · failed · distrusted · alive
         └──────channel──▶ front-end 1…F     told: status · engine (arena, link, card) · drain
                ◀──────────                  tells: alive
 
@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from service import frontend, listener, logs, metrics
+from service import frontend, listener, logs, metrics, tracing
 from service.child import Child, Closable, ProcessChild, ThreadChild
 from service.engine import process as engine
 from service.engine import transport
@@ -88,6 +88,8 @@ class Supervisor:
         self._catch_signals()
         try:
             log.info("listening on %s", url)
+            if problem := tracing.obstacle():
+                log.warning("%s", problem)
             self._start_everything()
             while self._exit_code is None:
                 self._step()
@@ -245,6 +247,9 @@ class Supervisor:
                 self._was_ready = True
                 phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._status.phases.items())
                 log.info("ready on %s (%s)", self.bind(), phases)
+            case "distrusted":
+                # Not ready from now on; the engine ends by itself, and `_engine_ended` starts another.
+                self._enter("failed", message["message"])
             case "failed":
                 log.error("%s", message["message"])
                 self._enter("failed", message["message"])

@@ -5,12 +5,17 @@ from __future__ import annotations
 import threading
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.task import Task
+from service.running import DeviceFailed, Memory, Ran
+from service.task import Explain, Wanted
+
+#: Positions of the fake map; the first says which class was explained.
+FAKE_MAP = 4
 
 
 class VirtualClock:
@@ -38,40 +43,90 @@ class FakeRunner:
 
     max_batch_size: int = 8
     results: int = 10
+    in_flight: int = 1
     delay: float = 0.0
     error: Exception | None = None
     """Raised by every batch while it is set."""
     not_a_number: bool = False
-    lane_count: int = 0
-    """Lanes, which two images that wait together prefer."""
+    mismatches: int = 0
+    distrust: str = ""
+    broken: str = ""
+    """What `check` says of the device while it is set."""
+    memory: Memory = field(default_factory=Memory)
     may_run: threading.Event = field(default_factory=threading.Event)
     """A batch waits for it after it was started; set from the beginning."""
     batches: list[list[int]] = field(default_factory=list)
+    running: int = 0
+    lane_count: int = 0
+    """Lanes, which two images that wait together prefer."""
 
     def __post_init__(self) -> None:
         self.may_run.set()
         self.lanes = FakeLanes(self, self.lane_count) if self.lane_count else None
 
-    def run(
-        self, pixels: NDArray[np.uint8], slots: list[int], tasks: list[Task], results: NDArray[np.float32]
-    ) -> None:
+    def start(
+        self,
+        pixels: NDArray[np.uint8],
+        slots: list[int],
+        wanted: Sequence[Wanted],
+        results: NDArray[np.float32],
+    ) -> FakeRunning:
         assert 1 <= len(slots) <= self.max_batch_size, f"a batch of {len(slots)}"
         assert len(set(slots)) == len(slots), "a slot twice in one batch"
         assert self.lanes is None or not self.lanes.busy, "a batch beside images in lanes"
+        self.running += 1
+        assert self.running <= self.in_flight, f"{self.running} batches at once"
         self.batches.append(slots)
-        assert self.may_run.wait(60)
-        self.compute(pixels, slots, tasks, results)
+        return FakeRunning(self, pixels, slots, wanted, results)
 
-    def compute(
-        self, pixels: NDArray[np.uint8], slots: list[int], tasks: list[Task], results: NDArray[np.float32]
-    ) -> None:
-        """What every batch comes to."""
-        time.sleep(self.delay)
-        if self.error is not None:
-            raise self.error
-        for slot in reversed(slots):
-            answer = np.nan if self.not_a_number else fingerprint(pixels[slot], self.results)
-            results[slot] = answer + 1000 * tasks[slots.index(slot)]
+    def check(self) -> Memory:
+        if self.broken:
+            raise DeviceFailed(self.broken)
+        return self.memory
+
+
+@dataclass
+class FakeRunning:
+    """Reads the pixels as late as a device could: a slot that was given away too early shows."""
+
+    runner: FakeRunner
+    pixels: NDArray[np.uint8]
+    slots: list[int]
+    wanted: Sequence[Wanted]
+    results: NDArray[np.float32]
+    ready_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.ready_at = time.monotonic() + self.runner.delay
+
+    def done(self) -> bool:
+        return self.runner.may_run.is_set() and time.monotonic() >= self.ready_at
+
+    def finish(self) -> Ran:
+        runner = self.runner
+        assert runner.may_run.wait(60)
+        time.sleep(max(0.0, self.ready_at - time.monotonic()))
+        runner.running -= 1
+        self.compute()
+        return Ran(len(self.slots), runner.mismatches, runner.distrust)
+
+    def compute(self) -> None:
+        """What every batch comes to, after its delay."""
+        runner = self.runner
+        time.sleep(max(0.0, self.ready_at - time.monotonic()))
+        if runner.error is not None:
+            raise runner.error
+        for slot in reversed(self.slots):
+            answer = fingerprint(self.pixels[slot], runner.results)
+            if runner.not_a_number:
+                answer[:] = np.nan
+            want = self.wanted[self.slots.index(slot)]
+            if isinstance(want, Explain):
+                index = int(answer.argmax()) if want.class_index is None else want.class_index
+                answer = np.append(answer, index - np.arange(FAKE_MAP, dtype=np.float32))
+            else:
+                answer += 1000 * want
+            self.results[slot, : len(answer)] = answer
 
 
 class FakeLanes:
@@ -90,13 +145,14 @@ class FakeLanes:
         return images >= 2
 
     def run(
-        self, lane: int, pixels: NDArray[np.uint8], slot: int, task: Task, results: NDArray[np.float32]
+        self, lane: int, pixels: NDArray[np.uint8], slot: int, want: Wanted, results: NDArray[np.float32]
     ) -> None:
         assert 0 <= lane < self.count
         assert lane not in self.busy, "two images in one lane"
+        assert not self._runner.running, "an image in a lane beside a batch"
         self.busy.add(lane)
         try:
             assert pixels[slot].flat[0] != self.STUCK or self.may_leave.wait(60)
-            self._runner.compute(pixels, [slot], [task], results)
+            FakeRunning(self._runner, pixels, [slot], [want], results).compute()
         finally:
             self.busy.remove(lane)

@@ -35,9 +35,7 @@ class Ranking:
         ``activation`` is the checkpoint's own: ``softmax``, ``sigmoid``, or ``none`` for a model whose
         output is probabilities already. Raises `InternalError` when a logit is not a number.
         """
-        if not np.isfinite(result).all():
-            raise InternalError("the model answered with numbers that are none (NaN or infinity)")
-        best = top(result, self.k)
+        best = top(finite(result), self.k)
         key = "logit" if self.logits else "probability"
         scores = result if self.logits else activate(result, activation)
         return [
@@ -46,6 +44,13 @@ class Ranking:
                 map(classes.__getitem__, best.tolist()), scores[best].tolist(), strict=True
             )
         ]
+
+
+def finite(result: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The model's ``result``. Raises `InternalError` when some of it is not a number."""
+    if not np.isfinite(result).all():
+        raise InternalError("the model answered with numbers that are none (NaN or infinity)")
+    return result
 
 
 def top(scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:

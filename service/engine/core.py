@@ -1,11 +1,12 @@
 """The engine's loop: slot numbers in from the front-ends, batches to the device, slot numbers back.
 
 Runs the same in a process of its own (production) and in a thread (tests, macOS). One thread runs
-this loop and never computes; `Device` computes and does nothing else, so that a deadline or a
+this loop and never computes; `DeviceThread` computes and does nothing else, so that a deadline or a
 hang-up is seen while a batch runs.
 
 The next batch grows while the current one runs and is closed at the moment the device is free: late
-enough to hold everyone who came in the meantime, and forming it takes microseconds.
+enough to hold everyone who came in the meantime, and forming it takes microseconds. A device that copies
+and computes at the same time is free while fewer than ``Runner.in_flight`` batches are on it.
 
 A device with lanes (a processor whose cores each compute an image of their own) takes single images while it
 is at work: each lane gets the next one as soon as it is free, so that none waits for the end of a batch.
@@ -22,15 +23,13 @@ from typing import Protocol
 
 from service.engine.arena import Arena, Gauge, Outcome
 from service.engine.batcher import Batcher, Request
-from service.engine.device import Batch, Device, Runner
+from service.engine.device import Batch, DeviceThread, LaneThreads, Runner
 from service.engine.load import LoadMeter
 from service.engine.transport import Link
-from service.task import Task
+from service.running import DeviceFailed
 
 log = logging.getLogger(__name__)
 
-#: By number: an enumeration's own look-up takes longer than the rest of what a slot costs here.
-_TASKS = tuple(Task)
 #: Seconds between two updates of the gauges, and so the longest that the loop sleeps.
 _GAUGES_EVERY = 0.25
 
@@ -68,13 +67,15 @@ class EngineCore:
         self._batcher = batcher
         self._batch_ran = batch_ran
         self._clock = clock
-        self._device = Device(runner, arena, clock)
+        self._device = DeviceThread(runner, arena, clock)
         self._lanes = runner.lanes
-        self._free_lanes = list(range(runner.lanes.count)) if runner.lanes else []
+        self._threads = LaneThreads(runner.lanes, arena, clock, self._device.tell) if runner.lanes else None
         self._load = LoadMeter(clock(), capacity, batcher.max_batch_size)
         self._selector = selectors.DefaultSelector()
         self._front_ends: dict[int, FrontEnd] = {}
-        self._running: list[Batch] = []
+        self._running: dict[int, Batch] = {}
+        """What is on the device, by number."""
+        self._busy_until = 0.0
         self._batches = 0
         self._gauges_due = 0.0
         self._heartbeat: Callable[[], object] = lambda: None
@@ -102,13 +103,20 @@ class EngineCore:
         self._stopping = True
 
     def serve(self) -> None:
-        """Runs until `stop`. Every submission gets exactly one reply unless its front-end has gone."""
+        """Runs until `stop`. Every submission gets exactly one reply unless its front-end has gone.
+
+        Raises `DeviceFailed`, with work unanswered: the front-ends learn it from their links' end.
+        """
         self._device.start()
+        if self._threads:
+            self._threads.start()
         self._selector.register(self._device, selectors.EVENT_READ, self._finish)
         try:
             while not self._stopping:
                 self._step()
         finally:
+            if self._threads:
+                self._threads.stop()  # first: they tell the device of their ends
             self._device.stop()
             for front_end in self._front_ends.values():
                 front_end.link.close()
@@ -169,7 +177,7 @@ class EngineCore:
         front_end.gone = True
         for slot in front_end.submitted:
             self._batcher.cancel(slot)
-        front_end.submitted &= {slot for batch in self._running for slot in batch.slots}
+        front_end.submitted &= {slot for batch in self._running.values() for slot in batch.slots}
         for slot in self._arena.held_by(front_end.number):
             if slot not in front_end.submitted:
                 self._arena.release(slot)
@@ -184,35 +192,46 @@ class EngineCore:
             self._reply(expired, Outcome.EXPIRED)
 
     def _dispatch(self, now: float) -> None:
-        while self._device_is_free() and len(self._batcher):
-            in_lane = self._in_lanes()
-            requests = self._batcher.next_batch(now, 1 if in_lane else None)
+        while len(self._batcher):
+            threads = self._lanes_for_next()
+            # With images in lanes, a batch would have to wait for all of them: the next one takes a lane as well.
+            free = threads.free if threads else len(self._running) < self._device.in_flight
+            requests = self._batcher.next_batch(now, 1 if threads else None) if free else []
             if not requests:
                 return
             self._batches += 1
-            tasks = [_TASKS[self._arena.task(request.slot)] for request in requests]
-            batch = Batch(self._batches, requests, tasks, self._free_lanes.pop() if in_lane else None)
-            if not self._running:
+            wanted = [self._arena.wanted(request.slot) for request in requests]
+            lane = threads.free.pop() if threads else None
+            batch = self._running[self._batches] = Batch(self._batches, requests, wanted, lane)
+            if len(self._running) == 1:
                 self._arena.gauges[Gauge.BUSY_SINCE] = now
-            self._running.append(batch)
-            self._device.submit(batch)
+            (threads or self._device).submit(batch)
 
-    def _device_is_free(self) -> bool:
-        """For a batch, or for one image more in a lane."""
-        return not self._running or (self._running[0].lane is not None and bool(self._free_lanes))
-
-    def _in_lanes(self) -> bool:
-        """Whether the next image runs in a lane: it must where others do."""
-        return bool(self._running) or (self._lanes is not None and self._lanes.sooner(len(self._batcher)))
+    def _lanes_for_next(self) -> LaneThreads | None:
+        """Where the next image runs if not in a batch: in a lane where others do, else where that is sooner."""
+        if self._threads is None or self._lanes is None:
+            return None
+        if self._running:
+            in_lanes = next(iter(self._running.values())).lane is not None
+        else:
+            in_lanes = self._lanes.sooner(len(self._batcher))
+        return self._threads if in_lanes else None
 
     def _finish(self) -> None:
         batch = self._device.collect()
-        full = not self._free_lanes
-        self._running.remove(batch)
-        if batch.lane is not None:
-            self._free_lanes.append(batch.lane)
-        self._arena.gauges[Gauge.BUSY_SINCE] = self._running[0].started if self._running else 0.0
-        self._dispatch(self._clock())  # the device first: what is finished can wait for microseconds
+        if batch is not None:
+            self._answer(batch)
+        if self._device.failed:
+            raise DeviceFailed(self._device.failed)
+
+    def _answer(self, batch: Batch) -> None:
+        del self._running[batch.number]
+        full = self._threads is not None and not self._threads.free
+        if self._threads is not None and batch.lane is not None:
+            self._threads.free.append(batch.lane)
+        self._arena.gauges[Gauge.BUSY_SINCE] = batch.finished if self._running else 0.0
+        if not self._device.failed:
+            self._dispatch(self._clock())  # the device first: what is finished can wait for microseconds
         self._note(batch, full)
         outcome = Outcome.OK if batch.error is None else Outcome.FAILED
         size = len(batch.slots)
@@ -222,11 +241,13 @@ class EngineCore:
         self._batch_ran(batch)
 
     def _note(self, batch: Batch, full: bool) -> None:
-        seconds = batch.finished - batch.started
-        if self._lanes is None or batch.lane is None:
-            self._load.ran(len(batch.slots), seconds)
+        """``full``: it ended with every lane at work."""
+        if self._lanes is not None and batch.lane is not None:
+            self._load.ran_in_lane(batch.finished - batch.started, self._lanes.count, full)
         else:
-            self._load.ran_in_lane(seconds, self._lanes.count, full)
+            # Of batches that overlap, each counts for as long as it had the device to itself.
+            self._load.ran(len(batch.slots), batch.finished - max(batch.started, self._busy_until))
+        self._busy_until = max(self._busy_until, batch.finished)
 
     def _reply(self, slots: list[int], outcome: Outcome) -> None:
         """Hands back what never ran."""
@@ -244,7 +265,8 @@ class EngineCore:
             if front_end.gone:
                 for slot in mine:
                     self._arena.release(slot)
-                del self._front_ends[front_end.number]
+                if not front_end.submitted:
+                    del self._front_ends[front_end.number]
             else:
                 front_end.link.send(mine)
 
@@ -261,3 +283,4 @@ class EngineCore:
         gauges[Gauge.BUSY_RATIO] = self._load.busy_ratio
         gauges[Gauge.CAPACITY] = self._load.capacity
         gauges[Gauge.SATURATION] = self._load.saturation
+        gauges[Gauge.MEMORY_USED], gauges[Gauge.MEMORY_TOTAL] = self._device.memory

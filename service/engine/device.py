@@ -1,6 +1,6 @@
-"""What owns the device: batches in, finished batches out, a byte on a pipe for each.
+"""The threads that own the device: batches in, finished batches out, a byte on a pipe for each.
 
-One thread, or one for each lane of a device that computes several images side by side.
+`DeviceThread` runs batches, one thread for all; `LaneThreads` runs single images side by side where a device can.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
 import numpy as np
@@ -19,9 +20,15 @@ from numpy.typing import NDArray
 
 from service.engine.arena import Arena
 from service.engine.batcher import Request
-from service.task import Task
+from service.running import DeviceFailed, Memory, Ran, Running
+from service.task import Wanted
 
 log = logging.getLogger(__name__)
+
+#: Seconds between two looks at a batch that runs, while another may still arrive beside it.
+_POLL = 1e-4
+#: Seconds between two looks at the device itself.
+_CHECK_EVERY = 0.5
 
 
 class Lanes(Protocol):
@@ -33,26 +40,40 @@ class Lanes(Protocol):
         """Whether this many, on a device that has nothing else to do, run sooner in lanes than as one batch."""
 
     def run(
-        self, lane: int, pixels: NDArray[np.uint8], slot: int, task: Task, results: NDArray[np.float32]
+        self, lane: int, pixels: NDArray[np.uint8], slot: int, want: Wanted, results: NDArray[np.float32]
     ) -> None:
-        """`Runner.run` of one image. Other threads run other lanes at the same time."""
+        """What `Runner.start` starts, done, for one image. Other threads run other lanes at the same time."""
 
 
 class Runner(Protocol):
-    """What the engine wants of a model. `service.models.runner` has the real one, tests/fakes.py a hostile one."""
+    """What the engine wants of a model. `service.models` has the real ones, tests/fakes.py a hostile one."""
 
     max_batch_size: int
     results: int
     """Length of the longest answer in float32."""
 
     @property
-    def lanes(self) -> Lanes | None:
-        """None where a batch always has the whole device."""
+    def in_flight(self) -> int:
+        """Batches that may be on the device at once. They finish in the order in which they were started."""
 
-    def run(
-        self, pixels: NDArray[np.uint8], slots: list[int], tasks: list[Task], results: NDArray[np.float32]
-    ) -> None:
-        """Runs ``pixels[slots]`` (uint8 ``[slots, H, W, C]``) and writes what ``tasks`` want to ``results[slots]``."""
+    @property
+    def lanes(self) -> Lanes | None:
+        """None where a batch always has the whole device; with lanes, ``in_flight`` is 1."""
+
+    def start(
+        self,
+        pixels: NDArray[np.uint8],
+        slots: list[int],
+        wanted: Sequence[Wanted],
+        results: NDArray[np.float32],
+    ) -> Running:
+        """Starts ``pixels[slots]`` (uint8 ``[slots, H, W, C]``); what is ``wanted`` goes to ``results[slots]``.
+
+        A device that only computes while it is waited for has done everything when this returns.
+        """
+
+    def check(self) -> Memory:
+        """The device's memory, as a sign of its life. Raises `DeviceFailed`."""
 
 
 @dataclass
@@ -61,41 +82,43 @@ class Batch:
 
     number: int
     requests: list[Request]
-    tasks: list[Task]
+    wanted: list[Wanted]
     lane: int | None = None
-    """Of a device with lanes: where this one image runs; None for a batch that has the whole device."""
+    """Where this one image runs on its own; None for a batch that has the whole device."""
     started: float = 0.0
     finished: float = 0.0
     error: Exception | None = None
+    ran: Ran | None = None
+    """None for a batch that failed."""
     slots: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.slots = [request.slot for request in self.requests]
 
 
-class Device:
+class DeviceThread:
     """Runs batches in the order in which they come. ``fileno()`` becomes readable when one has finished.
 
-    CUDA graphs and OpenMP teams belong to a thread, so without lanes it is always the same one. With lanes
-    there are as many threads, and whoever submits sees to it that no lane has two batches.
+    CUDA graphs and OpenMP teams belong to a thread, so it is always the same one. ``failed`` says why the
+    device is not to be used any more; it is set before the last ``fileno()`` becomes readable.
     """
 
     def __init__(self, runner: Runner, arena: Arena, clock: Callable[[], float] = time.monotonic) -> None:
+        self.in_flight = runner.in_flight
+        self.memory = Memory()
+        self.failed = ""
         self._runner = runner
         self._arena = arena
         self._clock = clock
         self._jobs: SimpleQueue[Batch | None] = SimpleQueue()
-        self._done: SimpleQueue[Batch] = SimpleQueue()
+        self._done: SimpleQueue[Batch | None] = SimpleQueue()
+        self._running: deque[tuple[Batch, Running]] = deque()
+        self._check_due = 0.0
         self._wake_read, self._wake_write = os.pipe()
-        count = runner.lanes.count if runner.lanes else 1
-        self._threads = [
-            threading.Thread(target=self._work, name=f"device-{number}", daemon=True)
-            for number in range(count)
-        ]
+        self._thread = threading.Thread(target=self._work, name="device", daemon=True)
 
     def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
 
     def fileno(self) -> int:
         return self._wake_read
@@ -103,10 +126,117 @@ class Device:
     def submit(self, batch: Batch) -> None:
         self._jobs.put(batch)
 
-    def collect(self) -> Batch:
-        """The batch that has finished. Call it once for each time that ``fileno()`` is readable."""
+    def collect(self) -> Batch | None:
+        """The batch that has finished; None when only ``failed`` was set. Once for each time it is readable."""
         os.read(self._wake_read, 1)
         return self._done.get()
+
+    def stop(self) -> None:
+        """Lets the thread end after what it was given, and waits for that unless the device failed."""
+        self._jobs.put(None)
+        if self.failed:
+            return  # whatever a broken device still does, nobody waits for it; the process ends
+        if self._thread.is_alive():
+            self._thread.join()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _work(self) -> None:
+        while not self.failed:
+            try:
+                batch = self._jobs.get(timeout=_POLL if self._running else _CHECK_EVERY)
+            except Empty:
+                self._look()
+                continue
+            if batch is None:
+                break
+            self._begin(batch)
+            while self._running and (len(self._running) >= self.in_flight or self._running[0][1].done()):
+                self._finish()
+        while self._running:
+            self._finish()
+
+    def _look(self) -> None:
+        """Nothing has arrived: the oldest batch may be done, and an idle device may have failed."""
+        if self._running:
+            if self._running[0][1].done():
+                self._finish()
+        elif self._clock() >= self._check_due:
+            self._check()
+            if self.failed:
+                self.tell(None)
+
+    def _begin(self, batch: Batch) -> None:
+        batch.started = self._clock()
+        try:
+            runner, arena = self._runner, self._arena
+            running = runner.start(arena.pixels, batch.slots, batch.wanted, arena.results)
+        except Exception as error:
+            # The border of this thread: whatever a model raises is the batch's failure, not the engine's.
+            self._fail(batch, error)
+            # Answers come in the order of their batches.
+            while self._running:
+                self._finish()
+            self.tell(batch)
+            return
+        self._running.append((batch, running))
+
+    def _finish(self) -> None:
+        batch, running = self._running.popleft()
+        try:
+            batch.ran = running.finish()
+            self.failed = self.failed or batch.ran.distrust
+        except Exception as error:
+            # The same border.
+            self._fail(batch, error)
+        batch.finished = self._clock()
+        if batch.finished >= self._check_due and not self.failed:
+            self._check()
+        self.tell(batch)
+
+    def _check(self) -> None:
+        self._check_due = self._clock() + _CHECK_EVERY
+        try:
+            self.memory = self._runner.check()
+        except DeviceFailed as error:
+            self.failed = str(error)
+
+    def _fail(self, batch: Batch, error: Exception) -> None:
+        log.error("the model failed on a batch of %d", len(batch.requests), exc_info=error)
+        batch.error = error
+        batch.finished = self._clock()
+        if isinstance(error, DeviceFailed):
+            self.failed = self.failed or str(error)
+
+    def tell(self, batch: Batch | None) -> None:
+        """Lets ``batch`` be collected. Safe in any thread."""
+        self._done.put(batch)
+        os.write(self._wake_write, b"\0")
+
+
+class LaneThreads:
+    """A thread for each lane. Whoever submits sees to it that no lane has two images; ``tell`` hears of each end."""
+
+    def __init__(
+        self, lanes: Lanes, arena: Arena, clock: Callable[[], float], tell: Callable[[Batch], None]
+    ) -> None:
+        self.free = list(range(lanes.count))
+        """Lanes that have nothing to do. Belongs to the one who submits."""
+        self._lanes = lanes
+        self._arena = arena
+        self._clock = clock
+        self._tell = tell
+        self._jobs: SimpleQueue[Batch | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"lane-{number}", daemon=True) for number in self.free
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, batch: Batch) -> None:
+        self._jobs.put(batch)
 
     def stop(self) -> None:
         """Lets the threads end after what they were given, and waits for that."""
@@ -115,29 +245,21 @@ class Device:
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
 
     def _work(self) -> None:
         while (batch := self._jobs.get()) is not None:
             self._run(batch)
-            self._done.put(batch)
-            os.write(self._wake_write, b"\0")
+            self._tell(batch)
 
     def _run(self, batch: Batch) -> None:
+        assert batch.lane is not None
         batch.started = self._clock()
         try:
-            self._compute(batch)
+            arena = self._arena
+            self._lanes.run(batch.lane, arena.pixels, batch.slots[0], batch.wanted[0], arena.results)
+            batch.ran = Ran(1)
         except Exception as error:
-            # The border of this thread: whatever a model raises is the batch's failure, not the engine's.
-            log.exception("the model failed on a batch of %d", len(batch.requests))
+            # The border of this thread: whatever a model raises is the image's failure, not the engine's.
+            log.error("the model failed on an image", exc_info=error)
             batch.error = error
         batch.finished = self._clock()
-
-    def _compute(self, batch: Batch) -> None:
-        pixels, results = self._arena.pixels, self._arena.results
-        if batch.lane is None:
-            self._runner.run(pixels, batch.slots, batch.tasks, results)
-        else:
-            assert self._runner.lanes is not None
-            self._runner.lanes.run(batch.lane, pixels, batch.slots[0], batch.tasks[0], results)

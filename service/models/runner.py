@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.models import plan
+from service.models.delivery import Delivery, longest
+from service.models.explain import Explainer
 from service.models.lanes import Lanes
-from service.models.rows import write
 from service.models.runtimes import Divisible, Pixels, Runtime, Way
-from service.task import Task
+from service.running import Finished, Memory
+from service.task import Wanted
 
 log = logging.getLogger(__name__)
 
-#: Images in a forward pass that are tried at warm-up, smallest first.
+#: Images in a forward pass that are tried at warm-up: a processor gains nothing from more.
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 #: Times that each is measured, in turns, so that a neighbour's second of work does not fall on one size alone.
 _ROUNDS = 3
@@ -26,10 +29,16 @@ class ModelRunner:
     """A runtime behind the door that `service.engine.device.Runner` describes.
 
     ``image`` is the slot's (height, width, channels). ``max_batch_size`` None lets `warm_up` choose the
-    smallest size that brings nearly all there is.
+    smallest size that brings nearly all there is. ``explainer`` None is for a network without a head.
     """
 
-    def __init__(self, runtime: Runtime, image: tuple[int, int, int], max_batch_size: int | None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        image: tuple[int, int, int],
+        max_batch_size: int | None,
+        explainer: Explainer | None = None,
+    ) -> None:
         self.runtime = runtime
         self.capacity = 0.0
         """Images a second at the largest batch, as `warm_up` saw it."""
@@ -45,7 +54,8 @@ class ModelRunner:
         channels, height, width = features.shape
         self.feature_shape = (channels, height, width)
         """The last block's output: channels, height, width."""
-        self.results = max(logits.numel(), features.numel())
+        self.results = longest(logits.numel(), self.feature_shape)
+        self._deliver = Delivery(explainer)
 
     def __repr__(self) -> str:
         return (
@@ -72,15 +82,29 @@ class ModelRunner:
             *(self.runtime.name, self.max_batch_size, self.capacity, found.seconds[1] * 1000),
         )
 
-    def run(self, pixels: Pixels, slots: list[int], tasks: list[Task], results: NDArray[np.float32]) -> None:
-        """Runs ``pixels[slots]`` (uint8 ``[slots, H, W, C]``) and writes what ``tasks`` want to ``results[slots]``."""
+    def run(
+        self, pixels: Pixels, slots: list[int], wanted: Sequence[Wanted], results: NDArray[np.float32]
+    ) -> None:
+        """Runs ``pixels[slots]`` (uint8 ``[slots, H, W, C]``) and writes what is ``wanted`` to ``results[slots]``."""
         done = 0
         for step in self._planned(len(slots)):
             part = slice(done, done + step.images)
-            answers = self._ways[step.way](pixels, slots[part])
-            for slot, task, answer in zip(slots[part], tasks[part], answers, strict=True):
-                write(answer, task, results[slot])
+            self._deliver(slots[part], wanted[part], self._ways[step.way](pixels, slots[part]), results)
             done += step.images
+
+    #: `run` keeps the processor busy to the end; a second batch would only take cores from the first.
+    in_flight = 1
+
+    def start(
+        self, pixels: Pixels, slots: list[int], wanted: Sequence[Wanted], results: NDArray[np.float32]
+    ) -> Finished:
+        """`run`, as the engine calls it."""
+        self.run(pixels, slots, wanted, results)
+        return Finished(len(slots))
+
+    def check(self) -> Memory:
+        """The processor has no memory of its own."""
+        return Memory()
 
     def _planned(self, images: int) -> tuple[plan.Step, ...]:
         """Before `warm_up`, everything goes the first way."""
@@ -120,7 +144,7 @@ class ModelRunner:
         for number, way in self._ways.items():
             if way.unit is not None and way.unit > 1 and isinstance(way, Divisible):
                 taken = [any(step.way == number for step in steps) for steps in self._steps]
-                return Lanes(way.lanes(), taken)
+                return Lanes(way.lanes(), taken, self._deliver)
         return None
 
 

@@ -20,10 +20,10 @@ from service.errors import ConfigurationError
 from service.models import loader, placement, serving
 from service.models.checkpoints import Checkpoint, resolve
 from service.models.configuration import DenseNetConfig, VGGConfig
+from service.models.delivery import Delivery, pool
 from service.models.lanes import Lanes
 from service.models.network import build
 from service.models.placement import place
-from service.models.rows import pool
 from service.models.runner import ModelRunner
 from service.models.runtimes import Divisible, artifact, conversion, gather, openvino
 from service.models.runtimes.eager import Eager
@@ -124,7 +124,7 @@ def test_lanes_run_side_by_side_and_say_what_the_batch_says() -> None:
     assert isinstance(apart, Divisible)
     pixels = images(checkpoint, 12)
     expected = [answer.logits.clone() for answer in runtime(checkpoint).ways()[0](pixels, range(12))]
-    lanes = Lanes(apart.lanes(), [False, False, True])
+    lanes = Lanes(apart.lanes(), [False, False, True], Delivery())
     assert lanes.count == 2
     assert [lanes.sooner(images) for images in (1, 2, 50)] == [False, True, True]
     results = np.full((12, 30), 777, np.float32)
