@@ -5,8 +5,8 @@
 Every photo gives a few views (random crops of 60 to 100 % of a side, some mirrored), enlarged to each size and saved
 as a JPEG of quality 90; both decoders see the same bytes. The demo model is trained and answers about photographs;
 the large ones have random weights, whose logits lie so close together that any change of the pixels shows. The demo
-model was made for photos of 64 x 64 and resizes nothing, so here it is given what torchvision's preset does: the
-short side to 73, then the centre.
+model pads its photos, which fast decoding leaves alone, so here it is given what torchvision's preset does: the short
+side to 73, then the centre of 64 x 64.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import io
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ class Model:
         self.name = name
         demo = name == "demo"
         checkpoint = resolve("demo" if demo else "random:0", "densenet121" if demo else name)
-        self.spec = replace(checkpoint.preprocessing, resize=73) if demo else Preprocessing()
+        self.spec = Preprocessing(resize=73, crop=checkpoint.preprocessing.crop) if demo else Preprocessing()
         runtime = openvino(
             loader.load(checkpoint), checkpoint, "fp32", available_cores(), lambda detail: None
         )

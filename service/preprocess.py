@@ -184,7 +184,8 @@ def _first(resized: int, crop: int) -> int:
 
 
 def _fast_size(spec: Preprocessing) -> int | None:
-    """The side that a scaled decode must keep; None where the spec does not average pixels itself.
+    """The side that a scaled decode must keep; None where the spec does not average pixels itself, or cuts and pads
+    whole pixels first, which would be larger ones then.
 
     The target's own: between one and two times of it are decoded, 0.3 to 0.6 grey levels from exact on
     photo-like images of 1 to 12 megapixels. Twice of it would halve that, and the model hears no difference
