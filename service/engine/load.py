@@ -33,13 +33,23 @@ class LoadMeter:
         return self.arrival_rate / self.capacity if self.capacity else 0.0
 
     def ran(self, images: int, seconds: float) -> None:
-        """Takes note of one forward pass."""
+        """Takes note of one forward pass that had the whole device."""
         self._busy += seconds
         if seconds <= 0:
             return
         rate = images / seconds
         if images >= self._max_batch_size or rate > self.capacity:
-            self.capacity += _NEWEST * (rate - self.capacity)
+            self._learn(rate)
+
+    def ran_in_lane(self, seconds: float, lanes: int, full: bool) -> None:
+        """Takes note of one image in one of ``lanes``. ``full``: all of them were at work, so that it shows
+        what is possible; a lane alone is faster."""
+        self._busy += seconds / lanes
+        if full and seconds > 0:
+            self._learn(lanes / seconds)
+
+    def _learn(self, rate: float) -> None:
+        self.capacity += _NEWEST * (rate - self.capacity)
 
     def update(self, now: float, arrivals: int) -> None:
         """Brings the rates up to ``now``; ``arrivals`` counts images offered since the beginning."""

@@ -51,6 +51,7 @@ class StreamRunner:
     """
 
     in_flight = 2
+    lanes = None
 
     def __init__(
         self,
