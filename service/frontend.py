@@ -51,7 +51,7 @@ class FrontEnd:
         self._decoders = Decoders(threads)
         self._context = Context(
             settings=settings,
-            client=EngineClient(),
+            client=EngineClient(threads=threads),
             metrics=Metrics.declare(),
             decoders=self._decoders,
         )
@@ -73,8 +73,10 @@ class FrontEnd:
         if cut_off:
             await asyncio.wait(cut_off, timeout=_LAST_WORDS)
         loop.remove_reader(self._channel.fileno())
+        # The engine takes back what a closed link held, so no thread may write any more by then.
+        await asyncio.to_thread(self._decoders.shutdown)
+        await asyncio.sleep(0)
         self._context.client.detach()
-        self._decoders.shutdown()
         self._channel.close()
         return lost
 

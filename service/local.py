@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from service.api.ranking import Ranking
 from service.classifier import Identity, Image, Seen, in_order, read, unreadable
-from service.errors import ConfigurationError, InternalError, RequestError
+from service.errors import ConfigurationError, NotANumber, RequestError
 from service.preprocess import prepare
 from service.settings import Settings, available_cores
 from service.task import Task
@@ -81,8 +81,7 @@ class LocalClassifier:
             yield item if isinstance(item, Seen) else self._answer(next(rows))
 
     def _answer(self, logits: NDArray[np.float32]) -> Seen:
-        try:
-            predictions = self._ranking.predictions(logits, self._card.classes, self._card.activation)
-        except InternalError as error:
-            return Seen(error=str(error))
+        if not np.isfinite(logits).all():
+            return Seen(error=str(NotANumber()))
+        predictions = self._ranking.predictions(logits, self._card.classes, self._card.activation)
         return Seen(tuple(predictions))

@@ -29,6 +29,7 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.InvalidParameter: 422,
     errors.Overloaded: 429,
     errors.InternalError: 500,
+    errors.NotANumber: 500,
     errors.NotReady: 503,
     errors.Draining: 503,
     errors.EngineFailed: 503,

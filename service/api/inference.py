@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from starlette.responses import Response
 
 from service.api.context import Context
@@ -14,16 +15,17 @@ from service.api.exchange import Exchange
 from service.api.schemas import Problem
 from service.card import ModelCard
 from service.engine.client import Answer, Slot
+from service.errors import NotANumber
 from service.task import Task
 
 #: For the schema: what such a route may answer beside 200.
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "content": {"application/problem+json": {}}}
-    for status in (400, 413, 415, 422, 429, 503, 504)
+    for status in (400, 413, 415, 422, 429, 500, 503, 504)
 }
 
 #: json.dumps makes an encoder for every call that wants other than ASCII.
-_encode = json.JSONEncoder(ensure_ascii=False).encode
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def upload(part: str, *, several: bool = False) -> dict[str, Any]:
@@ -37,10 +39,13 @@ def upload(part: str, *, several: bool = False) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def arrive(context: Context) -> None:
-    """Counts an image as offered, and refuses it at once when there is no room: before its body is read."""
+def arrive(context: Context, deadline: float) -> None:
+    """Counts an image as offered, and refuses it at once when there is no room, or not in time.
+
+    To be called before its body is read.
+    """
     context.client.offer()
-    context.client.check_room()
+    context.client.check_room(deadline)
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,17 @@ async def look(
     length: int,
     task: Task = Task.CLASSIFY,
 ) -> Seen:
-    """Decodes ``image`` into ``slot`` and waits for ``length`` float32 of what ``task`` wants of the model."""
+    """Decodes ``image`` into ``slot`` and waits for ``length`` float32 of what ``task`` wants of the model.
+
+    Raises `NotANumber`, beside what the slot's methods raise.
+    """
     began = time.monotonic()
     await slot.fill(context.decoders, context.writer(image), deadline)
     decode = time.monotonic() - began
     answer = await slot.answer(deadline, length, task)
+    if not np.isfinite(answer.result).all():
+        context.metrics.nan_outputs.inc()
+        raise NotANumber
     stages = {"decode": decode, "queue": answer.queue, "inference": answer.inference}
     for stage, seconds in stages.items():
         context.metrics.stage_duration.labels(stage).observe(seconds)

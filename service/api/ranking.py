@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import InternalError, InvalidParameter
+from service.errors import InvalidParameter
 from service.labels import ClassLabel
 
 
@@ -33,10 +33,8 @@ class Ranking:
         """The best classes of logits ``[classes]``, best first, ties by ascending index.
 
         ``activation`` is the checkpoint's own: ``softmax``, ``sigmoid``, or ``none`` for a model whose
-        output is probabilities already. Raises `InternalError` when a logit is not a number.
+        output is probabilities already. The caller has seen that every logit is a number.
         """
-        if not np.isfinite(result).all():
-            raise InternalError("the model answered with numbers that are none (NaN or infinity)")
         best = top(result, self.k)
         key = "logit" if self.logits else "probability"
         scores = result if self.logits else activate(result, activation)

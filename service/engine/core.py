@@ -11,13 +11,14 @@ enough to hold everyone who came in the meantime, and forming it takes microseco
 from __future__ import annotations
 
 import logging
+import math
 import selectors
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from service.engine.arena import Arena, Gauge, Outcome
+from service.engine.arena import Arena, Decoding, Gauge, Outcome
 from service.engine.batcher import Batcher, Request
 from service.engine.device import Batch, DeviceThread, Runner
 from service.engine.load import LoadMeter
@@ -73,8 +74,11 @@ class EngineCore:
         self._batches = 0
         self._gauges_due = 0.0
         self._heartbeat: Callable[[], object] = lambda: None
+        self._longest = math.inf
+        self._overdue: Callable[[float], object] = lambda seconds: None
         self._beat_due = 0.0
         self._stopping = False
+        arena.gauges[Gauge.MAX_BATCH_SIZE] = batcher.max_batch_size
         # Readers have a capacity from the first request on.
         self._update_gauges(clock())
 
@@ -91,6 +95,13 @@ class EngineCore:
     def every_second(self, heartbeat: Callable[[], object]) -> None:
         """Calls ``heartbeat`` in the loop about once a second: the sign that the loop still turns."""
         self._heartbeat = heartbeat
+
+    def when_overdue(self, longest: float, callback: Callable[[float], object]) -> None:
+        """Calls ``callback`` in the loop, once, when a batch has run for ``longest`` seconds: the model hangs.
+
+        The device's thread cannot be interrupted; only the end of its process ends it.
+        """
+        self._longest, self._overdue = longest, callback
 
     def stop(self) -> None:
         """Ends `serve` after the batch that runs. To be called in the loop, from a watched callback."""
@@ -116,6 +127,7 @@ class EngineCore:
         self._answer_expired(now)
         self._dispatch(now)
         self._arena.gauges[Gauge.QUEUE_DEPTH] = len(self._batcher)
+        self._look_at_the_device(now)
         if now >= self._gauges_due:
             self._gauges_due = now + _GAUGES_EVERY
             self._flush_links()
@@ -123,6 +135,12 @@ class EngineCore:
         if now >= self._beat_due:
             self._beat_due = now + 1.0
             self._heartbeat()
+
+    def _look_at_the_device(self, now: float) -> None:
+        since = float(self._arena.gauges[Gauge.BUSY_SINCE])
+        if since and now - since > self._longest:
+            self._longest = math.inf
+            self._overdue(now - since)
 
     def _patience(self) -> float:
         """Seconds until something is due though nothing arrives."""
@@ -162,6 +180,7 @@ class EngineCore:
         self._selector.unregister(front_end.link)
         front_end.link.close()
         front_end.gone = True
+        self._arena.decoding[front_end.number, Decoding.THREADS] = 0
         for slot in front_end.submitted:
             self._batcher.cancel(slot)
         front_end.submitted &= set(self._running.slots) if self._running else set()
@@ -186,6 +205,7 @@ class EngineCore:
             self._batches += 1
             tasks = [_TASKS[self._arena.task(request.slot)] for request in requests]
             self._running = Batch(self._batches, requests, tasks)
+            self._arena.gauges[Gauge.RUNNING] = len(requests)
             self._arena.gauges[Gauge.BUSY_SINCE] = now
             self._device.submit(self._running)
 
@@ -193,8 +213,10 @@ class EngineCore:
         batch = self._device.collect()
         self._running = None
         self._arena.gauges[Gauge.BUSY_SINCE] = 0.0
+        self._arena.gauges[Gauge.RUNNING] = 0.0
         self._dispatch(self._clock())  # the device first: what is finished can wait for microseconds
         self._load.ran(len(batch.slots), batch.finished - batch.started)
+        self._arena.gauges[Gauge.PASS] = self._load.seconds
         outcome = Outcome.OK if batch.error is None else Outcome.FAILED
         size = len(batch.slots)
         for slot in batch.slots:
@@ -230,7 +252,7 @@ class EngineCore:
                 front_end.link.flush()
 
     def _update_gauges(self, now: float) -> None:
-        self._load.update(now, int(self._arena.arrivals.sum()))
+        self._load.update(now, int(self._arena.arrivals.sum()), *self._arena.decoding.sum(axis=0).tolist())
         gauges = self._arena.gauges
         gauges[Gauge.BUSY_RATIO] = self._load.busy_ratio
         gauges[Gauge.CAPACITY] = self._load.capacity

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from service import logs
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 
 #: Exit code of an engine that said why it cannot start: starting it again would not help.
 CANNOT_START = 3
+#: Seconds that any batch may take, and times that it may take what warm-up saw of the largest: above what a host that
+#: swaps or a throttled container makes of it, below what an operator waits for.
+SHORTEST_LIMIT, _TIMES_WARM = 30.0, 20.0
 #: Seconds between two reports of a download's progress.
 _REPORT_EVERY = 0.2
 #: Slots unless the setting says: enough for a few hundred clients at once, and for eight full batches.
@@ -54,6 +58,7 @@ def main(settings: Settings, channel: Channel) -> None:
     description = blob(card.to_bytes())
     channel.send("ready", geometry=arena.geometry.to_json(), descriptors=[arena.descriptor, description])
     core.every_second(lambda: channel.send("alive"))
+    core.when_overdue(longest_batch(runner.max_batch_size, runner.capacity), partial(_say_overdue, channel))
     core.serve()
 
 
@@ -71,6 +76,16 @@ def _load(settings: Settings, channel: Channel) -> tuple[ModelRunner, ModelCard]
     if card.untrained:
         log.warning("weights=%s: this model is UNTRAINED and its answers mean nothing", card.weights)
     return loaded.runner, card
+
+
+def longest_batch(size: int, capacity: float) -> float:
+    """Seconds after which a batch is taken for hung. ``capacity`` is in images a second at the largest ``size``."""
+    return max(SHORTEST_LIMIT, _TIMES_WARM * size / capacity if capacity else 0.0)
+
+
+def _say_overdue(channel: Channel, seconds: float) -> None:
+    log.error("a batch has been running for %.0f s: the model hangs", seconds)
+    channel.send("hung", seconds=seconds)
 
 
 def _geometry(settings: Settings, runner: ModelRunner, card: ModelCard) -> Geometry:
