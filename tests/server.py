@@ -51,6 +51,7 @@ class Server:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.url = ""
+        self._inode = ""
 
     def __enter__(self) -> Server:
         self.url = self._await(lambda: self._listening(), "no port")
@@ -72,8 +73,14 @@ class Server:
 
     def children(self) -> dict[str, int]:
         """Process ids: ``engine`` is the one that does not hold the port, the others are front-ends."""
-        pids = [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
-        engines = [pid for pid in pids if not _holds(pid, self._port_inode())]
+        try:
+            pids = [
+                int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+            ]
+        except OSError:  # it has ended
+            return {}
+        self._inode = self._inode or self._port_inode()
+        engines = [pid for pid in pids if not _holds(pid, self._inode)]
         front_ends = [pid for pid in pids if pid not in engines]
         names = {f"frontend-{number}": pid for number, pid in enumerate(front_ends, start=1)}
         return {**names, **dict(zip(["engine"], engines, strict=False))}
@@ -97,6 +104,10 @@ class Server:
 
     def wait(self) -> int:
         return self._process.wait(_END)
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        return self._process.poll()
 
     def metrics(self) -> dict[str, float]:
         text = HTTP.get(self.url + "/metrics").text

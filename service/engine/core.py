@@ -109,19 +109,28 @@ class EngineCore:
 
     def serve(self) -> None:
         """Runs until `stop`. Every submission gets exactly one reply unless its front-end has gone."""
-        self._device.start()
-        self._selector.register(self._device, selectors.EVENT_READ, self._finish)
+        self.begin()
         try:
             while not self._stopping:
-                self._step()
+                self.step(self._patience())
         finally:
-            self._device.stop()
-            for front_end in self._front_ends.values():
-                front_end.link.close()
-            self._selector.close()
+            self.end()
 
-    def _step(self) -> None:
-        for key, _ in self._selector.select(self._patience()):
+    def begin(self) -> None:
+        """`serve` is this, `step` again and again, and `end`."""
+        self._device.start()
+        self._selector.register(self._device, selectors.EVENT_READ, self._finish)
+
+    def end(self) -> None:
+        """After the batch that runs."""
+        self._device.stop()
+        for front_end in self._front_ends.values():
+            front_end.link.close()
+        self._selector.close()
+
+    def step(self, patience: float) -> None:
+        """Waits for at most ``patience`` seconds for something to happen, and does what follows from it."""
+        for key, _ in self._selector.select(patience):
             key.data()
         now = self._clock()
         self._answer_expired(now)
