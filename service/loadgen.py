@@ -33,6 +33,7 @@ _AFTER_FAILURE = 0.1
 #: Seconds between two looks at what is overdue, and two reports of progress.
 _SWEEP = 0.25
 _CHUNK = 1 << 16
+_REFUSED = 429
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Tally:
 
     latencies: array[float] = field(default_factory=lambda: array("d"))
     """Of every answer with a 2xx status, in the order of arrival."""
+    refusals: array[float] = field(default_factory=lambda: array("d"))
+    """Of every 429."""
     statuses: Counter[int] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     """Requests without an answer: connection refused, reset, closed, timeout."""
@@ -138,6 +141,8 @@ class _Run:
         self._busy.discard(connection)
         if connection.due >= self._counted_from:
             self.tally.statuses[status] += 1
+            if status == _REFUSED:
+                self.tally.refusals.append(now - connection.due)
             if 200 <= status < 300:
                 self.tally.latencies.append(now - connection.due)
                 self.tally.in_time += now <= self._ends

@@ -28,6 +28,7 @@ class Server:
     """``with Server(weights=..., frontends=2) as server: httpx.get(server.url + "/readyz")``.
 
     Settings are those of ``imagenet-serve serve``. The log is collected and shown when a start fails.
+    Without ``access_log`` its lines are not kept.
     ``module`` may name another program with that command line, ``environment`` adds to this process's.
     """
 
@@ -36,6 +37,7 @@ class Server:
         *,
         wait: bool = True,
         module: str = "service",
+        access_log: bool = True,
         environment: dict[str, str] | None = None,
         **settings: Any,
     ) -> None:
@@ -47,6 +49,7 @@ class Server:
             env={**os.environ, **(environment or {})},
         )
         self._wait = wait
+        self._access_log = access_log
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -139,7 +142,8 @@ class Server:
         assert self._process.stderr is not None
         with self._process.stderr as stream:
             for line in stream:
-                self.lines.append(line.rstrip())
+                if self._access_log or '"service.access"' not in line:
+                    self.lines.append(line.rstrip())
 
 
 def _holds(pid: int, inode: str) -> bool:

@@ -157,6 +157,7 @@ def test_a_deadline_that_the_queue_cannot_meet_is_refused_at_once() -> None:
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
         assert all("request_timeout_ms" in answer.json()["detail"] for answer in refused)
         assert {answer.status_code for answer in answers} <= {200, 429, 504}
+        wait_for(lambda: server.metrics()["imagenet_in_flight_requests"] == 0, "slots were lost")
         assert ask(server, png(1), headers={"x-request-timeout-ms": "1"}).status_code == 504  # idle: tried
         after = server.metrics()
         assert after["imagenet_late_work_total"] == 0

@@ -224,14 +224,16 @@ class EngineCore:
         self._arena.gauges[Gauge.BUSY_SINCE] = 0.0
         self._arena.gauges[Gauge.RUNNING] = 0.0
         self._dispatch(self._clock())  # the device first: what is finished can wait for microseconds
-        self._load.ran(len(batch.slots), batch.finished - batch.started)
-        self._arena.gauges[Gauge.PASS] = self._load.seconds
         outcome = Outcome.OK if batch.error is None else Outcome.FAILED
-        size = len(batch.slots)
+        size = len(batch.slots) - len(batch.late)
         for slot in batch.slots:
-            self._arena.note_finished(slot, batch.started, batch.finished, batch.number, size, outcome)
+            done = Outcome.EXPIRED if slot in batch.late else outcome
+            self._arena.note_finished(slot, batch.started, batch.finished, batch.number, size, done)
         self._hand_back(batch.slots)
-        self._batch_ran(batch)
+        if size:
+            self._load.ran(size, batch.finished - batch.started)
+            self._arena.gauges[Gauge.PASS] = self._load.seconds
+            self._batch_ran(batch)
 
     def _reply(self, slots: list[int], outcome: Outcome) -> None:
         """Hands back what never ran."""

@@ -45,9 +45,25 @@ class Batch:
     finished: float = 0.0
     error: Exception | None = None
     slots: list[int] = field(init=False)
+    late: list[int] = field(default_factory=list)
+    """Of the slots: those that expired between the loop's decision and the device's start, and do not run."""
 
     def __post_init__(self) -> None:
         self.slots = [request.slot for request in self.requests]
+
+    def start(self, now: float) -> tuple[list[int], list[Task]]:
+        """What is to be run now: the slots whose deadline has not come, and their tasks."""
+        self.started = now
+        pairs = [
+            (request.slot, task)
+            for request, task in zip(self.requests, self.tasks, strict=True)
+            if request.deadline > now
+        ]
+        if len(pairs) == len(self.requests):
+            return self.slots, self.tasks
+        slots = [slot for slot, _ in pairs]
+        self.late = [slot for slot in self.slots if slot not in slots]
+        return slots, [task for _, task in pairs]
 
 
 class DeviceThread:
@@ -94,9 +110,10 @@ class DeviceThread:
             os.write(self._wake_write, b"\0")
 
     def _run(self, batch: Batch) -> None:
-        batch.started = self._clock()
+        slots, tasks = batch.start(self._clock())
         try:
-            self._runner.run(self._arena.pixels, batch.slots, batch.tasks, self._arena.results)
+            if slots:
+                self._runner.run(self._arena.pixels, slots, tasks, self._arena.results)
         except Exception as error:
             # The border of this thread: whatever a model raises is the batch's failure, not the engine's.
             log.exception("the model failed on a batch of %d", len(batch.requests))

@@ -113,11 +113,13 @@ def _counter(metrics: Metrics) -> Callable[[Batch], None]:
     """Counts every batch that ran."""
 
     def batch_ran(batch: Batch) -> None:
-        size = len(batch.requests)
+        size = len(batch.requests) - len(batch.late)
         metrics.batch_size.observe(size)
         metrics.batches.inc()
         metrics.images.inc(size)
-        late = sum(request.deadline <= batch.started for request in batch.requests)
+        late = sum(
+            request.deadline <= batch.started and request.slot not in batch.late for request in batch.requests
+        )
         if late:
             metrics.late_work.inc(late)
 

@@ -59,6 +59,7 @@ class ManualDevice(DeviceThread):
 
     def __init__(self, runner: FakeRunner, arena: Arena, clock: VirtualClock) -> None:
         super().__init__(runner, arena, clock)
+        self.runner, self.clock = runner, clock
         self.given: Batch | None = None
 
     def start(self) -> None:
@@ -69,15 +70,19 @@ class ManualDevice(DeviceThread):
         late = [request for request in batch.requests if request.deadline <= self._clock()]
         assert not late, "expired work reached the device"
         self.given = batch
-        batch.started = self._clock()
 
-    def finish(self) -> None:
+    def finish(self, before: float = 0.0, during: float = 0.0) -> None:
+        """Starts the batch ``before`` seconds late, as a thread may, and runs it for ``during``."""
         batch = self.given
         assert batch is not None
         self.given = None
-        started = batch.started
+        self.clock.advance(before)
+        run = len(self.runner.batches)
         self._run(batch)
-        batch.started = started
+        due = [request.slot for request in batch.requests if request.deadline > batch.started]
+        assert self.runner.batches[run:] == ([due] if due else []), "expired work ran"
+        self.clock.advance(during)
+        batch.finished = self.clock()
         self._done.put(batch)
         os.write(self._wake_write, b"\0")
 
@@ -239,13 +244,16 @@ class Service(Counted):
         assert self.device.given is not None or not len(self.core._batcher), "someone waits for a free device"
         self.loop.turn()
 
-    @rule(seconds=st.sampled_from([0.0, 0.05, 0.3]), fails=st.integers(0, 9))
+    @rule(
+        before=st.sampled_from([0.0, 0.0, 0.1]),
+        during=st.sampled_from([0.0, 0.05, 0.3]),
+        fails=st.integers(0, 9),
+    )
     @precondition(lambda self: self.device.given is not None)
-    def device_finishes(self, seconds: float, fails: int) -> None:
-        self.clock.advance(seconds)
+    def device_finishes(self, before: float, during: float, fails: int) -> None:
         self.runner.error = None if fails else RuntimeError("a defect")
         self.may_fail = self.may_fail or not fails
-        self.device.finish()
+        self.device.finish(before, during)
         self.turn_engine()
         self.loop.turn()
 
@@ -292,6 +300,9 @@ class Service(Counted):
         self.start_engine()
         for old, new in zip(before, self.front_ends, strict=True):
             new.jobs = old.jobs
+            for asked in self.running:
+                if asked.front_end is old:
+                    asked.front_end = new
 
     def end_engine(self) -> None:
         self.device._jobs.put(None)
