@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import machine
 
-_RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results"
 
 Row = Mapping[str, Any]
 
@@ -42,9 +42,9 @@ def publish(
         ]
     )
     print(text)
-    _RESULTS.mkdir(exist_ok=True)
-    (_RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
-    (_RESULTS / f"{name}.md").write_text(text.rstrip() + "\n")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
+    (RESULTS / f"{name}.md").write_text(text.rstrip() + "\n")
 
 
 def table(rows: Sequence[Row]) -> list[str]:

@@ -6,7 +6,7 @@ Clients of every kind ask all the time: good images one by one and in batches, d
 deadlines, models without numbers, hang-ups. A front-end is killed about every 20 seconds; every 130 the engine is
 killed, hangs, or ends by itself (five young deaths in a row would end the service).
 
-At the end: accepted = answered, nothing wrong, all slots free, memory flat. Writes benchmarks/results/soak.md and .json.
+At the end: accepted = answered, nothing wrong, all slots free, memory flat. Writes benchmarks/results/soak.md, .json.
 """
 
 from __future__ import annotations
