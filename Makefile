@@ -6,7 +6,7 @@ PORT   ?= 8000
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help run test test-slow drill soak test-page test-originals check format clean verify-deploy
+.PHONY: help run test test-slow drill soak test-page test-originals test-kserve check format clean verify-deploy
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -43,9 +43,12 @@ ORIGINALS := build/originals build/originals-2024
 test-originals: $(ORIGINALS:=/.installed)  ## checkpoints against the libraries they come from
 	for place in $(ORIGINALS); do $$place/bin/python -m pytest -m originals || exit; done
 
-build/%/.installed: pyproject.toml tests/models/requirements/%.txt
+test-kserve: build/kserve/.installed  ## /v2 through KServe's own client
+	build/kserve/bin/python -m pytest -m kserve
+
+build/%/.installed: pyproject.toml tests/requirements/%.txt
 	$(PYTHON) -m venv build/$*
-	build/$*/bin/python -m pip install --quiet $(PIP_ARGS) --editable '.[dev]' -r tests/models/requirements/$*.txt
+	build/$*/bin/python -m pip install --quiet $(PIP_ARGS) --editable '.[dev]' -r tests/requirements/$*.txt
 	touch $@
 
 test-page: $(STAMP)  ## the page in headless Chromium

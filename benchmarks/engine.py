@@ -27,6 +27,7 @@ from service.engine.device import Batch
 from service.engine.process import _counter, obey
 from service.engine.transport import Channel, Link, socket_pair
 from service.metrics import Metrics, clean_up, prepare
+from service.task import Task
 
 #: Slots that each front-end keeps under way.
 _WINDOW = 64
@@ -60,7 +61,7 @@ def front_end(arena: Arena, end: socket.socket, number: int, seconds: float, don
     def submit(wanted: list[int]) -> None:
         now = time.monotonic()
         for slot in wanted:
-            arena.note_submitted(slot, now + 30, now, 0)
+            arena.note_submitted(slot, now + 30, now, Task.CLASSIFY)
         link.send(wanted)
 
     submit(slots)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from service.engine.transport import Channel
 from service.labels import imagenet_classes
 from service.preprocess import Preprocessing
 from service.settings import Settings
-from service.task import Task
+from service.task import Wanted
 
 _CLASSES = 1000
 
@@ -46,7 +47,11 @@ class NullRunner:
         self._fixed, self._image = _seconds("FIXED"), _seconds("IMAGE")
 
     def run(
-        self, pixels: NDArray[np.uint8], slots: list[int], tasks: list[Task], results: NDArray[np.float32]
+        self,
+        pixels: NDArray[np.uint8],
+        slots: list[int],
+        wanted: Sequence[Wanted],
+        results: NDArray[np.float32],
     ) -> None:
         if self._fixed or self._image:
             time.sleep(self._fixed + len(slots) * self._image)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import click
+from click.shell_completion import CompletionItem, get_completion_class
 
 from service import __version__, tables
 from service.errors import ConfigurationError, StartError
+from service.models.catalog import VARIANTS
 from service.settings import Settings, load
 
 
@@ -28,10 +31,39 @@ def _options_of(names: Iterable[str], **defaults: str) -> Callable[[Any], Any]:
             field = Settings.model_fields[name]
             default = defaults.get(name, "none" if field.default is None else field.default)
             text = f"{field.description} [default: {default}]"
-            command = click.option(f"--{name.replace('_', '-')}", name, metavar="VALUE", help=text)(command)
+            command = click.option(
+                f"--{name.replace('_', '-')}",
+                name,
+                metavar="VALUE",
+                help=text,
+                shell_complete=partial(_suggest, _values_of(name)),
+            )(command)
         return command
 
     return decorate
+
+
+#: Settings whose values are files and folders, so that a shell offers those.
+_PATHS = {"weights", "runtime", "labels", "api_keys_file"}
+
+
+def _values_of(name: str) -> list[str]:
+    """What a shell can offer for a setting."""
+    known = {
+        "model": list(VARIANTS),
+        "device": ["auto", "cpu", "cuda"],
+        "weights": ["pretrained", "demo", "random"],
+    }
+    annotation = Settings.model_fields[name].annotation
+    return known.get(name) or ([*get_args(annotation)] if get_origin(annotation) is Literal else [])
+
+
+def _suggest(
+    values: list[str], context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    matching = [CompletionItem(value) for value in values if value.startswith(incomplete)]
+    files = parameter.name in _PATHS
+    return [*matching, *([CompletionItem(incomplete, type="file")] if files else [])]
 
 
 _form_option = click.option(
@@ -100,8 +132,6 @@ def demo(**given: Any) -> None:
 @_form_option
 def models(form: tables.Form) -> None:
     """List the twelve variants with their size and published accuracy."""
-    from service.models.catalog import VARIANTS
-
     rows = [
         {
             "model": variant.name,
@@ -194,6 +224,35 @@ def evaluate(
         sys.exit(room.over_http(task, url, api_key, concurrency))
     settings = _load(given)
     sys.exit(room.in_process(task, room.all_variants(settings) if every else [settings]))
+
+
+@cli.command()
+@_settings_options
+@click.option("--json", "as_json", is_flag=True, help="For programs: the findings as JSON.")
+def doctor(as_json: bool, **given: Any) -> None:
+    """Check this host for serving with these settings, and say what to do about what is wrong.
+
+    Takes the options and the environment of serve. Nothing is changed, and the network is used only to ask
+    for weights that are not here. The exit code is 1 if a check says FAIL.
+    """
+    from service import doctor as room
+
+    sys.exit(room.run(room.examine(_load(given)), as_json=as_json))
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script for a shell.
+
+    \b
+    bash:  eval "$(imagenet-serve completion bash)"       in ~/.bashrc
+    zsh:   eval "$(imagenet-serve completion zsh)"        in ~/.zshrc, after compinit
+    fish:  imagenet-serve completion fish | source        in ~/.config/fish/config.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "imagenet-serve", "_IMAGENET_SERVE_COMPLETE").source())
 
 
 @cli.command()
@@ -303,12 +362,85 @@ def bench(
     sys.exit(room.run(plan, form))
 
 
+#: What the sweep leaves as the user wants it.
+_FIXED_BY_THE_USER = ("model", "weights", "labels", "device", "precision", "decode", "max_image_pixels")
+
+
+@cli.command()
+@click.option(
+    "--p99",
+    "objective_ms",
+    required=True,
+    type=click.FloatRange(0, min_open=True),
+    metavar="MS",
+    help="The latency that 99 of 100 requests must not exceed, in milliseconds.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("plan"),
+    show_default=True,
+    help="The folder for the env file, resource requests, autoscaler values and the reasons.",
+)
+@click.option("--quick", is_flag=True, help="Fewer and shorter measurements: a minute or two, and rougher.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="Begin no new trial after this long. [default: 420, with --quick 100]",
+)
+@click.option(
+    "--photo",
+    "photos",
+    multiple=True,
+    type=_FILE,
+    help="What clients will send; several in turn. [default: a made JPEG of 500x375]",
+)
+@click.option(
+    "--runtime", "runtimes", multiple=True, metavar="VALUE", help="Compare these. [default: all here]"
+)
+@_options_of(_FIXED_BY_THE_USER)
+def plan(
+    objective_ms: float,
+    out: Path,
+    quick: bool,
+    budget: float | None,
+    photos: tuple[Path, ...],
+    runtimes: tuple[str, ...],
+    **given: Any,
+) -> None:
+    """Measure this machine and propose settings that keep a latency.
+
+    Real servers run one after the other on loopback, under load: runtimes, batch sizes, front-ends, delays. Let
+    nothing else run meanwhile. The exit code is 1, and nothing is written, if no setting keeps --p99.
+    """
+    from service import bench
+    from service import plan as room
+
+    settings = _load(given)
+    fixed = {name: value for name in _FIXED_BY_THE_USER if (value := getattr(settings, name)) is not None}
+    defaults = Settings.model_fields
+    kept = {name: value for name, value in fixed.items() if value != defaults[name].default}
+    pictures = [photo.read_bytes() for photo in photos] or [bench.synthetic_photo(500, 375)]
+    sys.exit(
+        room.run(
+            objective_ms,
+            {"model": settings.model, "weights": settings.weights, **kept},
+            runtimes or room.runtimes(settings.device),
+            pictures,
+            out,
+            quick=quick,
+            budget=budget if budget is not None else room.QUICK_BUDGET if quick else room.BUDGET,
+        )
+    )
+
+
 def main() -> None:
     """The entry point: one sentence and exit code 1 for whatever cannot be done, 2 for wrong usage."""
     # Processes are forked from here, and a fork wants no threads: NumPy's matrix library would start some.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
-        cli(standalone_mode=True)
+        cli(prog_name="imagenet-serve", standalone_mode=True)
     except StartError as error:
         click.echo(f"imagenet-serve: {error}", err=True)
         sys.exit(1)

@@ -14,9 +14,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-import httpx
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -24,6 +24,7 @@ from rich.text import Text
 
 from service import tables
 from service.classifier import Identity, Seen
+from service.client import Client, ClientError, Unreachable
 from service.errors import ConfigurationError, StartError
 from service.remote import RemoteClassifier
 from service.samples import Sample, samples
@@ -60,7 +61,7 @@ def run(settings: Settings) -> int:
 def visit(url: str, key: str | None) -> int:
     """Waits for the service at ``url``, classifies the samples and shows the result. Returns the exit code."""
     photos = samples()
-    if not _wait_ready(url):
+    if not _wait_ready(url, key):
         return 0  # it has said itself why it ends
     with RemoteClassifier(url, key=key, top_k=_TOP, concurrency=1) as server:
         results = list(server.look(photo.path for photo in photos))
@@ -85,28 +86,24 @@ def _reachable(url: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{host}:{parts.port}")) if host else url
 
 
-def _wait_ready(url: str) -> bool:
+def _wait_ready(url: str, key: str | None) -> bool:
     """Whether the service became ready; False when it ended or failed before. Shows how far it is."""
     console = Console(stderr=True)
-    with (
-        console.status("starting") as status,
-        httpx.Client(base_url=url, timeout=_LOOK, verify=False) as http,
-    ):
+    with console.status("starting") as status, Client(url, key=key, timeout=_LOOK) as client:
         while True:
             try:
-                if http.get("/readyz").is_success:
+                if client.ready():
                     return True
-                status.update(_progress(http.get("/healthz")))
-            except httpx.ReadTimeout:
-                pass  # the port is there before the process that answers
-            except httpx.TransportError:
+                status.update(_progress(client.health()))
+            except Unreachable:
                 return False
+            except ClientError:
+                pass  # the port is there before the process that answers
             time.sleep(_POLL)
 
 
-def _progress(answer: httpx.Response) -> str:
+def _progress(health: dict[str, Any]) -> str:
     """How far the start is, in words."""
-    health = answer.json()
     done, total = (health.get("progress") or {}).get("done"), (health.get("progress") or {}).get("total")
     words = f"{health.get('state', 'starting')}: {health.get('detail', '')}".rstrip(": ")
     if done is not None:

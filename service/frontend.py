@@ -26,6 +26,7 @@ from service.metrics import Metrics
 from service.protocol import Protocol
 from service.settings import Settings, available_cores
 from service.status import Status
+from service.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class FrontEnd:
             client=EngineClient(threads=threads),
             metrics=Metrics.declare(),
             decoders=self._decoders,
+            tracing=Tracing.from_environment(),
         )
         self._context.client.on_cancelled(self._context.metrics.cancelled.inc)
         self._server = _server(self._context, self._keys)
@@ -77,6 +79,8 @@ class FrontEnd:
         await asyncio.to_thread(self._decoders.shutdown)
         await asyncio.sleep(0)
         self._context.client.detach()
+        if self._context.tracing is not None:
+            self._context.tracing.close()
         self._channel.close()
         return lost
 

@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.ranking import Ranking
+from service.api.ranking import Ranking, finite
 from service.classifier import Identity, Image, Seen, in_order, read, unreadable
 from service.errors import ConfigurationError, NotANumber, RequestError
 from service.preprocess import prepare
@@ -74,14 +74,15 @@ class LocalClassifier:
         for row, pixels in enumerate(good):
             self._pixels[row] = pixels
         if good:
-            tasks = [Task.CLASSIFY] * len(good)
-            self._runner.run(self._pixels, list(range(len(good))), tasks, self._results)
+            wanted = [Task.CLASSIFY] * len(good)
+            self._runner.run(self._pixels, list(range(len(good))), wanted, self._results)
         rows = iter(self._results[:, : len(self._card.classes)])
         for item in batch:
             yield item if isinstance(item, Seen) else self._answer(next(rows))
 
     def _answer(self, logits: NDArray[np.float32]) -> Seen:
-        if not np.isfinite(logits).all():
-            return Seen(error=str(NotANumber()))
-        predictions = self._ranking.predictions(logits, self._card.classes, self._card.activation)
+        try:
+            predictions = self._ranking.predictions(finite(logits), self._card.classes, self._card.activation)
+        except NotANumber as error:
+            return Seen(error=str(error))
         return Seen(tuple(predictions))

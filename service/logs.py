@@ -85,4 +85,6 @@ def _request_fields(record: logging.LogRecord) -> dict[str, Any]:
         fields[f"{stage}_ms"] = round(1000 * seconds, 3)
     if exchange.batch is not None:
         fields["batch"] = exchange.batch
+    if exchange.trace is not None:
+        fields["trace_id"] = exchange.trace.id
     return fields

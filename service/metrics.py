@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from service.card import ModelCard
 from service.engine.arena import Arena, Gauge
@@ -25,13 +25,15 @@ if TYPE_CHECKING:
     from prometheus_client import Counter, Histogram
     from prometheus_client.core import Metric
 
+    from service.tracing import Exemplars
+
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 
 STATES = ("starting", "loading", "warming", "ready", "draining", "failed")
 STAGES = ("receive", "decode", "queue", "inference", "respond")
 
 #: Seconds: from a sub-millisecond stage to a request that waited for its deadline.
-_DURATIONS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+DURATIONS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 #: Bytes: each process keeps a few files of one to two MiB, and so do those that take the place of dead ones.
 _ROOM = 64 << 20
 _SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
@@ -109,7 +111,7 @@ class Metrics:
             return Counter(f"imagenet_{name}", text, labels, registry=registry)
 
         def histogram(
-            name: str, text: str, labels: Iterable[str] = (), buckets: tuple[float, ...] = _DURATIONS
+            name: str, text: str, labels: Iterable[str] = (), buckets: tuple[float, ...] = DURATIONS
         ) -> Histogram:
             return Histogram(f"imagenet_{name}", text, labels, registry=registry, buckets=buckets)
 
@@ -197,12 +199,29 @@ def _model_info(card: ModelCard) -> Metric:
     return info
 
 
-def exposition(snapshot: Snapshot) -> tuple[bytes, str]:
-    """One scrape of the whole service, and its content type."""
-    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+class _WithExemplars:
+    """The metrics of every process, with the exemplars of this one. A prometheus_client collector."""
+
+    def __init__(self, collector: Any, exemplars: Exemplars) -> None:
+        self._collector = collector
+        self._exemplars = exemplars
+
+    def collect(self) -> Iterable[Metric]:
+        return self._exemplars.adorn(self._collector.collect())
+
+
+def exposition(snapshot: Snapshot, accept: str = "", exemplars: Exemplars | None = None) -> tuple[bytes, str]:
+    """One scrape of the whole service, and its content type: OpenMetrics where ``accept`` asks for it.
+
+    ``exemplars`` can be seen in OpenMetrics alone.
+    """
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.exposition import choose_encoder
     from prometheus_client.multiprocess import MultiProcessCollector
 
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    registry, everything = CollectorRegistry(), CollectorRegistry()
+    collector = MultiProcessCollector(everything)  # type: ignore[no-untyped-call]
+    registry.register(collector if exemplars is None else _WithExemplars(collector, exemplars))
     registry.register(snapshot)
-    return generate_latest(registry), CONTENT_TYPE_LATEST
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type

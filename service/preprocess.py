@@ -12,6 +12,7 @@ torchvision's ``transforms._presets.ImageClassification`` before it turns them i
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -141,8 +142,12 @@ def _is_triple(value: Any) -> bool:
     return all(type(number) in (int, float) and math.isfinite(number) for number in value)
 
 
-def prepare(data: Data, spec: Preprocessing, out: Pixels, *, max_pixels: int, fast: bool = False) -> None:
-    """Decode, fit, and write into ``out``: uint8 ``spec.shape``, a row of shared memory. No other result.
+def prepare(
+    data: Data, spec: Preprocessing, out: Pixels, *, max_pixels: int, fast: bool = False
+) -> Image.Image:
+    """Decode, fit, and write into ``out``: uint8 ``spec.shape``, a row of shared memory.
+
+    Returns the whole photo, upright, RGB or L; ``out`` shows the `seen_box` of it.
 
     ``fast`` decodes large JPEGs at a fraction of their size where the spec shrinks with antialiasing
     anyway; the pixels then differ a little (how much: tests). ``out`` stays as it is when this raises:
@@ -155,6 +160,31 @@ def prepare(data: Data, spec: Preprocessing, out: Pixels, *, max_pixels: int, fa
         _resize_crop(image, spec, out)
     else:
         out[...] = _fit_like_keras(to_rgb(image), spec)
+    return image
+
+
+def seen_box(size: Size, spec: Preprocessing) -> tuple[float, float, float, float]:
+    """The part of an upright photo of ``size`` (height, width) that the model gets to see.
+
+    Left, top, right, bottom as fractions of the photo. Below 0 and above 1 lie the borders that it is given.
+    """
+    if spec.fit == RESIZE_CROP:
+        sides = resized_size(size, spec.resize)
+        starts = [_first(side, crop) for side, crop in zip(sides, spec.crop, strict=True)]
+        lengths: Sequence[int] = spec.crop
+    else:
+        parts = _keras_parts(size, spec)
+        sides, starts, lengths = size, [part.start for part in parts], [part.length for part in parts]
+    (top, left), (height, width) = (
+        [value / side for value, side in zip(values, sides, strict=True)] for values in (starts, lengths)
+    )
+    return left, top, left + width, top + height
+
+
+def _first(resized: int, crop: int) -> int:
+    """Where a crop begins along a resized axis; below 0 where the axis is too short for it."""
+    window, border = _centre(resized, crop)
+    return window.start - border
 
 
 def _fast_size(spec: Preprocessing) -> int | None:
@@ -193,10 +223,17 @@ def _centre(resized: int, crop: int) -> tuple[Window, int]:
 
 def _fit_like_keras(image: Image.Image, spec: Preprocessing) -> Pixels:
     """``keras.ops.image.resize`` of the torch backend (``keras/src/backend/torch/image.py``)."""
-    # The side that the other one asks for; rounded down.
-    rows = _keras_part(image.height, int(image.width * spec.crop[0] / spec.crop[1]), spec.fit)
-    columns = _keras_part(image.width, int(image.height * spec.crop[1] / spec.crop[0]), spec.fit)
+    rows, columns = _keras_parts((image.height, image.width), spec)
     return interpolate(np.asarray(image), rows, columns, spec.crop, spec.interpolation, spec.antialias)
+
+
+def _keras_parts(size: Size, spec: Preprocessing) -> tuple[Part, Part]:
+    """What becomes the rows and the columns of the result."""
+    height, width = size
+    # The side that the other one asks for; rounded down.
+    rows = _keras_part(height, int(width * spec.crop[0] / spec.crop[1]), spec.fit)
+    columns = _keras_part(width, int(height * spec.crop[1] / spec.crop[0]), spec.fit)
+    return rows, columns
 
 
 def _keras_part(side: int, wanted: int, fit: str) -> Part:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import ConfigurationError
+from service.host import cpu_quota
 from service.models.catalog import VARIANTS
 
 Auto = Literal["auto"]
@@ -146,19 +148,4 @@ def _sentence(item: Any) -> str:
 def available_cores() -> int:
     """Whole cores that this process may use: its affinity and its cgroup's quota, at least one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, _cgroup_cores(Path("/sys/fs/cgroup")) or cores))
-
-
-def _cgroup_cores(root: Path) -> int | None:
-    """The quota of cgroup v2 (``cpu.max``) or v1 (``cpu.cfs_quota_us``) in whole cores, rounded up."""
-    try:
-        if (root / "cpu.max").exists():
-            quota, period = (root / "cpu.max").read_text().split()
-        else:
-            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
-    except (OSError, ValueError):
-        return None
-    if quota in ("max", "-1"):
-        return None
-    return max(1, -(-int(quota) // int(period)))
+    return max(1, min(cores, math.ceil(cpu_quota() or cores)))

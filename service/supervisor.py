@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from service import frontend, listener, logs, metrics
+from service import frontend, listener, logs, metrics, tracing
 from service.child import Child, Closable, ProcessChild, ThreadChild
 from service.engine import process as engine
 from service.engine import transport
@@ -95,6 +95,8 @@ class Supervisor:
         self._catch_signals()
         try:
             log.info("listening on %s", url)
+            if problem := tracing.obstacle():
+                log.warning("%s", problem)
             self._start_everything()
             while self._exit_code is None:
                 self._step()

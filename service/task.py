@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 
 
@@ -16,3 +17,31 @@ class Task(IntEnum):
     """Its largest value over the positions, ``[C]``."""
     FEATURES_MAP = 3
     """All of it, ``[C, h, w]`` in C order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explain:
+    """Logits ``[classes]``, and after them what each position says for one class, ``[h, w]`` in C order."""
+
+    class_index: int | None = None
+    """An index of the logits; None for the largest of them, the first where several are."""
+
+
+Wanted = Task | Explain
+
+#: By number: an enumeration's own look-up takes longer than the rest of what a slot costs.
+_TASKS = tuple(Task)
+
+
+def to_code(wanted: Wanted) -> int:
+    """``wanted`` as one number of 32 bits, for a slot's record: a map's are negative."""
+    if isinstance(wanted, Task):
+        return wanted
+    return -1 if wanted.class_index is None else -2 - wanted.class_index
+
+
+def from_code(code: int) -> Wanted:
+    """What `to_code` made a number of."""
+    if code >= 0:
+        return _TASKS[code]
+    return Explain(None if code == -1 else -2 - code)

@@ -5,6 +5,7 @@ The service is the real one, in its own processes; its model does what an image 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -128,7 +129,8 @@ def test_a_front_end_that_cannot_live_ends_the_service_with_a_message() -> None:
         while server.poll() is None and time.monotonic() < give_up:
             for name, pid in server.children().items():
                 if name != "engine":
-                    os.kill(pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
         assert server.wait() == 1
     assert any("SIGKILL" in line and "giving up" in line for line in server.lines)
 

@@ -10,11 +10,18 @@ import pytest
 
 from service import remote
 from service.errors import ConfigurationError
-from service.remote import RemoteClassifier, pause_before_retry
+from service.remote import RemoteClassifier
 
 MODEL = {"name": "densenet121", "weights": "demo", "accuracy": None}
 LABELS = [{"class_id": 285, "wnid": "n02124075", "label": "Egyptian cat"}]
-ANSWER = {"predictions": [{**LABELS[0], "probability": 1.0}], "timings_ms": {"total": 5.0}}
+TIMINGS = {"decode": 1.0, "queue": 1.0, "inference": 3.0, "total": 5.0}
+ANSWER = {
+    "request_id": "one",
+    "model": "densenet121",
+    "weights": "demo",
+    "predictions": [{**LABELS[0], "probability": 1.0}],
+    "timings_ms": TIMINGS,
+}
 
 Answers = Callable[[httpx.Request], httpx.Response]
 
@@ -76,7 +83,9 @@ def test_results_keep_the_images_order_and_errors_their_words(tmp_path: Path) ->
     def answer(request: httpx.Request) -> httpx.Response:
         if request.content == b"bad":
             return httpx.Response(422, json={"detail": "damaged"})
-        return httpx.Response(200, json={**ANSWER, "timings_ms": {"total": float(request.content)}})
+        return httpx.Response(
+            200, json={**ANSWER, "timings_ms": {**TIMINGS, "total": float(request.content)}}
+        )
 
     images = [str(number).encode() for number in range(50)]
     with classifier(answer) as server:
@@ -111,9 +120,3 @@ def test_a_server_that_is_none_is_one_sentence(
         RemoteClassifier("http://server", transport=transport),
     ):
         pass
-
-
-def test_when_another_try_is_worth_it() -> None:
-    assert pause_before_retry(429, "3") == 3.0
-    assert pause_before_retry(503, None) == pause_before_retry(503, "Wed, 21 Oct 2026 07:28:00 GMT") == 0.5
-    assert [pause_before_retry(status, "1") for status in (200, 400, 413, 422, 500)] == [None] * 5

@@ -1,6 +1,7 @@
 """The same job on LitServe, mosec, BentoML, plain FastAPI and ours, with the same clients, in alternating rounds.
 
     python -m benchmarks.peers [--environments FOLDER] [--rounds 3] [--seconds 8] [--clients 24]
+    python -m benchmarks.peers --servers mosec BentoML --keep FILE        a piece of it; the table is of all in FILE
 
 densenet121 with the weights of ``random:0``, JPEG bytes over HTTP in, five classes out. Every server in turn
 has the whole machine: started, asked once what it sees (the answers must agree), warmed up, loaded, ended;
@@ -33,7 +34,8 @@ from service import bench, loadgen
 
 _HERE = Path(__file__).parent
 _COMMON = ("torch==2.13.0", "torchvision", "pillow", "numpy")
-_WARM_UP = 2.0
+#: Seconds of load before it counts: BentoML learns from its first batches.
+_WARM_UP = 6.0
 #: Probabilities of the first answer may differ by this: another order of additions, another batch.
 _TOLERANCE = 1e-5
 #: Cores that other work on the host may take during a measurement, and how often it is repeated for less. OpenMP's
@@ -142,6 +144,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--clients", type=int, default=24)
+    parser.add_argument("--servers", nargs="+", metavar="NAME", help="Only these.")
+    parser.add_argument("--keep", type=Path, help="Where rounds are added to those of earlier pieces.")
     arguments = parser.parse_args()
     photos = [bench.synthetic_photo(500, 375, seed) for seed in range(8)]
     settings = {"model": "densenet121", "weights": "random:0"}
@@ -154,19 +158,29 @@ def main() -> None:
         },
     }
     processes.end_with_servers()
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
-    seen: dict[str, tuple[int, float]] = {}
+    chosen = {name: servers[name] for name in arguments.servers or servers}
+    rounds, seen = kept(arguments.keep)
     for _ in range(arguments.rounds):
-        for name, (begin, path, form) in servers.items():
+        for name, (begin, path, form) in chosen.items():
             tries: list[dict[str, float]] = []
             with begin() as server:
                 seen[name] = best_class(server.url + path, photos[0], form)
                 while len(tries) < _TRIES and (not tries or tries[-1]["company, cores"] > _COMPANY):
                     tries.append(measure(server, path, form, photos, arguments.seconds, arguments.clients))
                     print(name, {key: round(value, 2) for key, value in tries[-1].items()}, file=sys.stderr)
-            rounds[name].append(min(tries, key=lambda once: once["company, cores"]))
+            rounds.setdefault(name, []).append(min(tries, key=lambda once: once["company, cores"]))
+    if arguments.keep:
+        arguments.keep.write_text(json.dumps({"rounds": rounds, "seen": seen}, indent=2))
     _must_agree(seen)
-    publish(rounds, arguments.clients)
+    publish({name: rounds[name] for name in servers if name in rounds}, arguments.clients)
+
+
+def kept(path: Path | None) -> tuple[dict[str, list[dict[str, float]]], dict[str, tuple[int, float]]]:
+    """The rounds of earlier pieces, and what each server saw in the first photo."""
+    if path is None or not path.exists():
+        return {}, {}
+    document = json.loads(path.read_text())
+    return document["rounds"], {name: (first, second) for name, (first, second) in document["seen"].items()}
 
 
 def _must_agree(seen: dict[str, tuple[int, float]]) -> None:
@@ -178,8 +192,10 @@ def _must_agree(seen: dict[str, tuple[int, float]]) -> None:
 
 def publish(rounds: dict[str, list[dict[str, float]]], clients: int) -> None:
     """The table: the median of the rounds, and the ratio of each round of ours to the peer's same round."""
-    ours = [once["images/s"] for once in rounds["ours, runtime=eager"]]
-    default = [once["images/s"] for once in rounds["ours, default"]]
+    ours, default = (
+        [once["images/s"] for once in rounds.get(name, [])]
+        for name in ("ours, runtime=eager", "ours, default")
+    )
     rows: list[dict[str, Any]] = []
     for name, runs in rounds.items():
         middle = {key: round(median(once[key] for once in runs), 2) for key in runs[0]}
@@ -189,8 +205,8 @@ def publish(rounds: dict[str, list[dict[str, float]]], clients: int) -> None:
                 "server": name,
                 **middle,
                 "images/s, each round": " ".join(f"{rate:.1f}" for rate in rates),
-                "ours (eager) / it": round(median(a / b for a, b in zip(ours, rates, strict=True)), 2),
-                "ours (default) / it": round(median(a / b for a, b in zip(default, rates, strict=True)), 2),
+                "ours (eager) / it": _ratio(ours, rates),
+                "ours (default) / it": _ratio(default, rates),
             }
         )
     versions = ", ".join(package for peer in PEERS.values() for package in peer.packages[:1])
@@ -200,6 +216,12 @@ def publish(rounds: dict[str, list[dict[str, float]]], clients: int) -> None:
         "All saw the same class with the same probability (1e-5) in the first photo.",
     ]
     report.publish("peers", "The same job on other servers", {"densenet121, torch eager": rows}, notes)
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> float | str:
+    """Of the same rounds; nothing while one of the two has not been measured."""
+    both = list(zip(ours, theirs, strict=False))
+    return round(median(a / b for a, b in both), 2) if both else ""
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 """BentoML: https://docs.bentoml.com/en/latest/get-started/adaptive-batching.html, both of its services.
 
 A front service decodes and asks the batching service for one image at a time; that one forms batches.
+
+BentoML learns how long a batch takes from the first batches that it forms, and its first guess is a share of
+``max_latency_ms``: with the default of a minute it waits for ten seconds before each of them, and the learning
+takes longer than a measurement. Five seconds is far above what any request here takes.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ class Network:
     def __init__(self) -> None:
         self.model = job.network()
 
-    @bentoml.api(batchable=True, max_batch_size=job.BATCH, max_latency_ms=60_000)
+    @bentoml.api(batchable=True, max_batch_size=job.BATCH, max_latency_ms=5_000)
     def classify(self, batch: np.ndarray) -> list[list[dict[str, Any]]]:
         return job.classify(self.model, torch.from_numpy(batch))
 

@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from service import __version__
-from service.api import errors, features, health, models, page, predict
+from service.api import errors, explain, features, health, models, open_inference, page, predict
 from service.api.context import Context
 from service.api.exchange import Envelope
 from service.api.keys import Guard, Keys
@@ -26,7 +26,7 @@ def create_app(context: Context, keys: Keys | None = None) -> FastAPI:
         generate_unique_id_function=_operation_id,
     )
     app.state.context = context
-    for room in (predict, features, models, health, page):
+    for room in (predict, features, explain, models, health, open_inference, page):
         app.include_router(room.router)
     errors.install(app)
     app.add_middleware(ShortCut)  # the last that is added is the first that is asked

@@ -19,7 +19,7 @@ from service.errors import (
 )
 
 #: Room for a multipart body's own lines around an image of exactly ``max_upload_bytes``.
-_ENVELOPE = 64 * 1024
+ENVELOPE = 64 * 1024
 #: Parts that are no image: a form may have a few fields, not thousands.
 _OTHER_PARTS = 16
 _RAW_TYPES = ("image/", "application/octet-stream")
@@ -59,7 +59,7 @@ async def one_image(request: Request, limit: int) -> bytes | memoryview:
     content_type = request.headers.get("content-type", "")
     if not content_type.startswith("multipart/"):
         return _raw(await read(request, limit), content_type)
-    parts = parse(content_type, await read(request, limit + _ENVELOPE), most=1 + _OTHER_PARTS)
+    parts = parse(content_type, await read(request, limit + ENVELOPE), most=1 + _OTHER_PARTS)
     images = [part.data for part in parts if part.name == "file"]
     if not images:
         raise MissingFile("the form has no part named 'file'; send one with: curl -F file=@photo.jpg")
@@ -73,7 +73,7 @@ async def several_images(request: Request, limit: int, most: int) -> list[Part]:
     content_type = request.headers.get("content-type", "")
     if not content_type.startswith("multipart/"):
         raise UnsupportedMediaType("several images travel as multipart/form-data, in parts named 'files'")
-    parts = parse(content_type, await read(request, limit + _ENVELOPE), most=most + _OTHER_PARTS)
+    parts = parse(content_type, await read(request, limit + ENVELOPE), most=most + _OTHER_PARTS)
     images = [part for part in parts if part.name == "files"]
     if not images:
         raise MissingFile(

@@ -8,14 +8,19 @@ from dataclasses import dataclass, field
 import numpy as np
 from fastapi import Request
 from numpy.typing import NDArray
+from PIL import Image
 
 from service.card import ModelCard
 from service.engine.client import EngineClient, Threads
-from service.errors import Draining, EngineFailed, NotReady
+from service.errors import Draining, EngineFailed, NotFound, NotReady
 from service.metrics import Metrics
 from service.preprocess import prepare
 from service.settings import Settings
 from service.status import Status
+from service.tracing import Tracing
+
+#: Fills a slot's pixels, in a decoding thread.
+Write = Callable[[NDArray[np.uint8]], None]
 
 
 @dataclass
@@ -28,6 +33,8 @@ class Context:
     decoders: Threads
     status: Status = field(default_factory=Status)
     card: ModelCard | None = None
+    tracing: Tracing | None = None
+    """None when nobody asked for traces."""
 
     @property
     def draining(self) -> bool:
@@ -58,13 +65,27 @@ class Context:
             raise NotReady(f"the service is {self.status.state}; /healthz says how far it is")
         return self.card
 
-    def writer(self, data: bytes | memoryview) -> Callable[[NDArray[np.uint8]], None]:
-        """A function that decodes and prepares ``data`` into a slot's pixels, uint8 ``[H, W, 3]``."""
+    def classifier(self) -> ModelCard:
+        """The same, with classes. Raises `NotFound` for a checkpoint without a head."""
+        card = self.model()
+        if not card.classes:
+            raise NotFound(
+                "this checkpoint has no classifier: it serves /features, and nothing guesses in its place"
+            )
+        return card
+
+    def writer(
+        self, data: bytes | memoryview, keep: Callable[[Image.Image], object] = lambda photo: None
+    ) -> Write:
+        """A function that decodes and prepares ``data`` into a slot's pixels, uint8 ``[H, W, 3]``.
+
+        It gives the whole upright photo to ``keep``, in its thread.
+        """
         preprocessing = self.model().preprocessing
         limit, fast = self.settings.max_image_pixels, self.settings.decode == "fast"
 
         def write(pixels: NDArray[np.uint8]) -> None:
-            prepare(data, preprocessing, pixels, max_pixels=limit, fast=fast)
+            keep(prepare(data, preprocessing, pixels, max_pixels=limit, fast=fast))
 
         return write
 

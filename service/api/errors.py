@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -36,6 +37,8 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.DeadlineExceeded: 504,
 }
 
+#: The Open Inference Protocol's errors have a shape of their own.
+_OPEN_INFERENCE = re.compile(r"/v2(/|$)")
 #: Refused before any work was done; counted by reason.
 _REJECTIONS = frozenset({401, 413, 415, 429, 503})
 #: Seconds after which an engine that is being loaded or replaced is worth another try.
@@ -67,12 +70,11 @@ def respond(request: Request, error: errors.ServiceError) -> Response:
         metrics.rejected.labels(error.code).inc()
     if isinstance(error, errors.DeadlineExceeded):
         metrics.expired.inc()
-    return Response(
-        json.dumps(problem(error, request.scope["exchange"].id)),
-        status,
-        _headers(error, status),
-        media_type="application/problem+json",
-    )
+    headers = _headers(error, status)
+    if _OPEN_INFERENCE.match(request.scope["path"]):
+        return Response(json.dumps({"error": str(error)}), status, headers, media_type="application/json")
+    document = json.dumps(problem(error, request.scope["exchange"].id))
+    return Response(document, status, headers, media_type="application/problem+json")
 
 
 def _headers(error: errors.ServiceError, status: int) -> dict[str, str]:

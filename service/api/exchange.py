@@ -22,6 +22,7 @@ from service.api.context import Context
 from service.api.errors import defect, respond
 from service.engine.client import Answer
 from service.errors import Draining, InvalidParameter
+from service.tracing import Image, Trace
 
 log = logging.getLogger("service.access")
 
@@ -29,7 +30,7 @@ log = logging.getLogger("service.access")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _STAGES_HERE = {"receive", "respond"}
 #: Probes and scrapes come every few seconds for ever, and say nothing that metrics do not.
-_ASKED_BY_MACHINES = {"/livez", "/readyz", "/metrics"}
+_ASKED_BY_MACHINES = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
 #: nginx's number for a client that went away before it was answered.
 _CLIENT_GONE = 499
 
@@ -49,6 +50,8 @@ class Exchange:
     server_timing: str = ""
     gone: bool = False
     """Whether the client hung up before it was answered."""
+    trace: Trace | None = None
+    """None unless the request is traced."""
 
     def deadline(self, request: Request, timeout_ms: float) -> float:
         """When the answer has to be there: ``timeout_ms`` after the first byte, or earlier if the client asks."""
@@ -65,6 +68,8 @@ class Exchange:
 
     def note(self, stages: dict[str, float], answer: Answer) -> None:
         """One of its images is done. Of several, the last one to finish stands for the request."""
+        if self.trace is not None:
+            self.trace.images.append(Image(stages, answer.finished, answer.batch, answer.batch_size))
         if self.finished is None or answer.finished >= self.finished:
             self.stages.update(stages)
             self.finished, self.batch = answer.finished, answer.batch
@@ -126,6 +131,9 @@ class Envelope:
         headers = dict(scope["headers"])
         exchange = Exchange(_request_id(headers), time.monotonic())
         scope["exchange"] = exchange
+        tracing = self._context.tracing
+        if tracing is not None and scope["path"] not in _ASKED_BY_MACHINES:
+            exchange.trace = tracing.begin(scope["method"], scope["path"], headers, exchange.started)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -174,6 +182,16 @@ class Envelope:
             exchange.stages["respond"] = now - exchange.finished
         for stage in exchange.stages.keys() & _STAGES_HERE:  # those of the images were observed with them
             metrics.stage_duration.labels(stage).observe(exchange.stages[stage])
+        if exchange.trace is not None and self._context.tracing is not None:
+            self._context.tracing.end(
+                exchange.trace,
+                request_id=exchange.id,
+                route=route,
+                status=exchange.status,
+                stages=exchange.stages,
+                started=exchange.started,
+                now=now,
+            )
         level = logging.DEBUG if route in _ASKED_BY_MACHINES else logging.INFO
         if log.isEnabledFor(level):
             extra = {"exchange": exchange, "duration": duration}

@@ -50,7 +50,9 @@ async def features(request: Request, pooling: Pooling = "avg") -> Response:
     shape = model.feature_shape if pooling == "none" else model.feature_shape[:1]
     async with hang_up_cancels(request):
         with context.client.take(deadline) as slot:
-            seen = await look(context, slot, image, deadline, math.prod(shape), _TASKS[pooling])
+            seen = await look(
+                context, slot, context.writer(image), deadline, math.prod(shape), _TASKS[pooling]
+            )
     exchange.note(seen.stages, seen.answer)
     array = seen.answer.result.reshape(shape)
     exchange.timings()

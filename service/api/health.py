@@ -36,12 +36,13 @@ async def healthz(request: Request) -> Health:
 
 @router.get("/metrics", response_class=Response)
 def metrics(request: Request) -> Response:
-    """Prometheus' text format; one scrape of any front-end shows the whole service.
+    """Prometheus' text format, or OpenMetrics if asked for; one scrape of any front-end shows the whole service.
 
     Runs in a thread: reading every process's files must not hold up the event loop.
     """
     context = context_of(request)
     restarts = context.status.restarts
     snapshot = Snapshot(context.state, restarts, context.client.connected, context.client.arena, context.card)
-    content, content_type = exposition(snapshot)
+    exemplars = context.tracing.exemplars if context.tracing is not None else None
+    content, content_type = exposition(snapshot, request.headers.get("accept", ""), exemplars)
     return Response(content, media_type=content_type)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
-import numpy as np
 from starlette.responses import Response
 
-from service.api.context import Context
+from service.api.context import Context, Write
 from service.api.exchange import Exchange
+from service.api.ranking import finite
 from service.api.schemas import Problem
 from service.card import ModelCard
 from service.engine.client import Answer, Slot
-from service.errors import NotANumber
-from service.task import Task
+from service.errors import DeadlineExceeded, NotANumber
+from service.task import Task, Wanted
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 #: For the schema: what such a route may answer beside 200.
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -59,26 +64,85 @@ class Seen:
 async def look(
     context: Context,
     slot: Slot,
-    image: bytes | memoryview,
+    write: Write,
     deadline: float,
     length: int,
-    task: Task = Task.CLASSIFY,
+    wanted: Wanted = Task.CLASSIFY,
 ) -> Seen:
-    """Decodes ``image`` into ``slot`` and waits for ``length`` float32 of what ``task`` wants of the model.
+    """Lets ``write`` fill ``slot`` and waits for ``length`` float32 of what is ``wanted`` of the model.
 
     Raises `NotANumber`, beside what the slot's methods raise.
     """
     began = time.monotonic()
-    await slot.fill(context.decoders, context.writer(image), deadline)
+    await slot.fill(context.decoders, write, deadline)
     decode = time.monotonic() - began
-    answer = await slot.answer(deadline, length, task)
-    if not np.isfinite(answer.result).all():
+    answer = await slot.answer(deadline, length, wanted)
+    try:
+        finite(answer.result)
+    except NotANumber:
         context.metrics.nan_outputs.inc()
-        raise NotANumber
+        raise
     stages = {"decode": decode, "queue": answer.queue, "inference": answer.inference}
     for stage, seconds in stages.items():
         context.metrics.stage_duration.labels(stage).observe(seconds)
     return Seen(answer, stages)
+
+
+async def each(
+    context: Context, items: Sequence[T], deadline: float, work: Callable[[T, Slot], Awaitable[R]]
+) -> list[R]:
+    """``work`` of every item, each in a slot of its own, in order.
+
+    The first slot is admission: without one, or none in time, this raises `Overloaded` before anything was done.
+    The others are taken in turn. The first error cancels the rest and is raised itself, not as a group.
+    """
+    context.client.offer(len(items) - 1)
+
+    async def one(item: T, slot: Slot | None) -> R:
+        with slot or await context.client.take_in_turn(deadline) as place:
+            return await work(item, place)
+
+    # The first slot is held here as well, in case the task that should use it is cancelled before it begins.
+    with context.client.take(deadline) as first:
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(one(item, None if place else first)) for place, item in enumerate(items)
+                ]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def in_a_thread(context: Context, work: Callable[[], T], deadline: float) -> T:
+    """``work()`` in one of the decoding threads. Raises what it raises, or `DeadlineExceeded`."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: Exception | None) -> None:
+        if done.done():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(cast(T, result))
+
+    def job() -> None:
+        try:
+            result, error = work(), None
+        except Exception as raised:
+            # The border of a thread: it is raised again where the work is awaited.
+            result, error = None, raised
+        loop.call_soon_threadsafe(settle, result, error)
+
+    context.decoders.submit(job)
+    try:
+        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            return await done
+    except TimeoutError:
+        raise DeadlineExceeded(
+            "the deadline passed before the answer was there (request_timeout_ms)"
+        ) from None
 
 
 def head(exchange: Exchange, model: ModelCard) -> dict[str, Any]:

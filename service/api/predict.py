@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Annotated, Any, Literal
 
@@ -13,12 +12,12 @@ from service.api import body
 from service.api.context import Context, context_of
 from service.api.errors import problem, status_of
 from service.api.exchange import exchange_of, hang_up_cancels
-from service.api.inference import PROBLEMS, arrive, head, look, reply, upload
+from service.api.inference import PROBLEMS, arrive, each, head, look, reply, upload
 from service.api.ranking import Ranking
 from service.api.schemas import BatchResponse, PredictResponse
 from service.card import ModelCard
 from service.engine.client import Slot
-from service.errors import NotANumber, NotFound, RequestError
+from service.errors import NotANumber, RequestError
 
 router = APIRouter(tags=["predict"])
 
@@ -44,7 +43,7 @@ async def predict(request: Request, top_k: TopK = None, activation: Activation =
     exchange.stages["receive"] = time.monotonic() - exchange.started
     async with hang_up_cancels(request):
         with context.client.take(deadline) as slot:
-            seen = await look(context, slot, image, deadline, len(model.classes))
+            seen = await look(context, slot, context.writer(image), deadline, len(model.classes))
     exchange.note(seen.stages, seen.answer)
     predictions = ranking.predictions(seen.answer.result, model.classes, model.activation)
     return reply({**head(exchange, model), "predictions": predictions, "timings_ms": exchange.timings()})
@@ -68,13 +67,11 @@ async def predict_batch(request: Request, top_k: TopK = None, activation: Activa
     deadline = exchange.deadline(request, settings.request_timeout_ms)
     model, ranking = _ask(context, top_k, activation, deadline)
     parts = await body.several_images(request, settings.max_upload_bytes, settings.max_images_per_request)
-    context.client.offer(len(parts) - 1)
     exchange.stages["receive"] = time.monotonic() - exchange.started
 
-    async def result(part: body.Part, slot: Slot | None) -> dict[str, Any]:
+    async def result(part: body.Part, slot: Slot) -> dict[str, Any]:
         try:
-            with slot or await context.client.take_in_turn(deadline) as place:
-                seen = await look(context, place, part.data, deadline, len(model.classes))
+            seen = await look(context, slot, context.writer(part.data), deadline, len(model.classes))
         except (RequestError, NotANumber) as error:
             document = problem(error, exchange.id)
             return {"filename": part.filename, "status": status_of(error), "error": document}
@@ -83,31 +80,14 @@ async def predict_batch(request: Request, top_k: TopK = None, activation: Activa
         return {"filename": part.filename, "status": 200, "predictions": predictions}
 
     async with hang_up_cancels(request):
-        # A place for the first image is admission; the others follow in turn. Held here as well, in case
-        # the task that should use it is cancelled before it begins.
-        with context.client.take(deadline) as first:
-            results = await _all([result(part, None if index else first) for index, part in enumerate(parts)])
+        results = await each(context, parts, deadline, result)
     exchange.timings()
     return reply({**head(exchange, model), "results": results})
 
 
 def _ask(context: Context, top_k: int | None, activation: str, deadline: float) -> tuple[ModelCard, Ranking]:
     """What is asked for, refused before the body is read if nobody could serve it."""
-    model = context.model()
-    if not model.classes:
-        raise NotFound(
-            "this checkpoint has no classifier: it serves /features, and nothing guesses in its place"
-        )
+    model = context.classifier()
     ranking = Ranking.of(model.classes, top_k, context.settings.top_k, activation)
     arrive(context, deadline)
     return model, ranking
-
-
-async def _all(work: list[Any]) -> list[Any]:
-    """Every result in order; the first error cancels the rest and is raised itself, not as a group."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(item) for item in work]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import InvalidParameter
+from service.errors import InvalidParameter, NotANumber
 from service.labels import ClassLabel
 
 
@@ -44,6 +44,13 @@ class Ranking:
                 map(classes.__getitem__, best.tolist()), scores[best].tolist(), strict=True
             )
         ]
+
+
+def finite(result: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The model's ``result``. Raises `NotANumber` when some of it is not a number."""
+    if not np.isfinite(result).all():
+        raise NotANumber
+    return result
 
 
 def top(scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:

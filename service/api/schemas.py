@@ -49,6 +49,31 @@ class FeaturesResponse(BaseModel):
     features: list[float] | list[list[list[float]]]
 
 
+class ExplainResponse(BaseModel):
+    """What each part of a photo said for one class."""
+
+    request_id: str
+    model: str = Field(examples=["densenet121"])
+    weights: str = Field(examples=["IMAGENET1K_V1"])
+    class_id: int = Field(examples=[285])
+    wnid: str | None = Field(examples=["n02124075"])
+    label: str = Field(examples=["Egyptian cat"])
+    probability: float = Field(examples=[0.8312])
+    method: Literal["cam", "grad-cam"] = Field(
+        description="cam (Zhou et al. 2016) is exact: its mean and the class's bias make the logit. "
+        "grad-cam (Selvaraju et al. 2017) is the same to first order."
+    )
+    grid: list[list[float]] = Field(
+        description="Rows of cells from the top, in units of the logit; below 0 speaks against the class."
+    )
+    box: tuple[float, float, float, float] = Field(
+        examples=[[0.0, 0.125, 1.0, 0.875]],
+        description="Where the grid lies on the upright photo: left, top, right, bottom in fractions of it; "
+        "beyond 0 and 1 where the model was given a border.",
+    )
+    timings_ms: Timings
+
+
 class Problem(BaseModel):
     """RFC 9457. ``code`` is for programs, ``detail`` for people."""
 

@@ -7,7 +7,7 @@ limit, the semaphore, the request table and the buffer allocator. Byte map, each
     arrivals uint64  [256]              images offered, counted by each front-end in its own cell
     decoding float64 [256, Decoding]    what decoding costs, each front-end in its own row
     owners   uint8   [slots]            0 free · 1…254 the front-end that holds it
-    records  RECORD  [slots]            task; deadline and times, in seconds of the monotonic clock; outcome
+    records  RECORD  [slots]            what is wanted; deadline and times, in seconds of the monotonic clock; outcome
     results  float32 [slots, results]   the model's answer, written by the engine
     pixels   uint8   [slots, H, W, C]   the image, written by the front-end
 
@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.transport import anonymous_memory
+from service.task import Wanted, from_code, to_code
 
 #: Front-ends are told apart by one byte; 0 means free.
 MOST_FRONTENDS = 254
@@ -92,20 +93,21 @@ RECORD = np.dtype(
         ("batch", "u4"),
         ("batch_size", "u2"),
         ("outcome", "u1"),
-        ("task", "u1"),
+        ("wanted", "i4"),
     ],
     align=True,
 )
 
 
 #: A record's bytes and parts of it, for one slot at a time: NumPy takes a microsecond for each field.
-_RECORD = struct.Struct("@ddddIHBB")
+_RECORD = struct.Struct("@ddddIHBi4x")
 _DEADLINE = struct.Struct("@d")
 _TIMES = struct.Struct("@dd")
 _FINISH = struct.Struct("@ddIHB")
 _FINISH_AT = 2 * 8
 _OUTCOME_AT = 4 * 8 + 4 + 2
-_TASK_AT = _OUTCOME_AT + 1
+_WANTED = struct.Struct("@i")
+_WANTED_AT = 5 * 8
 
 
 class Record(NamedTuple):
@@ -118,7 +120,7 @@ class Record(NamedTuple):
     batch: int
     batch_size: int
     outcome: int
-    task: int
+    wanted: int
 
 
 @dataclass(frozen=True)
@@ -212,9 +214,10 @@ class Arena:
         deadline, _ = _TIMES.unpack_from(self._memory, self._records_at + slot * _RECORD.size)
         return float(deadline)
 
-    def task(self, slot: int) -> int:
-        """What ``slot`` asks for: the number of a `service.task.Task`."""
-        return self._memory[self._records_at + slot * _RECORD.size + _TASK_AT]
+    def wanted(self, slot: int) -> Wanted:
+        """What ``slot`` asks for."""
+        (code,) = _WANTED.unpack_from(self._memory, self._records_at + slot * _RECORD.size + _WANTED_AT)
+        return from_code(code)
 
     def note_deadline(self, slot: int, deadline: float) -> None:
         """When ``slot`` will have to be answered: from admission on, so that newcomers know who is before them."""
@@ -224,11 +227,11 @@ class Arena:
         """How many slots that somebody holds have to be answered by ``deadline``."""
         return int(np.count_nonzero((self.owners != 0) & (self.records["deadline"] <= deadline)))
 
-    def note_submitted(self, slot: int, deadline: float, submitted: float, task: int) -> None:
+    def note_submitted(self, slot: int, deadline: float, submitted: float, wanted: Wanted) -> None:
         """The front-end's part of the record."""
         at = self._records_at + slot * _RECORD.size
         _TIMES.pack_into(self._memory, at, deadline, submitted)
-        self._memory[at + _TASK_AT] = task
+        _WANTED.pack_into(self._memory, at + _WANTED_AT, to_code(wanted))
 
     def note_finished(
         self, slot: int, started: float, finished: float, batch: int, batch_size: int, outcome: Outcome

@@ -28,7 +28,7 @@ from service.engine.estimate import Backlog, Pace, seconds_until_answered
 from service.engine.transport import Link
 from service.engine.writing import Writing
 from service.errors import DeadlineExceeded, EngineFailed, InternalError, NotReady, Overloaded
-from service.task import Task
+from service.task import Task, Wanted
 
 #: Attributes of an enumeration's class are slow to find.
 _OK, _EXPIRED = int(Outcome.OK), int(Outcome.EXPIRED)
@@ -51,7 +51,7 @@ class Answer:
     """What the engine made of one image. Durations in seconds."""
 
     result: NDArray[np.float32]
-    """What the task asked for, float32 ``[length]``, a copy."""
+    """What was wanted, float32 ``[length]``, a copy."""
     queue: float
     inference: float
     batch: int
@@ -220,14 +220,14 @@ class Slot:
         finally:
             timer.cancel()
 
-    async def answer(self, deadline: float, length: int, task: Task = Task.CLASSIFY) -> Answer:
-        """Submits the slot for ``task`` and waits for the engine's reply, of which ``length`` float32 are wanted.
+    async def answer(self, deadline: float, length: int, wanted: Wanted = Task.CLASSIFY) -> Answer:
+        """Submits the slot for what is ``wanted`` and waits for the engine's reply, ``length`` float32 of it.
 
         Raises `DeadlineExceeded` at the ``deadline`` (seconds of the client's clock) whatever the
         engine does, `EngineFailed` when it died, `InternalError` when the model failed.
         """
         submitted = self._clock()
-        reply = self._connection.submit(self.number, task, submitted, deadline)
+        reply = self._connection.submit(self.number, wanted, submitted, deadline)
         timer = reply.get_loop().call_later(max(0.0, deadline - submitted), _fail, reply, _deadline_passed)
         try:
             await reply
@@ -296,10 +296,10 @@ class _Connection:
         mine[Decoding.IMAGES] += 1
         mine[Decoding.SECONDS] += seconds
 
-    def submit(self, slot: int, task: Task, now: float, deadline: float) -> asyncio.Future[None]:
+    def submit(self, slot: int, wanted: Wanted, now: float, deadline: float) -> asyncio.Future[None]:
         if self.failed:
             raise EngineFailed("the engine failed while it was needed")
-        self.arena.note_submitted(slot, deadline, now, task)
+        self.arena.note_submitted(slot, deadline, now, wanted)
         reply: asyncio.Future[None] = self._loop.create_future()
         self.submitted[slot] = reply
         self._send(slot)

@@ -23,12 +23,9 @@ from service.engine.batcher import Batcher, Request
 from service.engine.device import Batch, DeviceThread, Runner
 from service.engine.load import LoadMeter
 from service.engine.transport import Link
-from service.task import Task
 
 log = logging.getLogger(__name__)
 
-#: By number: an enumeration's own look-up takes longer than the rest of what a slot costs here.
-_TASKS = tuple(Task)
 #: Seconds between two updates of the gauges, and so the longest that the loop sleeps.
 _GAUGES_EVERY = 0.25
 
@@ -212,8 +209,8 @@ class EngineCore:
         requests = self._batcher.next_batch(now)
         if requests:
             self._batches += 1
-            tasks = [_TASKS[self._arena.task(request.slot)] for request in requests]
-            self._running = Batch(self._batches, requests, tasks)
+            wanted = [self._arena.wanted(request.slot) for request in requests]
+            self._running = Batch(self._batches, requests, wanted)
             self._arena.gauges[Gauge.RUNNING] = len(requests)
             self._arena.gauges[Gauge.BUSY_SINCE] = now
             self._device.submit(self._running)

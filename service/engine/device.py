@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Protocol
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from service.engine.arena import Arena
 from service.engine.batcher import Request
-from service.task import Task
+from service.task import Wanted
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +29,13 @@ class Runner(Protocol):
     """Length of the longest answer in float32."""
 
     def run(
-        self, pixels: NDArray[np.uint8], slots: list[int], tasks: list[Task], results: NDArray[np.float32]
+        self,
+        pixels: NDArray[np.uint8],
+        slots: list[int],
+        wanted: Sequence[Wanted],
+        results: NDArray[np.float32],
     ) -> None:
-        """Runs ``pixels[slots]`` (uint8 ``[slots, H, W, C]``) and writes what ``tasks`` want to ``results[slots]``."""
+        """Runs ``pixels[slots]`` (uint8 ``[slots, H, W, C]``) and writes what is ``wanted`` to ``results[slots]``."""
 
 
 @dataclass
@@ -40,7 +44,7 @@ class Batch:
 
     number: int
     requests: list[Request]
-    tasks: list[Task]
+    wanted: list[Wanted]
     started: float = 0.0
     finished: float = 0.0
     error: Exception | None = None
@@ -51,19 +55,19 @@ class Batch:
     def __post_init__(self) -> None:
         self.slots = [request.slot for request in self.requests]
 
-    def start(self, now: float) -> tuple[list[int], list[Task]]:
-        """What is to be run now: the slots whose deadline has not come, and their tasks."""
+    def start(self, now: float) -> tuple[list[int], list[Wanted]]:
+        """What is to be run now: the slots whose deadline has not come, and what is wanted of them."""
         self.started = now
         pairs = [
-            (request.slot, task)
-            for request, task in zip(self.requests, self.tasks, strict=True)
+            (request.slot, wanted)
+            for request, wanted in zip(self.requests, self.wanted, strict=True)
             if request.deadline > now
         ]
         if len(pairs) == len(self.requests):
-            return self.slots, self.tasks
+            return self.slots, self.wanted
         slots = [slot for slot, _ in pairs]
         self.late = [slot for slot in self.slots if slot not in slots]
-        return slots, [task for _, task in pairs]
+        return slots, [wanted for _, wanted in pairs]
 
 
 class DeviceThread:
@@ -110,10 +114,10 @@ class DeviceThread:
             os.write(self._wake_write, b"\0")
 
     def _run(self, batch: Batch) -> None:
-        slots, tasks = batch.start(self._clock())
+        slots, wanted = batch.start(self._clock())
         try:
             if slots:
-                self._runner.run(self._arena.pixels, slots, tasks, self._arena.results)
+                self._runner.run(self._arena.pixels, slots, wanted, self._arena.results)
         except Exception as error:
             # The border of this thread: whatever a model raises is the batch's failure, not the engine's.
             log.exception("the model failed on a batch of %d", len(batch.requests))

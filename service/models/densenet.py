@@ -60,8 +60,12 @@ class DenseNet(torchvision.models.DenseNet):
 
         Raises `CheckpointError` for a network without a head.
         """
-        logits: Tensor = self.classifier(self.pool(features))
+        logits: Tensor = self.head()(features)
         return logits
+
+    def head(self) -> nn.Sequential:
+        """`forward_head` as a module of the same parameters, which does not hold the rest of the network."""
+        return nn.Sequential(self.pool, self.classifier)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))

@@ -139,17 +139,23 @@ def build_head(configuration: VGGConfig) -> nn.Module:
     raise CheckpointError(f"there is no VGG head '{configuration.head}'")
 
 
-def pooling(name: str) -> Callable[[Tensor], Tensor]:
+class AveragePool(nn.Module):
     """Global pooling: ``float [N, C, h, w]`` → ``float [N, C]``."""
-    return _max_pooled if name == "max" else _avg_pooled
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.flatten(F.adaptive_avg_pool2d(features, (1, 1)), 1)
 
 
-def _avg_pooled(features: Tensor) -> Tensor:
-    return torch.flatten(F.adaptive_avg_pool2d(features, (1, 1)), 1)
+class MaxPool(nn.Module):
+    """The same with the largest value of each channel."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.amax(features, dim=(2, 3))
 
 
-def _max_pooled(features: Tensor) -> Tensor:
-    return torch.amax(features, dim=(2, 3))
+def pooling(name: str) -> nn.Module:
+    """The global pooling that a configuration calls ``name``."""
+    return MaxPool() if name == "max" else AveragePool()
 
 
 def _map_size(configuration: VGGConfig) -> tuple[int, int]:

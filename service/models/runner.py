@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from service.models import plan
-from service.models.runtimes import Pixels, Runtime, Way
-from service.task import Task
+from service.models.explain import Explainer
+from service.models.runtimes import Answer, Pixels, Runtime, Way
+from service.task import Explain, Task, Wanted
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +27,16 @@ class ModelRunner:
     """A runtime behind the door that `service.engine.device.Runner` describes.
 
     ``image`` is the slot's (height, width, channels). ``max_batch_size`` None lets `warm_up` choose the
-    smallest size that brings nearly all there is.
+    smallest size that brings nearly all there is. ``explainer`` None is for a network without a head.
     """
 
-    def __init__(self, runtime: Runtime, image: tuple[int, int, int], max_batch_size: int | None) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        image: tuple[int, int, int],
+        max_batch_size: int | None,
+        explainer: Explainer | None = None,
+    ) -> None:
         self.runtime = runtime
         self.capacity = 0.0
         """Images a second at the largest batch, as `warm_up` saw it."""
@@ -42,7 +50,8 @@ class ModelRunner:
         channels, height, width = features.shape
         self.feature_shape = (channels, height, width)
         """The last block's output: channels, height, width."""
-        self.results = max(logits.numel(), features.numel())
+        self.results = max(logits.numel() + height * width, features.numel())
+        self._explainer = explainer
 
     def __repr__(self) -> str:
         return (
@@ -68,16 +77,37 @@ class ModelRunner:
             *(self.runtime.name, self.max_batch_size, self.capacity, found.seconds[1] * 1000),
         )
 
-    def run(self, pixels: Pixels, slots: list[int], tasks: list[Task], results: NDArray[np.float32]) -> None:
-        """Runs ``pixels[slots]`` (uint8 ``[slots, H, W, C]``) and writes what ``tasks`` want to ``results[slots]``."""
+    def run(
+        self, pixels: Pixels, slots: list[int], wanted: Sequence[Wanted], results: NDArray[np.float32]
+    ) -> None:
+        """Runs ``pixels[slots]`` (uint8 ``[slots, H, W, C]``) and writes what is ``wanted`` to ``results[slots]``."""
         done = 0
         for step in self._planned(len(slots)):
             part = slice(done, done + step.images)
             answers = self._ways[step.way](pixels, slots[part])
-            for slot, task, answer in zip(slots[part], tasks[part], answers, strict=True):
-                wanted = answer.logits if task is Task.CLASSIFY else pool(answer.features, task)
-                results[slot, : wanted.numel()] = wanted.flatten().float().cpu().numpy()
+            looks: list[tuple[int, Explain, Answer]] = []
+            for slot, want, answer in zip(slots[part], wanted[part], answers, strict=True):
+                if isinstance(want, Explain):
+                    looks.append((slot, want, answer))
+                    continue
+                result = answer.logits if want is Task.CLASSIFY else pool(answer.features, want)
+                results[slot, : result.numel()] = result.flatten().float().cpu().numpy()
+            if looks:
+                self._explain(looks, results)
             done += step.images
+
+    def _explain(self, looks: list[tuple[int, Explain, Answer]], results: NDArray[np.float32]) -> None:
+        """For each slot the logits, and after them the map of the class that is wanted: all maps in one go."""
+        assert self._explainer is not None, "a front-end lets nobody ask a network without a head"
+        classes = [
+            int(answer.logits.argmax()) if want.class_index is None else want.class_index
+            for _, want, answer in looks
+        ]
+        features = torch.stack([answer.features for _, _, answer in looks])
+        maps = self._explainer.maps(features, classes)
+        for (slot, _, answer), grid in zip(looks, maps, strict=True):
+            result = torch.cat((answer.logits, grid.flatten()))
+            results[slot, : len(result)] = result.numpy()
 
     def _planned(self, images: int) -> tuple[plan.Step, ...]:
         """Before `warm_up`, everything goes the first way."""

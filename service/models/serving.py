@@ -13,6 +13,7 @@ from service.errors import ConfigurationError
 from service.models import loader
 from service.models.catalog import VARIANTS
 from service.models.checkpoints import Checkpoint, Progress, resolve
+from service.models.explain import Explainer
 from service.models.loader import Uint8Model
 from service.models.placement import Placement, place
 from service.models.runner import ModelRunner
@@ -74,7 +75,8 @@ def load(settings: Settings, report: Report, progress: Progress | None = None) -
     parameters = sum(parameter.numel() for parameter in model.parameters())
     largest = None if settings.max_batch_size == "auto" else settings.max_batch_size
     runtime = _runtime(model, checkpoint, placement, lambda detail: report("loading", detail))
-    runner = ModelRunner(runtime, checkpoint.preprocessing.shape, largest)
+    explainer = Explainer(model.network) if checkpoint.classes is not None else None
+    runner = ModelRunner(runtime, checkpoint.preprocessing.shape, largest, explainer)
     return Loaded(runner, placement.device, replace(checkpoint, state_dict={}), parameters)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from service.models._torchvision import torchvision
@@ -49,10 +48,14 @@ class VGG(torchvision.models.VGG):
 
         Raises `CheckpointError` for a network without a head.
         """
-        if self.torchvisions_head:
-            features = torch.flatten(self.avgpool(features), 1)
-        logits: Tensor = self.classifier(features)
+        logits: Tensor = self.head()(features)
         return logits
+
+    def head(self) -> nn.Module:
+        """`forward_head` as a module of the same parameters, which does not hold the rest of the network."""
+        if self.torchvisions_head:
+            return nn.Sequential(self.avgpool, nn.Flatten(), self.classifier)
+        return self.classifier
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))

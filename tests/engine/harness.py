@@ -17,7 +17,7 @@ from service.engine.client import EngineClient
 from service.engine.core import EngineCore
 from service.engine.process import obey
 from service.engine.transport import Channel, Link, socket_pair
-from tests.fakes import FakeRunner
+from tests.fakes import FAKE_MAP, FakeRunner
 
 IMAGE = (6, 5, 3)
 
@@ -33,7 +33,7 @@ class Engine:
 
     def __init__(self, kind: str, *, slots: int = 16, queue_delay: float = 0.0, **runner: Any) -> None:
         self.kind = kind
-        self.arena = Arena.create(Geometry(slots, *IMAGE, results=10))
+        self.arena = Arena.create(Geometry(slots, *IMAGE, results=10 + FAKE_MAP))
         self.runner = FakeRunner(**runner)
         self._clients: list[EngineClient] = []
         self._next_number = 1
@@ -87,7 +87,7 @@ class Engine:
 def main() -> None:
     arena_descriptor, channel_descriptor, document = sys.argv[1:]
     settings = json.loads(document)
-    arena = Arena(int(arena_descriptor), Geometry(settings["slots"], *IMAGE, results=10))
+    arena = Arena(int(arena_descriptor), Geometry(settings["slots"], *IMAGE, results=10 + FAKE_MAP))
     end = socket.socket(fileno=int(channel_descriptor))
     end.setblocking(False)
     make_core(FakeRunner(**settings["runner"]), arena, Channel(end), settings["queue_delay"]).serve()

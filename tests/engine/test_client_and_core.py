@@ -199,15 +199,14 @@ async def test_a_failing_model_is_an_internal_error_and_the_next_batch_is_fine()
 
 @on_a_loop
 async def test_a_killed_engine_fails_everyone_at_once_and_another_takes_over() -> None:
-    with Engine("process", slots=8, delay=5.0) as engine:
+    with Engine("process", slots=8, delay=600.0) as engine:
         client = engine.connect()
         waiting = [asyncio.create_task(ask(client, picture(seed))) for seed in range(6)]
         await asyncio.sleep(0.5)
         engine.process.kill()
-        began = time.monotonic()
-        results = await asyncio.gather(*waiting, return_exceptions=True)
+        async with asyncio.timeout(30):  # of the 600 s that the batch would take
+            results = await asyncio.gather(*waiting, return_exceptions=True)
         assert all(isinstance(result, EngineFailed) for result in results)
-        assert time.monotonic() - began < 2
         assert not client.connected
         with pytest.raises(EngineFailed):
             client.take()

@@ -72,7 +72,7 @@ def untrained(model: str, seed: int) -> Checkpoint:
 
 
 def _cached_or_fetched(variant: Variant, progress: Progress | None) -> tuple[Path, str]:
-    path = Path(torch.hub.get_dir()) / "checkpoints" / variant.weights_file
+    path = place(variant)
     prefix = path.stem.rpartition("-")[2]
     if path.is_file():
         sha256 = file_sha256(path)
@@ -80,13 +80,19 @@ def _cached_or_fetched(variant: Variant, progress: Progress | None) -> tuple[Pat
             return path, sha256
         _log.warning("the cached %s is damaged (SHA-256 %s...); fetching it again", path.name, sha256[:8])
     try:
-        return path, fetch(_url(variant), path, sha256_prefix=prefix, progress=progress)
+        return path, fetch(url(variant), path, sha256_prefix=prefix, progress=progress)
     except DownloadError as error:
         raise CheckpointError(
             f"{path.name} is not in torch hub's cache and cannot be downloaded: {error}; {_WAYS_OUT}"
         ) from error
 
 
-def _url(variant: Variant) -> str:
-    url: str = torchvision.models.get_model_weights(variant.name)[variant.weights_name].url
-    return url
+def place(variant: Variant) -> Path:
+    """Where torch.hub keeps the file, whether it is there or not."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / variant.weights_file
+
+
+def url(variant: Variant) -> str:
+    """Where torchvision has it from."""
+    address: str = torchvision.models.get_model_weights(variant.name)[variant.weights_name].url
+    return address

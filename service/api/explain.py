@@ -1,0 +1,111 @@
+"""`POST /explain`: a photo in, what each part of it said for one class out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from PIL import Image
+from starlette.responses import Response
+
+from service.api import body
+from service.api.context import context_of
+from service.api.exchange import exchange_of, hang_up_cancels
+from service.api.inference import PROBLEMS, arrive, head, in_a_thread, look, reply, upload
+from service.api.ranking import activate
+from service.api.schemas import ExplainResponse
+from service.errors import InvalidParameter
+from service.labels import ClassLabel
+from service.overlay import overlay, reduced
+from service.preprocess import seen_box
+from service.task import Explain
+
+router = APIRouter(tags=["explain"])
+
+_PNG = "image/png"
+#: By family: a DenseNet's head is pooling and one dense layer, so its map is exact. See `service.models.explain`.
+_METHODS = {"densenet": "cam", "vgg": "grad-cam"}
+
+ClassId = Annotated[
+    int | None, Query(ge=0, description="Which class, as /labels names it; the top one unless given.")
+]
+
+
+@router.post(
+    "/explain",
+    response_model=ExplainResponse,
+    responses={**PROBLEMS, 200: {"content": {_PNG: {}}}},
+    openapi_extra=upload("file"),
+)
+async def explain(request: Request, class_id: ClassId = None) -> Response:
+    """Where the model looked: a class activation map (DenseNet) or Grad-CAM (VGG) of one class.
+
+    Batched with everyone else's images. With `Accept: image/png` the upright photo with the map laid over it,
+    1,024 pixels at most; else the map's cells in units of the class's logit, below 0 for what speaks against it,
+    and the part of the photo that they lie on.
+    """
+    context, exchange = context_of(request), exchange_of(request)
+    deadline = exchange.deadline(request, context.settings.request_timeout_ms)
+    model = context.classifier()
+    wanted = Explain(None if class_id is None else _index(model.classes, class_id))
+    arrive(context, deadline)
+    image = await body.one_image(request, context.settings.max_upload_bytes)
+    exchange.stages["receive"] = time.monotonic() - exchange.started
+    drawn = _PNG in request.headers.get("accept", "")
+    photo = _Photo(drawn)
+    classes, (_, height, width) = len(model.classes), model.feature_shape
+    async with hang_up_cancels(request):
+        with context.client.take(deadline) as slot:
+            write = context.writer(image, photo.keep)
+            seen = await look(context, slot, write, deadline, classes + height * width, wanted)
+        exchange.note(seen.stages, seen.answer)
+        result = seen.answer.result
+        logits, grid = result[:classes], result[classes:].reshape(height, width)
+        index = int(logits.argmax()) if wanted.class_index is None else wanted.class_index
+        box = seen_box(photo.size, model.preprocessing)
+        if drawn:
+            picture = await in_a_thread(context, lambda: overlay(photo.reduced(), grid, box), deadline)
+            exchange.timings()
+            return Response(
+                picture, media_type=_PNG, headers={"X-Class-Id": str(model.classes[index].class_id)}
+            )
+    label = model.classes[index]
+    document: dict[str, Any] = {
+        "class_id": label.class_id,
+        "wnid": label.wnid,
+        "label": label.label,
+        "probability": float(activate(logits, model.activation)[index]),
+        "method": _METHODS[model.family],
+        "grid": grid.tolist(),
+        "box": box,
+        "timings_ms": exchange.timings(),
+    }
+    return reply({**head(exchange, model), **document})
+
+
+class _Photo:
+    """What is kept of the photo when its pixels are in the slot: its size, and itself, smaller, if it is drawn."""
+
+    def __init__(self, drawn: bool) -> None:
+        self.size = (0, 0)
+        self._drawn = drawn
+        self._reduced: Image.Image | None = None
+
+    def keep(self, photo: Image.Image) -> None:
+        """In a decoding thread."""
+        self.size = (photo.height, photo.width)
+        if self._drawn:
+            self._reduced = reduced(photo)
+
+    def reduced(self) -> Image.Image:
+        assert self._reduced is not None
+        return self._reduced
+
+
+def _index(classes: Sequence[ClassLabel], class_id: int) -> int:
+    for index, entry in enumerate(classes):
+        if entry.class_id == class_id:
+            return index
+    raise InvalidParameter(f"class_id: {class_id} is none of the model's {len(classes)} classes; see /labels")

@@ -1,0 +1,205 @@
+"""`/v2`: the Open Inference Protocol, as KServe and Triton's clients speak it.
+
+Inputs are `image` (BYTES, encoded pictures) or `pixels` (UINT8, prepared as the model wants them); outputs
+`probabilities` and `logits` (FP32), or with the classification extension `score:index:label`, the index being a
+place in those tensors. A request is served whole or not at all: one bad picture is the request's error. Errors have
+the protocol's own shape, `{"error": "..."}`, and the statuses of every other route.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from numpy.typing import NDArray
+from starlette.responses import Response
+
+from service import __version__
+from service.api import body, tensors
+from service.api.context import Context, Write, context_of
+from service.api.exchange import exchange_of, hang_up_cancels
+from service.api.inference import arrive, each, in_a_thread, look
+from service.api.ranking import activate, top
+from service.api.tensors import InferOutput, InferRequest, Output, OutputParameters, Tensor
+from service.card import ModelCard
+from service.engine.client import Slot
+from service.errors import EmptyBody, InvalidParameter, MissingFile, NotFound, RequestError
+
+router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+
+#: There is one, and clients may leave it out.
+_VERSION = "1"
+_OUTPUTS = ("probabilities", "logits")
+_JSON_LENGTH = "inference-header-content-length"
+
+_INFER_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": InferRequest.model_json_schema(ref_template="#/$defs/{model}")},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+
+
+@router.get("/health/live")
+async def live() -> dict[str, bool]:
+    """200 as long as this front-end answers, as `/livez`."""
+    return {"live": True}
+
+
+@router.get("/health/ready")
+async def ready(request: Request) -> dict[str, bool]:
+    """200 while new traffic should come here, as `/readyz`."""
+    context_of(request).check_ready()
+    return {"ready": True}
+
+
+@router.get("")
+async def server() -> dict[str, Any]:
+    """Who answers, and which of the protocol's extensions it knows."""
+    extensions = ["classification", "binary_tensor_data"]
+    return {"name": "imagenet-serve", "version": __version__, "extensions": extensions}
+
+
+@router.get("/models/{model_name}")
+@router.get("/models/{model_name}/versions/{model_version}", include_in_schema=False)
+async def model_metadata(request: Request, model_name: str, model_version: str = _VERSION) -> dict[str, Any]:
+    """The model's inputs and outputs. Its name is the one that `/model` has."""
+    card = _named(context_of(request), model_name, model_version)
+    return {
+        "name": card.name,
+        "versions": [_VERSION],
+        "platform": card.runtime,
+        "inputs": [
+            {"name": "image", "datatype": "BYTES", "shape": [-1]},
+            {"name": "pixels", "datatype": "UINT8", "shape": [-1, *card.image]},
+        ],
+        "outputs": [
+            {"name": name, "datatype": "FP32", "shape": [-1, len(card.classes)]} for name in _OUTPUTS
+        ],
+    }
+
+
+@router.get("/models/{model_name}/ready")
+@router.get("/models/{model_name}/versions/{model_version}/ready", include_in_schema=False)
+async def model_ready(request: Request, model_name: str, model_version: str = _VERSION) -> dict[str, Any]:
+    """200 while this model should be asked."""
+    context = context_of(request)
+    context.check_ready()
+    return {"name": _named(context, model_name, model_version).name, "ready": True}
+
+
+@router.post("/models/{model_name}/infer", openapi_extra=_INFER_BODY)
+@router.post("/models/{model_name}/versions/{model_version}/infer", include_in_schema=False)
+async def infer(request: Request, model_name: str, model_version: str = _VERSION) -> Response:
+    """Pictures, or pixels that are prepared already, to probabilities, logits or classes."""
+    context, exchange = context_of(request), exchange_of(request)
+    deadline = exchange.deadline(request, context.settings.request_timeout_ms)
+    model = _named(context, model_name, model_version)
+    if not model.classes:
+        context.classifier()
+    arrive(context, deadline)
+    limit = context.settings.max_upload_bytes + body.ENVELOPE
+    raw = await body.read(request, limit)
+    async with hang_up_cancels(request):
+        asked, writes = await in_a_thread(context, partial(_ask, context, request, raw, limit), deadline)
+        exchange.stages["receive"] = time.monotonic() - exchange.started
+        if asked.parameters and asked.parameters.timeout:
+            deadline = min(deadline, exchange.started + asked.parameters.timeout / 1e6)
+
+        async def one(numbered: tuple[int, Write], slot: Slot) -> NDArray[np.float32]:
+            number, write = numbered
+            try:
+                seen = await look(context, slot, write, deadline, len(model.classes))
+            except RequestError as error:
+                raise type(error)(f"image {number}: {error}" if len(writes) > 1 else str(error)) from None
+            exchange.note(seen.stages, seen.answer)
+            return seen.answer.result
+
+        logits = np.stack(await each(context, list(enumerate(writes)), deadline, one))
+        head = {"model_name": model.name, "model_version": _VERSION}
+        if asked.id is not None:
+            head["id"] = asked.id
+        content, json_length = await in_a_thread(
+            context, lambda: tensors.encode(head, _outputs(asked, logits, model)), deadline
+        )
+    exchange.timings()
+    if json_length is None:
+        return Response(content, media_type="application/json")
+    return Response(content, media_type="application/octet-stream", headers={_JSON_LENGTH: str(json_length)})
+
+
+def _named(context: Context, name: str, version: str) -> ModelCard:
+    """The model, if that is its name. Raises `NotReady`, `NotFound`."""
+    card = context.model()
+    if name != card.name or version != _VERSION:
+        raise NotFound(f"there is no such model; the one that is loaded is {card.name}, version {_VERSION}")
+    return card
+
+
+def _ask(context: Context, request: Request, raw: bytes, limit: int) -> tuple[InferRequest, list[Write]]:
+    """What is asked, and what fills a slot with each image. In a thread: JSON may hold a million numbers."""
+    encoding = request.headers.get("content-encoding", "").lower()
+    asked, given = tensors.parse(tensors.inflate(raw, encoding, limit), request.headers.get(_JSON_LENGTH))
+    _check_outputs(asked, len(context.model().classes))
+    return asked, _writes(context, given)
+
+
+def _writes(context: Context, given: dict[str, Tensor]) -> list[Write]:
+    if len(given) != 1 or not given.keys() <= {"image", "pixels"}:
+        raise MissingFile(
+            "give one input: 'image' (BYTES, pictures) or 'pixels' (UINT8, as the model sees them)"
+        )
+    (tensor,) = given.values()
+    count, most = next(iter(tensor.shape), 0), context.settings.max_images_per_request
+    if count > most:
+        raise body.too_many(count, most)
+    if count == 0:
+        raise EmptyBody(f"{tensor.name}: there is no image in it")
+    if tensor.name == "image":
+        return [context.writer(picture) for picture in tensors.pictures(tensor)]
+    images = tensors.pixels(tensor, context.model().image)
+    return [partial(np.copyto, src=image) for image in images]
+
+
+def _check_outputs(asked: InferRequest, classes: int) -> None:
+    for output in asked.outputs or ():
+        parameters = output.parameters or OutputParameters()
+        if output.name not in _OUTPUTS:
+            raise InvalidParameter(
+                f"there is no output {output.name[:50]!r}; there are {' and '.join(_OUTPUTS)}"
+            )
+        if parameters.shared_memory_region is not None:
+            raise InvalidParameter(f"{output.name}: shared memory is not offered")
+        if parameters.classification > classes:
+            raise InvalidParameter(
+                f"{output.name}: classification {parameters.classification} is more than the model's {classes} classes"
+            )
+
+
+def _outputs(asked: InferRequest, logits: NDArray[np.float32], model: ModelCard) -> list[Output]:
+    everything_binary = bool(asked.parameters and asked.parameters.binary_data_output)
+    outputs = []
+    for wanted in asked.outputs or [InferOutput(name=name) for name in _OUTPUTS]:
+        parameters = wanted.parameters or OutputParameters()
+        scores = logits
+        if wanted.name == "probabilities":
+            scores = np.stack([activate(row, model.activation) for row in logits]).astype(np.float32)
+        binary = everything_binary if parameters.binary_data is None else parameters.binary_data
+        values: NDArray[np.float32] | Sequence[Sequence[bytes]] = scores
+        if parameters.classification:
+            values = [
+                [
+                    f"{row[index]:.6f}:{index}:{model.classes[index].label}".encode()
+                    for index in top(logit, parameters.classification)
+                ]
+                for row, logit in zip(scores, logits, strict=True)
+            ]
+        outputs.append(Output(wanted.name, values, binary))
+    return outputs

@@ -1,0 +1,264 @@
+"""The Open Inference Protocol's tensors on the wire: JSON, and the binary tensor data extension.
+
+    body = JSON, then each binary input's bytes in the order of the inputs
+    BYTES elements: uint32 length (little-endian), then so many bytes
+
+https://github.com/kserve/open-inference-protocol, and Triton's protocol folder for the extensions. Bytes in,
+arrays out and back: nothing here knows of HTTP or of a model.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError
+
+from service.errors import InvalidParameter, PayloadTooLarge, UnsupportedMediaType
+
+_LENGTH = struct.Struct("<I")
+#: zlib's word for "gzip or zlib, whichever it is".
+_EITHER = 32 + zlib.MAX_WBITS
+
+Bytes = bytes | memoryview
+
+
+class InputParameters(BaseModel):
+    """``binary_data_size``: the tensor follows the JSON, this many bytes of it."""
+
+    binary_data_size: Annotated[int, Field(ge=0)] | None = None
+    shared_memory_region: str | None = None
+
+
+class InferInput(BaseModel):
+    """One input. ``data`` is flat or nested; pictures are base64 there."""
+
+    name: str
+    datatype: str = Field(examples=["BYTES"])
+    shape: list[Annotated[int, Field(ge=0)]] = Field(examples=[[1]])
+    parameters: InputParameters | None = None
+    data: list[Any] | None = None
+
+
+class OutputParameters(BaseModel):
+    """``classification`` k asks for the k best classes in place of the tensor."""
+
+    binary_data: bool | None = None
+    classification: Annotated[int, Field(ge=0)] = 0
+    shared_memory_region: str | None = None
+
+
+class InferOutput(BaseModel):
+    """One output that is wanted; all of them where none is named."""
+
+    name: str
+    parameters: OutputParameters | None = None
+
+
+class InferParameters(BaseModel):
+    """``timeout`` in microseconds, as Triton has it."""
+
+    binary_data_output: bool = False
+    timeout: Annotated[int, Field(ge=0)] | None = None
+
+
+class InferRequest(BaseModel):
+    """What is asked. Fields that this does not know are passed over, as the protocol wants it."""
+
+    id: str | None = None
+    parameters: InferParameters | None = None
+    inputs: list[InferInput]
+    outputs: list[InferOutput] | None = None
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input with its bytes, or the values that JSON had for it."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: memoryview | list[Any]
+
+
+def inflate(body: bytes, encoding: str, limit: int) -> bytes:
+    """``body`` without its Content-Encoding. Raises `PayloadTooLarge` past ``limit`` bytes, before there are more."""
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in ("gzip", "deflate"):
+        raise UnsupportedMediaType(f"Content-Encoding {encoding[:50]!r} is neither gzip nor deflate")
+    inflater = zlib.decompressobj(_EITHER)
+    try:
+        whole = inflater.decompress(body, limit + 1)
+    except zlib.error:
+        raise InvalidParameter(f"the body is no {encoding}, though its Content-Encoding says so") from None
+    if len(whole) > limit:
+        raise PayloadTooLarge(f"more than {limit:,} bytes when it is inflated (max_upload_bytes)")
+    if not inflater.eof:
+        raise InvalidParameter(f"the body's {encoding} is cut off")
+    return whole
+
+
+def parse(body: bytes, json_length: str | None) -> tuple[InferRequest, dict[str, Tensor]]:
+    """The request and its inputs by name. ``json_length`` is the header Inference-Header-Content-Length.
+
+    Raises `InvalidParameter` with the first thing that is wrong.
+    """
+    length = _json_length(json_length, len(body))
+    try:
+        request = InferRequest.model_validate_json(body[:length])
+    except ValidationError as errors:
+        first = errors.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InvalidParameter(f"{place or 'the body'}: {first['msg']}") from None
+    tensors: dict[str, Tensor] = {}
+    rest = memoryview(body)[length:]
+    for given in request.inputs:
+        if given.name in tensors:
+            raise InvalidParameter(f"the input {given.name!r} is there twice")
+        data, rest = _data(given, rest)
+        tensors[given.name] = Tensor(given.name, given.datatype, tuple(given.shape), data)
+    if rest:
+        raise InvalidParameter(f"{len(rest)} bytes more than the inputs' binary_data_size say")
+    return request, tensors
+
+
+def _json_length(header: str | None, size: int) -> int:
+    if header is None:
+        return size
+    if not header.isdigit() or int(header) > size:
+        raise InvalidParameter("Inference-Header-Content-Length must be the length of the body's JSON")
+    return int(header)
+
+
+def _data(given: InferInput, rest: memoryview) -> tuple[memoryview | list[Any], memoryview]:
+    """An input's data, and what follows it."""
+    parameters = given.parameters or InputParameters()
+    if parameters.shared_memory_region is not None:
+        raise InvalidParameter(f"{given.name}: shared memory is not offered; send the tensor")
+    size = parameters.binary_data_size
+    if (size is None) == (given.data is None):
+        raise InvalidParameter(f"{given.name}: give either data or the parameter binary_data_size")
+    if size is None:
+        return given.data or [], rest
+    if size > len(rest):
+        raise InvalidParameter(f"{given.name}: binary_data_size is {size} and {len(rest)} bytes are there")
+    return rest[:size], rest[size:]
+
+
+def pictures(tensor: Tensor) -> list[Bytes]:
+    """The elements of a BYTES tensor ``[N]`` or ``[N, 1]``; in JSON each is base64. Raises `InvalidParameter`."""
+    _expect(tensor, "BYTES", (-1,) if len(tensor.shape) == 1 else (-1, 1))
+    elements = _flat(tensor.data) if isinstance(tensor.data, list) else _split(tensor.name, tensor.data)
+    if len(elements) != tensor.shape[0]:
+        raise InvalidParameter(
+            f"{tensor.name}: the shape says {tensor.shape[0]} elements and there are {len(elements)}"
+        )
+    return [_decoded(tensor.name, element) for element in elements]
+
+
+def _flat(data: list[Any]) -> list[Any]:
+    return [inner for outer in data for inner in (outer if isinstance(outer, list) else [outer])]
+
+
+def _split(name: str, data: memoryview) -> list[Any]:
+    elements = []
+    while data:
+        if len(data) < _LENGTH.size or len(data) - _LENGTH.size < _LENGTH.unpack_from(data)[0]:
+            raise InvalidParameter(f"{name}: the last element ends early")
+        (length,) = _LENGTH.unpack_from(data)
+        elements.append(data[_LENGTH.size : _LENGTH.size + length])
+        data = data[_LENGTH.size + length :]
+    return elements
+
+
+def _decoded(name: str, element: Any) -> Bytes:
+    if isinstance(element, memoryview):
+        return element
+    try:
+        return base64.b64decode(element, validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        raise InvalidParameter(
+            f"{name}: in JSON a picture is a string of base64; the binary tensor extension takes its bytes as they are"
+        ) from None
+
+
+def pixels(tensor: Tensor, image: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """A UINT8 tensor as the images ``[N, *image]``. Raises `InvalidParameter`."""
+    _expect(tensor, "UINT8", (-1, *image))
+    if isinstance(tensor.data, memoryview):
+        if len(tensor.data) != math.prod(tensor.shape):
+            raise InvalidParameter(
+                f"{tensor.name}: the shape says {math.prod(tensor.shape)} bytes, not {len(tensor.data)}"
+            )
+        return np.frombuffer(tensor.data, np.uint8).reshape(tensor.shape)
+    try:
+        values = np.array(tensor.data)
+    except ValueError:  # rows of different lengths
+        values = np.empty(0)
+    whole = values.dtype.kind == "i" and values.size == math.prod(tensor.shape)
+    if not whole or values.min(initial=0) < 0 or values.max(initial=0) > 255:
+        raise InvalidParameter(
+            f"{tensor.name}: data must be {list(tensor.shape)} whole numbers from 0 to 255"
+        )
+    return values.astype(np.uint8).reshape(tensor.shape)
+
+
+def _expect(tensor: Tensor, datatype: str, shape: tuple[int, ...]) -> None:
+    """-1 in ``shape`` stands for any length."""
+    fits = len(tensor.shape) == len(shape) and all(
+        wanted in (-1, given) for wanted, given in zip(shape, tensor.shape, strict=False)
+    )
+    if tensor.datatype != datatype or not fits:
+        raise InvalidParameter(
+            f"{tensor.name}: {datatype} {list(shape)} is wanted, not {tensor.datatype[:20]} {list(tensor.shape)}"
+        )
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output: float32 of any shape, or rows of BYTES elements."""
+
+    name: str
+    values: NDArray[np.float32] | Sequence[Sequence[bytes]]
+    binary: bool
+
+
+def encode(head: Mapping[str, Any], outputs: Sequence[Output]) -> tuple[bytes, int | None]:
+    """The response's body, and the length of its JSON where binary tensors follow it. ``head`` comes first in it."""
+    described, binary = [], []
+    for output in outputs:
+        datatype, shape, flat = _described(output)
+        entry: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": shape}
+        if output.binary:
+            data = flat.astype("<f4").tobytes() if isinstance(flat, np.ndarray) else _joined(flat)
+            entry["parameters"] = {"binary_data_size": len(data)}
+            binary.append(data)
+        else:
+            entry["data"] = (
+                flat.tolist() if isinstance(flat, np.ndarray) else [element.decode() for element in flat]
+            )
+        described.append(entry)
+    document = json.dumps({**head, "outputs": described}, ensure_ascii=False).encode()
+    return b"".join([document, *binary]), len(document) if binary else None
+
+
+def _described(output: Output) -> tuple[str, list[int], NDArray[np.float32] | list[bytes]]:
+    """An output's datatype, shape and elements in C order."""
+    values = output.values
+    if isinstance(values, np.ndarray):
+        return "FP32", list(values.shape), values.ravel()
+    return "BYTES", [len(values), len(values[0])], [element for row in values for element in row]
+
+
+def _joined(elements: Sequence[bytes]) -> bytes:
+    return b"".join(_LENGTH.pack(len(element)) + element for element in elements)

@@ -1,0 +1,208 @@
+"""The two clients: they send, wait and read, and decide nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any, Literal, Self, TypeVar
+
+import httpx
+
+from service.client import calls
+from service.client.answers import BatchPredictions, Explanation, Features, Predictions
+from service.client.calls import Call, Photo
+from service.client.errors import Unreachable
+from service.client.retry import Patience
+
+R = TypeVar("R")
+
+#: Seconds for one answer, above any deadline that the service sets itself; and on top of a deadline of ours.
+_TIMEOUT, _GRACE = 120.0, 5.0
+
+
+class _Client:
+    """What both clients are made of: the settings."""
+
+    def __init__(self, url: str, *, key: str | None, timeout: float | None, patience: float) -> None:
+        self.url = url.rstrip("/")
+        self._patience = Patience(self.url, patience, deadlined=timeout is not None)
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        if timeout is not None:
+            headers["x-request-timeout-ms"] = f"{1000 * timeout:g}"
+        self._options: dict[str, Any] = {
+            "base_url": self.url,
+            "headers": headers,
+            "timeout": _TIMEOUT if timeout is None else timeout + _GRACE,
+            # Without TLS there is nothing to verify, and the certificates take 0.1 s to load.
+            "verify": url.startswith("https:"),
+        }
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url}>"
+
+
+class Client(_Client):
+    """The service at ``url``. May be used by several threads; use it in a ``with`` block, or `close` it.
+
+    ``key`` is an API key. ``timeout``, in seconds, is the deadline that the service keeps for each request; its
+    own unless given. ``patience``, in seconds, is how long one request is sent again while it is refused for now
+    (and with 0 it never is). ``connections`` is how many are open at once.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        *,
+        key: str | None = None,
+        timeout: float | None = None,
+        patience: float = 30.0,
+        connections: int = 100,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        super().__init__(url, key=key, timeout=timeout, patience=patience)
+        limits = httpx.Limits(max_connections=connections)
+        try:
+            self._http = httpx.Client(transport=transport, limits=limits, **self._options)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise Unreachable(f"{url} is no address of a server: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def predict(
+        self, photo: Photo, *, top_k: int | None = None, activation: Literal["softmax", "none"] = "softmax"
+    ) -> Predictions:
+        """The best classes of one photo."""
+        return self._ask(calls.predict(calls.read_photo(photo), top_k, activation))
+
+    def predict_batch(self, photos: Sequence[Photo], *, top_k: int | None = None) -> BatchPredictions:
+        """The best classes of several photos, in one request. A bad one is that one's `BatchItem.error`."""
+        return self._ask(calls.predict_batch([calls.read_photo(photo) for photo in photos], top_k))
+
+    def features(self, photo: Photo, *, pooling: Literal["avg", "max", "none"] = "avg") -> Features:
+        """The backbone's output for one photo."""
+        return self._ask(calls.features(calls.read_photo(photo), pooling))
+
+    def explain(self, photo: Photo, *, class_id: int | None = None) -> Explanation:
+        """Where the model looked for a class, the top one unless given."""
+        return self._ask(calls.explain(calls.read_photo(photo), class_id))
+
+    def overlay(self, photo: Photo, *, class_id: int | None = None) -> bytes:
+        """The same as a PNG: the photo with the map laid over it."""
+        return self._ask(calls.overlay(calls.read_photo(photo), class_id))
+
+    def model(self) -> dict[str, Any]:
+        """What is loaded."""
+        return self._ask(calls.MODEL)
+
+    def labels(self) -> list[dict[str, Any]]:
+        """Every class that the model knows."""
+        return self._ask(calls.LABELS)
+
+    def health(self) -> dict[str, Any]:
+        """The state in words. Asked once."""
+        return self._ask(calls.HEALTH)
+
+    def ready(self) -> bool:
+        """Whether the service answers now. Asked once."""
+        return self._ask(calls.READY)
+
+    def _ask(self, call: Call[R]) -> R:
+        tries = self._patience.tries(several=call.patient)
+        pause = next(tries)
+        while True:
+            time.sleep(pause)
+            try:
+                outcome: httpx.Response | httpx.TransportError = self._http.request(
+                    call.method, call.path, **call.options
+                )
+            except httpx.TransportError as error:
+                outcome = error
+            try:
+                pause = tries.send(outcome)
+            except StopIteration as answered:
+                return calls.read(call, answered.value)
+
+
+class AsyncClient(_Client):
+    """`Client` for an event loop: the same settings, methods, answers and errors. Use it in ``async with``."""
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        *,
+        key: str | None = None,
+        timeout: float | None = None,
+        patience: float = 30.0,
+        connections: int = 100,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        super().__init__(url, key=key, timeout=timeout, patience=patience)
+        limits = httpx.Limits(max_connections=connections)
+        try:
+            self._http = httpx.AsyncClient(transport=transport, limits=limits, **self._options)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise Unreachable(f"{url} is no address of a server: {error}") from error
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def predict(
+        self, photo: Photo, *, top_k: int | None = None, activation: Literal["softmax", "none"] = "softmax"
+    ) -> Predictions:
+        return await self._ask(calls.predict(await calls.read_aside(photo), top_k, activation))
+
+    async def predict_batch(self, photos: Sequence[Photo], *, top_k: int | None = None) -> BatchPredictions:
+        return await self._ask(
+            calls.predict_batch([await calls.read_aside(photo) for photo in photos], top_k)
+        )
+
+    async def features(self, photo: Photo, *, pooling: Literal["avg", "max", "none"] = "avg") -> Features:
+        return await self._ask(calls.features(await calls.read_aside(photo), pooling))
+
+    async def explain(self, photo: Photo, *, class_id: int | None = None) -> Explanation:
+        return await self._ask(calls.explain(await calls.read_aside(photo), class_id))
+
+    async def overlay(self, photo: Photo, *, class_id: int | None = None) -> bytes:
+        return await self._ask(calls.overlay(await calls.read_aside(photo), class_id))
+
+    async def model(self) -> dict[str, Any]:
+        return await self._ask(calls.MODEL)
+
+    async def labels(self) -> list[dict[str, Any]]:
+        return await self._ask(calls.LABELS)
+
+    async def health(self) -> dict[str, Any]:
+        return await self._ask(calls.HEALTH)
+
+    async def ready(self) -> bool:
+        return await self._ask(calls.READY)
+
+    async def _ask(self, call: Call[R]) -> R:
+        tries = self._patience.tries(several=call.patient)
+        pause = next(tries)
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                outcome: httpx.Response | httpx.TransportError = await self._http.request(
+                    call.method, call.path, **call.options
+                )
+            except httpx.TransportError as error:
+                outcome = error
+            try:
+                pause = tries.send(outcome)
+            except StopIteration as answered:
+                return calls.read(call, answered.value)

@@ -1,0 +1,44 @@
+"""What goes wrong between a client and the service.
+
+ClientError
+├── ApiError            an answer that says no; ``status``, ``code`` and ``detail`` are the service's
+│   ├── Refused         4xx: the request is at fault, and would be refused again
+│   └── Unavailable     429, 502, 503, 504, and still so when the patience was over
+├── Unreachable         nobody answers at the address
+├── Broken              the connection broke, or no answer came in time
+└── Unexpected          an answer, but not of this service
+"""
+
+from __future__ import annotations
+
+
+class ClientError(Exception):
+    """Base of everything that is raised here on purpose."""
+
+
+class ApiError(ClientError):
+    """An answer other than success. ``code`` is for programs, ``detail`` for people; see docs/API.md."""
+
+    def __init__(self, status: int, code: str, detail: str, request_id: str | None) -> None:
+        super().__init__(f"{status} {code}: {detail}" if code else f"{status}: {detail}")
+        self.status, self.code, self.detail, self.request_id = status, code, detail, request_id
+
+
+class Refused(ApiError):
+    """The request is at fault; the same one would be refused again."""
+
+
+class Unavailable(ApiError):
+    """The request was fine; the service could not answer it in time."""
+
+
+class Unreachable(ClientError):
+    """Nobody answers at this address."""
+
+
+class Broken(ClientError):
+    """The connection broke, several times for the same request, or no answer came in time."""
+
+
+class Unexpected(ClientError):
+    """An answer that this service would not give."""

@@ -1,0 +1,123 @@
+"""torch, torchvision, OpenVINO and CUDA: installed, of one kind, and able to do what the settings ask for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib import metadata
+from importlib.util import find_spec
+
+from service import host
+from service.doctor.finding import Finding, failed, passed, warned
+from service.settings import Settings
+
+
+def torch_pair(torch: str, torchvision: str, requires: Sequence[str]) -> Finding:
+    """Whether the two belong together: a torchvision names the one torch that it was built against (``requires``)."""
+    found = f"torch {torch}, torchvision {torchvision}"
+    wanted = next(
+        (match[1] for line in requires if (match := re.match(r"torch\s*\(?==\s*([\d.]+)", line))), None
+    )
+    if wanted and wanted != torch.split("+")[0]:
+        return failed(
+            "torch",
+            found,
+            f"torchvision {torchvision} is built for torch {wanted}: pip install torch=={wanted}",
+        )
+    return passed("torch", found)
+
+
+def installed() -> Finding:
+    """The pair as it is installed, and whether it can be imported."""
+    try:
+        finding = torch_pair(
+            metadata.version("torch"), metadata.version("torchvision"), metadata.requires("torchvision") or []
+        )
+        from service.models._torchvision import torchvision
+
+        assert torchvision
+    except metadata.PackageNotFoundError as error:
+        return failed("torch", f"{error.name} is not installed", "install imagenet-serve again")
+    except (ImportError, OSError, RuntimeError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return failed(
+            "torch", f"import fails: {first}", "install torch and torchvision again, both from one index"
+        )
+    return finding
+
+
+def cuda(settings: Settings) -> Finding:
+    """The way to a GPU: driver, torch's build, and one operation on the device."""
+    import torch
+
+    driver, build = host.nvidia_driver(), torch.version.cuda
+    return judge_cuda(settings.device, driver, build, _works(settings.device))
+
+
+def judge_cuda(device: str, driver: str | None, build: str | None, working: str) -> Finding:
+    """``driver`` and ``build`` None where there is none; ``working`` names the GPU that answered, empty for none."""
+    gpu = working or "none that answers"
+    found = f"driver: {driver or 'none'}; torch built for CUDA {build or '(none)'}; GPU: {gpu}"
+    asked = device.startswith("cuda")
+    if working:
+        return passed("cuda", found)
+    if not driver:
+        if asked:
+            return failed(
+                "cuda", found, f"device={device} needs a GPU and its driver here; use --device cpu or auto"
+            )
+        return passed("cuda", "no NVIDIA driver: the model runs on the CPU")
+    report = failed if asked else warned
+    if not build:
+        return report(
+            "cuda",
+            found,
+            "this torch is a CPU build; PyPI's has CUDA",
+        )
+    return report(
+        "cuda",
+        found,
+        "nvidia-smi says whether the driver is older than torch wants, and whether a GPU is given to us",
+    )
+
+
+def _works(device: str) -> str:
+    import torch
+
+    if device == "cpu" or not torch.cuda.is_available():
+        return ""
+    try:
+        place = torch.device(device if device.startswith("cuda") else "cuda")
+        torch.ones(1, device=place).add_(1).item()
+        return torch.cuda.get_device_name(place)
+    except RuntimeError:
+        return ""
+
+
+def openvino(settings: Settings) -> Finding:
+    """The fast way on a CPU."""
+    name = "openvino"
+    if find_spec(name) is None:
+        report = failed if settings.runtime == name else warned
+        return report(
+            name,
+            "not installed",
+            "pip install 'imagenet-serve[cpu]': torch alone is about half as fast on a CPU",
+        )
+    try:
+        from service.models._openvino import openvino as library
+    except (ImportError, OSError) as error:
+        return failed(
+            name, f"import fails: {str(error).splitlines()[0]}", "pip install --force-reinstall openvino"
+        )
+    return passed(name, f"{name} {library.__version__.split('-')[0]}")
+
+
+def checks(settings: Settings) -> list[Finding]:
+    """All of these for this host."""
+    findings = [installed()]
+    if find_spec("torch") is not None and not findings[0].advice:
+        findings.append(cuda(settings))
+    if settings.device in ("auto", "cpu"):
+        findings.append(openvino(settings))
+    return findings

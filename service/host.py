@@ -1,0 +1,112 @@
+"""What this host is: processor, memory, quotas, NVIDIA driver. Reads /proc and cgroups, changes nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+#: Extensions of the instruction set that decide how fast a model runs, by their name in /proc/cpuinfo.
+_EXTENSIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp")
+_CGROUP = Path("/sys/fs/cgroup")
+#: cgroup v1 says "no limit" with the largest number of pages that there could be.
+_NO_LIMIT = 2**60
+
+
+def cpu_model() -> str:
+    """With family and model number: hypervisors like to call all of them ``AMD EPYC``."""
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    family, model = _cpuinfo("cpu family"), _cpuinfo("model")
+    return f"{name} (family {family} model {model})" if family else name
+
+
+def cpu_extensions() -> list[str]:
+    """Those of the processor's extensions that matter here, by their name in /proc/cpuinfo."""
+    flags = set(_cpuinfo("flags", "Features").split())
+    return [name for name in _EXTENSIONS if name in flags]
+
+
+def cpu_quota(root: Path = _CGROUP) -> float | None:
+    """Cores that the cgroup allows (``cpu.max`` of v2, ``cpu.cfs_quota_us`` of v1); None without a limit."""
+    try:
+        if (root / "cpu.max").exists():
+            quota, period = (root / "cpu.max").read_text().split()
+        else:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
+        return None if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def free_memory(root: Path = _CGROUP) -> int | None:
+    """Bytes that a new process could have: the host's, or what is left of the cgroup's limit. None where unknown."""
+    left = [value for value in (_memory_available(), _cgroup_memory_left(root)) if value is not None]
+    return min(left, default=None)
+
+
+def nvidia_driver() -> str | None:
+    """The kernel's NVIDIA driver, as it describes itself; None where there is none."""
+    try:
+        return Path("/proc/driver/nvidia/version").read_text().splitlines()[0].removeprefix("NVRM version: ")
+    except (OSError, IndexError):
+        return None
+
+
+def gpu() -> str | None:
+    """Name and driver of the first NVIDIA GPU, from nvidia-smi; None without one."""
+    query = output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    return query.splitlines()[0] if query else None
+
+
+def output(*command: str, folder: Path | None = None) -> str:
+    """What a command prints; empty when it is not there, fails, or takes half a minute."""
+    try:
+        finished = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return finished.stdout.strip() if finished.returncode == 0 else ""
+
+
+def _cpuinfo(*names: str) -> str:
+    """The first value of any of these fields in /proc/cpuinfo; empty where there is none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() in names:
+            return value.strip()
+    return ""
+
+
+def _memory_available() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    try:  # macOS has no such file; what there is altogether is the next best
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        return None
+
+
+def _cgroup_memory_left(root: Path) -> int | None:
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most = (root / limit).read_text().strip()
+            if most == "max" or int(most) >= _NO_LIMIT:
+                return None
+            return max(0, int(most) - int((root / used).read_text()))
+        except (OSError, ValueError):
+            continue
+    return None

@@ -1,0 +1,54 @@
+"""Where the model looked: what each position of the last block's output says for one class.
+
+    map[i, j] = Σ_k weight[k] · features[k, i, j]
+
+Pooling and one dense layer (every DenseNet): the weights are the class's row of that layer. This is the class
+activation map of Zhou et al., "Learning Deep Features for Discriminative Localization" (arXiv:1512.04150), and it
+is exact: with average pooling, the map's mean plus the class's bias is its logit.
+
+Any other head (every VGG): the weights are the logit's gradient, summed over the positions. This is Grad-CAM, Selvaraju
+et al. (arXiv:1610.02391), with the sum where they have the mean: so both maps are in units of the logit, and
+the second is the first wherever the first exists (their section 3.1). Their last step, dropping what is
+negative, is left to whoever draws: what speaks against a class is an answer too.
+
+Only the head is differentiated, on the features that the runtime has computed anyway; so it works with every
+runtime, and costs a DenseNet nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from service.models.densenet import DenseNet
+from service.models.network import Network
+
+
+class Explainer:
+    """The head of a network that has one, which it shares with the network but keeps without the rest."""
+
+    def __init__(self, network: Network) -> None:
+        self._exact = isinstance(network, DenseNet)
+        self.head: nn.Module = network.head()
+
+    def maps(self, features: Tensor, classes: Sequence[int]) -> Tensor:
+        """Float ``[N, C, h, w]`` and an index of the logits for each → float32 ``[N, h, w]`` on the CPU."""
+        weights = self._rows(classes) if self._exact else self._gradients(features, classes)
+        return torch.einsum("nc,nchw->nhw", weights.float(), features.float()).cpu()
+
+    def _rows(self, classes: Sequence[int]) -> Tensor:
+        """The dense layer's own weights, ``[N, C]``."""
+        layer = self.head[-1]  # type: ignore[index]
+        assert isinstance(layer, nn.Linear)
+        return layer.weight[list(classes)]
+
+    def _gradients(self, features: Tensor, classes: Sequence[int]) -> Tensor:
+        """Of each image's logit by its features, summed over the positions, ``[N, C]``."""
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = features.detach().clone().requires_grad_()
+            logits = self.head(leaf)
+            # One backward pass for all: an image's logit does not depend on another's features.
+            (gradients,) = torch.autograd.grad(logits[range(len(classes)), list(classes)].sum(), leaf)
+        return gradients.sum((2, 3))

@@ -1,0 +1,23 @@
+"""One real service with the demo model for all tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server import Server
+
+SAMPLES = Path(__file__).resolve().parents[2] / "samples"
+
+
+@pytest.fixture(scope="package")
+def server() -> Iterator[Server]:
+    with Server(weights="demo", frontends=1) as running:
+        yield running
+
+
+@pytest.fixture(scope="package")
+def photos() -> list[bytes]:
+    return [path.read_bytes() for path in sorted(SAMPLES.glob("*.jpg"))]

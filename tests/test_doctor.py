@@ -1,0 +1,156 @@
+"""`imagenet-serve doctor`: each check on made-up hosts, and the command on this one."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from service import settings
+from service.cli import cli
+from service.doctor import Level, libraries, machine, weights
+from tests import tiny
+
+GB = 10**9
+
+
+def test_an_old_processor_is_said_to_be_slow() -> None:
+    assert machine.processor([], "Old").level is Level.WARN
+    assert machine.processor(["avx2"], "Middling").level is Level.PASS
+    assert machine.processor(["asimddp"], "Graviton").level is Level.PASS
+    new = machine.processor(["avx2", "avx512f", "avx512_vnni", "amx_bf16"], "New")
+    assert "bf16" in new.found
+    assert "int8" in new.found
+
+
+@pytest.mark.parametrize(
+    ("quota", "environment", "level", "used"),
+    [
+        (None, {}, Level.PASS, 8),
+        (4.0, {}, Level.PASS, 4),
+        (1.5, {}, Level.WARN, 2),
+        (None, {"OMP_NUM_THREADS": "1"}, Level.WARN, 8),
+        (4.0, {"OMP_NUM_THREADS": "4"}, Level.PASS, 4),
+    ],
+)
+def test_threads_follow_the_quota(
+    quota: float | None, environment: dict[str, str], level: Level, used: int
+) -> None:
+    finding = machine.threads(quota, 8, environment)
+    assert finding.level is level
+    assert f"{used} used" in finding.found
+
+
+def test_memory_is_held_against_the_model() -> None:
+    densenet, vgg = 7_978_856, 138_357_544
+    assert machine.memory(2 * GB, densenet).level is Level.PASS
+    assert machine.memory(GB, vgg).level is Level.FAIL
+    assert machine.memory(3 * GB, vgg).level is Level.WARN
+    assert machine.memory(None, vgg).level is Level.WARN
+
+
+def test_torch_and_torchvision_belong_together() -> None:
+    requires = ["numpy", "torch==2.13.0", "pillow (!=8.3.*,>=5.3.0)"]
+    assert libraries.torch_pair("2.13.0+cpu", "0.28.0", requires).level is Level.PASS
+    wrong = libraries.torch_pair("2.12.1", "0.28.0", requires)
+    assert wrong.level is Level.FAIL
+    assert "pip install torch==2.13.0" in wrong.advice
+
+
+@pytest.mark.parametrize(
+    ("device", "driver", "build", "working", "level"),
+    [
+        ("auto", None, None, "", Level.PASS),
+        ("auto", "NVRM 580", "13.0", "NVIDIA H200", Level.PASS),
+        ("auto", "NVRM 580", None, "", Level.WARN),
+        ("auto", "NVRM 470", "13.0", "", Level.WARN),
+        ("cuda", "NVRM 470", "13.0", "", Level.FAIL),
+        ("cuda:1", None, "13.0", "", Level.FAIL),
+    ],
+)
+def test_the_way_to_a_gpu(
+    device: str, driver: str | None, build: str | None, working: str, level: Level
+) -> None:
+    finding = libraries.judge_cuda(device, driver, build, working)
+    assert finding.level is level
+    assert bool(finding.advice) is (level is not Level.PASS)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """Root may write anywhere, so a file stands where the folder would be."""
+    (tmp_path / "file").write_text("")
+    finding = machine.cache("cache", tmp_path / "file" / "below", "TORCH_HOME")
+    assert finding.level is Level.WARN
+    assert "TORCH_HOME" in finding.advice
+    assert machine.cache("cache", tmp_path / "new" / "below", "TORCH_HOME").level is Level.PASS
+    assert machine.cache("cache", tmp_path, "TORCH_HOME", room_mb=10**12).level is Level.WARN
+    assert not (tmp_path / "new").exists()
+
+
+class _Hub(http.server.BaseHTTPRequestHandler):
+    asked: list[str]
+
+    def do_HEAD(self) -> None:
+        self.asked.append(self.path)
+        self.send_response(200)
+        self.send_header("content-length", "123000000")
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def hub() -> Iterator[type[_Hub]]:
+    handler = type("Hub", (_Hub,), {"asked": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    handler.url = f"http://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_hub_is_asked_and_the_answer_told(hub: type[_Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)  # type: ignore[attr-defined]
+    finding = weights.weights(settings.load(weights="hf://timm/densenet121.tv_in1k"))
+    assert finding.level is Level.PASS
+    assert f"tried HEAD {hub.url}" in finding.found  # type: ignore[attr-defined]
+    assert hub.asked
+
+
+def test_no_way_to_the_hub_is_a_failure_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    finding = weights.weights(settings.load(weights="hf://timm/densenet121.tv_in1k"))
+    assert finding.level is Level.FAIL
+    assert "--weights demo" in finding.advice
+
+
+def doctor(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["doctor", "--device=cpu", *arguments])
+
+
+def test_a_good_host_is_told_so_without_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights.httpx, "head", lambda *_, **__: pytest.fail("nothing is missing here"))
+    done = doctor("--port=0", f"--weights={tiny.directory(tmp_path)}")
+    assert done.exit_code == 0, done.output
+    assert "FAIL" not in done.output
+    assert "this can serve" in done.output
+
+
+def test_what_would_not_run_fails_as_json(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = doctor("--json", f"--port={port}", f"--weights={tmp_path / 'none.pth'}")
+    assert done.exit_code == 1
+    document = json.loads(done.stdout)
+    assert document["ok"] is False
+    bad = {one["check"]: one for one in document["findings"] if one["level"] == "FAIL"}
+    assert set(bad) == {"port", "weights"}
+    assert all(one["advice"] for one in document["findings"] if one["level"] != "PASS")
