@@ -39,8 +39,8 @@ HEAD_SECONDS = 10.0
 SILENT_SECONDS = 75.0
 #: Bytes of request line and headers, twice what nginx allows. One read of the socket may go beyond.
 HEAD_BYTES = 64 * 1024
-#: Bytes of framing for each byte of a body, beyond that: chunks of one byte need five, some more with extensions. What is more are trailers
-#: and chunk extensions, which no limit of the body sees, and a trailer's line is kept until it ends.
+#: Bytes of framing for each byte of a body, beyond that: chunks of one byte need five, some more with extensions.
+#: What is more are trailers and chunk extensions, which no limit of the body sees; a line is kept until it ends.
 _FRAMING = 16
 #: Seconds for a client to stop sending and to read the answer that it got early.
 LINGER_SECONDS = 5.0
