@@ -6,7 +6,7 @@ PORT   ?= 8000
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help run test test-slow test-page test-originals test-kserve fuzz audit check format clean verify-deploy
+.PHONY: help run test test-slow drill soak test-page test-originals test-kserve fuzz audit check format clean verify-deploy
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -27,6 +27,15 @@ test: $(STAMP)  ## the default test run
 
 test-slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+# SHORT=1 for two minutes that show that all of it works, in place of half an hour.
+drill: $(STAMP)  ## overload, kills, faults: what was tried and what was lost
+	$(BIN)/python -m tests.drills $(if $(SHORT),--short)
+
+DURATION ?= 1800
+
+soak: $(STAMP)  ## mixed traffic with random kills for DURATION=1800 seconds
+	$(BIN)/python -m tests.drills.soak --seconds $(DURATION)
 
 # Two environments: KerasCV, and the heads of KerasHub before 0.27, want a Keras of 2024.
 ORIGINALS := build/originals build/originals-2024

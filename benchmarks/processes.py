@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from service.processes import Running, free_port, tree
+from service.processes import Running, free_port, memory_mib, tree
 
-__all__ = ["Running", "busy_seconds", "end_with_servers", "free_port", "serve", "tree"]
+__all__ = ["Running", "busy_seconds", "end_with_servers", "free_port", "memory_mib", "serve", "tree"]
 
 _TICK = os.sysconf("SC_CLK_TCK")
 

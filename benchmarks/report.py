@@ -10,15 +10,24 @@ from typing import Any
 
 from benchmarks import machine
 
-_RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results"
 
 Row = Mapping[str, Any]
 
 
-def publish(name: str, title: str, tables: Mapping[str, Sequence[Row]], notes: Sequence[str] = ()) -> None:
-    """Prints the tables and writes ``results/NAME.json`` and ``.md`` with the machine and the command."""
+def publish(
+    name: str,
+    title: str,
+    tables: Mapping[str, Sequence[Row]],
+    notes: Sequence[str] = (),
+    module: str | None = None,
+) -> None:
+    """Prints the tables and writes ``results/NAME.json`` and ``.md`` with the machine and the command.
+
+    ``module`` is what was run, ``benchmarks.NAME`` unless given.
+    """
     here = machine.describe()
-    command = " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]])
+    command = " ".join(["python -m", module or f"benchmarks.{name}", *sys.argv[1:]])
     document = {"title": title, "command": command, "machine": here, "notes": list(notes), "tables": tables}
     text = "\n".join(
         [
@@ -33,9 +42,9 @@ def publish(name: str, title: str, tables: Mapping[str, Sequence[Row]], notes: S
         ]
     )
     print(text)
-    _RESULTS.mkdir(exist_ok=True)
-    (_RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
-    (_RESULTS / f"{name}.md").write_text(text.rstrip() + "\n")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
+    (RESULTS / f"{name}.md").write_text(text.rstrip() + "\n")
 
 
 def table(rows: Sequence[Row]) -> list[str]:

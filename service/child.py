@@ -40,6 +40,9 @@ class Child:
         self.sentinel = sentinel
         self.heard_at = time.monotonic()
         """When it last said that it is alive."""
+        self.began_at = self.heard_at
+        self.sentence: str | None = None
+        """Why it was killed by us, in the words that end "the engine …"."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"

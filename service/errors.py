@@ -24,7 +24,8 @@
     │   ├── Draining                draining
     │   ├── EngineFailed            engine_failed
     │   └── DeadlineExceeded        deadline_exceeded
-    ├── InternalError               internal           (a defect of ours, or of the model's numbers)
+    ├── InternalError               internal           (a defect of ours, or a model that fails)
+    │   └── NotANumber              internal           (the model answered with NaN or infinity)
     └── StartError                  the service cannot start; one sentence says what to do
         ├── CheckpointError         the weights cannot be had or are not what they should be
         └── ConfigurationError      settings that do not go together, a port that is taken
@@ -147,7 +148,7 @@ class Unavailable(ServiceError):
 
 
 class Overloaded(Unavailable):
-    """No free slot. ``retry_after`` is how many seconds the queue needs to make room."""
+    """No free slot, or none in time. ``retry_after`` is how many seconds the queue needs to make room."""
 
     code = "overloaded"
 
@@ -181,9 +182,16 @@ class DeadlineExceeded(Unavailable):
 
 
 class InternalError(ServiceError):
-    """A defect of ours, or a model that answers with numbers that are none."""
+    """A defect of ours, or a model that fails."""
 
     code = "internal"
+
+
+class NotANumber(InternalError):
+    """The model answered with NaN or infinity: this image's answer, and nobody else's, is lost."""
+
+    def __init__(self) -> None:
+        super().__init__("the model answered with numbers that are none (NaN or infinity)")
 
 
 class StartError(ServiceError):

@@ -53,7 +53,7 @@ class FrontEnd:
         self._decoders = Decoders(threads)
         self._context = Context(
             settings=settings,
-            client=EngineClient(),
+            client=EngineClient(threads=threads),
             metrics=Metrics.declare(),
             decoders=self._decoders,
             tracing=Tracing.from_environment(),
@@ -76,8 +76,10 @@ class FrontEnd:
         if cut_off:
             await asyncio.wait(cut_off, timeout=_LAST_WORDS)
         loop.remove_reader(self._channel.fileno())
+        # The engine takes back what a closed link held, so no thread may write any more by then.
+        await asyncio.to_thread(self._decoders.shutdown)
+        await asyncio.sleep(0)
         self._context.client.detach()
-        self._decoders.shutdown()
         if self._context.tracing is not None:
             self._context.tracing.close()
         self._channel.close()

@@ -36,6 +36,7 @@ _AFTER_FAILURE = 0.1
 _SWEEP = 0.25
 _CHUNK = 1 << 16
 _INFERENCE = re.compile(rb"inference;dur=([0-9.]+)")
+_REFUSED = 429
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Tally:
     """Of every answer with a 2xx status, in the order of arrival."""
     inferences: array[float] = field(default_factory=lambda: array("d"))
     """With `Plan.timings`, for each latency how long the forward pass took that the request rode in."""
+    refusals: array[float] = field(default_factory=lambda: array("d"))
+    """Of every 429."""
     statuses: Counter[int] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     """Requests without an answer: connection refused, reset, closed, timeout."""
@@ -150,6 +153,8 @@ class _Run:
         self.tally.in_time += good and self._counted_from <= now <= self._ends
         if connection.due >= self._counted_from:
             self.tally.statuses[status] += 1
+            if status == _REFUSED:
+                self.tally.refusals.append(now - connection.due)
             if good:
                 self.tally.latencies.append(now - connection.due)
                 if self.plan.timings:

@@ -9,9 +9,9 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.ranking import Ranking
+from service.api.ranking import Ranking, finite
 from service.classifier import Identity, Image, Seen, in_order, read, unreadable
-from service.errors import ConfigurationError, InternalError, RequestError
+from service.errors import ConfigurationError, NotANumber, RequestError
 from service.preprocess import prepare
 from service.settings import Settings, available_cores
 from service.task import Task
@@ -82,7 +82,7 @@ class LocalClassifier:
 
     def _answer(self, logits: NDArray[np.float32]) -> Seen:
         try:
-            predictions = self._ranking.predictions(logits, self._card.classes, self._card.activation)
-        except InternalError as error:
+            predictions = self._ranking.predictions(finite(logits), self._card.classes, self._card.activation)
+        except NotANumber as error:
             return Seen(error=str(error))
         return Seen(tuple(predictions))

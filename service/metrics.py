@@ -8,6 +8,7 @@ the arena knows anyway (queue, slots, load) is read from there at the moment of 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from service.buckets import SIZES
 from service.card import ModelCard
 from service.engine.arena import Arena, Gauge
+from service.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Histogram
@@ -33,11 +35,25 @@ STAGES = ("receive", "decode", "queue", "inference", "respond")
 
 #: Seconds: from a sub-millisecond stage to a request that waited for its deadline.
 DURATIONS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+#: Bytes: each process keeps a few files of one to two MiB, and so do those that take the place of dead ones.
+_ROOM = 64 << 20
 
 
 def prepare() -> Path:
-    """Makes the empty directory for the files and names it to prometheus_client. The supervisor's first act."""
-    directory = Path(tempfile.mkdtemp(prefix="imagenet-serve-metrics-"))
+    """Makes the empty directory for the files and names it to prometheus_client. The supervisor's first act.
+
+    Raises `ConfigurationError` where there is no room: a mapped file that the disk has no block for ends its process.
+    """
+    try:
+        directory = Path(tempfile.mkdtemp(prefix="imagenet-serve-metrics-"))
+        if shutil.disk_usage(directory).free < _ROOM:
+            directory.rmdir()
+            raise OSError(errno.ENOSPC, "less than 64 MiB are free")
+    except OSError as error:
+        raise ConfigurationError(
+            f"no room for the counters in {tempfile.gettempdir()}: {error.strerror}; make some there, or name "
+            "another folder with TMPDIR"
+        ) from error
     os.environ[_DIRECTORY] = str(directory)
     return directory
 
@@ -84,6 +100,7 @@ class Metrics:
     cancelled: Counter
     expired: Counter
     late_work: Counter
+    nan_outputs: Counter
 
     @classmethod
     def declare(cls) -> Metrics:
@@ -123,6 +140,7 @@ class Metrics:
             cancelled=counter("cancelled", "Images whose client went away before the model ran."),
             expired=counter("expired", "Requests answered 504."),
             late_work=counter("late_work", "Images that the model ran after their deadline; stays 0."),
+            nan_outputs=counter("nan_outputs", "Images that the model answered with NaN or infinity."),
         )
         for stage in STAGES:
             metrics.stage_duration.labels(stage)
@@ -168,7 +186,11 @@ class Snapshot:
         in_flight = self._arena.geometry.slots - self._arena.free if self._arena is not None else 0
         yield gauge("queue_depth", "Images that wait for the device.", float(values[Gauge.QUEUE_DEPTH]))
         yield gauge("in_flight_requests", "Images admitted and not yet answered.", float(in_flight))
-        yield gauge("saturation_ratio", "Arrivals over capacity.", float(values[Gauge.SATURATION]))
+        yield gauge(
+            "saturation_ratio",
+            "Arrivals over the capacity of the narrower side, device or decoding.",
+            float(values[Gauge.SATURATION]),
+        )
         yield gauge(
             "engine_busy_ratio", "Share of time the device computes.", float(values[Gauge.BUSY_RATIO])
         )

@@ -88,7 +88,8 @@ class Running:
 
     def memory_mib(self) -> float:
         """Proportional set size of the whole tree: shared pages count once."""
-        return sum(_pss_kib(pid) for pid in self.pids) / 1024
+        assert self._process is not None
+        return memory_mib(self._process.pid)
 
     def _answers(self) -> bool:
         try:
@@ -101,6 +102,11 @@ class Running:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
+
+
+def memory_mib(pid: int) -> float:
+    """Proportional set size of ``pid`` and its descendants: shared pages count once."""
+    return sum(_pss_kib(one) for one in tree(pid)) / 1024
 
 
 def tree(pid: int) -> list[int]:

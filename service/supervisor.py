@@ -17,7 +17,7 @@ import selectors
 import signal
 import socket
 import time
-from collections import deque
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,13 +28,15 @@ from service.child import Child, Closable, ProcessChild, ThreadChild
 from service.engine import process as engine
 from service.engine import transport
 from service.engine.arena import MOST_FRONTENDS
+from service.restarts import Lives
 from service.settings import Settings
 from service.status import State, Status
 
 log = logging.getLogger(__name__)
 
-#: An engine that died this often within this many seconds will not be better the next time.
-_MOST_DEATHS, _DEATHS_WITHIN = 5, 120.0
+#: Lives in a row, and the seconds that make one long: an engine's counts from the moment when it is ready, so that
+#: a model that hangs at its first request is found out as well; a front-end that cannot start dies within a moment.
+_ENGINE_LIVES, _FRONT_END_LIVES = (5, 120.0), (5, 5.0)
 #: Seconds of silence after which a child is taken for hung. Far above any pause that a loaded host causes.
 _SILENCE = 30.0
 #: Seconds beyond its timeout that a front-end gets to close its connections, and the engine to end.
@@ -57,7 +59,12 @@ class Supervisor:
         self._engine: Child | None = None
         self._serving: dict[str, Any] | None = None
         """Of the engine that takes work: its geometry and the descriptors of arena and card."""
-        self._deaths: deque[float] = deque(maxlen=_MOST_DEATHS)
+        self._engine_lives = Lives(*_ENGINE_LIVES)
+        self._front_end_lives: defaultdict[str, Lives] = defaultdict(lambda: Lives(*_FRONT_END_LIVES))
+        self._ready_at: float | None = None
+        """Of the engine that is there; None until it is ready."""
+        self._numbers: dict[str, int] = {}
+        """By name: what the engine knows each front-end by."""
         self._last_number = 0
         self._exit_code: int | None = None
         self._was_ready = False
@@ -168,8 +175,7 @@ class Supervisor:
         now = time.monotonic()
         for child in self._children():
             if self._processes and now - child.heard_at > _SILENCE and self._expected_to_speak(child):
-                log.error("%s has been silent for %.0f s and is killed", child.name, now - child.heard_at)
-                child.kill()
+                self._kill(child, f"was silent for {now - child.heard_at:.0f} s and was killed")
                 child.heard_at = now
         if self._give_up_at is not None and now >= self._give_up_at:
             log.error("not everything ended within drain_timeout_ms")
@@ -178,6 +184,11 @@ class Supervisor:
     def _expected_to_speak(self, child: Child) -> bool:
         """An engine that loads is busy in one call; it speaks regularly once it serves."""
         return child is not self._engine or self._serving is not None
+
+    def _kill(self, child: Child, sentence: str) -> None:
+        log.error("%s %s", child.name, sentence)
+        child.sentence = sentence
+        child.kill()
 
     def _listen(self, child: Child, spoke: Callable[[Child, dict[str, Any], list[int]], None]) -> None:
         while child in self._children():
@@ -197,26 +208,33 @@ class Supervisor:
         """Only signs of life."""
 
     def _front_end_ended(self, child: Child) -> None:
-        outcome = child.outcome()
+        outcome = child.sentence or child.outcome()
         self._forget(child)
         self._front_ends.remove(child)
         if self._processes:
             metrics.forget(child.pid)
         if self._status.state != "draining":
-            log.error("%s %s; another takes its place", child.name, outcome or "ended")
-            self._start_front_end(child.name)
+            self._replace(child, outcome or "ended")
             return
         self._lost |= outcome is not None
         if not self._front_ends:
             self._stop_engine()
 
+    def _replace(self, child: Child, outcome: str) -> None:
+        lives = self._front_end_lives[child.name]
+        if lives.ended(time.monotonic() - child.began_at):
+            log.error("%s %s, %d times in a row; giving up", child.name, outcome, lives.short)
+            self._exit_code = 1
+            return
+        log.error("%s %s; another takes its place", child.name, outcome)
+        self._start_front_end(child.name)
+
     def _introduce(self, child: Child) -> None:
         """Joins a front-end and the engine by a new link."""
         assert self._engine is not None
         assert self._serving is not None
-        self._last_number = self._last_number % MOST_FRONTENDS + 1
+        number = self._numbers[child.name] = self._free_number(child.name)
         ours, theirs = transport.socket_pair()
-        number = self._last_number
         self._engine.channel.send("front-end", number=number, descriptors=[ours.fileno()])
         child.channel.send(
             "engine",
@@ -226,6 +244,14 @@ class Supervisor:
         )
         ours.close()
         theirs.close()
+
+    def _free_number(self, name: str) -> int:
+        """The next one, so that the engine is done with whoever had it; but none that another front-end lives under."""
+        taken = {number for other, number in self._numbers.items() if other != name}
+        while True:
+            self._last_number = self._last_number % MOST_FRONTENDS + 1
+            if self._last_number not in taken:
+                return self._last_number
 
     def _tell(self) -> None:
         for child in self._front_ends:
@@ -248,12 +274,20 @@ class Supervisor:
                     self._introduce(front_end)
                 self._enter("ready", "")
                 self._was_ready = True
+                self._ready_at = time.monotonic()
                 phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._status.phases.items())
                 log.info("ready on %s (%s)", self.bind(), phases)
             case "distrusted":
                 # Not ready from now on; the engine ends by itself, and `_engine_ended` starts another.
                 self._distrust = message["message"]
                 self._enter("failed", self._distrust)
+            case "hung":
+                sentence = f"was killed: a batch had been running for {message['seconds']:.0f} s"
+                self._enter("failed", f"the engine {sentence}")
+                self._kill(child, sentence)
+                if not self._processes:
+                    log.error("a thread that hangs cannot be replaced; giving up")
+                    self._exit_code = 1
             case "failed":
                 log.error("%s", message["message"])
                 self._enter("failed", message["message"])
@@ -273,14 +307,16 @@ class Supervisor:
         self._tell()
 
     def _engine_ended(self, child: Child) -> None:
-        outcome = child.outcome()
+        outcome = child.sentence or child.outcome()
         self._forget(child)
         self._engine = None
         self._drop_serving()
         if self._processes:
             metrics.forget(child.pid)
         if self._status.state == "draining":
-            self._exit_code = int(self._lost or bool(self._front_ends))
+            self._lost |= bool(self._front_ends)
+            if not self._front_ends:  # else these first say so to whoever waits
+                self._exit_code = int(self._lost)
         elif self._exit_code is None:
             reason, self._distrust = f" ({self._distrust})" if self._distrust else "", ""
             self._restart_engine((outcome or "ended") + reason)
@@ -290,18 +326,17 @@ class Supervisor:
             log.error("the engine %s before it was ever ready; giving up", outcome)
             self._exit_code = 1
             return
-        now = time.monotonic()
-        self._deaths.append(now)
-        if len(self._deaths) == _MOST_DEATHS and now - self._deaths[0] < _DEATHS_WITHIN:
-            log.error(
-                "the engine %s, the %dth time within %.0f s; giving up", outcome, _MOST_DEATHS, _DEATHS_WITHIN
-            )
+        lived = time.monotonic() - self._ready_at if self._ready_at is not None else 0.0
+        if self._engine_lives.ended(lived):
+            log.error("the engine %s, as %d before it did young; giving up", outcome, _ENGINE_LIVES[0] - 1)
             self._exit_code = 1
             return
         log.error("the engine %s and is started again", outcome)
         self._enter("failed", f"the engine {outcome} and is started again")
         self._status.phases.clear()
         self._status.restarts += 1
+        self._ready_at = None
+        self._numbers.clear()
         self._start_engine()
 
     def _stop_engine(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -19,29 +20,41 @@ HTTP = httpx.Client(verify=False, timeout=60, headers={"connection": "close"})
 
 #: Seconds: a start on a busy machine, and an end.
 _START, _END = 90.0, 60.0
+#: TCP_LISTEN in /proc/net/tcp.
+_LISTENING = "0A"
 
 
 class Server:
     """``with Server(weights=..., frontends=2) as server: httpx.get(server.url + "/readyz")``.
 
     Settings are those of ``imagenet-serve serve``. The log is collected and shown when a start fails.
+    Without ``access_log`` its lines are not kept.
+    ``module`` may name another program with that command line, ``environment`` adds to this process's.
     """
 
     def __init__(
-        self, *, wait: bool = True, environment: dict[str, str] | None = None, **settings: Any
+        self,
+        *,
+        wait: bool = True,
+        module: str = "service",
+        access_log: bool = True,
+        environment: dict[str, str] | None = None,
+        **settings: Any,
     ) -> None:
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "service", "serve", "--port=0", *flags],
+            [sys.executable, "-m", module, "serve", "--port=0", *flags],
             stderr=subprocess.PIPE,
             text=True,
-            env=environment,
+            env={**os.environ, **(environment or {})},
         )
         self._wait = wait
+        self._access_log = access_log
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.url = ""
+        self._inode = ""
 
     def __enter__(self) -> Server:
         self.url = self._await(lambda: self._listening(), "no port")
@@ -62,12 +75,27 @@ class Server:
         return self._process.pid
 
     def children(self) -> dict[str, int]:
-        """Process ids: ``engine`` is the one that has torch in its memory, the others are front-ends."""
-        pids = [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
-        engines = [pid for pid in pids if _maps_torch(pid)]
+        """Process ids: ``engine`` is the one that does not hold the port, the others are front-ends."""
+        try:
+            pids = [
+                int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+            ]
+        except OSError:  # it has ended
+            return {}
+        self._inode = self._inode or self._port_inode()
+        engines = [pid for pid in pids if not _holds(pid, self._inode)]
         front_ends = [pid for pid in pids if pid not in engines]
         names = {f"frontend-{number}": pid for number, pid in enumerate(front_ends, start=1)}
         return {**names, **dict(zip(["engine"], engines, strict=False))}
+
+    def _port_inode(self) -> str:
+        """The socket that the supervisor and the front-ends listen on."""
+        port = f":{int(self.url.rpartition(':')[2]):04X}"
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[1].endswith(port) and fields[3] == _LISTENING:
+                return fields[9]
+        raise AssertionError("nobody listens")
 
     def wait_ready(self) -> None:
         self._await(lambda: self._answers("/readyz"), "not ready")
@@ -79,6 +107,10 @@ class Server:
 
     def wait(self) -> int:
         return self._process.wait(_END)
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        return self._process.poll()
 
     def metrics(self) -> dict[str, float]:
         text = HTTP.get(self.url + "/metrics").text
@@ -110,11 +142,13 @@ class Server:
         assert self._process.stderr is not None
         with self._process.stderr as stream:
             for line in stream:
-                self.lines.append(line.rstrip())
+                if self._access_log or '"service.access"' not in line:
+                    self.lines.append(line.rstrip())
 
 
-def _maps_torch(pid: int) -> bool:
+def _holds(pid: int, inode: str) -> bool:
     try:
-        return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+        links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
     except OSError:
         return False
+    return f"socket:[{inode}]" in links

@@ -34,6 +34,7 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.HeadersTooLarge: 431,
     errors.Overloaded: 429,
     errors.InternalError: 500,
+    errors.NotANumber: 500,
     errors.NotReady: 503,
     errors.Draining: 503,
     errors.EngineFailed: 503,

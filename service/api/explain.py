@@ -14,7 +14,7 @@ from service.api import body
 from service.api.context import context_of
 from service.api.exchange import exchange_of, hang_up_cancels
 from service.api.inference import PROBLEMS, arrive, head, in_a_thread, look, reply, upload
-from service.api.ranking import activate, finite
+from service.api.ranking import activate
 from service.api.schemas import ExplainResponse
 from service.errors import InvalidParameter
 from service.labels import ClassLabel
@@ -50,18 +50,18 @@ async def explain(request: Request, class_id: ClassId = None) -> Response:
     deadline = exchange.deadline(request, context.settings.request_timeout_ms)
     model = context.classifier()
     wanted = Explain(None if class_id is None else _index(model.classes, class_id))
-    arrive(context)
+    arrive(context, deadline)
     image = await body.one_image(request, context.settings.max_upload_bytes)
     exchange.stages["receive"] = time.monotonic() - exchange.started
     drawn = _PNG in request.headers.get("accept", "")
     photo = _Photo(drawn)
     classes, (_, height, width) = len(model.classes), model.feature_shape
     async with hang_up_cancels(request):
-        with context.client.take() as slot:
+        with context.client.take(deadline) as slot:
             write = context.writer(image, photo.keep)
             seen = await look(context, slot, write, deadline, classes + height * width, wanted)
         exchange.note(seen.stages, seen.answer)
-        result = finite(seen.answer.result)
+        result = seen.answer.result
         logits, grid = result[:classes], result[classes:].reshape(height, width)
         index = int(logits.argmax()) if wanted.class_index is None else wanted.class_index
         box = seen_box(photo.size, model.preprocessing)

@@ -13,10 +13,11 @@ from starlette.responses import Response
 
 from service.api.context import Context, Write
 from service.api.exchange import Exchange
+from service.api.ranking import finite
 from service.api.schemas import Problem
 from service.card import ModelCard
 from service.engine.client import Answer, Slot
-from service.errors import DeadlineExceeded
+from service.errors import DeadlineExceeded, NotANumber
 from service.task import Task, Wanted
 
 T = TypeVar("T")
@@ -25,11 +26,11 @@ R = TypeVar("R")
 #: For the schema: what such a route may answer beside 200.
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "content": {"application/problem+json": {}}}
-    for status in (400, 413, 415, 422, 429, 503, 504)
+    for status in (400, 413, 415, 422, 429, 500, 503, 504)
 }
 
 #: json.dumps makes an encoder for every call that wants other than ASCII.
-_encode = json.JSONEncoder(ensure_ascii=False).encode
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def upload(part: str, *, several: bool = False) -> dict[str, Any]:
@@ -43,10 +44,13 @@ def upload(part: str, *, several: bool = False) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def arrive(context: Context) -> None:
-    """Counts an image as offered, and refuses it at once when there is no room: before its body is read."""
+def arrive(context: Context, deadline: float) -> None:
+    """Counts an image as offered, and refuses it at once when there is no room, or not in time.
+
+    To be called before its body is read.
+    """
     context.client.offer()
-    context.client.check_room()
+    context.client.check_room(deadline)
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,19 @@ async def look(
     length: int,
     wanted: Wanted = Task.CLASSIFY,
 ) -> Seen:
-    """Lets ``write`` fill ``slot`` and waits for ``length`` float32 of what is ``wanted`` of the model."""
+    """Lets ``write`` fill ``slot`` and waits for ``length`` float32 of what is ``wanted`` of the model.
+
+    Raises `NotANumber`, beside what the slot's methods raise.
+    """
     began = time.monotonic()
     await slot.fill(context.decoders, write, deadline)
     decode = time.monotonic() - began
     answer = await slot.answer(deadline, length, wanted)
+    try:
+        finite(answer.result)
+    except NotANumber:
+        context.metrics.nan_outputs.inc()
+        raise
     stages = {"decode": decode, "queue": answer.queue, "inference": answer.inference}
     for stage, seconds in stages.items():
         context.metrics.stage_duration.labels(stage).observe(seconds)
@@ -81,8 +93,8 @@ async def each(
 ) -> list[R]:
     """``work`` of every item, each in a slot of its own, in order.
 
-    The first slot is admission: without one this raises `Overloaded` before anything was done. The others
-    are taken in turn. The first error cancels the rest and is raised itself, not as a group.
+    The first slot is admission: without one, or none in time, this raises `Overloaded` before anything was done.
+    The others are taken in turn. The first error cancels the rest and is raised itself, not as a group.
     """
     context.client.offer(len(items) - 1)
 
@@ -91,7 +103,7 @@ async def each(
             return await work(item, place)
 
     # The first slot is held here as well, in case the task that should use it is cancelled before it begins.
-    with context.client.take() as first:
+    with context.client.take(deadline) as first:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [

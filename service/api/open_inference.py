@@ -23,7 +23,7 @@ from service.api import body, tensors
 from service.api.context import Context, Write, context_of
 from service.api.exchange import exchange_of, hang_up_cancels
 from service.api.inference import arrive, each, in_a_thread, look
-from service.api.ranking import activate, finite, top
+from service.api.ranking import activate, top
 from service.api.tensors import InferOutput, InferRequest, Output, OutputParameters, Tensor
 from service.card import ModelCard
 from service.engine.client import Slot
@@ -104,7 +104,7 @@ async def infer(request: Request, model_name: str, model_version: str = _VERSION
     model = _named(context, model_name, model_version)
     if not model.classes:
         context.classifier()
-    arrive(context)
+    arrive(context, deadline)
     limit = context.settings.max_upload_bytes + body.ENVELOPE
     raw = await body.read(request, limit)
     async with hang_up_cancels(request):
@@ -120,7 +120,7 @@ async def infer(request: Request, model_name: str, model_version: str = _VERSION
             except RequestError as error:
                 raise type(error)(f"image {number}: {error}" if len(writes) > 1 else str(error)) from None
             exchange.note(seen.stages, seen.answer)
-            return finite(seen.answer.result)
+            return seen.answer.result
 
         logits = np.stack(await each(context, list(enumerate(writes)), deadline, one))
         head = {"model_name": model.name, "model_version": _VERSION}

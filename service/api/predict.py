@@ -17,7 +17,7 @@ from service.api.ranking import Ranking
 from service.api.schemas import BatchResponse, PredictResponse
 from service.card import ModelCard
 from service.engine.client import Slot
-from service.errors import RequestError
+from service.errors import NotANumber, RequestError
 
 router = APIRouter(tags=["predict"])
 
@@ -38,11 +38,11 @@ async def predict(request: Request, top_k: TopK = None, activation: Activation =
     """One image, as a form's part `file` or as the raw body, to its best classes."""
     context, exchange = context_of(request), exchange_of(request)
     deadline = exchange.deadline(request, context.settings.request_timeout_ms)
-    model, ranking = _ask(context, top_k, activation)
+    model, ranking = _ask(context, top_k, activation, deadline)
     image = await body.one_image(request, context.settings.max_upload_bytes)
     exchange.stages["receive"] = time.monotonic() - exchange.started
     async with hang_up_cancels(request):
-        with context.client.take() as slot:
+        with context.client.take(deadline) as slot:
             seen = await look(context, slot, context.writer(image), deadline, len(model.classes))
     exchange.note(seen.stages, seen.answer)
     predictions = ranking.predictions(seen.answer.result, model.classes, model.activation)
@@ -59,19 +59,20 @@ async def predict(request: Request, top_k: TopK = None, activation: Activation =
 async def predict_batch(request: Request, top_k: TopK = None, activation: Activation = "softmax") -> Response:
     """Several images, as a form's parts `files`, to one result each, in order.
 
-    An image that cannot be used gets its own error and changes nothing for the others.
+    An image that cannot be used, or that the model has no numbers for, gets its own error and changes nothing
+    for the others.
     """
     context, exchange = context_of(request), exchange_of(request)
     settings = context.settings
     deadline = exchange.deadline(request, settings.request_timeout_ms)
-    model, ranking = _ask(context, top_k, activation)
+    model, ranking = _ask(context, top_k, activation, deadline)
     parts = await body.several_images(request, settings.max_upload_bytes, settings.max_images_per_request)
     exchange.stages["receive"] = time.monotonic() - exchange.started
 
     async def result(part: body.Part, slot: Slot) -> dict[str, Any]:
         try:
             seen = await look(context, slot, context.writer(part.data), deadline, len(model.classes))
-        except RequestError as error:
+        except (RequestError, NotANumber) as error:
             document = problem(error, exchange.id)
             return {"filename": part.filename, "status": status_of(error), "error": document}
         exchange.note(seen.stages, seen.answer)
@@ -84,9 +85,9 @@ async def predict_batch(request: Request, top_k: TopK = None, activation: Activa
     return reply({**head(exchange, model), "results": results})
 
 
-def _ask(context: Context, top_k: int | None, activation: str) -> tuple[ModelCard, Ranking]:
+def _ask(context: Context, top_k: int | None, activation: str, deadline: float) -> tuple[ModelCard, Ranking]:
     """What is asked for, refused before the body is read if nobody could serve it."""
     model = context.classifier()
     ranking = Ranking.of(model.classes, top_k, context.settings.top_k, activation)
-    arrive(context)
+    arrive(context, deadline)
     return model, ranking

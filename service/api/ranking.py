@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import InternalError, InvalidParameter
+from service.errors import InvalidParameter, NotANumber
 from service.labels import ClassLabel
 
 
@@ -33,9 +33,9 @@ class Ranking:
         """The best classes of logits ``[classes]``, best first, ties by ascending index.
 
         ``activation`` is the checkpoint's own: ``softmax``, ``sigmoid``, or ``none`` for a model whose
-        output is probabilities already. Raises `InternalError` when a logit is not a number.
+        output is probabilities already. The caller has seen that every logit is a number.
         """
-        best = top(finite(result), self.k)
+        best = top(result, self.k)
         key = "logit" if self.logits else "probability"
         scores = result if self.logits else activate(result, activation)
         return [
@@ -47,9 +47,9 @@ class Ranking:
 
 
 def finite(result: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The model's ``result``. Raises `InternalError` when some of it is not a number."""
+    """The model's ``result``. Raises `NotANumber` when some of it is not a number."""
     if not np.isfinite(result).all():
-        raise InternalError("the model answered with numbers that are none (NaN or infinity)")
+        raise NotANumber
     return result
 
 

@@ -5,6 +5,7 @@ limit, the semaphore, the request table and the buffer allocator. Byte map, each
 
     gauges   float64 [Gauge]            written by the engine, read by anyone
     arrivals uint64  [256]              images offered, counted by each front-end in its own cell
+    decoding float64 [256, Decoding]    what decoding costs, each front-end in its own row
     owners   uint8   [slots]            0 free · 1…254 the front-end that holds it
     records  RECORD  [slots]            what is wanted; deadline and times, in seconds of the monotonic clock; outcome
     results  float32 [slots, results]   the model's answer, written by the engine
@@ -62,12 +63,30 @@ class Gauge(IntEnum):
     SATURATION = 3
     """Arrivals over capacity."""
     BUSY_SINCE = 4
-    """When the batch that runs was started, 0 when none does."""
+    """When the oldest of the batches that run was handed to the device, 0 when none does."""
     MEMORY_USED = 5
     """Bytes of the device's own memory that anyone uses."""
     MEMORY_TOTAL = 6
     """0 for a device that has none of its own."""
+    RUNNING = 7
+    """Images on the device."""
+    PASS = 8
+    """Seconds that a forward pass takes lately, 0 before the first."""
+    MAX_BATCH_SIZE = 9
 
+
+class Decoding(IntEnum):
+    """What each front-end tells of its decoding, each a float64. The first two only grow."""
+
+    IMAGES = 0
+    SECONDS = 1
+    """Time that its threads have spent on them."""
+    THREADS = 2
+    """0 once it has gone."""
+
+
+_DECODING = (MOST_FRONTENDS + 2, len(Decoding))
+_DECODING_SIZE = _DECODING[0] * _DECODING[1] * 8
 
 RECORD = np.dtype(
     [
@@ -86,6 +105,7 @@ RECORD = np.dtype(
 
 #: A record's bytes and parts of it, for one slot at a time: NumPy takes a microsecond for each field.
 _RECORD = struct.Struct("@ddddIHBi4x")
+_DEADLINE = struct.Struct("@d")
 _TIMES = struct.Struct("@dd")
 _FINISH = struct.Struct("@ddIHB")
 _FINISH_AT = 2 * 8
@@ -142,6 +162,8 @@ class Arena:
         offset += _PAGE
         self.arrivals: NDArray[np.uint64] = self._view(np.dtype("u8"), (MOST_FRONTENDS + 2,), offset)
         offset += _PAGE
+        self.decoding: NDArray[np.float64] = self._view(np.dtype("f8"), _DECODING, offset)
+        offset += _pages(_DECODING_SIZE)
         self._owners_at = offset
         self.owners: NDArray[np.uint8] = self._view(np.dtype("u1"), (slots,), offset)
         offset += _pages(slots)
@@ -201,6 +223,14 @@ class Arena:
         (code,) = _WANTED.unpack_from(self._memory, self._records_at + slot * _RECORD.size + _WANTED_AT)
         return from_code(code)
 
+    def note_deadline(self, slot: int, deadline: float) -> None:
+        """When ``slot`` will have to be answered: from admission on, so that newcomers know who is before them."""
+        _DEADLINE.pack_into(self._memory, self._records_at + slot * _RECORD.size, deadline)
+
+    def due_by(self, deadline: float) -> int:
+        """How many slots that somebody holds have to be answered by ``deadline``."""
+        return int(np.count_nonzero((self.owners != 0) & (self.records["deadline"] <= deadline)))
+
     def note_submitted(self, slot: int, deadline: float, submitted: float, wanted: Wanted) -> None:
         """The front-end's part of the record."""
         at = self._records_at + slot * _RECORD.size
@@ -233,5 +263,6 @@ def _pages(size: int) -> int:
 
 def _size(geometry: Geometry) -> int:
     image = geometry.height * geometry.width * geometry.channels
-    parts = (geometry.slots, geometry.slots * RECORD.itemsize, geometry.slots * geometry.results * 4)
-    return 2 * _PAGE + sum(map(_pages, parts)) + _pages(geometry.slots * image)
+    slots = geometry.slots
+    parts = (_DECODING_SIZE, slots, slots * RECORD.itemsize, slots * geometry.results * 4)
+    return 2 * _PAGE + sum(map(_pages, parts)) + _pages(slots * image)

@@ -12,6 +12,7 @@ back after it was told of the cancellation. Never earlier, so nobody writes into
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable
@@ -22,8 +23,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.arena import Arena, Gauge, Outcome
+from service.engine.arena import Arena, Decoding, Gauge, Outcome
+from service.engine.estimate import Backlog, Pace, seconds_until_answered
 from service.engine.transport import Link
+from service.engine.writing import Writing
 from service.errors import DeadlineExceeded, EngineFailed, InternalError, NotReady, Overloaded
 from service.task import Task, Wanted
 
@@ -33,6 +36,8 @@ _OK, _EXPIRED = int(Outcome.OK), int(Outcome.EXPIRED)
 _LOOK_AGAIN = 0.005
 #: Retry-After in seconds, at least and at most, and how far it is spread so that clients do not return together.
 _SHORTEST_RETRY, _LONGEST_RETRY, _SPREAD = 1.0, 60.0, 0.25
+#: The weight of the newest image in what decoding one takes.
+_NEWEST = 0.1
 
 
 class Threads(Protocol):
@@ -58,8 +63,10 @@ class Answer:
 class EngineClient:
     """Slots of the engine that is there now. Construct, `attach`; `attach` again when it was replaced."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, threads: int = 0) -> None:
+        """``threads`` decode; 0 where nobody counts them."""
         self.clock = clock
+        self._threads = threads
         self._connection: _Connection | None = None
         self._cancelled: Callable[[], None] = lambda: None
 
@@ -73,7 +80,7 @@ class EngineClient:
     def attach(self, arena: Arena, link: Link, number: int) -> None:
         """Serves from ``arena`` from now on, as front-end ``number``. To be called on the event loop."""
         self.detach()
-        self._connection = _Connection(arena, link, number, self._cancelled)
+        self._connection = _Connection(arena, link, number, self._cancelled, self._threads)
         self._connection.listen()
 
     def detach(self) -> None:
@@ -102,28 +109,34 @@ class EngineClient:
         connection = self._ready()
         connection.arena.arrivals[connection.number] += np.uint64(images)
 
-    def check_room(self) -> None:
+    def check_room(self, deadline: float = math.inf) -> None:
         """Raises what `take` would, without taking: before a body is read that nobody could serve."""
         connection = self._ready()
         if connection.arena.free == 0:
             raise self._overloaded(connection)
+        self._refuse_hopeless(connection, deadline)
 
-    def take(self) -> Slot:
+    def take(self, deadline: float = math.inf) -> Slot:
         """A slot, to be used in a ``with`` statement.
 
-        Raises `Overloaded` when none is free, `NotReady` or `EngineFailed` when there is no engine.
+        Raises `Overloaded` when none is free or the answer would come after the ``deadline`` (seconds of the
+        client's clock), `NotReady` or `EngineFailed` when there is no engine.
         """
         connection = self._ready()
+        self._refuse_hopeless(connection, deadline)
         slot = connection.arena.take(connection.number)
         if slot is None:
             raise self._overloaded(connection)
+        connection.arena.note_deadline(slot, deadline)
         return Slot(connection, slot, self.clock)
 
     async def take_in_turn(self, deadline: float) -> Slot:
         """A slot, waiting for one until ``deadline``: for the second and later images of one request."""
         while True:
             try:
-                return self.take()
+                slot = self.take()
+                self._ready().arena.note_deadline(slot.number, deadline)
+                return slot
             except Overloaded:
                 if self.clock() >= deadline:
                     raise DeadlineExceeded(
@@ -138,13 +151,25 @@ class EngineClient:
             raise EngineFailed("the engine has failed and is being started again")
         return self._connection
 
+    def _refuse_hopeless(self, connection: _Connection, deadline: float) -> None:
+        """Raises `Overloaded` for a ``deadline`` that cannot be met. One that has passed is no matter of load."""
+        now = self.clock()
+        patience = deadline - now
+        arena = connection.arena
+        taken = arena.geometry.slots - arena.free
+        # Only who could be too late behind everybody needs to know exactly who is ahead.
+        if patience <= 0 or connection.wait(taken, now) <= patience:
+            return
+        wait = connection.wait(arena.due_by(deadline), now)
+        if wait > patience:
+            reason = f"an answer would take {wait:.2g} s and there are {patience:.2g} s (request_timeout_ms)"
+            raise _overload(reason, wait - patience)
+
     def _overloaded(self, connection: _Connection) -> Overloaded:
         slots = connection.arena.geometry.slots
         capacity = float(connection.arena.gauges[Gauge.CAPACITY])
-        wait = slots / capacity if capacity > 0 else _SHORTEST_RETRY
-        wait = min(max(wait, _SHORTEST_RETRY), _LONGEST_RETRY) * (1 + _SPREAD * random.random())
-        message = f"all {slots} places are taken (queue_capacity); try again in about {wait:.0f} s"
-        return Overloaded(message, retry_after=wait)
+        reason = f"all {slots} places are taken (queue_capacity)"
+        return _overload(reason, slots / capacity if capacity > 0 else _SHORTEST_RETRY)
 
 
 class Slot:
@@ -154,7 +179,7 @@ class Slot:
         self.number = number
         self._connection = connection
         self._clock = clock
-        self._writing: _Writing | None = None
+        self._writing: Writing | None = None
         self._left = False
 
     def __repr__(self) -> str:
@@ -186,7 +211,8 @@ class Slot:
         The slot stays taken until the thread is done with it, however early the caller leaves.
         """
         loop = asyncio.get_running_loop()
-        self._writing = writing = _Writing(loop, write, self.pixels)
+        self._writing = writing = Writing(loop, write, self.pixels, self._connection.decoded)
+        self._connection.decoding += 1
         threads.submit(writing)
         timer = loop.call_later(max(0.0, deadline - self._clock()), _fail, writing.done, _not_decoded_in_time)
         try:
@@ -226,68 +252,20 @@ class Slot:
         )
 
 
-class _Writing:
-    """A thread's write into a slot, as the event loop sees it. Called in the thread.
-
-    Whoever takes the one claim decides whether it runs: the thread that begins it, or the loop that
-    gives it up before. Everything else happens on the loop.
-    """
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        write: Callable[[NDArray[np.uint8]], None],
-        pixels: NDArray[np.uint8],
-    ) -> None:
-        self.done: asyncio.Future[None] = loop.create_future()
-        self._loop = loop
-        self._write = write
-        self._pixels = pixels
-        self._claim = [True]  # pop is atomic
-        self._ended = False
-        self._error: BaseException | None = None
-        self._afterwards: Callable[[], None] = lambda: None
-
-    def __call__(self) -> None:
-        if not self._claimed():
-            return
-        try:
-            self._write(self._pixels)
-        except BaseException as error:
-            # The border of a thread: it is raised again where the write is awaited.
-            self._error = error
-        self._loop.call_soon_threadsafe(self._end)
-
-    def afterwards(self, callback: Callable[[], None]) -> None:
-        """Calls ``callback`` when no thread writes any more: now if none has begun or it has ended."""
-        if self._ended or self._claimed():
-            callback()
-        else:
-            self._afterwards = callback
-
-    def _claimed(self) -> bool:
-        try:
-            return self._claim.pop()
-        except IndexError:
-            return False
-
-    def _end(self) -> None:
-        self._ended = True
-        if not self.done.done():
-            if self._error is None:
-                self.done.set_result(None)
-            else:
-                self.done.set_exception(self._error)
-        self._afterwards()
-
-
 class _Connection:
     """One engine, from `attach` to its death. Knows which slots it has, and who waits for them."""
 
-    def __init__(self, arena: Arena, link: Link, number: int, cancelled: Callable[[], None]) -> None:
+    def __init__(
+        self, arena: Arena, link: Link, number: int, cancelled: Callable[[], None], threads: int
+    ) -> None:
         self.arena = arena
         self.number = number
         self.failed = False
+        self.decoding = 0
+        """Images that threads write, or are going to."""
+        self._decode_seconds = 0.0
+        self._threads = threads
+        arena.decoding[number, Decoding.THREADS] = threads
         #: Slots that the engine has. None where nobody waits for the reply any more.
         self.submitted: dict[int, asyncio.Future[None] | None] = {}
         self._hung_up: set[int] = set()
@@ -298,6 +276,26 @@ class _Connection:
     def listen(self) -> None:
         self._loop.add_reader(self._link.fileno(), self._hear)
 
+    def wait(self, ahead: int, now: float) -> float:
+        """Seconds until an image would be answered that comes behind ``ahead`` others."""
+        gauge = self.arena.gauges.item
+        seconds, capacity, size = gauge(Gauge.PASS), gauge(Gauge.CAPACITY), gauge(Gauge.MAX_BATCH_SIZE)
+        pace = Pace(seconds, capacity, int(size), self._decode_seconds, self._threads)
+        running_for = now - gauge(Gauge.BUSY_SINCE)
+        return seconds_until_answered(
+            pace, Backlog(ahead, int(gauge(Gauge.RUNNING)), running_for, self.decoding)
+        )
+
+    def decoded(self, seconds: float | None) -> None:
+        """Takes note of an image that a thread was occupied with for ``seconds``; None for one given up before."""
+        self.decoding -= 1
+        if seconds is None:
+            return
+        self._decode_seconds += (_NEWEST if self._decode_seconds else 1.0) * (seconds - self._decode_seconds)
+        mine = self.arena.decoding[self.number]
+        mine[Decoding.IMAGES] += 1
+        mine[Decoding.SECONDS] += seconds
+
     def submit(self, slot: int, wanted: Wanted, now: float, deadline: float) -> asyncio.Future[None]:
         if self.failed:
             raise EngineFailed("the engine failed while it was needed")
@@ -307,7 +305,7 @@ class _Connection:
         self._send(slot)
         return reply
 
-    def leave(self, slot: int, writing: _Writing | None, hung_up: bool) -> None:
+    def leave(self, slot: int, writing: Writing | None, hung_up: bool) -> None:
         """The owner wants no more of ``slot``: it comes free now, after its thread, or after the engine."""
         if slot not in self.submitted:
             self._count(hung_up)
@@ -361,6 +359,11 @@ class _Connection:
         self._link.flush()
         if not self._link.backlog:
             self._loop.remove_writer(self._link.fileno())
+
+
+def _overload(reason: str, wait: float) -> Overloaded:
+    wait = min(max(wait, _SHORTEST_RETRY), _LONGEST_RETRY) * (1 + _SPREAD * random.random())
+    return Overloaded(f"{reason}; try again in about {wait:.0f} s", retry_after=wait)
 
 
 def _fail(awaited: asyncio.Future[None], error: Callable[[], Exception]) -> None:

@@ -15,13 +15,14 @@ is at work: each lane gets the next one as soon as it is free, so that none wait
 from __future__ import annotations
 
 import logging
+import math
 import selectors
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from service.engine.arena import Arena, Gauge, Outcome
+from service.engine.arena import Arena, Decoding, Gauge, Outcome
 from service.engine.batcher import Batcher, Request
 from service.engine.device import Batch, DeviceThread, LaneThreads, Runner
 from service.engine.load import LoadMeter
@@ -79,8 +80,11 @@ class EngineCore:
         self._batches = 0
         self._gauges_due = 0.0
         self._heartbeat: Callable[[], object] = lambda: None
+        self._longest = math.inf
+        self._overdue: Callable[[float], object] = lambda seconds: None
         self._beat_due = 0.0
         self._stopping = False
+        arena.gauges[Gauge.MAX_BATCH_SIZE] = batcher.max_batch_size
         # Readers have a capacity from the first request on.
         self._update_gauges(clock())
 
@@ -98,6 +102,13 @@ class EngineCore:
         """Calls ``heartbeat`` in the loop about once a second: the sign that the loop still turns."""
         self._heartbeat = heartbeat
 
+    def when_overdue(self, longest: float, callback: Callable[[float], object]) -> None:
+        """Calls ``callback`` in the loop, once, when a batch has run for ``longest`` seconds: the model hangs.
+
+        The device's thread cannot be interrupted; only the end of its process ends it.
+        """
+        self._longest, self._overdue = longest, callback
+
     def stop(self) -> None:
         """Ends `serve` after the batch that runs. To be called in the loop, from a watched callback."""
         self._stopping = True
@@ -107,28 +118,38 @@ class EngineCore:
 
         Raises `DeviceFailed`, with work unanswered: the front-ends learn it from their links' end.
         """
+        self.begin()
+        try:
+            while not self._stopping:
+                self.step(self._patience())
+        finally:
+            self.end()
+
+    def begin(self) -> None:
+        """`serve` is this, `step` again and again, and `end`."""
         self._device.start()
         if self._threads:
             self._threads.start()
         self._selector.register(self._device, selectors.EVENT_READ, self._finish)
-        try:
-            while not self._stopping:
-                self._step()
-        finally:
-            if self._threads:
-                self._threads.stop()  # first: they tell the device of their ends
-            self._device.stop()
-            for front_end in self._front_ends.values():
-                front_end.link.close()
-            self._selector.close()
 
-    def _step(self) -> None:
-        for key, _ in self._selector.select(self._patience()):
+    def end(self) -> None:
+        """After what runs."""
+        if self._threads:
+            self._threads.stop()  # first: they tell the device of their ends
+        self._device.stop()
+        for front_end in self._front_ends.values():
+            front_end.link.close()
+        self._selector.close()
+
+    def step(self, patience: float) -> None:
+        """Waits for at most ``patience`` seconds for something to happen, and does what follows from it."""
+        for key, _ in self._selector.select(patience):
             key.data()
         now = self._clock()
         self._answer_expired(now)
         self._dispatch(now)
         self._arena.gauges[Gauge.QUEUE_DEPTH] = len(self._batcher)
+        self._look_at_the_device(now)
         if now >= self._gauges_due:
             self._gauges_due = now + _GAUGES_EVERY
             self._flush_links()
@@ -136,6 +157,12 @@ class EngineCore:
         if now >= self._beat_due:
             self._beat_due = now + 1.0
             self._heartbeat()
+
+    def _look_at_the_device(self, now: float) -> None:
+        since = float(self._arena.gauges[Gauge.BUSY_SINCE])
+        if since and now - since > self._longest:
+            self._longest = math.inf
+            self._overdue(now - since)
 
     def _patience(self) -> float:
         """Seconds until something is due though nothing arrives."""
@@ -175,6 +202,7 @@ class EngineCore:
         self._selector.unregister(front_end.link)
         front_end.link.close()
         front_end.gone = True
+        self._arena.decoding[front_end.number, Decoding.THREADS] = 0
         for slot in front_end.submitted:
             self._batcher.cancel(slot)
         front_end.submitted &= {slot for batch in self._running.values() for slot in batch.slots}
@@ -202,10 +230,16 @@ class EngineCore:
             self._batches += 1
             wanted = [self._arena.wanted(request.slot) for request in requests]
             lane = threads.free.pop() if threads else None
-            batch = self._running[self._batches] = Batch(self._batches, requests, wanted, lane)
-            if len(self._running) == 1:
-                self._arena.gauges[Gauge.BUSY_SINCE] = now
+            batch = self._running[self._batches] = Batch(
+                self._batches, requests, wanted, lane, handed_over=now
+            )
+            self._tell_what_runs()
             (threads or self._device).submit(batch)
+
+    def _tell_what_runs(self) -> None:
+        oldest = next(iter(self._running.values()), None)
+        self._arena.gauges[Gauge.BUSY_SINCE] = oldest.handed_over if oldest else 0.0
+        self._arena.gauges[Gauge.RUNNING] = sum(len(batch.slots) for batch in self._running.values())
 
     def _lanes_for_next(self) -> LaneThreads | None:
         """Where the next image runs if not in a batch: in a lane where others do, else where that is sooner."""
@@ -229,24 +263,27 @@ class EngineCore:
         full = self._threads is not None and not self._threads.free
         if self._threads is not None and batch.lane is not None:
             self._threads.free.append(batch.lane)
-        self._arena.gauges[Gauge.BUSY_SINCE] = batch.finished if self._running else 0.0
+        self._tell_what_runs()
         if not self._device.failed:
             self._dispatch(self._clock())  # the device first: what is finished can wait for microseconds
-        self._note(batch, full)
         outcome = Outcome.OK if batch.error is None else Outcome.FAILED
-        size = len(batch.slots)
+        size = len(batch.slots) - len(batch.late)
         for slot in batch.slots:
-            self._arena.note_finished(slot, batch.started, batch.finished, batch.number, size, outcome)
+            done = Outcome.EXPIRED if slot in batch.late else outcome
+            self._arena.note_finished(slot, batch.started, batch.finished, batch.number, size, done)
         self._hand_back(batch.slots)
-        self._batch_ran(batch)
+        if size:
+            self._note(batch, size, full)
+            self._arena.gauges[Gauge.PASS] = self._load.seconds
+            self._batch_ran(batch)
 
-    def _note(self, batch: Batch, full: bool) -> None:
+    def _note(self, batch: Batch, size: int, full: bool) -> None:
         """``full``: it ended with every lane at work."""
         if self._lanes is not None and batch.lane is not None:
             self._load.ran_in_lane(batch.finished - batch.started, self._lanes.count, full)
         else:
             # Of batches that overlap, each counts for as long as it had the device to itself.
-            self._load.ran(len(batch.slots), batch.finished - max(batch.started, self._busy_until))
+            self._load.ran(size, batch.finished - max(batch.started, self._busy_until))
         self._busy_until = max(self._busy_until, batch.finished)
 
     def _reply(self, slots: list[int], outcome: Outcome) -> None:
@@ -278,7 +315,7 @@ class EngineCore:
                 front_end.link.flush()
 
     def _update_gauges(self, now: float) -> None:
-        self._load.update(now, int(self._arena.arrivals.sum()))
+        self._load.update(now, int(self._arena.arrivals.sum()), *self._arena.decoding.sum(axis=0).tolist())
         gauges = self._arena.gauges
         gauges[Gauge.BUSY_RATIO] = self._load.busy_ratio
         gauges[Gauge.CAPACITY] = self._load.capacity

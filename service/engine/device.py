@@ -85,15 +85,32 @@ class Batch:
     wanted: list[Wanted]
     lane: int | None = None
     """Where this one image runs on its own; None for a batch that has the whole device."""
+    handed_over: float = 0.0
     started: float = 0.0
     finished: float = 0.0
     error: Exception | None = None
     ran: Ran | None = None
     """None for a batch that failed."""
     slots: list[int] = field(init=False)
+    late: list[int] = field(default_factory=list)
+    """Of the slots: those that expired between the loop's decision and the device's start, and do not run."""
 
     def __post_init__(self) -> None:
         self.slots = [request.slot for request in self.requests]
+
+    def start(self, now: float) -> tuple[list[int], list[Wanted]]:
+        """What is to be run now: the slots whose deadline has not come, and what is wanted of them."""
+        self.started = now
+        pairs = [
+            (request.slot, wanted)
+            for request, wanted in zip(self.requests, self.wanted, strict=True)
+            if request.deadline > now
+        ]
+        if len(pairs) == len(self.requests):
+            return self.slots, self.wanted
+        slots = [slot for slot, _ in pairs]
+        self.late = [slot for slot in self.slots if slot not in slots]
+        return slots, [wanted for _, wanted in pairs]
 
 
 class DeviceThread:
@@ -167,19 +184,26 @@ class DeviceThread:
                 self.tell(None)
 
     def _begin(self, batch: Batch) -> None:
-        batch.started = self._clock()
+        slots, wanted = batch.start(self._clock())
+        if not slots:
+            self._skip(batch)
+            return
         try:
             runner, arena = self._runner, self._arena
-            running = runner.start(arena.pixels, batch.slots, batch.wanted, arena.results)
+            running = runner.start(arena.pixels, slots, wanted, arena.results)
         except Exception as error:
             # The border of this thread: whatever a model raises is the batch's failure, not the engine's.
             self._fail(batch, error)
-            # Answers come in the order of their batches.
-            while self._running:
-                self._finish()
-            self.tell(batch)
+            self._skip(batch)
             return
         self._running.append((batch, running))
+
+    def _skip(self, batch: Batch) -> None:
+        """It does not run. Answers come in the order of their batches."""
+        batch.finished = batch.finished or batch.started
+        while self._running:
+            self._finish()
+        self.tell(batch)
 
     def _finish(self) -> None:
         batch, running = self._running.popleft()
@@ -253,11 +277,11 @@ class LaneThreads:
 
     def _run(self, batch: Batch) -> None:
         assert batch.lane is not None
-        batch.started = self._clock()
+        slots, wanted = batch.start(self._clock())
         try:
-            arena = self._arena
-            self._lanes.run(batch.lane, arena.pixels, batch.slots[0], batch.wanted[0], arena.results)
-            batch.ran = Ran(1)
+            if slots:
+                self._lanes.run(batch.lane, self._arena.pixels, slots[0], wanted[0], self._arena.results)
+                batch.ran = Ran(1)
         except Exception as error:
             # The border of this thread: whatever a model raises is the image's failure, not the engine's.
             log.error("the model failed on an image", exc_info=error)

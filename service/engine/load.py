@@ -11,32 +11,41 @@ _NEWEST = 0.1
 
 
 class LoadMeter:
-    """Smoothed arrivals and busy time. Times are seconds of one monotonic clock.
+    """Smoothed arrivals, busy time and costs. Times are seconds of one monotonic clock.
 
     ``capacity`` is in images a second of a device that never rests. Warm-up seeds it, so that it is
     never learnt from users; after that, full batches only: a small one says what little was asked
     for, not what is possible. A smaller batch counts when it shows that more is possible.
+
+    ``decode_capacity`` is in images a second of decoding threads that never rest, from the time that they
+    take for an image now, beside whatever else runs on this machine. 0 before anything was decoded.
     """
 
     def __init__(self, now: float, capacity: float, max_batch_size: int) -> None:
         self.capacity = capacity
+        self.seconds = 0.0
+        """What a forward pass takes lately, whatever its size; 0 before the first."""
+        self.decode_capacity = 0.0
         self.arrival_rate = 0.0
         self.busy_ratio = 0.0
         self._max_batch_size = max_batch_size
         self._at = now
         self._arrivals = 0
         self._busy = 0.0
+        self._decoded = self._decode_seconds = self._decode_mean = 0.0
 
     @property
     def saturation(self) -> float:
-        """Arrivals over capacity: 1 is as much as can be served."""
-        return self.arrival_rate / self.capacity if self.capacity else 0.0
+        """Arrivals over the capacity of the narrower side, device or decoding: 1 is as much as can be served."""
+        narrowest = min((rate for rate in (self.capacity, self.decode_capacity) if rate), default=0.0)
+        return self.arrival_rate / narrowest if narrowest else 0.0
 
     def ran(self, images: int, seconds: float) -> None:
         """Takes note of one forward pass that had the whole device."""
         self._busy += seconds
         if seconds <= 0:
             return
+        self._took(seconds)
         rate = images / seconds
         if images >= self._max_batch_size or rate > self.capacity:
             self._learn(rate)
@@ -45,14 +54,29 @@ class LoadMeter:
         """Takes note of one image in one of ``lanes``. ``full``: all of them were at work, so that it shows
         what is possible; a lane alone is faster."""
         self._busy += seconds / lanes
+        self._took(seconds)
         if full and seconds > 0:
             self._learn(lanes / seconds)
+
+    def _took(self, seconds: float) -> None:
+        self.seconds += (_NEWEST if self.seconds else 1.0) * (seconds - self.seconds)
 
     def _learn(self, rate: float) -> None:
         self.capacity += _NEWEST * (rate - self.capacity)
 
-    def update(self, now: float, arrivals: int) -> None:
-        """Brings the rates up to ``now``; ``arrivals`` counts images offered since the beginning."""
+    def update(
+        self,
+        now: float,
+        arrivals: int,
+        decoded: float = 0.0,
+        decode_seconds: float = 0.0,
+        threads: float = 0.0,
+    ) -> None:
+        """Brings the rates up to ``now``.
+
+        Since the beginning, ``arrivals`` images were offered and ``decoded`` of them decoded, for which threads
+        have spent ``decode_seconds``. There are ``threads`` now.
+        """
         elapsed = now - self._at
         if elapsed <= 0:
             return
@@ -60,3 +84,12 @@ class LoadMeter:
         self.arrival_rate += weight * ((arrivals - self._arrivals) / elapsed - self.arrival_rate)
         self.busy_ratio += weight * (min(1.0, self._busy / elapsed) - self.busy_ratio)
         self._at, self._arrivals, self._busy = now, arrivals, 0.0
+        self._update_decoding(weight, decoded, decode_seconds, threads)
+
+    def _update_decoding(self, weight: float, decoded: float, seconds: float, threads: float) -> None:
+        images = decoded - self._decoded
+        if images > 0:
+            mean = (seconds - self._decode_seconds) / images
+            self._decode_mean += (weight if self._decode_mean else 1.0) * (mean - self._decode_mean)
+            self._decoded, self._decode_seconds = decoded, seconds
+        self.decode_capacity = threads / self._decode_mean if self._decode_mean > 0 else 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from service import logs
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 CANNOT_START = 3
 #: Exit code of an engine whose device failed under it. Another one has a new context and loads the weights again.
 DEVICE_FAILED = 4
+#: Seconds that any batch may take, and times that it may take what warm-up saw of the largest: above what a host that
+#: swaps or a throttled container makes of it, below what an operator waits for.
+SHORTEST_LIMIT, _TIMES_WARM = 30.0, 20.0
 #: Seconds between two reports of a download's progress.
 _REPORT_EVERY = 0.2
 #: Slots unless the setting says: enough for a few hundred clients at once, and for eight full batches.
@@ -61,6 +65,7 @@ def main(settings: Settings, channel: Channel) -> None:
     description = blob(card.to_bytes())
     channel.send("ready", geometry=arena.geometry.to_json(), descriptors=[arena.descriptor, description])
     core.every_second(lambda: channel.send("alive"))
+    core.when_overdue(longest_batch(runner.max_batch_size, runner.capacity), partial(_say_overdue, channel))
     try:
         core.serve()
     except DeviceFailed as error:
@@ -90,6 +95,16 @@ def _load(settings: Settings, channel: Channel) -> tuple[ModelRunner | StreamRun
     return loaded.runner, card
 
 
+def longest_batch(size: int, capacity: float) -> float:
+    """Seconds after which a batch is taken for hung. ``capacity`` is in images a second at the largest ``size``."""
+    return max(SHORTEST_LIMIT, _TIMES_WARM * size / capacity if capacity else 0.0)
+
+
+def _say_overdue(channel: Channel, seconds: float) -> None:
+    log.error("a batch has been running for %.0f s: the model hangs", seconds)
+    channel.send("hung", seconds=seconds)
+
+
 def _geometry(settings: Settings, runner: ModelRunner | StreamRunner, card: ModelCard) -> Geometry:
     capacity = settings.queue_capacity
     slots = max(_FEWEST_SLOTS, _BATCHES_OF_SLOTS * runner.max_batch_size) if capacity == "auto" else capacity
@@ -115,7 +130,7 @@ def _counter(metrics: Metrics) -> Callable[[Batch], None]:
     """Counts every batch that ran."""
 
     def batch_ran(batch: Batch) -> None:
-        size = len(batch.requests)
+        size = len(batch.requests) - len(batch.late)
         metrics.batch_size.observe(size)
         metrics.batches.inc()
         metrics.images.inc(size)
@@ -126,7 +141,9 @@ def _counter(metrics: Metrics) -> Callable[[Batch], None]:
         told = batch.ran or batch.error
         if isinstance(told, (Ran, DeviceFailed)):
             metrics.canary_mismatch.inc(told.mismatches)
-        late = sum(request.deadline <= batch.started for request in batch.requests)
+        late = sum(
+            request.deadline <= batch.started and request.slot not in batch.late for request in batch.requests
+        )
         if late:
             metrics.late_work.inc(late)
 

@@ -41,7 +41,7 @@ class Engine:
         self._channel = Channel(ours)
         if kind == "thread":
             self._theirs = theirs
-            core = make_core(self.runner, self.arena, Channel(theirs), queue_delay)
+            self.core = core = make_core(self.runner, self.arena, Channel(theirs), queue_delay)
             self._thread = threading.Thread(target=core.serve, daemon=True)
             self._thread.start()
         else:

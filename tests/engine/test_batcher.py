@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import invariant, precondition, rule
 
 from service.engine.batcher import Batcher, Request
+from tests.engine import histories
+from tests.engine.histories import Counted
 
 MOST = 4
 
 
-class Schedule(RuleBasedStateMachine):
+class Schedule(Counted):
     """Arrivals, cancellations, expiries and a device that is free now and then, against a plain model."""
 
     delay = 0.0
@@ -73,6 +74,7 @@ class Schedule(RuleBasedStateMachine):
 
     @invariant()
     def never_sleeps_past_what_is_due(self) -> None:
+        self.count()
         wake = self.batcher.next_deadline()
         live = [request for request in self.waiting.values() if request.deadline > self.now]
         if live:
@@ -93,11 +95,9 @@ class PatientSchedule(Schedule):
     delay = 0.75
 
 
-steps = settings(max_examples=120, stateful_step_count=60, deadline=None)
-TestImpatient = Schedule.TestCase
-TestImpatient.settings = steps
-TestPatient = PatientSchedule.TestCase
-TestPatient.settings = steps
+@pytest.mark.parametrize("schedule", [Schedule, PatientSchedule])
+def test_random_schedules_keep_the_rules(schedule: type[Schedule]) -> None:
+    assert histories.run(schedule, 6_000) >= 6_000
 
 
 def test_a_slot_waits_only_once() -> None:

@@ -287,3 +287,34 @@ async def test_taking_in_turn_waits_for_room_until_the_deadline() -> None:
             with pytest.raises(DeadlineExceeded):
                 await client.take_in_turn(client.clock() + 0.02)
         await running
+
+
+@on_a_loop
+async def test_what_decoding_costs_is_told_to_everyone(decoders: ThreadPoolExecutor) -> None:
+    with Engine("thread") as engine:
+        client = engine.connect(EngineClient(threads=3))
+        with client.take() as slot:
+            await slot.fill(decoders, lambda pixels: time.sleep(0.01), client.clock() + LATER)
+            await slot.answer(client.clock() + LATER, 10)
+        images, seconds, threads = engine.arena.decoding[1]
+        assert (images, threads) == (1, 3)
+        assert seconds >= 0.01
+        client.detach()
+        await until(lambda: engine.arena.decoding[1, 2] == 0)  # its threads have gone with it
+        assert engine.arena.decoding[1, 0] == 1
+
+
+@on_a_loop
+async def test_a_batch_that_never_ends_is_said_once() -> None:
+    with Engine("thread") as engine:
+        said: list[float] = []
+        engine.core.when_overdue(0.05, said.append)
+        client = engine.connect()
+        engine.runner.may_run.clear()
+        hanging = asyncio.create_task(ask(client, picture(1)))
+        await until(lambda: bool(said))
+        await asyncio.sleep(0.6)  # the loop has looked at its gauges twice since
+        engine.runner.may_run.set()
+        await hanging
+        assert len(said) == 1
+        assert said[0] > 0.05

@@ -47,3 +47,33 @@ def test_a_lane_counts_for_its_share_and_teaches_only_beside_the_others() -> Non
 
 def test_no_capacity_is_no_saturation() -> None:
     assert LoadMeter(0.0, capacity=0.0, max_batch_size=1).saturation == 0.0
+
+
+def test_the_narrower_side_decides_the_saturation() -> None:
+    meter = LoadMeter(0.0, capacity=100.0, max_batch_size=4)
+    for second in range(1, 121):  # two threads of 0.1 s an image decode 20 a second
+        meter.update(float(second), 15 * second, 10 * second, 1.0 * second, 2)
+    assert meter.decode_capacity == pytest.approx(20.0)
+    assert meter.saturation == pytest.approx(0.75, rel=0.01)
+    for second in range(121, 241):  # the same threads with nothing to do: what they can do is remembered
+        meter.update(float(second), 15 * second, 1200.0, 120.0, 2)
+    assert meter.decode_capacity == pytest.approx(20.0)
+    meter.update(241.0, 15 * 241, 1200.0, 120.0, 4)  # two more front-ends
+    assert meter.decode_capacity == pytest.approx(40.0)
+
+
+def test_without_decoding_the_device_decides() -> None:
+    meter = LoadMeter(0.0, capacity=10.0, max_batch_size=4)
+    for second in range(1, 121):
+        meter.update(float(second), 5 * second, threads=2)
+    assert meter.saturation == pytest.approx(0.5, rel=0.01)
+
+
+def test_a_pass_takes_what_it_takes_lately() -> None:
+    meter = LoadMeter(0.0, capacity=10.0, max_batch_size=4)
+    assert meter.seconds == 0
+    meter.ran(1, 0.5)
+    assert meter.seconds == 0.5
+    for _ in range(100):
+        meter.ran(4, 0.2)
+    assert meter.seconds == pytest.approx(0.2, rel=0.01)

@@ -1,0 +1,148 @@
+"""The real service around a model that does what an image tells it to: answers, hangs, raises, ends its process.
+
+    python -m tests.drills.hostile serve --port 8000        (the flags of `imagenet-serve serve`)
+
+The engine's loader is replaced before the supervisor forks, so no setting of the service knows of this. Nothing here
+imports torch, so a service starts within a second. An image of one colour throughout, one of `Trick`, plays a
+trick on the batch that it is in; to any other the answer is a function of its pixels (`class_of`).
+
+HOSTILE_FIXED_MS, _IMAGE_MS: what a batch and each image in it take. HOSTILE_SLOW_MS: what a slow image adds.
+HOSTILE_LIMIT_S: when a batch is taken for hung, instead of the service's own limit.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import time
+import zlib
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.card import ModelCard
+from service.cli import main
+from service.engine import process
+from service.engine.transport import Channel
+from service.labels import imagenet_classes
+from service.preprocess import Preprocessing, prepare
+from service.settings import Settings
+from service.task import Task
+
+SIDE = 16
+CLASSES = 1000
+PREPROCESSING = Preprocessing(resize=SIDE, crop=(SIDE, SIDE))
+_LARGEST = 8
+
+
+class Trick(Enum):
+    """The colour that plays it."""
+
+    NAN = (250, 1, 1)
+    """Its own logits are no numbers."""
+    INFINITY = (250, 1, 2)
+    RAISE = (250, 1, 3)
+    MEMORY = (250, 1, 4)
+    """The model says that there is no memory."""
+    HANG = (250, 1, 5)
+    """The batch never ends."""
+    SLOW = (250, 1, 6)
+    EXIT = (250, 1, 7)
+    """The engine's process ends, as by a fault in native code."""
+
+
+_TRICKS = {trick.value: trick for trick in Trick}
+
+
+def trick_image(trick: Trick) -> bytes:
+    """A PNG that plays ``trick``."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (SIDE, SIDE), trick.value).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def class_of(data: bytes) -> int:
+    """What the model answers to an image file."""
+    pixels = np.empty(PREPROCESSING.shape, np.uint8)
+    prepare(data, PREPROCESSING, pixels, max_pixels=10**7)
+    return _class(pixels)
+
+
+def _class(pixels: NDArray[np.uint8]) -> int:
+    return zlib.crc32(np.ascontiguousarray(pixels)) % CLASSES
+
+
+def _trick(pixels: NDArray[np.uint8]) -> Trick | None:
+    first = pixels[0, 0]
+    return _TRICKS.get(tuple(first.tolist())) if (pixels == first).all() else None
+
+
+class HostileRunner:
+    """See the head of this file."""
+
+    results = CLASSES
+
+    def __init__(self, max_batch_size: int) -> None:
+        self.max_batch_size = max_batch_size
+        self._fixed, self._image, self._slow = (seconds(name) for name in ("FIXED_MS", "IMAGE_MS", "SLOW_MS"))
+        self.capacity = max_batch_size / max(1e-4, self._fixed + max_batch_size * self._image)
+
+    def run(
+        self, pixels: NDArray[np.uint8], slots: list[int], tasks: list[Task], results: NDArray[np.float32]
+    ) -> None:
+        assert 1 <= len(slots) <= self.max_batch_size
+        tricks = {slot: trick for slot in slots if (trick := _trick(pixels[slot]))}
+        played = set(tricks.values())
+        if Trick.EXIT in played:
+            os._exit(70)
+        if Trick.HANG in played:
+            threading.Event().wait()
+        time.sleep(self._fixed + len(slots) * self._image + self._slow * (Trick.SLOW in played))
+        if Trick.RAISE in played:
+            raise RuntimeError("a defect of the model's, with /secret/path in it")
+        if Trick.MEMORY in played:
+            raise MemoryError("out of memory: tried to allocate 80 GiB")
+        for slot in slots:
+            results[slot] = 0
+            results[slot, _class(pixels[slot])] = 20
+            if tricks.get(slot) is Trick.NAN:
+                results[slot, 7] = np.nan
+            if tricks.get(slot) is Trick.INFINITY:
+                results[slot, 7] = -np.inf
+
+
+def seconds(name: str) -> float:
+    """One of the variables above; milliseconds become seconds."""
+    return float(os.environ.get(f"HOSTILE_{name}", 0)) / (1000 if name.endswith("_MS") else 1)
+
+
+def load(settings: Settings, channel: Channel) -> tuple[HostileRunner, ModelCard]:
+    """In place of `service.engine.process._load`."""
+    largest = _LARGEST if settings.max_batch_size == "auto" else settings.max_batch_size
+    card = ModelCard(
+        name="hostile",
+        family="densenet",
+        parameters=0,
+        weights="none",
+        source="tests/drills/hostile.py",
+        sha256=None,
+        image=PREPROCESSING.shape,
+        preprocessing=PREPROCESSING,
+        classes=imagenet_classes(),
+        feature_shape=(CLASSES, 1, 1),
+        activation="softmax",
+        precision="fp32",
+        device="cpu",
+        runtime="none",
+        max_batch_size=largest,
+    )
+    return HostileRunner(largest), card
+
+
+if __name__ == "__main__":
+    process._load = load  # type: ignore[assignment]
+    process.SHORTEST_LIMIT = seconds("LIMIT_S") or process.SHORTEST_LIMIT
+    main()

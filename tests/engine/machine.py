@@ -1,0 +1,413 @@
+"""Random histories of a whole service without its HTTP: clients, arena, links, core, batcher, on a virtual clock.
+
+Everything is the production code but the clock, the device (which runs a batch when told to, with a model that
+answers a function of the pixels) and the threads that decode (jobs that run when told to). So one history can
+hold what no real machine would repeat: a hang-up between two instructions of a decode, a deadline at the moment of
+an answer, a front-end that is killed while its batch runs. `test_machine.py` runs it; `make drill` for longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, precondition, rule
+from numpy.typing import NDArray
+
+from service.engine.arena import Arena, Geometry
+from service.engine.batcher import Batcher
+from service.engine.client import Answer, EngineClient
+from service.engine.core import EngineCore
+from service.engine.device import Batch, DeviceThread
+from service.engine.transport import Link, socket_pair
+from service.errors import DeadlineExceeded, EngineFailed, InternalError, InvalidImage, Overloaded
+from tests.engine.histories import Counted
+from tests.fakes import FakeRunner, VirtualClock, fingerprint
+
+SLOTS, MOST, FRONT_ENDS = 6, 3, 2
+GEOMETRY = Geometry(SLOTS, 2, 2, 3, results=10)
+#: What ends much at once comes once in so many times that it could: or nothing would ever get far.
+RARELY = 8
+#: More work than any history leaves behind.
+_ROUNDS = 200
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose timers follow a virtual clock."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        super().__init__()
+        self._virtual = clock
+
+    def time(self) -> float:
+        return self._virtual.now
+
+    def turn(self) -> None:
+        """Runs what is due now. Never sleeps: something is always ready while the coroutine is."""
+
+        async def some_turns() -> None:
+            for _ in range(4):
+                await asyncio.sleep(0)
+
+        self.run_until_complete(some_turns())
+
+
+class ManualDevice(DeviceThread):
+    """Runs a batch when told to, in the thread that says so. Remembers what it was given and when."""
+
+    def __init__(self, runner: FakeRunner, arena: Arena, clock: VirtualClock) -> None:
+        super().__init__(runner, arena, clock)
+        self.runner, self.clock = runner, clock
+        self.given: Batch | None = None
+
+    def start(self) -> None:
+        """There is no thread."""
+
+    def submit(self, batch: Batch) -> None:
+        assert self.given is None, "two batches at once"
+        late = [request for request in batch.requests if request.deadline <= self._clock()]
+        assert not late, "expired work reached the device"
+        self.given = batch
+
+    def finish(self, before: float = 0.0, during: float = 0.0) -> None:
+        """Starts the batch ``before`` seconds late, as a thread may, and runs it for ``during``."""
+        batch = self.given
+        assert batch is not None
+        self.given = None
+        self.clock.advance(before)
+        run = len(self.runner.batches)
+        self._begin(batch)
+        due = [request.slot for request in batch.requests if request.deadline > batch.started]
+        assert self.runner.batches[run:] == ([due] if due else []), "expired work ran"
+        self.clock.advance(during)
+        if due:  # else it is answered already
+            self._finish()
+
+
+class MortalArena(Arena):
+    """A front-end's mapping, which a killed process does not write to any more."""
+
+    dead = False
+
+    def release(self, slot: int) -> None:
+        if not self.dead:
+            super().release(slot)
+
+
+@dataclass(eq=False)
+class Asked:
+    """One request, and what may become of it."""
+
+    image: NDArray[np.uint8]
+    front_end: FrontEnd
+    deadline: float
+    task: asyncio.Task[Answer] | None = None
+    hung_up: bool = False
+    abandoned: bool = False
+    """Its front-end was killed: nobody waits for it."""
+
+
+@dataclass(eq=False)
+class FrontEnd:
+    number: int
+    client: EngineClient
+    arena: MortalArena
+    jobs: list[Callable[[], None]] = field(default_factory=list)
+
+    def submit(self, job: Callable[[], None], /) -> None:
+        self.jobs.append(job)
+
+
+class Service(Counted):
+    """The rules are what users, kernels and time may do; the invariants are what the service promises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = VirtualClock()
+        self.loop = VirtualLoop(self.clock)
+        self.front_ends: list[FrontEnd] = []
+        self.asked: list[Asked] = []
+        self.images = 0
+        self.numbers = 0
+        self.failing: Exception | None = None
+        self.may_fail = False
+        self.start_engine()
+
+    # What there is
+
+    def start_engine(self) -> None:
+        self.arena = Arena.create(GEOMETRY)
+        self.runner = FakeRunner(max_batch_size=MOST)
+        self.core = EngineCore(self.runner, self.arena, Batcher(MOST), capacity=10.0, clock=self.clock)
+        self.core._device.stop()
+        self.device = self.core._device = ManualDevice(self.runner, self.arena, self.clock)
+        self.core.begin()
+        clients = [front_end.client for front_end in self.front_ends]
+        self.front_ends = []
+        for index in range(FRONT_ENDS):
+            self.start_front_end(clients[index] if clients else None)
+
+    def start_front_end(self, client: EngineClient | None = None) -> None:
+        ours, theirs = socket_pair()
+        self.numbers = self.numbers % 254 + 1
+        arena = MortalArena(os.dup(self.arena.descriptor), GEOMETRY)
+        client = client or EngineClient(self.clock, threads=1)
+        self.core.attach(self.numbers, Link(theirs))
+
+        async def attach() -> None:
+            client.attach(arena, Link(ours), self.numbers)
+
+        self.loop.run_until_complete(attach())
+        self.front_ends.append(FrontEnd(self.numbers, client, arena))
+
+    async def one(self, asked: Asked) -> Answer:
+        """What `service.api.inference.look` does."""
+        front_end = asked.front_end
+
+        def write(pixels: NDArray[np.uint8]) -> None:
+            self.mid_write(asked)
+            if asked.image[0, 0, 0] == 255:
+                raise InvalidImage("damaged")
+            pixels[...] = asked.image
+
+        with front_end.client.take(asked.deadline) as slot:
+            await slot.fill(front_end, write, asked.deadline)
+            return await slot.answer(asked.deadline, 10)
+
+    def mid_write(self, asked: Asked) -> None:
+        """Something happens while a thread is in the middle of a decode."""
+        if self.meanwhile == "hang-up" and asked.task is not None:
+            self.cancel(asked)
+        elif self.meanwhile == "time":
+            self.clock.advance(1.0)
+        if self.meanwhile != "nothing":
+            self.loop.turn()
+            self.turn_engine()
+
+    meanwhile = "nothing"
+
+    def cancel(self, asked: Asked) -> None:
+        assert asked.task is not None
+        if not asked.task.done():
+            asked.hung_up = asked.task.cancel()
+
+    def turn_engine(self) -> None:
+        self.core.step(0)
+
+    @property
+    def running(self) -> list[Asked]:
+        return [asked for asked in self.asked if asked.task is not None and not asked.task.done()]
+
+    # What may happen
+
+    @rule(
+        which=st.integers(0, FRONT_ENDS - 1),
+        patience=st.sampled_from([30.0, 1.0, 1.0, 0.3, 0.05, 0.0]),
+        damaged=st.integers(0, 9),
+    )
+    def arrive(self, which: int, patience: float, damaged: int) -> None:
+        self.images += 1
+        image = np.random.default_rng(self.images).integers(0, 255, GEOMETRY_IMAGE, np.uint8)
+        image[0, 0, 0] = 255 if not damaged else image[0, 0, 0]
+        asked = Asked(image, self.front_ends[which], self.clock.now + patience)
+        idle = self.arena.free == SLOTS
+        asked.task = self.loop.create_task(self.one(asked))
+        self.asked.append(asked)
+        self.loop.turn()
+        if idle:
+            refused = asked.task.done() and isinstance(asked.task.exception(), Overloaded)
+            assert not refused, "refused while nothing else was there"
+
+    @rule(
+        data=st.data(),
+        meanwhile=st.sampled_from(["nothing", "nothing", "nothing", "hang-up", "time", "turn"]),
+    )
+    @precondition(lambda self: any(front_end.jobs for front_end in self.front_ends))
+    def decode(self, data: st.DataObject, meanwhile: str) -> None:
+        front_end = data.draw(st.sampled_from([one for one in self.front_ends if one.jobs]))
+        self.meanwhile = meanwhile
+        front_end.jobs.pop(0)()
+        self.meanwhile = "nothing"
+        self.loop.turn()
+
+    @rule(seconds=st.sampled_from([0.01, 0.1, 0.5, 2.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        self.loop.turn()
+
+    @rule()
+    def engine_turns(self) -> None:
+        self.turn_engine()
+        assert self.device.given is not None or not len(self.core._batcher), "someone waits for a free device"
+        self.loop.turn()
+
+    @rule(
+        before=st.sampled_from([0.0, 0.0, 0.1]),
+        during=st.sampled_from([0.0, 0.05, 0.3]),
+        fails=st.integers(0, 9),
+    )
+    @precondition(lambda self: self.device.given is not None)
+    def device_finishes(self, before: float, during: float, fails: int) -> None:
+        self.runner.error = None if fails else RuntimeError("a defect")
+        self.may_fail = self.may_fail or not fails
+        self.device.finish(before, during)
+        self.turn_engine()
+        self.loop.turn()
+
+    @rule(data=st.data(), rarely=st.integers(0, RARELY))
+    @precondition(lambda self: bool(self.running))
+    def hang_up(self, data: st.DataObject, rarely: int) -> None:
+        if rarely < RARELY // 2:
+            return
+        self.cancel(data.draw(st.sampled_from(self.running)))
+        self.loop.turn()
+
+    @rule(which=st.integers(0, FRONT_ENDS - 1), rarely=st.integers(0, RARELY))
+    def front_end_is_killed(self, which: int, rarely: int) -> None:
+        if rarely < RARELY:
+            return
+        front_end = self.front_ends.pop(which)
+        front_end.arena.dead = True
+        front_end.jobs.clear()
+        connection = front_end.client._connection
+        assert connection is not None
+        self.loop.remove_reader(connection._link.fileno())
+        connection._link.close()
+        for asked in self.running:
+            if asked.front_end is front_end:
+                asked.abandoned = True
+                connection.failed = True  # nothing of it is sent any more
+                assert asked.task is not None
+                asked.task.cancel()
+        self.loop.turn()
+        front_end.arena.close()
+        self.start_front_end()
+
+    @rule(rarely=st.integers(0, RARELY))
+    def engine_is_killed(self, rarely: int) -> None:
+        if rarely < RARELY:
+            return
+        waiting = self.running
+        self.end_engine()
+        self.loop.turn()
+        for asked in waiting:  # who decodes is told when it is decoded
+            task = asked.task
+            assert task is not None
+            if task.done() and not task.cancelled() and not asked.hung_up:
+                assert isinstance(task.exception(), (EngineFailed, DeadlineExceeded)), task
+        before = self.front_ends
+        self.start_engine()
+        for old, new in zip(before, self.front_ends, strict=True):
+            new.jobs = old.jobs
+            for asked in self.running:
+                if asked.front_end is old:
+                    asked.front_end = new
+
+    def end_engine(self) -> None:
+        self.device._jobs.put(None)
+        self.core.end()
+        self.arena.close()
+
+    # What is promised
+
+    @invariant()
+    def every_slot_is_free_or_somebody_s(self) -> None:
+        self.count()
+        living = {front_end.number for front_end in self.front_ends}
+        owners = self.arena.owners.tolist()
+        in_batch = set(self.device.given.slots) if self.device.given else set()
+        for slot, owner in enumerate(owners):
+            dead = bool(owner) and owner not in living
+            # Until the engine's next turn it has not seen a death; what runs comes back with its batch.
+            assert not dead or slot in in_batch or self.core_has_mail(owner), f"slot {slot} is lost"
+
+    def core_has_mail(self, number: int) -> bool:
+        """Whether the engine has not buried that front-end yet."""
+        return number in self.core._front_ends
+
+    @invariant()
+    def whoever_was_answered_was_answered_rightly(self) -> None:
+        still = []
+        for asked in self.asked:
+            task = asked.task
+            assert task is not None
+            if not task.done():
+                still.append(asked)
+            else:
+                self.judge(asked, task)
+        self.asked = still
+
+    def judge(self, asked: Asked, task: asyncio.Task[Answer]) -> None:
+        if task.cancelled():
+            assert asked.hung_up or asked.abandoned
+            return
+        error = task.exception()
+        if asked.abandoned:
+            return
+        if error is None:
+            assert (task.result().result == fingerprint(asked.image, 10)).all(), "another's answer"
+        elif isinstance(error, DeadlineExceeded):
+            assert self.clock.now >= asked.deadline, "expired before its time"
+        elif isinstance(error, InternalError):
+            assert self.may_fail
+        elif isinstance(error, InvalidImage):
+            assert asked.image[0, 0, 0] == 255
+        else:
+            assert isinstance(error, (Overloaded, EngineFailed)), error
+
+    @invariant()
+    def a_deadline_is_answered_at_its_moment(self) -> None:
+        """Whatever the device does. (The loop has turned since the clock moved.)"""
+        self.loop.turn()
+        for asked in self.running:
+            assert self.clock.now < asked.deadline or asked.abandoned, "504 is overdue"
+
+    def teardown(self) -> None:
+        try:
+            self.everything_comes_to_its_end()
+        finally:
+            self.clean_up()
+
+    def everything_comes_to_its_end(self) -> None:
+        """Everybody is answered and every slot is free again once all that was begun has ended."""
+        for _ in range(_ROUNDS):
+            for front_end in self.front_ends:
+                while front_end.jobs:
+                    front_end.jobs.pop(0)()
+            self.loop.turn()
+            self.turn_engine()
+            if self.device.given is not None:
+                self.device.finish()
+            self.loop.turn()
+            if not self.running and self.device.given is None:
+                break
+        self.turn_engine()
+        self.loop.turn()
+        assert not self.running, "requests without an answer"
+        self.whoever_was_answered_was_answered_rightly()
+        assert self.arena.free == SLOTS, f"{SLOTS - self.arena.free} slots were lost"
+        for front_end in self.front_ends:
+            assert front_end.client.pending == 0
+            connection = front_end.client._connection
+            assert connection is not None
+            assert connection.decoding == 0
+
+    def clean_up(self) -> None:
+        for asked in self.asked:
+            assert asked.task is not None
+            if asked.task.done() and not asked.task.cancelled():
+                asked.task.exception()  # or asyncio says on standard error that nobody asked
+            asked.task.cancel()
+        self.loop.turn()
+        for front_end in self.front_ends:
+            front_end.client.detach()
+        self.end_engine()
+        self.loop.turn()
+        self.loop.close()
+
+
+GEOMETRY_IMAGE = (GEOMETRY.height, GEOMETRY.width, GEOMETRY.channels)

@@ -1,0 +1,91 @@
+"""Refusing what cannot be met: the arithmetic, and what the client makes of it on a virtual clock."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.engine.arena import Arena, Gauge, Geometry
+from service.engine.client import EngineClient
+from service.engine.estimate import Backlog, Pace, seconds_until_answered
+from service.engine.transport import Link, socket_pair
+from service.errors import Overloaded
+from tests.fakes import VirtualClock
+from tests.loops import on_a_loop
+
+#: Batches of 4 in 0.4 s; an image decodes in 0.1 s in one of two threads.
+PACE = Pace(seconds=0.4, capacity=10.0, max_batch_size=4, decode=0.1, threads=2)
+BACKLOG = Backlog(images=12, running=4, running_for=0.1, decoding=0)
+
+paces = st.builds(
+    Pace,
+    st.floats(0, 10),
+    st.floats(0, 1e4),
+    st.integers(1, 64),
+    st.floats(0, 1),
+    st.integers(0, 16),
+)
+backlogs = st.builds(Backlog, st.integers(0, 300), st.integers(0, 64), st.floats(0, 100), st.integers(0, 300))
+
+
+def test_what_is_ahead_runs_first() -> None:
+    # 0.3 s are left of the batch that runs, then two full ones, then the one that it is part of.
+    assert seconds_until_answered(PACE, BACKLOG) == pytest.approx(0.3 + 0.8 + 0.4)
+
+
+def test_a_batch_that_is_not_full_has_room_for_one_more() -> None:
+    assert seconds_until_answered(PACE, replace(BACKLOG, images=7)) == pytest.approx(0.3 + 0.4)
+
+
+def test_decoding_counts_where_it_is_slower() -> None:
+    assert seconds_until_answered(PACE, replace(BACKLOG, decoding=99)) == pytest.approx(5.0 + 0.4)
+
+
+@given(paces, backlogs)
+def test_nothing_is_refused_when_idle_or_before_anything_was_measured(pace: Pace, backlog: Backlog) -> None:
+    assert seconds_until_answered(pace, replace(backlog, images=0)) == 0
+    assert seconds_until_answered(replace(pace, seconds=0.0), backlog) == 0
+    assert seconds_until_answered(replace(pace, capacity=0.0), backlog) == 0
+
+
+@given(paces, backlogs, st.integers(0, 100))
+def test_more_ahead_is_never_a_shorter_wait(pace: Pace, backlog: Backlog, more: int) -> None:
+    if not backlog.images:
+        return
+    longer = replace(backlog, images=backlog.images + more)
+    assert 0 <= seconds_until_answered(pace, backlog) <= seconds_until_answered(pace, longer)
+
+
+@on_a_loop
+async def test_the_client_refuses_whom_the_queue_would_make_late_and_counts_only_who_is_before_them() -> None:
+    clock = VirtualClock()
+    arena = Arena.create(Geometry(64, 2, 2, 3, results=1))
+    ours, theirs = socket_pair()
+    client = EngineClient(clock)
+    client.attach(Arena(os.dup(arena.descriptor), arena.geometry), Link(ours), 1)
+    soon, later = clock() + 2.0, clock() + 60.0
+    waiting = [client.take(soon) for _ in range(20)]
+    client.check_room(soon)  # nothing was measured yet
+
+    # Five batches are ahead of whoever is due as late as they are: 2.4 s.
+    arena.gauges[[Gauge.PASS, Gauge.CAPACITY, Gauge.MAX_BATCH_SIZE]] = 0.4, 10.0, 4
+    with pytest.raises(Overloaded) as refused:
+        client.check_room(soon)
+    assert 1 <= refused.value.retry_after < 2
+    with pytest.raises(Overloaded):
+        client.take(soon)
+    client.check_room(soon - 0.01)  # due before them, hence served before them
+    client.check_room(later)
+    client.check_room(clock() - 1)  # what is too late already is not refused for the load
+    for slot in waiting:
+        with slot:
+            pass
+    client.check_room(math.nextafter(clock(), math.inf))  # idle: whatever the deadline
+    client.detach()
+    theirs.close()
+    arena.close()

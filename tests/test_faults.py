@@ -1,0 +1,185 @@
+"""What a model, a kernel or an operator may do to the service, and what clients and probes are told meanwhile.
+
+The service is the real one, in its own processes; its model does what an image tells it to (`tests/drills/hostile.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service import metrics
+from service.engine.process import SHORTEST_LIMIT, longest_batch
+from service.errors import ConfigurationError
+from tests.drills.hostile import Trick, class_of, trick_image
+from tests.server import HTTP, Server
+from tests.uploads import png
+
+#: Seconds: far above what anything here takes, on any machine.
+PATIENCE = 60
+
+
+def hostile(*, limit: float = 0, fixed: float = 0, **settings: Any) -> Server:
+    environment = {"HOSTILE_LIMIT_S": str(limit), "HOSTILE_FIXED_MS": str(1000 * fixed)}
+    return Server(module="tests.drills.hostile", environment=environment, **settings)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with hostile(frontends=2, queue_capacity=64) as running:
+        yield running
+
+
+def ask(server: Server, data: bytes, **options: Any) -> httpx.Response:
+    return HTTP.post(server.url + "/predict", files={"file": data}, **options)
+
+
+def code(answer: httpx.Response) -> tuple[int, str]:
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "secret" not in answer.text
+    problem = json.loads(answer.text, parse_constant=_no_json)
+    return answer.status_code, problem["code"]
+
+
+def _no_json(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def is_served(server: Server) -> bool:
+    data = png(5)
+    answer = ask(server, data)
+    return answer.status_code == 200 and answer.json()["predictions"][0]["class_id"] == class_of(data)
+
+
+def is_ready(server: Server) -> bool:
+    health = HTTP.get(server.url + "/healthz").json()
+    return HTTP.get(server.url + "/readyz").status_code == 200 and health["state"] == "ready"
+
+
+def wait_for(condition: Any, complaint: str) -> None:
+    give_up = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < give_up, complaint
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("trick", [Trick.NAN, Trick.INFINITY])
+def test_numbers_that_are_none_are_one_images_500_and_counted(server: Server, trick: Trick) -> None:
+    before = server.metrics()["imagenet_nan_outputs_total"]
+    images = [png(seed) for seed in range(7)]
+    images.insert(3, trick_image(trick))
+    answer = HTTP.post(server.url + "/predict/batch", files=[("files", image) for image in images])
+    results = answer.json()["results"]
+    bad = results.pop(3)
+    assert (bad["status"], bad["error"]["code"]) == (500, "internal")
+    del images[3]
+    assert [entry["predictions"][0]["class_id"] for entry in results] == [class_of(image) for image in images]
+    assert code(ask(server, trick_image(trick))) == (500, "internal")
+    answer = HTTP.post(server.url + "/features", files={"file": trick_image(trick)})
+    assert code(answer) == (500, "internal")
+    assert server.metrics()["imagenet_nan_outputs_total"] == before + 3
+    assert is_served(server)
+
+
+@pytest.mark.parametrize("trick", [Trick.RAISE, Trick.MEMORY])
+def test_a_model_that_raises_fails_its_batch_and_goes_on(server: Server, trick: Trick) -> None:
+    assert code(ask(server, trick_image(trick))) == (500, "internal")
+    assert is_ready(server)
+    assert is_served(server)
+
+
+def test_a_model_that_hangs_is_replaced() -> None:
+    with hostile(frontends=2, limit=1) as server, ThreadPoolExecutor(4) as clients:
+        hanging = clients.submit(ask, server, trick_image(Trick.HANG))
+        wait_for(lambda: server.metrics()["imagenet_in_flight_requests"] == 1, "not admitted")
+        behind = [clients.submit(ask, server, png(seed)) for seed in range(3)]
+        assert HTTP.get(server.url + "/healthz").status_code == 200  # nothing waits behind the model
+        assert [code(one.result()) for one in [hanging, *behind]] == [(503, "engine_failed")] * 4
+        wait_for(lambda: is_ready(server), "never ready again")
+        wait_for(lambda: is_served(server), "never served again")
+        health = HTTP.get(server.url + "/healthz").json()
+        assert health["restarts"] == 1
+        assert server.metrics()["imagenet_in_flight_requests"] == 0
+        assert server.terminate() == 0
+    assert any("a batch had been running" in line for line in server.lines)
+
+
+def test_an_engine_that_dies_again_and_again_ends_the_service_with_a_message() -> None:
+    with hostile(frontends=1) as server:
+        for _ in range(5):
+            wait_for(lambda: is_served(server), "never served again")
+            assert code(ask(server, trick_image(Trick.EXIT))) == (503, "engine_failed")
+        assert server.wait() == 1
+    assert any("ended with exit code 70" in line and "giving up" in line for line in server.lines)
+
+
+def test_a_front_end_that_cannot_live_ends_the_service_with_a_message() -> None:
+    with hostile(frontends=1) as server:
+        give_up = time.monotonic() + PATIENCE
+        while server.poll() is None and time.monotonic() < give_up:
+            for name, pid in server.children().items():
+                if name != "engine":
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+        assert server.wait() == 1
+    assert any("SIGKILL" in line and "giving up" in line for line in server.lines)
+
+
+def test_an_engine_that_dies_while_draining_leaves_nobody_without_an_answer() -> None:
+    settings = {"frontends": 1, "max_batch_size": 1, "drain_delay_ms": 2000}
+    with hostile(fixed=5, **settings) as server, ThreadPoolExecutor(2) as clients:
+        asked = [clients.submit(ask, server, png(seed)) for seed in range(2)]
+        wait_for(lambda: server.metrics()["imagenet_in_flight_requests"] == 2, "not admitted")
+        engine = server.children()["engine"]
+        os.kill(server.pid, signal.SIGTERM)
+        wait_for(lambda: not is_ready(server), "SIGTERM was not heard")
+        os.kill(engine, signal.SIGKILL)
+        assert all(code(one.result()) == (503, "engine_failed") for one in asked)
+        assert server.wait() == 1
+
+
+def test_a_deadline_that_the_queue_cannot_meet_is_refused_at_once() -> None:
+    with hostile(frontends=1, fixed=0.5, max_batch_size=1) as server, ThreadPoolExecutor(8) as clients:
+        assert is_served(server)  # from here on it is known what a batch takes
+        short = {"x-request-timeout-ms": "1100"}
+        waiting = [clients.submit(ask, server, png(seed), headers=short) for seed in range(8)]
+        answers = [one.result() for one in waiting]
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert refused
+        assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+        assert all("request_timeout_ms" in answer.json()["detail"] for answer in refused)
+        assert {answer.status_code for answer in answers} <= {200, 429, 504}
+        wait_for(lambda: server.metrics()["imagenet_in_flight_requests"] == 0, "slots were lost")
+        assert ask(server, png(1), headers={"x-request-timeout-ms": "1"}).status_code == 504  # idle: tried
+        after = server.metrics()
+        assert after["imagenet_late_work_total"] == 0
+        assert after['imagenet_rejected_total{reason="overloaded"}'] == len(refused)
+
+
+def test_a_batch_is_hung_after_many_times_what_it_took_when_warm() -> None:
+    assert longest_batch(8, 0.0) == SHORTEST_LIMIT
+    assert longest_batch(64, 1000.0) == SHORTEST_LIMIT
+    assert longest_batch(64, 10.0) == pytest.approx(128.0)
+
+
+def test_a_full_disk_for_the_counters_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda path: type("", (), {"free": 1 << 20, "total": 1, "used": 1})
+    )
+    with pytest.raises(ConfigurationError, match="TMPDIR"):
+        metrics.prepare()
+    assert not list(tmp_path.iterdir())
