@@ -80,7 +80,7 @@ def locks() -> str:
 
 #: What is imported under another name than it is installed by, or comes with a dependency that is declared.
 INSTALLED_BY = {"PIL": "pillow", "python_multipart": "python-multipart", "prometheus_client": "prometheus-client",
-                "pydantic_settings": "pydantic-settings", "starlette": "fastapi"}  # fmt: skip
+                "pydantic_settings": "pydantic-settings", "starlette": "fastapi", "triton": "torch"}  # fmt: skip
 
 
 @step
