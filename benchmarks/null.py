@@ -25,6 +25,7 @@ from service.engine import process
 from service.engine.transport import Channel
 from service.labels import imagenet_classes
 from service.preprocess import Preprocessing
+from service.running import Finished, Memory
 from service.settings import Settings
 from service.task import Wanted
 
@@ -39,6 +40,7 @@ class NullRunner:
     """Takes any batch, sleeps as long as it was told to, and leaves the slots' answers as they are."""
 
     results = _CLASSES
+    in_flight = 1
     #: Images a second; only metrics and Retry-After see it.
     capacity = 1e5
 
@@ -46,15 +48,19 @@ class NullRunner:
         self.max_batch_size = max_batch_size
         self._fixed, self._image = _seconds("FIXED"), _seconds("IMAGE")
 
-    def run(
+    def start(
         self,
         pixels: NDArray[np.uint8],
         slots: list[int],
         wanted: Sequence[Wanted],
         results: NDArray[np.float32],
-    ) -> None:
+    ) -> Finished:
         if self._fixed or self._image:
             time.sleep(self._fixed + len(slots) * self._image)
+        return Finished(len(slots))
+
+    def check(self) -> Memory:
+        return Memory()
 
 
 def load(settings: Settings, channel: Channel) -> tuple[NullRunner, ModelCard]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from service.buckets import SIZES
 from service.card import ModelCard
 from service.engine.arena import Arena, Gauge
 from service.errors import ConfigurationError
@@ -36,7 +37,6 @@ STAGES = ("receive", "decode", "queue", "inference", "respond")
 DURATIONS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 #: Bytes: each process keeps a few files of one to two MiB, and so do those that take the place of dead ones.
 _ROOM = 64 << 20
-_SIZES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
 
 
 def prepare() -> Path:
@@ -91,6 +91,9 @@ class Metrics:
     request_duration: Labelled[Histogram]
     stage_duration: Labelled[Histogram]
     batch_size: Histogram
+    batch_duration: Labelled[Histogram]
+    padding_rows: Counter
+    canary_mismatch: Counter
     batches: Counter
     images: Counter
     rejected: Labelled[Counter]
@@ -123,7 +126,12 @@ class Metrics:
             stage_duration=Labelled(
                 histogram("stage_duration_seconds", "Where an image's time went.", ("stage",))
             ),
-            batch_size=histogram("batch_size", "Images in a forward pass.", buckets=_SIZES),
+            batch_size=histogram("batch_size", "Images in a forward pass.", buckets=SIZES),
+            batch_duration=Labelled(
+                histogram("batch_duration_seconds", "From the start of a batch to its answers.", ("bucket",))
+            ),
+            padding_rows=counter("padding_rows", "Rows of batches that held no image."),
+            canary_mismatch=counter("canary_mismatch", "Wrong answers of the device to a known image."),
             batches=counter("batches", "Forward passes."),
             images=counter("images", "Images that went through the model."),
             rejected=Labelled(
@@ -186,8 +194,21 @@ class Snapshot:
         yield gauge(
             "engine_busy_ratio", "Share of time the device computes.", float(values[Gauge.BUSY_RATIO])
         )
+        if values[Gauge.MEMORY_TOTAL]:
+            yield _memory(float(values[Gauge.MEMORY_USED]), float(values[Gauge.MEMORY_TOTAL]))
         if self._card is not None:
             yield _model_info(self._card)
+
+
+def _memory(used: float, total: float) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    memory = GaugeMetricFamily(
+        "imagenet_gpu_memory_bytes", "The device's memory, used by anyone, and in all.", labels=["kind"]
+    )
+    memory.add_metric(["used"], used)
+    memory.add_metric(["total"], total)
+    return memory
 
 
 def _model_info(card: ModelCard) -> Metric:

@@ -1,7 +1,7 @@
 """The parent of everything: binds the port once, starts the engine and the front-ends, watches, drains, ends.
 
     supervisor ──channel──▶ engine          told: front-end N at this link · stop
-        │      ◀──────────                  tells: phase · progress · ready (arena, card) · failed · alive
+        │      ◀──────────                  tells: phase · progress · ready (arena, card) · failed · distrusted · alive
         └──────channel──▶ front-end 1…F     told: status · engine (arena, link, card) · drain
                ◀──────────                  tells: alive
 
@@ -281,6 +281,9 @@ class Supervisor:
                 if not self._processes:
                     log.error("a thread that hangs cannot be replaced; giving up")
                     self._exit_code = 1
+            case "distrusted":
+                # Not ready from now on; the engine ends by itself, and `_engine_ended` starts another.
+                self._enter("failed", message["message"])
             case "failed":
                 log.error("%s", message["message"])
                 self._enter("failed", message["message"])

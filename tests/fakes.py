@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from service.running import DeviceFailed, Memory, Ran
 from service.task import Explain, Wanted
 
 #: Positions of the fake map; the first says which class was explained.
@@ -42,39 +43,77 @@ class FakeRunner:
 
     max_batch_size: int = 8
     results: int = 10
+    in_flight: int = 1
     delay: float = 0.0
     error: Exception | None = None
     """Raised by every batch while it is set."""
     not_a_number: bool = False
+    mismatches: int = 0
+    distrust: str = ""
+    broken: str = ""
+    """What `check` says of the device while it is set."""
+    memory: Memory = field(default_factory=Memory)
     may_run: threading.Event = field(default_factory=threading.Event)
     """A batch waits for it after it was started; set from the beginning."""
     batches: list[list[int]] = field(default_factory=list)
+    running: int = 0
 
     def __post_init__(self) -> None:
         self.may_run.set()
 
-    def run(
+    def start(
         self,
         pixels: NDArray[np.uint8],
         slots: list[int],
         wanted: Sequence[Wanted],
         results: NDArray[np.float32],
-    ) -> None:
+    ) -> FakeRunning:
         assert 1 <= len(slots) <= self.max_batch_size, f"a batch of {len(slots)}"
         assert len(set(slots)) == len(slots), "a slot twice in one batch"
+        self.running += 1
+        assert self.running <= self.in_flight, f"{self.running} batches at once"
         self.batches.append(slots)
-        assert self.may_run.wait(60)
-        time.sleep(self.delay)
-        if self.error is not None:
-            raise self.error
-        for slot in reversed(slots):
-            answer = fingerprint(pixels[slot], self.results)
-            if self.not_a_number:
+        return FakeRunning(self, pixels, slots, wanted, results)
+
+    def check(self) -> Memory:
+        if self.broken:
+            raise DeviceFailed(self.broken)
+        return self.memory
+
+
+@dataclass
+class FakeRunning:
+    """Reads the pixels as late as a device could: a slot that was given away too early shows."""
+
+    runner: FakeRunner
+    pixels: NDArray[np.uint8]
+    slots: list[int]
+    wanted: Sequence[Wanted]
+    results: NDArray[np.float32]
+    ready_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.ready_at = time.monotonic() + self.runner.delay
+
+    def done(self) -> bool:
+        return self.runner.may_run.is_set() and time.monotonic() >= self.ready_at
+
+    def finish(self) -> Ran:
+        runner = self.runner
+        assert runner.may_run.wait(60)
+        time.sleep(max(0.0, self.ready_at - time.monotonic()))
+        runner.running -= 1
+        if runner.error is not None:
+            raise runner.error
+        for slot in reversed(self.slots):
+            answer = fingerprint(self.pixels[slot], runner.results)
+            if runner.not_a_number:
                 answer[:] = np.nan
-            want = wanted[slots.index(slot)]
+            want = self.wanted[self.slots.index(slot)]
             if isinstance(want, Explain):
                 index = int(answer.argmax()) if want.class_index is None else want.class_index
                 answer = np.append(answer, index - np.arange(FAKE_MAP, dtype=np.float32))
             else:
                 answer += 1000 * want
-            results[slot, : len(answer)] = answer
+            self.results[slot, : len(answer)] = answer
+        return Ran(len(self.slots), runner.mismatches, runner.distrust)

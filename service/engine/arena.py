@@ -64,11 +64,15 @@ class Gauge(IntEnum):
     """Arrivals over capacity."""
     BUSY_SINCE = 4
     """When the batch that runs was started, 0 when none does."""
-    RUNNING = 5
-    """Images in the batch that runs."""
-    PASS = 6
+    MEMORY_USED = 5
+    """Bytes of the device's own memory that anyone uses."""
+    MEMORY_TOTAL = 6
+    """0 for a device that has none of its own."""
+    RUNNING = 7
+    """Images on the device."""
+    PASS = 8
     """Seconds that a forward pass takes lately, 0 before the first."""
-    MAX_BATCH_SIZE = 7
+    MAX_BATCH_SIZE = 9
 
 
 class Decoding(IntEnum):

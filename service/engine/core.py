@@ -5,7 +5,8 @@ this loop and never computes; `DeviceThread` computes and does nothing else, so 
 hang-up is seen while a batch runs.
 
 The next batch grows while the current one runs and is closed at the moment the device is free: late
-enough to hold everyone who came in the meantime, and forming it takes microseconds.
+enough to hold everyone who came in the meantime, and forming it takes microseconds. A device that copies
+and computes at the same time is free while fewer than ``Runner.in_flight`` batches are on it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from service.engine.batcher import Batcher, Request
 from service.engine.device import Batch, DeviceThread, Runner
 from service.engine.load import LoadMeter
 from service.engine.transport import Link
+from service.running import DeviceFailed
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +69,9 @@ class EngineCore:
         self._load = LoadMeter(clock(), capacity, batcher.max_batch_size)
         self._selector = selectors.DefaultSelector()
         self._front_ends: dict[int, FrontEnd] = {}
-        self._running: Batch | None = None
+        self._running: dict[int, Batch] = {}
+        """What is on the device, by number."""
+        self._busy_until = 0.0
         self._batches = 0
         self._gauges_due = 0.0
         self._heartbeat: Callable[[], object] = lambda: None
@@ -105,7 +109,10 @@ class EngineCore:
         self._stopping = True
 
     def serve(self) -> None:
-        """Runs until `stop`. Every submission gets exactly one reply unless its front-end has gone."""
+        """Runs until `stop`. Every submission gets exactly one reply unless its front-end has gone.
+
+        Raises `DeviceFailed`, with work unanswered: the front-ends learn it from their links' end.
+        """
         self.begin()
         try:
             while not self._stopping:
@@ -189,7 +196,7 @@ class EngineCore:
         self._arena.decoding[front_end.number, Decoding.THREADS] = 0
         for slot in front_end.submitted:
             self._batcher.cancel(slot)
-        front_end.submitted &= set(self._running.slots) if self._running else set()
+        front_end.submitted &= {slot for batch in self._running.values() for slot in batch.slots}
         for slot in self._arena.held_by(front_end.number):
             if slot not in front_end.submitted:
                 self._arena.release(slot)
@@ -204,23 +211,31 @@ class EngineCore:
             self._reply(expired, Outcome.EXPIRED)
 
     def _dispatch(self, now: float) -> None:
-        if self._running is not None:
-            return
-        requests = self._batcher.next_batch(now)
-        if requests:
+        while len(self._running) < self._device.in_flight:
+            requests = self._batcher.next_batch(now)
+            if not requests:
+                return
             self._batches += 1
             wanted = [self._arena.wanted(request.slot) for request in requests]
-            self._running = Batch(self._batches, requests, wanted)
-            self._arena.gauges[Gauge.RUNNING] = len(requests)
-            self._arena.gauges[Gauge.BUSY_SINCE] = now
-            self._device.submit(self._running)
+            batch = self._running[self._batches] = Batch(self._batches, requests, wanted)
+            if len(self._running) == 1:
+                self._arena.gauges[Gauge.BUSY_SINCE] = now
+            self._arena.gauges[Gauge.RUNNING] += len(requests)
+            self._device.submit(batch)
 
     def _finish(self) -> None:
         batch = self._device.collect()
-        self._running = None
-        self._arena.gauges[Gauge.BUSY_SINCE] = 0.0
-        self._arena.gauges[Gauge.RUNNING] = 0.0
-        self._dispatch(self._clock())  # the device first: what is finished can wait for microseconds
+        if batch is not None:
+            self._answer(batch)
+        if self._device.failed:
+            raise DeviceFailed(self._device.failed)
+
+    def _answer(self, batch: Batch) -> None:
+        del self._running[batch.number]
+        self._arena.gauges[Gauge.RUNNING] -= len(batch.slots)
+        self._arena.gauges[Gauge.BUSY_SINCE] = batch.finished if self._running else 0.0
+        if not self._device.failed:
+            self._dispatch(self._clock())  # the device first: what is finished can wait for microseconds
         outcome = Outcome.OK if batch.error is None else Outcome.FAILED
         size = len(batch.slots) - len(batch.late)
         for slot in batch.slots:
@@ -228,7 +243,9 @@ class EngineCore:
             self._arena.note_finished(slot, batch.started, batch.finished, batch.number, size, done)
         self._hand_back(batch.slots)
         if size:
-            self._load.ran(size, batch.finished - batch.started)
+            # Of batches that overlap, each counts for as long as it had the device to itself.
+            self._load.ran(size, batch.finished - max(batch.started, self._busy_until))
+            self._busy_until = batch.finished
             self._arena.gauges[Gauge.PASS] = self._load.seconds
             self._batch_ran(batch)
 
@@ -248,7 +265,8 @@ class EngineCore:
             if front_end.gone:
                 for slot in mine:
                     self._arena.release(slot)
-                del self._front_ends[front_end.number]
+                if not front_end.submitted:
+                    del self._front_ends[front_end.number]
             else:
                 front_end.link.send(mine)
 
@@ -265,3 +283,4 @@ class EngineCore:
         gauges[Gauge.BUSY_RATIO] = self._load.busy_ratio
         gauges[Gauge.CAPACITY] = self._load.capacity
         gauges[Gauge.SATURATION] = self._load.saturation
+        gauges[Gauge.MEMORY_USED], gauges[Gauge.MEMORY_TOTAL] = self._device.memory

@@ -6,9 +6,10 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
 import numpy as np
@@ -16,26 +17,42 @@ from numpy.typing import NDArray
 
 from service.engine.arena import Arena
 from service.engine.batcher import Request
+from service.running import DeviceFailed, Memory, Ran, Running
 from service.task import Wanted
 
 log = logging.getLogger(__name__)
 
+#: Seconds between two looks at a batch that runs, while another may still arrive beside it.
+_POLL = 1e-4
+#: Seconds between two looks at the device itself.
+_CHECK_EVERY = 0.5
+
 
 class Runner(Protocol):
-    """What the engine wants of a model. `service.models.runner` has the real one, tests/fakes.py a hostile one."""
+    """What the engine wants of a model. `service.models` has the real ones, tests/fakes.py a hostile one."""
 
     max_batch_size: int
     results: int
     """Length of the longest answer in float32."""
 
-    def run(
+    @property
+    def in_flight(self) -> int:
+        """Batches that may be on the device at once. They finish in the order in which they were started."""
+
+    def start(
         self,
         pixels: NDArray[np.uint8],
         slots: list[int],
         wanted: Sequence[Wanted],
         results: NDArray[np.float32],
-    ) -> None:
-        """Runs ``pixels[slots]`` (uint8 ``[slots, H, W, C]``) and writes what is ``wanted`` to ``results[slots]``."""
+    ) -> Running:
+        """Starts ``pixels[slots]`` (uint8 ``[slots, H, W, C]``); what is ``wanted`` goes to ``results[slots]``.
+
+        A device that only computes while it is waited for has done everything when this returns.
+        """
+
+    def check(self) -> Memory:
+        """The device's memory, as a sign of its life. Raises `DeviceFailed`."""
 
 
 @dataclass
@@ -48,6 +65,8 @@ class Batch:
     started: float = 0.0
     finished: float = 0.0
     error: Exception | None = None
+    ran: Ran | None = None
+    """None for a batch that failed."""
     slots: list[int] = field(init=False)
     late: list[int] = field(default_factory=list)
     """Of the slots: those that expired between the loop's decision and the device's start, and do not run."""
@@ -71,17 +90,23 @@ class Batch:
 
 
 class DeviceThread:
-    """Runs one batch after the other. ``fileno()`` becomes readable when one has finished.
+    """Runs batches in the order in which they come. ``fileno()`` becomes readable when one has finished.
 
-    CUDA graphs and OpenMP teams belong to a thread, so it is always the same one.
+    CUDA graphs and OpenMP teams belong to a thread, so it is always the same one. ``failed`` says why the
+    device is not to be used any more; it is set before the last ``fileno()`` becomes readable.
     """
 
     def __init__(self, runner: Runner, arena: Arena, clock: Callable[[], float] = time.monotonic) -> None:
+        self.in_flight = runner.in_flight
+        self.memory = Memory()
+        self.failed = ""
         self._runner = runner
         self._arena = arena
         self._clock = clock
         self._jobs: SimpleQueue[Batch | None] = SimpleQueue()
-        self._done: SimpleQueue[Batch] = SimpleQueue()
+        self._done: SimpleQueue[Batch | None] = SimpleQueue()
+        self._running: deque[tuple[Batch, Running]] = deque()
+        self._check_due = 0.0
         self._wake_read, self._wake_write = os.pipe()
         self._thread = threading.Thread(target=self._work, name="device", daemon=True)
 
@@ -94,32 +119,95 @@ class DeviceThread:
     def submit(self, batch: Batch) -> None:
         self._jobs.put(batch)
 
-    def collect(self) -> Batch:
-        """The batch that has finished. Call it once for each time that ``fileno()`` is readable."""
+    def collect(self) -> Batch | None:
+        """The batch that has finished; None when only ``failed`` was set. Once for each time it is readable."""
         os.read(self._wake_read, 1)
         return self._done.get()
 
     def stop(self) -> None:
-        """Lets the thread end after what it was given, and waits for that."""
+        """Lets the thread end after what it was given, and waits for that unless the device failed."""
         self._jobs.put(None)
+        if self.failed:
+            return  # whatever a broken device still does, nobody waits for it; the process ends
         if self._thread.is_alive():
             self._thread.join()
         os.close(self._wake_read)
         os.close(self._wake_write)
 
     def _work(self) -> None:
-        while (batch := self._jobs.get()) is not None:
-            self._run(batch)
-            self._done.put(batch)
-            os.write(self._wake_write, b"\0")
+        while not self.failed:
+            try:
+                batch = self._jobs.get(timeout=_POLL if self._running else _CHECK_EVERY)
+            except Empty:
+                self._look()
+                continue
+            if batch is None:
+                break
+            self._begin(batch)
+            while self._running and (len(self._running) >= self.in_flight or self._running[0][1].done()):
+                self._finish()
+        while self._running:
+            self._finish()
 
-    def _run(self, batch: Batch) -> None:
+    def _look(self) -> None:
+        """Nothing has arrived: the oldest batch may be done, and an idle device may have failed."""
+        if self._running:
+            if self._running[0][1].done():
+                self._finish()
+        elif self._clock() >= self._check_due:
+            self._check()
+            if self.failed:
+                self._tell(None)
+
+    def _begin(self, batch: Batch) -> None:
         slots, wanted = batch.start(self._clock())
+        if not slots:
+            batch.finished = batch.started
+            self._tell_in_turn(batch)
+            return
         try:
-            if slots:
-                self._runner.run(self._arena.pixels, slots, wanted, self._arena.results)
+            runner, arena = self._runner, self._arena
+            running = runner.start(arena.pixels, slots, wanted, arena.results)
         except Exception as error:
             # The border of this thread: whatever a model raises is the batch's failure, not the engine's.
-            log.exception("the model failed on a batch of %d", len(batch.requests))
-            batch.error = error
+            self._fail(batch, error)
+            self._tell_in_turn(batch)
+            return
+        self._running.append((batch, running))
+
+    def _tell_in_turn(self, batch: Batch) -> None:
+        """Answers come in the order of their batches, also that of one which does not run."""
+        while self._running:
+            self._finish()
+        self._tell(batch)
+
+    def _finish(self) -> None:
+        batch, running = self._running.popleft()
+        try:
+            batch.ran = running.finish()
+            self.failed = self.failed or batch.ran.distrust
+        except Exception as error:
+            # The same border.
+            self._fail(batch, error)
         batch.finished = self._clock()
+        if batch.finished >= self._check_due and not self.failed:
+            self._check()
+        self._tell(batch)
+
+    def _check(self) -> None:
+        self._check_due = self._clock() + _CHECK_EVERY
+        try:
+            self.memory = self._runner.check()
+        except DeviceFailed as error:
+            self.failed = str(error)
+
+    def _fail(self, batch: Batch, error: Exception) -> None:
+        log.error("the model failed on a batch of %d", len(batch.requests), exc_info=error)
+        batch.error = error
+        batch.finished = self._clock()
+        if isinstance(error, DeviceFailed):
+            self.failed = self.failed or str(error)
+
+    def _tell(self, batch: Batch | None) -> None:
+        self._done.put(batch)
+        os.write(self._wake_write, b"\0")

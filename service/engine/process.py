@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from service import logs
+from service.buckets import bucket_of
 from service.card import ModelCard
 from service.engine.arena import Arena, Geometry
 from service.engine.batcher import Batcher
@@ -20,6 +21,7 @@ from service.engine.device import Batch
 from service.engine.transport import Channel, Link, blob
 from service.errors import StartError
 from service.metrics import Metrics
+from service.running import DeviceFailed
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ CANNOT_START = 3
 #: Seconds that any batch may take, and times that it may take what warm-up saw of the largest: above what a host that
 #: swaps or a throttled container makes of it, below what an operator waits for.
 SHORTEST_LIMIT, _TIMES_WARM = 30.0, 20.0
+#: Exit code of an engine whose device failed under it. Another one has a new context and loads the weights again.
+DEVICE_FAILED = 4
 #: Seconds between two reports of a download's progress.
 _REPORT_EVERY = 0.2
 #: Slots unless the setting says: enough for a few hundred clients at once, and for eight full batches.
@@ -59,7 +63,13 @@ def main(settings: Settings, channel: Channel) -> None:
     channel.send("ready", geometry=arena.geometry.to_json(), descriptors=[arena.descriptor, description])
     core.every_second(lambda: channel.send("alive"))
     core.when_overdue(longest_batch(runner.max_batch_size, runner.capacity), partial(_say_overdue, channel))
-    core.serve()
+    try:
+        core.serve()
+    except DeviceFailed as error:
+        # Said before anything is taken down: on a broken device even that may take its time.
+        channel.send("distrusted", message=str(error))
+        log.critical("the device is not to be trusted, so this engine ends: %s", error)
+        raise SystemExit(DEVICE_FAILED) from None
 
 
 def _load(settings: Settings, channel: Channel) -> tuple[ModelRunner, ModelCard]:
@@ -117,6 +127,11 @@ def _counter(metrics: Metrics) -> Callable[[Batch], None]:
         metrics.batch_size.observe(size)
         metrics.batches.inc()
         metrics.images.inc(size)
+        if batch.ran is not None:
+            bucket = str(bucket_of(batch.ran.rows))
+            metrics.batch_duration.labels(bucket).observe(batch.finished - batch.started)
+            metrics.padding_rows.inc(batch.ran.rows - size)
+            metrics.canary_mismatch.inc(batch.ran.mismatches)
         late = sum(
             request.deadline <= batch.started and request.slot not in batch.late for request in batch.requests
         )

@@ -35,6 +35,8 @@ class Explainer:
 
     def maps(self, features: Tensor, classes: Sequence[int]) -> Tensor:
         """Float ``[N, C, h, w]`` and an index of the logits for each → float32 ``[N, h, w]`` on the CPU."""
+        beside = next(self.head.parameters())
+        features = features.to(beside.device, beside.dtype)
         weights = self._rows(classes) if self._exact else self._gradients(features, classes)
         return torch.einsum("nc,nchw->nhw", weights.float(), features.float()).cpu()
 

@@ -56,7 +56,7 @@ class Uint8Model(nn.Module):
         multiply-add for instance.
         """
         if self.channels == 1 and pixels.shape[-1] == 3:
-            pixels = _grey(pixels)
+            pixels = grey(pixels)
         if pixels.shape[-1] != self.channels:
             raise CheckpointError(
                 f"the network takes images of {self.channels} channels; only one or three can be served"
@@ -81,7 +81,8 @@ def load(checkpoint: Checkpoint) -> Uint8Model:
     return model.eval().requires_grad_(False)
 
 
-def _grey(pixels: Tensor) -> Tensor:
+def grey(pixels: Tensor) -> Tensor:
+    """Pillow's ``convert("L")`` of uint8 ``[N, H, W, 3]``, whole numbers ``[N, H, W, 1]``."""
     red, green, blue = pixels.int().unbind(-1)
     luma = red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]
     return ((luma + _LUMA_HALF) >> _LUMA_BITS).unsqueeze(-1)

@@ -7,17 +7,18 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from service.models import plan
+from service.models.delivery import Delivery, longest
 from service.models.explain import Explainer
-from service.models.runtimes import Answer, Pixels, Runtime, Way
-from service.task import Explain, Task, Wanted
+from service.models.runtimes import Pixels, Runtime, Way
+from service.running import Finished, Memory
+from service.task import Wanted
 
 log = logging.getLogger(__name__)
 
-#: Images in a forward pass that are tried at warm-up, smallest first.
+#: Images in a forward pass that are tried at warm-up: a processor gains nothing from more.
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 #: Times that each is measured, in turns, so that a neighbour's second of work does not fall on one size alone.
 _ROUNDS = 3
@@ -50,8 +51,8 @@ class ModelRunner:
         channels, height, width = features.shape
         self.feature_shape = (channels, height, width)
         """The last block's output: channels, height, width."""
-        self.results = max(logits.numel() + height * width, features.numel())
-        self._explainer = explainer
+        self.results = longest(logits.numel(), self.feature_shape)
+        self._deliver = Delivery(explainer)
 
     def __repr__(self) -> str:
         return (
@@ -84,30 +85,22 @@ class ModelRunner:
         done = 0
         for step in self._planned(len(slots)):
             part = slice(done, done + step.images)
-            answers = self._ways[step.way](pixels, slots[part])
-            looks: list[tuple[int, Explain, Answer]] = []
-            for slot, want, answer in zip(slots[part], wanted[part], answers, strict=True):
-                if isinstance(want, Explain):
-                    looks.append((slot, want, answer))
-                    continue
-                result = answer.logits if want is Task.CLASSIFY else pool(answer.features, want)
-                results[slot, : result.numel()] = result.flatten().float().cpu().numpy()
-            if looks:
-                self._explain(looks, results)
+            self._deliver(slots[part], wanted[part], self._ways[step.way](pixels, slots[part]), results)
             done += step.images
 
-    def _explain(self, looks: list[tuple[int, Explain, Answer]], results: NDArray[np.float32]) -> None:
-        """For each slot the logits, and after them the map of the class that is wanted: all maps in one go."""
-        assert self._explainer is not None, "a front-end lets nobody ask a network without a head"
-        classes = [
-            int(answer.logits.argmax()) if want.class_index is None else want.class_index
-            for _, want, answer in looks
-        ]
-        features = torch.stack([answer.features for _, _, answer in looks])
-        maps = self._explainer.maps(features, classes)
-        for (slot, _, answer), grid in zip(looks, maps, strict=True):
-            result = torch.cat((answer.logits, grid.flatten()))
-            results[slot, : len(result)] = result.numpy()
+    #: `run` keeps the processor busy to the end; a second batch would only take cores from the first.
+    in_flight = 1
+
+    def start(
+        self, pixels: Pixels, slots: list[int], wanted: Sequence[Wanted], results: NDArray[np.float32]
+    ) -> Finished:
+        """`run`, as the engine calls it."""
+        self.run(pixels, slots, wanted, results)
+        return Finished(len(slots))
+
+    def check(self) -> Memory:
+        """The processor has no memory of its own."""
+        return Memory()
 
     def _planned(self, images: int) -> tuple[plan.Step, ...]:
         """Before `warm_up`, everything goes the first way."""
@@ -147,12 +140,3 @@ def _time(way: Way, pixels: Pixels, images: int) -> float:
     began = time.perf_counter()
     way(pixels, range(images))
     return time.perf_counter() - began
-
-
-def pool(features: torch.Tensor, task: Task) -> torch.Tensor:
-    """One image's features ``[C, h, w]`` as ``task`` wants them."""
-    if task is Task.FEATURES_AVG:
-        return features.mean((1, 2))
-    if task is Task.FEATURES_MAX:
-        return features.amax((1, 2))
-    return features

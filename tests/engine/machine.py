@@ -80,13 +80,12 @@ class ManualDevice(DeviceThread):
         self.given = None
         self.clock.advance(before)
         run = len(self.runner.batches)
-        self._run(batch)
+        self._begin(batch)
         due = [request.slot for request in batch.requests if request.deadline > batch.started]
         assert self.runner.batches[run:] == ([due] if due else []), "expired work ran"
         self.clock.advance(during)
-        batch.finished = self.clock()
-        self._done.put(batch)
-        os.write(self._wake_write, b"\0")
+        while self._running:
+            self._finish()
 
 
 class MortalArena(Arena):

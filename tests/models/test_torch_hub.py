@@ -44,7 +44,7 @@ def cached(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 @pytest.fixture
 def point_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[Loopback], None]:
     def point(server: Loopback) -> None:
-        monkeypatch.setattr(torch_hub, "_url", lambda variant: f"{server.url}/{variant.weights_file}")
+        monkeypatch.setattr(torch_hub, "url", lambda variant: f"{server.url}/{variant.weights_file}")
 
     return point
 
@@ -128,4 +128,4 @@ def test_a_terminal_gets_a_progress_line_and_a_log_does_not(
 
 def test_the_url_is_torchvisions() -> None:
     for variant in VARIANTS.values():
-        assert torch_hub._url(variant).endswith(f"/models/{variant.weights_file}")
+        assert torch_hub.url(variant).endswith(f"/models/{variant.weights_file}")

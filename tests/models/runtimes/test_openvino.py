@@ -19,9 +19,10 @@ from service.errors import ConfigurationError
 from service.models import loader, placement, serving
 from service.models.checkpoints import Checkpoint, resolve
 from service.models.configuration import DenseNetConfig, VGGConfig
+from service.models.delivery import pool
 from service.models.network import build
 from service.models.placement import place
-from service.models.runner import ModelRunner, pool
+from service.models.runner import ModelRunner
 from service.models.runtimes import artifact, conversion, gather, openvino
 from service.models.runtimes.eager import Eager
 from service.preprocess import Preprocessing

@@ -1,0 +1,9 @@
+"""A model on a device that copies, computes and answers at the same time.
+
+device.py         what is wanted of such a device: streams, events, graphs, memory. tests/models/cuda has a hostile fake
+torch_device.py   the same by torch.cuda
+canary.py         a known image whose answer is known too
+program.py        a network as a function on the device
+lanes.py          the memory of one batch in flight
+pipeline.py       `StreamRunner`: buckets, lanes, two batches in flight, out of memory, the canary
+"""

@@ -1,0 +1,32 @@
+"""A network as a function on the device, with what is needed to trust it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from service.models.cuda.canary import Logits
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Program:
+    """``forward``: uint8 ``[N, H, W, C]`` on the device → features ``[N, C', h, w]`` and logits ``[N, classes]``."""
+
+    name: str
+    """What the setting ``runtime`` calls it."""
+    precision: str
+    forward: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """Without a head the second result is anything that the image decides, for the canary's sake."""
+    graphs: bool
+    """Whether it is to be captured, one graph for each bucket."""
+    expected: Logits | None = None
+    """The canary's answer by the network in fp32 on the CPU."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return _DTYPES[self.precision]

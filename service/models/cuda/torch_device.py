@@ -1,0 +1,131 @@
+"""`service.models.cuda.device.Device` by torch.cuda."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from service.models.cuda.device import Event, Work
+from service.models.runtimes import Pixels
+from service.running import Memory
+
+log = logging.getLogger(__name__)
+
+#: What CUDA's libraries say in place of `torch.OutOfMemoryError` when they want memory of their own.
+_NO_MEMORY = (
+    "out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+)
+
+
+class _Event:
+    def __init__(self, event: torch.cuda.Event) -> None:
+        self.event = event
+
+    def done(self) -> bool:
+        try:
+            return bool(self.event.query())
+        except RuntimeError:
+            return True  # `wait` says why
+
+    def wait(self) -> None:
+        self.event.synchronize()
+
+
+class _Stream:
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.stream = stream
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        with torch.cuda.stream(self.stream), torch.inference_mode():
+            target.copy_(source, non_blocking=True)
+
+    def run(self, work: Work) -> None:
+        with torch.cuda.stream(self.stream), torch.inference_mode():
+            work()
+
+    def wait(self, event: Event) -> None:
+        assert isinstance(event, _Event)
+        self.stream.wait_event(event.event)
+
+    def record(self) -> Event:
+        # Blocking: who waits for it leaves the core to those who decode.
+        event = torch.cuda.Event(blocking=True)
+        event.record(self.stream)
+        return _Event(event)
+
+
+class CudaDevice:
+    """``cuda`` or ``cuda:N``."""
+
+    def __init__(self, name: str) -> None:
+        device = torch.device(name)
+        self.device = torch.device(
+            "cuda", torch.cuda.current_device() if device.index is None else device.index
+        )
+        #: One for all graphs: they never run at the same time, so that each may use the others' memory.
+        self._pool: Any = None
+
+    def stream(self) -> _Stream:
+        return _Stream(torch.cuda.Stream(self.device))
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.empty(tuple(shape), dtype=dtype, device=self.device)
+
+    def staging(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
+
+    def adopt(self, pixels: Pixels) -> Tensor | None:
+        with torch.cuda.device(self.device):
+            error = torch.cuda.cudart().cudaHostRegister(pixels.ctypes.data, pixels.nbytes, 0)
+        if int(error) != 0:
+            log.info("the arena cannot be registered with CUDA (error %d); images are staged", int(error))
+            return None
+        return torch.from_numpy(pixels)
+
+    def capture(self, work: Work) -> Work:
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream(self.device)
+        torch.cuda.synchronize(self.device)
+        with torch.cuda.stream(stream), torch.inference_mode():
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                work()
+            except BaseException:
+                # Ending a broken capture is an error too, and would hide the one that broke it.
+                with contextlib.suppress(RuntimeError):
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        return graph.replay
+
+    def memory(self) -> Memory:
+        free, total = torch.cuda.mem_get_info(self.device)
+        return Memory(total - free, total)
+
+    def release(self) -> None:
+        self._pool = None
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()
+
+    def out_of_memory(self, error: Exception) -> bool:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+    def failure(self, error: Exception) -> str:
+        """An error that stays is given back by every later call: the next one tells."""
+        try:
+            torch.cuda.synchronize(self.device)
+            torch.cuda.mem_get_info(self.device)
+        except RuntimeError as still:
+            return f"{self.device}: {str(still).splitlines()[0]}"
+        return ""

@@ -1,0 +1,66 @@
+"""What was asked about each image, out of what the network said, into the slots' results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from service.models.explain import Explainer
+from service.models.runtimes import Answer
+from service.task import Explain, Task, Wanted
+
+
+class Delivery:
+    """``explainer`` None is for a network without a head: a front-end lets nobody ask it for a map."""
+
+    def __init__(self, explainer: Explainer | None = None) -> None:
+        self._explainer = explainer
+
+    def __call__(
+        self,
+        slots: Sequence[int],
+        wanted: Sequence[Wanted],
+        answers: Sequence[Answer],
+        results: NDArray[np.float32],
+    ) -> None:
+        """Writes what is ``wanted`` of each answer to ``results[slots]``."""
+        looks: list[tuple[int, Explain, Answer]] = []
+        for slot, want, answer in zip(slots, wanted, answers, strict=True):
+            if isinstance(want, Explain):
+                looks.append((slot, want, answer))
+                continue
+            result = answer.logits if want is Task.CLASSIFY else pool(answer.features.float(), want)
+            results[slot, : result.numel()] = result.flatten().float().cpu().numpy()
+        if looks:
+            self._explain(looks, results)
+
+    def _explain(self, looks: list[tuple[int, Explain, Answer]], results: NDArray[np.float32]) -> None:
+        """For each slot the logits, and after them the map of the class that is wanted: all maps in one go."""
+        assert self._explainer is not None
+        classes = [
+            int(answer.logits.argmax()) if want.class_index is None else want.class_index
+            for _, want, answer in looks
+        ]
+        features = torch.stack([answer.features for _, _, answer in looks])
+        maps = self._explainer.maps(features, classes)
+        for (slot, _, answer), grid in zip(looks, maps, strict=True):
+            result = torch.cat((answer.logits.float().cpu(), grid.flatten()))
+            results[slot, : len(result)] = result.numpy()
+
+
+def longest(logits: int, features: tuple[int, int, int]) -> int:
+    """Length of the longest answer in float32: all features ``[C, h, w]``, or logits with a map ``[h, w]``."""
+    channels, height, width = features
+    return max(logits + height * width, channels * height * width)
+
+
+def pool(features: torch.Tensor, task: Task) -> torch.Tensor:
+    """One image's features ``[C, h, w]`` as ``task`` wants them."""
+    if task is Task.FEATURES_AVG:
+        return features.mean((1, 2))
+    if task is Task.FEATURES_MAX:
+        return features.amax((1, 2))
+    return features

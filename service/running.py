@@ -1,0 +1,53 @@
+"""What a model tells about a batch that it runs, in words that the engine and the models share: no tensor in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+
+class DeviceFailed(Exception):
+    """The device is not to be given any more work. The message says what was seen, for people."""
+
+
+class Memory(NamedTuple):
+    """Bytes of the device's own memory, by everyone on it."""
+
+    used: int = 0
+    total: int = 0
+    """0 for a device that has none of its own."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What there is to tell about a batch beside its answers."""
+
+    rows: int
+    """Images that the device computed, padding included."""
+    mismatches: int = 0
+    """How often the canary's answer was not what it was at warm-up."""
+    distrust: str = ""
+    """Why the device should get no more work, though these answers are good; empty as a rule."""
+
+
+class Running(Protocol):
+    """A batch on the device."""
+
+    def done(self) -> bool:
+        """Whether `finish` would not have to wait, also because the batch has failed. Never blocks, never raises."""
+
+    def finish(self) -> Ran:
+        """Waits, and writes what the tasks want. Raises what the model raised, `DeviceFailed` for the device."""
+
+
+class Finished:
+    """A batch of a device that computes while `start` waits for it."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+
+    def done(self) -> bool:
+        return True
+
+    def finish(self) -> Ran:
+        return Ran(self._rows)

@@ -1,0 +1,130 @@
+"""The fused networks say what the plain ones say, in every precision and for every form of stem, block and head."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from service.models import densenet, fused, vgg
+from service.models.configuration import DenseNetConfig, VGGConfig
+from service.models.cuda.canary import LIMITS
+from service.models.fused import ops
+from service.models.loader import Uint8Model
+from service.models.network import build
+
+CPU = torch.device("cpu")
+CONFIGURATIONS = {
+    "densenet": DenseNetConfig((3, 2, 2), growth_rate=12, stem_width=20, num_classes=9),
+    "densenet, no stem pool": DenseNetConfig(
+        (2, 2), growth_rate=8, stem_width=8, num_classes=5, stem_pool=False
+    ),
+    "densenet, Keras": DenseNetConfig(
+        (2, 2), 8, 8, num_classes=5, padding="same", head_pooling="max", epsilon=1e-3
+    ),
+    "densenet, deep and blurred": DenseNetConfig(
+        (2, 2), 8, 12, num_classes=5, stem_kernel=3, deep_stem=(6, 6), blur=True
+    ),
+    "densenet, grey": DenseNetConfig((2, 2), growth_rate=8, stem_width=8, num_classes=5, channels=1),
+    "vgg": VGGConfig(((8,), (12, 12)), hidden=20, num_classes=7),
+    "vgg, norms": VGGConfig(((8, 8), (12,)), batch_norm=True, hidden=20, num_classes=7),
+    "vgg, sliding head": VGGConfig(((8,), (12,)), hidden=20, num_classes=7, head="sliding"),
+}
+
+
+def model(name: str) -> Uint8Model:
+    """Every norm of it does something, and every number is of the size that trained ones have."""
+    configuration = CONFIGURATIONS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        network = build(configuration)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                for tensor, low, high in (
+                    (module.weight.data, 0.5, 1.5),
+                    (module.bias.data, -0.3, 0.3),
+                    (module.running_mean, -0.3, 0.3),
+                    (module.running_var, 0.5, 1.5),
+                ):
+                    tensor.uniform_(low, high)
+            elif isinstance(module, nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+    found = Uint8Model(network, configuration.channels, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return found.eval().requires_grad_(False)
+
+
+def photos(count: int = 3) -> Tensor:
+    chance = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, 64, 64, 3), dtype=torch.uint8, generator=chance)
+
+
+def away(got: Tensor, wanted: Tensor) -> float:
+    return float((got.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+@torch.inference_mode()
+def test_fused_answers_are_the_plain_ones(name: str, precision: str) -> None:
+    plain = model(name)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    wanted = plain.forward_features(photos())
+    logits = plain.forward_head(wanted)
+    network = fused.fuse(copy.deepcopy(plain), fused.TORCH, CPU, dtype)
+    features, answers = network(photos())
+    assert features.dtype == dtype
+    assert away(features, wanted) <= LIMITS[precision]
+    assert away(answers, logits) <= LIMITS[precision]
+    for row in range(3):
+        alone = network(photos()[row : row + 1])[1][0]
+        assert away(alone, logits[row]) <= LIMITS[precision]
+
+
+@torch.inference_mode()
+def test_without_a_head_the_second_answer_is_the_features_mean() -> None:
+    network = fused.fuse(model("densenet"), fused.TORCH, CPU, torch.float32, has_head=False)
+    features, means = network(photos())
+    assert away(means, features.mean((2, 3))) < 1e-6
+
+
+def test_a_block_writes_into_one_buffer_and_nothing_concatenates() -> None:
+    network = fused.fuse(model("densenet"), fused.TORCH, CPU, torch.float32)
+    with torch.inference_mode(), torch.profiler.profile() as profile:
+        network(photos())
+    names = {event.key for event in profile.key_averages()}
+    assert "aten::cat" not in names
+    assert "aten::batch_norm" in names
+
+
+def test_an_operation_that_fails_or_is_wrong_falls_back_to_torch(caplog: pytest.LogCaptureFixture) -> None:
+    def fails(*_: object) -> Tensor:
+        raise RuntimeError("no C compiler")
+
+    def lies(x: Tensor, norm: ops.Norm) -> Tensor:
+        return fused.TORCH.norm_relu(x, norm) * 1.001
+
+    def works(x: Tensor, conv: nn.Conv2d) -> Tensor:
+        return fused.TORCH.conv_relu(x, conv)
+
+    candidates: dict[str, Callable[..., Tensor]] = {
+        "norm_relu_conv": fails,
+        "norm_relu": lies,
+        "conv_relu": works,
+    }
+    found = ops.chosen(candidates, CPU, torch.float32)
+    assert found.names == ("conv_relu",)
+    assert found.conv_relu is works
+    assert (found.norm_relu, found.norm_relu_conv) == (fused.TORCH.norm_relu, fused.TORCH.norm_relu_conv)
+    assert "no C compiler" in caplog.text
+    assert "off by 0.001" in caplog.text
+    assert fused.best(CPU, torch.float32) is fused.TORCH
+
+
+def test_every_configuration_builds() -> None:
+    assert isinstance(model("vgg").network, vgg.VGG)
+    assert isinstance(model("densenet").network, densenet.DenseNet)
