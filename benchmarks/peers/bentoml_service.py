@@ -9,6 +9,7 @@ takes longer than a measurement. Five seconds is far above what any request here
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import bentoml
@@ -34,6 +35,11 @@ class Classifier:
 
     @bentoml.api
     async def predict(self, file: Image) -> dict[str, Any]:
-        pixels = job.TRANSFORM(file.convert("RGB")).unsqueeze(0).numpy()
+        pixels = await asyncio.to_thread(_pixels, file)  # else the loop is too late for its connections
         answer = await self.network.to_async.classify(pixels)
         return {"predictions": answer[0]}
+
+
+def _pixels(file: Image) -> np.ndarray:
+    torch.set_num_threads(1)  # as in mosec's stage: these threads would spin on the network's cores
+    return job.TRANSFORM(file.convert("RGB")).unsqueeze(0).numpy()

@@ -133,7 +133,7 @@ class Envelope:
         scope["exchange"] = exchange
         tracing = self._context.tracing
         if tracing is not None and scope["path"] not in _ASKED_BY_MACHINES:
-            exchange.trace = tracing.begin(scope["method"], scope["path"], headers, exchange.started)
+            exchange.trace = tracing.begin(scope, headers, exchange.started)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -75,9 +75,19 @@ def load(settings: Settings, report: Report, progress: Progress | None = None) -
     parameters = sum(parameter.numel() for parameter in model.parameters())
     largest = None if settings.max_batch_size == "auto" else settings.max_batch_size
     runtime = _runtime(model, checkpoint, placement, lambda detail: report("loading", detail))
-    explainer = Explainer(model.network) if checkpoint.classes is not None else None
+    explainer = _explainer(model, runtime) if checkpoint.classes is not None else None
     runner = ModelRunner(runtime, checkpoint.preprocessing.shape, largest, explainer)
     return Loaded(runner, placement.device, replace(checkpoint, state_dict={}), parameters)
+
+
+def _explainer(model: Uint8Model, runtime: Runtime) -> Explainer:
+    explainer = Explainer(model.network)
+    if runtime.name == "openvino":
+        from service.models.runtimes.openvino import OpenVino
+
+        assert isinstance(runtime, OpenVino)
+        explainer.borrow(runtime.constants())
+    return explainer
 
 
 def _runtime(

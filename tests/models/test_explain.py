@@ -11,7 +11,7 @@ import torch
 
 from service.models import loader, serving
 from service.models.catalog import VARIANTS
-from service.models.checkpoints import Checkpoint, resolve
+from service.models.checkpoints import Checkpoint, resolve, write
 from service.models.configuration import DenseNetConfig, VGGConfig
 from service.models.densenet import DenseNet
 from service.models.explain import Explainer
@@ -154,3 +154,28 @@ def test_every_variant_explains(name: str) -> None:
         expected = by_autograd(reference, pixels[row], 7).numpy()
         got = results[row, 1000:1049].reshape(7, 7)
         np.testing.assert_allclose(got, expected, rtol=1e-2, atol=1e-3 * np.abs(expected).max())
+
+
+def test_large_weights_are_borrowed_where_they_are_the_same() -> None:
+    checkpoint = small(VGGConfig(((8,), (16, 16)), hidden=512, num_classes=10), 32)
+    model = loader.load(checkpoint)
+    explainer = Explainer(model.network)
+    first = model.network.classifier[0].weight  # type: ignore[index, union-attr]
+    same, other = first.detach().clone().numpy().reshape(-1), np.zeros(first.numel(), np.float32)
+    same.flags.writeable = False
+    features = model.forward_features(torch.from_numpy(images(checkpoint, 2)))
+    before = explainer.maps(features, [1, 2])
+    explainer.borrow([other, np.zeros(5, np.float32), same])
+    borrowed = [np.shares_memory(parameter.numpy(), same) for parameter in explainer.head.parameters()]
+    assert borrowed == [True] + [False] * 5
+    assert torch.equal(explainer.maps(features, [1, 2]), before)
+
+
+def test_a_loaded_vgg_has_its_head_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With OpenVINO: the numbers of the converted model's own file."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    write(small(VGGConfig(((8,), (16, 16)), hidden=512, num_classes=10), 32), tmp_path / "vgg")
+    runner = serving.load(settings(weights=str(tmp_path / "vgg"), device="cpu"), lambda *_: None).runner
+    assert runner._explainer is not None
+    large = max(runner._explainer.head.parameters(), key=lambda parameter: parameter.numel()).numpy()
+    assert any(np.shares_memory(large, array) for array in runner.runtime.constants())  # type: ignore[attr-defined]
