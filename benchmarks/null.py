@@ -41,6 +41,7 @@ class NullRunner:
 
     results = _CLASSES
     in_flight = 1
+    lanes = None
     #: Images a second; only metrics and Retry-After see it.
     capacity = 1e5
 

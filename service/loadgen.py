@@ -13,7 +13,9 @@ Answers are parsed by httptools (llhttp, in C); sockets are used directly. About
 
 from __future__ import annotations
 
+import math
 import random
+import re
 import select
 import selectors
 import socket
@@ -34,6 +36,7 @@ _AFTER_FAILURE = 0.1
 _SWEEP = 0.25
 _CHUNK = 1 << 16
 _REFUSED = 429
+_INFERENCE = re.compile(rb"inference;dur=([0-9.]+)")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Plan:
     rate: float | None = None
     warm_up: float = 0.0
     timeout: float = 60.0
+    timings: bool = False
+    """Whether each answer's ``Server-Timing`` is read for the time of its forward pass."""
 
 
 @dataclass
@@ -62,6 +67,8 @@ class Tally:
     """Of every answer with a 2xx status, in the order of arrival."""
     refusals: array[float] = field(default_factory=lambda: array("d"))
     """Of every 429."""
+    inferences: array[float] = field(default_factory=lambda: array("d"))
+    """With `Plan.timings`, for each latency how long the forward pass took that the request rode in."""
     statuses: Counter[int] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     """Requests without an answer: connection refused, reset, closed, timeout."""
@@ -69,7 +76,7 @@ class Tally:
     """Open loop: how long after it was due each request left, for the generator's own reasons."""
     sent: int = 0
     in_time: int = 0
-    """2xx answers that came before the duration was over: the throughput is of these."""
+    """2xx answers that came between the warm-up and the end, whenever they were sent: throughput is of these."""
     seconds: float = 0.0
     """What throughput is measured over: the duration without the warm-up."""
     cpu: float = 0.0
@@ -106,6 +113,7 @@ class _Run:
         # Resolved once: a look-up for every connection would be part of the latency.
         found = socket.getaddrinfo(plan.host, plan.port, type=socket.SOCK_STREAM)[0]
         self.family, self.address = found[0], found[4]
+        self._connection = _TimedConnection if plan.timings else _Connection
         self._progress = progress
         self._requests = cycle(plan.requests)
         self._random = random.Random(1)
@@ -139,13 +147,18 @@ class _Run:
     def answered(self, connection: _Connection, status: int, now: float) -> None:
         """An answer is complete. A kept connection is idle now, or busy again."""
         self._busy.discard(connection)
+        good = 200 <= status < 300
+        # A window of time has as many requests under way at its beginning as at its end: leaving out those
+        # that were sent before it would take a whole latency's worth of answers from the throughput.
+        self.tally.in_time += good and self._counted_from <= now <= self._ends
         if connection.due >= self._counted_from:
             self.tally.statuses[status] += 1
             if status == _REFUSED:
                 self.tally.refusals.append(now - connection.due)
-            if 200 <= status < 300:
+            if good:
                 self.tally.latencies.append(now - connection.due)
-                self.tally.in_time += now <= self._ends
+                if self.plan.timings:
+                    self.tally.inferences.append(connection.inference)
         if connection.kept:
             self._go_on(connection, now)
         else:
@@ -181,7 +194,7 @@ class _Run:
         while self._resting and self._resting[0] <= now:
             self._resting.popleft()
             if now < self._ends:
-                self._send(_Connection(self), now, now)
+                self._send(self._connection(self), now, now)
 
     def _gap(self) -> float:
         return self._random.expovariate(self.plan.rate) if self.plan.rate else 0.0
@@ -193,7 +206,7 @@ class _Run:
         if self._idle:
             self._send(self._idle.pop(), due, now)
         elif len(self._busy) < MOST_CONNECTIONS:
-            self._send(_Connection(self), due, now)
+            self._send(self._connection(self), due, now)
         else:
             self._waiting.append(due)
 
@@ -208,9 +221,9 @@ class _Run:
     def _replace(self, now: float) -> None:
         """The server closed the connection after its answer: its place in the load stays."""
         if self._waiting:
-            self._send(_Connection(self), self._waiting.popleft(), now)
+            self._send(self._connection(self), self._waiting.popleft(), now)
         elif self.plan.rate is None and now < self._ends:
-            self._send(_Connection(self), now, now)
+            self._send(self._connection(self), now, now)
 
     def _send(self, connection: _Connection, due: float, now: float) -> None:
         self._busy.add(connection)
@@ -239,6 +252,7 @@ class _Connection:
 
     def __init__(self, run: _Run) -> None:
         self.due = self.sent_at = 0.0
+        self.inference = math.nan
         self.kept = True
         self._run = run
         self._unsent = memoryview(b"")
@@ -323,3 +337,13 @@ class _Connection:
         if self._status:
             status, self._status = self._status, 0
             self._run.answered(self, status, time.monotonic())
+
+
+class _TimedConnection(_Connection):
+    """One that reads how long the forward pass took. A class of its own: hearing of headers costs a call for each."""
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """httptools: one header of the answer."""
+        if name.lower() == b"server-timing":
+            found = _INFERENCE.search(value)
+            self.inference = float(found[1]) / 1000 if found else math.nan

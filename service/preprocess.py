@@ -34,11 +34,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 #: The ways to make an image of any shape fit the model's input.
 RESIZE_CROP, CROP_RESIZE, PAD_RESIZE, STRETCH = "resize-crop", "crop-resize", "pad-resize", "stretch"
 
-#: How much larger than the resize's target a JPEG's scaled decode stays. Mean difference from exact in grey
-#: levels on photo-like images of 1 to 12 megapixels: 0.3 to 0.6 at 1, 0.15 to 0.3 at 2, 0.1 to 0.16 at 4.
-#: Sides that the scale does not divide are stretched by less than a scaled pixel: 1.0 at 2 on hard edges.
-FAST_MARGIN = 2
-
 Pixels = npt.NDArray[np.uint8]
 Size = tuple[int, int]
 
@@ -149,15 +144,16 @@ def prepare(
 
     Returns the whole photo, upright, RGB or L; ``out`` shows the `seen_box` of it.
 
-    ``fast`` decodes large JPEGs at a fraction of their size where the spec shrinks with antialiasing
-    anyway; the pixels then differ a little (how much: tests). ``out`` stays as it is when this raises:
+    ``fast`` decodes large JPEGs at a fraction of their size where the spec shrinks with antialiasing anyway,
+    and resizes no more than the crop keeps; the pixels then differ a little (how much: tests). ``out`` stays
+    as it is when this raises:
     `EmptyBody`, `UnsupportedMediaType`, `ImageTooLarge`, `InvalidImage` (see `decode`).
     """
     if out.shape != spec.shape or out.dtype != np.uint8:
         raise ValueError(f"out must be uint8 {spec.shape}, not {out.dtype} {out.shape}")
     image = load(data, max_pixels=max_pixels, at_least=_fast_size(spec) if fast else None)
     if spec.fit == RESIZE_CROP:
-        _resize_crop(image, spec, out)
+        _resize_crop(image, spec, out, exact=not fast or spec.interpolation == "nearest")
     else:
         out[...] = _fit_like_keras(to_rgb(image), spec)
     return image
@@ -188,17 +184,23 @@ def _first(resized: int, crop: int) -> int:
 
 
 def _fast_size(spec: Preprocessing) -> int | None:
-    """The side that a scaled decode must keep; None where the spec does not average pixels itself."""
+    """The side that a scaled decode must keep; None where the spec does not average pixels itself, or cuts and pads
+    whole pixels first, which would be larger ones then.
+
+    The target's own: between one and two times of it are decoded, 0.3 to 0.6 grey levels from exact on
+    photo-like images of 1 to 12 megapixels. Twice of it would halve that, and the model hears no difference
+    (docs/PERFORMANCE.md has the agreement of both).
+    """
     if spec.resize is None or spec.interpolation == "nearest":
         return None
-    return FAST_MARGIN * (spec.resize if isinstance(spec.resize, int) else max(spec.resize))
+    return spec.resize if isinstance(spec.resize, int) else max(spec.resize)
 
 
-def _resize_crop(image: Image.Image, spec: Preprocessing, out: Pixels) -> None:
+def _resize_crop(image: Image.Image, spec: Preprocessing, out: Pixels, *, exact: bool) -> None:
     height, width = resized_size((image.height, image.width), spec.resize)
     rows, top = _centre(height, spec.crop[0])
     columns, left = _centre(width, spec.crop[1])
-    pixels = resize_window(image, rows, columns, spec.interpolation)
+    pixels = resize_window(image, rows, columns, spec.interpolation, exact=exact)
     if (rows.length, columns.length) != spec.crop:
         out[...] = 0
     target = out[top : top + rows.length, left : left + columns.length]

@@ -117,17 +117,20 @@ FILTERS = {
 }
 
 
-def resize_window(image: Image.Image, rows: Window, columns: Window, interpolation: str) -> Pixels:
+def resize_window(
+    image: Image.Image, rows: Window, columns: Window, interpolation: str, *, exact: bool = True
+) -> Pixels:
     """``image.resize((columns.resized, rows.resized))`` cut to the two windows, equal to the bit.
 
     ``image`` is of mode RGB or L and loaded; the result is uint8 ``[rows.length, columns.length, 3]``
     (or without the 3 for L). Nothing larger than `LARGEST_WHOLE` pixels, or than Pillow's first pass
-    over the source, is made on the way.
+    over the source, is made on the way. Without ``exact`` never more than the window is made: a grey
+    level of difference where the box of a photo's long side rounds, for two thirds of the work.
     """
     chosen = FILTERS[interpolation]
     whole = (columns.resized, rows.resized)
-    across, down = _box(image.width, columns), _box(image.height, rows)
-    if _rows_first(image.size, (across.made, down.made)) != _rows_first(image.size, whole):
+    across, down = _box(image.width, columns, exact), _box(image.height, rows, exact)
+    if exact and _rows_first(image.size, (across.made, down.made)) != _rows_first(image.size, whole):
         across, down = _whole(image.width, columns), _whole(image.height, rows)
     if across.made * down.made > LARGEST_WHOLE:
         return _window_alone(image, rows, columns, chosen)
@@ -156,11 +159,11 @@ def _whole(source: int, window: Window) -> _Box:
     return _Box(0.0, float(source), window.resized, window.start)
 
 
-def _box(source: int, window: Window) -> _Box:
-    """The window itself where this is exact (see the head of this file), the whole axis elsewhere."""
+def _box(source: int, window: Window, exact: bool = True) -> _Box:
+    """The window itself where this is exact (see the head of this file) or need not be, else the whole axis."""
     step = Fraction(source, window.resized)
     dyadic = step.denominator & (step.denominator - 1) == 0
-    if dyadic and window.stop * step.numerator < _EXACT_FLOAT32:
+    if not exact or (dyadic and window.stop * step.numerator < _EXACT_FLOAT32):
         return _Box(float(window.start * step), float(window.stop * step), window.length, 0)
     return _whole(source, window)
 

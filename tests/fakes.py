@@ -57,9 +57,12 @@ class FakeRunner:
     """A batch waits for it after it was started; set from the beginning."""
     batches: list[list[int]] = field(default_factory=list)
     running: int = 0
+    lane_count: int = 0
+    """Lanes, which two images that wait together prefer."""
 
     def __post_init__(self) -> None:
         self.may_run.set()
+        self.lanes = FakeLanes(self, self.lane_count) if self.lane_count else None
 
     def start(
         self,
@@ -70,6 +73,7 @@ class FakeRunner:
     ) -> FakeRunning:
         assert 1 <= len(slots) <= self.max_batch_size, f"a batch of {len(slots)}"
         assert len(set(slots)) == len(slots), "a slot twice in one batch"
+        assert self.lanes is None or not self.lanes.busy, "a batch beside images in lanes"
         self.running += 1
         assert self.running <= self.in_flight, f"{self.running} batches at once"
         self.batches.append(slots)
@@ -103,17 +107,51 @@ class FakeRunning:
         assert runner.may_run.wait(60)
         time.sleep(max(0.0, self.ready_at - time.monotonic()))
         runner.running -= 1
+        self.compute()
+        return Ran(len(self.slots), runner.mismatches, runner.distrust)
+
+    def compute(self) -> None:
+        """What every batch comes to, after its delay."""
+        runner = self.runner
+        time.sleep(max(0.0, self.ready_at - time.monotonic()))
         if runner.error is not None:
             raise runner.error
-        for slot in reversed(self.slots):
+        for slot, want in reversed(list(zip(self.slots, self.wanted, strict=True))):
             answer = fingerprint(self.pixels[slot], runner.results)
             if runner.not_a_number:
                 answer[:] = np.nan
-            want = self.wanted[self.slots.index(slot)]
             if isinstance(want, Explain):
                 index = int(answer.argmax()) if want.class_index is None else want.class_index
                 answer = np.append(answer, index - np.arange(FAKE_MAP, dtype=np.float32))
             else:
                 answer += 1000 * want
             self.results[slot, : len(answer)] = answer
-        return Ran(len(self.slots), runner.mismatches, runner.distrust)
+
+
+class FakeLanes:
+    """A `FakeRunner` in parts. Images whose first byte is `STUCK` wait for ``may_leave``, others do not."""
+
+    STUCK = 255
+
+    def __init__(self, runner: FakeRunner, count: int) -> None:
+        self.count = count
+        self.busy: set[int] = set()
+        self.may_leave = threading.Event()
+        self.may_leave.set()
+        self._runner = runner
+
+    def sooner(self, images: int) -> bool:
+        return images >= 2
+
+    def run(
+        self, lane: int, pixels: NDArray[np.uint8], slot: int, want: Wanted, results: NDArray[np.float32]
+    ) -> None:
+        assert 0 <= lane < self.count
+        assert lane not in self.busy, "two images in one lane"
+        assert not self._runner.running, "an image in a lane beside a batch"
+        self.busy.add(lane)
+        try:
+            assert pixels[slot].flat[0] != self.STUCK or self.may_leave.wait(60)
+            FakeRunning(self._runner, pixels, [slot], [want], results).compute()
+        finally:
+            self.busy.remove(lane)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -112,6 +113,26 @@ def test_a_request_that_finds_no_free_connection_waits_with_its_clock_running(
     assert len(tally.latencies) == tally.sent
     assert server.connections == 1
     assert max(tally.latencies) > 1.0
+
+
+def test_throughput_is_of_the_answers_in_the_window_whenever_they_were_sent() -> None:
+    """In the closed loop every answer before the end is a request more, so there are as many of both."""
+    with plain(delay=0.02) as server:
+        tally = loadgen.generate(server.plan(duration=1.0, warm_up=0.6, clients=15))
+    assert tally.in_time == tally.sent
+
+
+def test_the_time_of_the_forward_pass_is_read_from_each_answer() -> None:
+    timed = (
+        b"HTTP/1.1 200 OK\r\nserver-timing: decode;dur=1.5, inference;dur=12.25\r\ncontent-length: 0\r\n\r\n"
+    )
+    with plain(timed) as server:
+        tally = loadgen.generate(server.plan(duration=0.3, clients=1, timings=True))
+    assert set(tally.inferences) == {0.01225}
+    assert len(tally.inferences) == len(tally.latencies)
+    with plain() as server:
+        tally = loadgen.generate(server.plan(duration=0.3, clients=1, timings=True))
+    assert np.isnan(tally.inferences).all()
 
 
 def test_the_warm_up_does_not_count() -> None:

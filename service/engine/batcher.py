@@ -70,15 +70,16 @@ class Batcher:
         late, self._late = self._late, []
         return late
 
-    def next_batch(self, now: float) -> list[Request]:
+    def next_batch(self, now: float, room: int | None = None) -> list[Request]:
         """What a free device should run now, earliest deadline first; empty when it should wait.
 
-        Whoever is late is never part of it, and leaves with the next `expire`.
+        With ``room`` not more than that. Whoever is late is never part of it, and leaves with the next `expire`.
         """
         self._set_late_aside(now)
         if not self._due(now):
             return []
-        return [self._pop() for _ in range(min(len(self), self.max_batch_size))]
+        largest = self.max_batch_size if room is None else min(room, self.max_batch_size)
+        return [self._pop() for _ in range(min(len(self), largest))]
 
     def next_deadline(self) -> float | None:
         """When to look again though nothing arrives: the first expiry, or the end of the queue delay."""

@@ -7,6 +7,9 @@ hang-up is seen while a batch runs.
 The next batch grows while the current one runs and is closed at the moment the device is free: late
 enough to hold everyone who came in the meantime, and forming it takes microseconds. A device that copies
 and computes at the same time is free while fewer than ``Runner.in_flight`` batches are on it.
+
+A device with lanes (a processor whose cores each compute an image of their own) takes single images while it
+is at work: each lane gets the next one as soon as it is free, so that none waits for the end of a batch.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Protocol
 
 from service.engine.arena import Arena, Decoding, Gauge, Outcome
 from service.engine.batcher import Batcher, Request
-from service.engine.device import Batch, DeviceThread, Runner
+from service.engine.device import Batch, DeviceThread, LaneThreads, Runner
 from service.engine.load import LoadMeter
 from service.engine.transport import Link
 from service.running import DeviceFailed
@@ -66,6 +69,8 @@ class EngineCore:
         self._batch_ran = batch_ran
         self._clock = clock
         self._device = DeviceThread(runner, arena, clock)
+        self._lanes = runner.lanes
+        self._threads = LaneThreads(runner.lanes, arena, clock, self._device.tell) if runner.lanes else None
         self._load = LoadMeter(clock(), capacity, batcher.max_batch_size)
         self._selector = selectors.DefaultSelector()
         self._front_ends: dict[int, FrontEnd] = {}
@@ -123,10 +128,14 @@ class EngineCore:
     def begin(self) -> None:
         """`serve` is this, `step` again and again, and `end`."""
         self._device.start()
+        if self._threads:
+            self._threads.start()
         self._selector.register(self._device, selectors.EVENT_READ, self._finish)
 
     def end(self) -> None:
         """After the batch that runs."""
+        if self._threads:
+            self._threads.stop()  # first: they tell the device of their ends
         self._device.stop()
         for front_end in self._front_ends.values():
             front_end.link.close()
@@ -150,10 +159,10 @@ class EngineCore:
             self._heartbeat()
 
     def _look_at_the_device(self, now: float) -> None:
-        since = float(self._arena.gauges[Gauge.BUSY_SINCE])
-        if since and now - since > self._longest:
+        oldest = next(iter(self._running.values()), None)  # of lanes, others may end beside one that hangs
+        if oldest is not None and now - oldest.dispatched > self._longest:
             self._longest = math.inf
-            self._overdue(now - since)
+            self._overdue(now - oldest.dispatched)
 
     def _patience(self) -> float:
         """Seconds until something is due though nothing arrives."""
@@ -211,17 +220,31 @@ class EngineCore:
             self._reply(expired, Outcome.EXPIRED)
 
     def _dispatch(self, now: float) -> None:
-        while len(self._running) < self._device.in_flight:
-            requests = self._batcher.next_batch(now)
+        while len(self._batcher):
+            threads = self._lanes_for_next()
+            # With images in lanes, a batch would have to wait for all of them: the next one takes a lane as well.
+            free = threads.free if threads else len(self._running) < self._device.in_flight
+            requests = self._batcher.next_batch(now, 1 if threads else None) if free else []
             if not requests:
                 return
             self._batches += 1
             wanted = [self._arena.wanted(request.slot) for request in requests]
-            batch = self._running[self._batches] = Batch(self._batches, requests, wanted)
+            lane = threads.free.pop() if threads else None
+            batch = self._running[self._batches] = Batch(self._batches, requests, wanted, lane, now)
             if len(self._running) == 1:
                 self._arena.gauges[Gauge.BUSY_SINCE] = now
             self._arena.gauges[Gauge.RUNNING] += len(requests)
-            self._device.submit(batch)
+            (threads or self._device).submit(batch)
+
+    def _lanes_for_next(self) -> LaneThreads | None:
+        """Where the next image runs if not in a batch: in a lane where others do, else where that is sooner."""
+        if self._threads is None or self._lanes is None:
+            return None
+        if self._running:
+            in_lanes = next(iter(self._running.values())).lane is not None
+        else:
+            in_lanes = self._lanes.sooner(len(self._batcher))
+        return self._threads if in_lanes else None
 
     def _finish(self) -> None:
         batch = self._device.collect()
@@ -233,6 +256,9 @@ class EngineCore:
     def _answer(self, batch: Batch) -> None:
         del self._running[batch.number]
         self._arena.gauges[Gauge.RUNNING] -= len(batch.slots)
+        full = self._threads is not None and not self._threads.free
+        if self._threads is not None and batch.lane is not None:
+            self._threads.free.append(batch.lane)
         self._arena.gauges[Gauge.BUSY_SINCE] = batch.finished if self._running else 0.0
         if not self._device.failed:
             self._dispatch(self._clock())  # the device first: what is finished can wait for microseconds
@@ -243,11 +269,18 @@ class EngineCore:
             self._arena.note_finished(slot, batch.started, batch.finished, batch.number, size, done)
         self._hand_back(batch.slots)
         if size:
+            self._note(batch, size, full)
+            self._batch_ran(batch)
+
+    def _note(self, batch: Batch, size: int, full: bool) -> None:
+        """``size`` images ran. ``full``: it ended with every lane at work."""
+        if self._lanes is not None and batch.lane is not None:
+            self._load.ran_in_lane(batch.finished - batch.started, self._lanes.count, full)
+        else:
             # Of batches that overlap, each counts for as long as it had the device to itself.
             self._load.ran(size, batch.finished - max(batch.started, self._busy_until))
-            self._busy_until = batch.finished
-            self._arena.gauges[Gauge.PASS] = self._load.seconds
-            self._batch_ran(batch)
+        self._busy_until = max(self._busy_until, batch.finished)
+        self._arena.gauges[Gauge.PASS] = self._load.seconds
 
     def _reply(self, slots: list[int], outcome: Outcome) -> None:
         """Hands back what never ran."""

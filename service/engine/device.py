@@ -1,4 +1,7 @@
-"""The one thread that owns the device: batches in, finished batches out, a byte on a pipe for each."""
+"""The threads that own the device: batches in, finished batches out, a byte on a pipe for each.
+
+`DeviceThread` runs batches, one thread for all; `LaneThreads` runs single images side by side where a device can.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,20 @@ _POLL = 1e-4
 _CHECK_EVERY = 0.5
 
 
+class Lanes(Protocol):
+    """A device in parts: each lane runs an image of its own, and takes the next one without waiting for the others."""
+
+    count: int
+
+    def sooner(self, images: int) -> bool:
+        """Whether this many, on a device that has nothing else to do, run sooner in lanes than as one batch."""
+
+    def run(
+        self, lane: int, pixels: NDArray[np.uint8], slot: int, want: Wanted, results: NDArray[np.float32]
+    ) -> None:
+        """What `Runner.start` starts, done, for one image. Other threads run other lanes at the same time."""
+
+
 class Runner(Protocol):
     """What the engine wants of a model. `service.models` has the real ones, tests/fakes.py a hostile one."""
 
@@ -38,6 +55,10 @@ class Runner(Protocol):
     @property
     def in_flight(self) -> int:
         """Batches that may be on the device at once. They finish in the order in which they were started."""
+
+    @property
+    def lanes(self) -> Lanes | None:
+        """None where a batch always has the whole device; with lanes, ``in_flight`` is 1."""
 
     def start(
         self,
@@ -62,6 +83,10 @@ class Batch:
     number: int
     requests: list[Request]
     wanted: list[Wanted]
+    lane: int | None = None
+    """Where this one image runs on its own; None for a batch that has the whole device."""
+    dispatched: float = 0.0
+    """When the loop handed it over."""
     started: float = 0.0
     finished: float = 0.0
     error: Exception | None = None
@@ -157,7 +182,7 @@ class DeviceThread:
         elif self._clock() >= self._check_due:
             self._check()
             if self.failed:
-                self._tell(None)
+                self.tell(None)
 
     def _begin(self, batch: Batch) -> None:
         slots, wanted = batch.start(self._clock())
@@ -179,7 +204,7 @@ class DeviceThread:
         """Answers come in the order of their batches, also that of one which does not run."""
         while self._running:
             self._finish()
-        self._tell(batch)
+        self.tell(batch)
 
     def _finish(self) -> None:
         batch, running = self._running.popleft()
@@ -192,7 +217,7 @@ class DeviceThread:
         batch.finished = self._clock()
         if batch.finished >= self._check_due and not self.failed:
             self._check()
-        self._tell(batch)
+        self.tell(batch)
 
     def _check(self) -> None:
         self._check_due = self._clock() + _CHECK_EVERY
@@ -208,6 +233,59 @@ class DeviceThread:
         if isinstance(error, DeviceFailed):
             self.failed = self.failed or str(error)
 
-    def _tell(self, batch: Batch | None) -> None:
+    def tell(self, batch: Batch | None) -> None:
+        """Lets ``batch`` be collected. Safe in any thread."""
         self._done.put(batch)
         os.write(self._wake_write, b"\0")
+
+
+class LaneThreads:
+    """A thread for each lane. Whoever submits sees to it that no lane has two images; ``tell`` hears of each end."""
+
+    def __init__(
+        self, lanes: Lanes, arena: Arena, clock: Callable[[], float], tell: Callable[[Batch], None]
+    ) -> None:
+        self.free = list(range(lanes.count))
+        """Lanes that have nothing to do. Belongs to the one who submits."""
+        self._lanes = lanes
+        self._arena = arena
+        self._clock = clock
+        self._tell = tell
+        self._jobs: SimpleQueue[Batch | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"lane-{number}", daemon=True) for number in self.free
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, batch: Batch) -> None:
+        self._jobs.put(batch)
+
+    def stop(self) -> None:
+        """Lets the threads end after what they were given, and waits for that."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+
+    def _work(self) -> None:
+        while (batch := self._jobs.get()) is not None:
+            self._run(batch)
+            self._tell(batch)
+
+    def _run(self, batch: Batch) -> None:
+        assert batch.lane is not None
+        slots, wanted = batch.start(self._clock())
+        try:
+            arena = self._arena
+            if slots:
+                self._lanes.run(batch.lane, arena.pixels, slots[0], wanted[0], arena.results)
+                batch.ran = Ran(1)
+        except Exception as error:
+            # The border of this thread: whatever a model raises is the image's failure, not the engine's.
+            log.error("the model failed on an image", exc_info=error)
+            batch.error = error
+        batch.finished = self._clock()

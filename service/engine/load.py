@@ -41,14 +41,30 @@ class LoadMeter:
         return self.arrival_rate / narrowest if narrowest else 0.0
 
     def ran(self, images: int, seconds: float) -> None:
-        """Takes note of one forward pass."""
+        """Takes note of one forward pass that had the whole device."""
         self._busy += seconds
         if seconds <= 0:
             return
-        self.seconds += (_NEWEST if self.seconds else 1.0) * (seconds - self.seconds)
+        self._took(seconds)
         rate = images / seconds
         if images >= self._max_batch_size or rate > self.capacity:
-            self.capacity += _NEWEST * (rate - self.capacity)
+            self._learn(rate)
+
+    def ran_in_lane(self, seconds: float, lanes: int, full: bool) -> None:
+        """Takes note of one image in one of ``lanes``. ``full``: all of them were at work, so that it shows
+        what is possible; a lane alone is faster."""
+        self._busy += seconds / lanes
+        if seconds <= 0:
+            return
+        self._took(seconds)
+        if full:
+            self._learn(lanes / seconds)
+
+    def _took(self, seconds: float) -> None:
+        self.seconds += (_NEWEST if self.seconds else 1.0) * (seconds - self.seconds)
+
+    def _learn(self, rate: float) -> None:
+        self.capacity += _NEWEST * (rate - self.capacity)
 
     def update(
         self,

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from service.models import plan
 from service.models.delivery import Delivery, longest
 from service.models.explain import Explainer
-from service.models.runtimes import Pixels, Runtime, Way
+from service.models.lanes import Lanes
+from service.models.runtimes import Divisible, Pixels, Runtime, Way
 from service.running import Finished, Memory
 from service.task import Wanted
 
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 #: Images in a forward pass that are tried at warm-up: a processor gains nothing from more.
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
+#: Where neither setting nor runtime says less.
+_LARGEST = 1 << 16
 #: Times that each is measured, in turns, so that a neighbour's second of work does not fall on one size alone.
 _ROUNDS = 3
 
@@ -41,9 +44,11 @@ class ModelRunner:
         self.runtime = runtime
         self.capacity = 0.0
         """Images a second at the largest batch, as `warm_up` saw it."""
-        self.max_batch_size = max_batch_size or _SIZES[-1]
+        self.max_batch_size = min(max_batch_size or _SIZES[-1], runtime.most or _LARGEST)
         self._chosen = max_batch_size is None
         self._image = image
+        self.lanes: Lanes | None = None
+        """Where single images run side by side; `warm_up` decides."""
         self._ways = dict(enumerate(runtime.ways()))
         #: For each number of images, how it is run; empty until warm-up.
         self._steps: tuple[tuple[plan.Step, ...], ...] = ()
@@ -73,6 +78,7 @@ class ModelRunner:
         self.capacity = max(size / found.seconds[size] for size in range(1, self.max_batch_size + 1))
         self._steps = found.steps[: self.max_batch_size + 1]
         self._settle(pixels, times)
+        self.lanes = self._lanes()
         log.info(
             "%s, up to %d images a batch: %.1f images/s, one image in %.1f ms",
             *(self.runtime.name, self.max_batch_size, self.capacity, found.seconds[1] * 1000),
@@ -134,6 +140,14 @@ class ModelRunner:
             way = self._ways[step.way]
             if way.unit is None and step.images not in times[step.way]:
                 _time(way, pixels, step.images)
+
+    def _lanes(self) -> Lanes | None:
+        """Those of a way that the plan takes for several images."""
+        for number, way in self._ways.items():
+            if way.unit is not None and way.unit > 1 and isinstance(way, Divisible):
+                taken = [any(step.way == number for step in steps) for steps in self._steps]
+                return Lanes(way.lanes(), taken, self._deliver)
+        return None
 
 
 def _time(way: Way, pixels: Pixels, images: int) -> float:

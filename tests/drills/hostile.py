@@ -87,6 +87,7 @@ class HostileRunner:
 
     results = CLASSES
     in_flight = 1
+    lanes = None
 
     def __init__(self, max_batch_size: int) -> None:
         self.max_batch_size = max_batch_size

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from service.engine.arena import Gauge
 from service.engine.client import Answer, EngineClient, Slot
 from service.errors import DeadlineExceeded, EngineFailed, InternalError, NotReady, Overloaded
 from tests.engine.harness import IMAGE, Engine
-from tests.fakes import fingerprint
+from tests.fakes import FakeLanes, fingerprint
 from tests.loops import on_a_loop, until
 
 LATER = 60.0
@@ -40,9 +41,13 @@ async def ask(client: EngineClient, image: NDArray[np.uint8], patience: float = 
 KINDS = pytest.mark.parametrize("kind", ["thread", "process"])
 
 
+LANES = pytest.mark.parametrize("lanes", [0, 3])
+
+
+@LANES
 @KINDS
 @on_a_loop
-async def test_everyone_gets_their_own_answer(kind: str) -> None:
+async def test_everyone_gets_their_own_answer(kind: str, lanes: int) -> None:
     async def one(client: EngineClient, seed: int) -> None:
         image = picture(seed)
         while True:
@@ -57,7 +62,7 @@ async def test_everyone_gets_their_own_answer(kind: str) -> None:
             assert answer.inference >= 0
             return
 
-    with Engine(kind, slots=16, delay=0.001) as engine:
+    with Engine(kind, slots=16, delay=0.001, lane_count=lanes) as engine:
         clients = [engine.connect() for _ in range(3)]
         await asyncio.gather(*(one(clients[seed % 3], seed) for seed in range(300)))
         assert engine.arena.free == 16
@@ -186,15 +191,46 @@ async def test_a_slot_is_not_free_while_a_thread_writes_into_it(decoders: Thread
 
 
 @on_a_loop
-async def test_a_failing_model_is_an_internal_error_and_the_next_batch_is_fine() -> None:
-    with Engine("thread", slots=2) as engine:
+async def test_a_lane_takes_the_next_image_while_another_is_at_work() -> None:
+    stuck = picture(0)
+    stuck.flat[0] = FakeLanes.STUCK
+    with Engine("thread", lane_count=2) as engine:
+        client = engine.connect()
+        assert engine.runner.lanes
+        engine.runner.lanes.may_leave.clear()
+        engine.runner.may_run.clear()
+        whole = asyncio.create_task(
+            ask(client, picture(1))
+        )  # has the device for itself, so that two come to wait
+        await until(lambda: bool(engine.runner.batches))
+        waiting = [asyncio.create_task(ask(client, image)) for image in (stuck, picture(2))]
+        await until(lambda: engine.arena.gauges[Gauge.QUEUE_DEPTH] == 2)
+        engine.runner.may_run.set()
+        await whole
+        for seed in range(3, 8):
+            assert (await ask(client, picture(seed))).batch_size == 1
+        assert not waiting[0].done()
+        engine.runner.lanes.may_leave.set()
+        await asyncio.gather(*waiting)
+        assert len(engine.runner.batches) == 1
+        # Nobody is at work, so the next one has the whole device again.
+        await ask(client, picture(9))
+        assert len(engine.runner.batches) == 2
+        assert engine.arena.free == engine.arena.geometry.slots
+
+
+@LANES
+@on_a_loop
+async def test_a_failing_model_is_an_internal_error_and_the_next_batch_is_fine(lanes: int) -> None:
+    with Engine("thread", slots=9, lane_count=lanes) as engine:
         client = engine.connect()
         engine.runner.error = RuntimeError("out of memory")
-        with pytest.raises(InternalError):
-            await ask(client, picture(1))
+        failed = await asyncio.gather(*(ask(client, picture(1)) for _ in range(9)), return_exceptions=True)
+        assert all(isinstance(error, InternalError) for error in failed)
         engine.runner.error = None
-        assert ((await ask(client, picture(2))).result == fingerprint(picture(2), 10)).all()
-        assert engine.arena.free == 2
+        answers = await asyncio.gather(*(ask(client, picture(2)) for _ in range(9)))
+        assert all((answer.result == fingerprint(picture(2), 10)).all() for answer in answers)
+        assert engine.arena.free == 9
 
 
 @on_a_loop

@@ -99,7 +99,7 @@ def test_maps_are_those_of_plain_autograd(name: str, runtime: str) -> None:
         openvino = pytest.importorskip("service.models.runtimes.openvino")
         way = openvino.load(model, checkpoint, "fp32", 2, lambda detail: None)
     else:
-        way = Eager(model, "cpu", "fp32")
+        way = Eager(model, "fp32")
     runner = ModelRunner(way, checkpoint.preprocessing.shape, 5, explainer)
     wanted = [Explain(), Task.CLASSIFY, Explain(classes - 1), Task.FEATURES_MAP, Explain(0)]
     results = np.full((5, runner.results), 777, np.float32)
@@ -176,6 +176,6 @@ def test_a_loaded_vgg_has_its_head_once(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     write(small(VGGConfig(((8,), (16, 16)), hidden=512, num_classes=10), 32), tmp_path / "vgg")
     runner = serving.load(settings(weights=str(tmp_path / "vgg"), device="cpu"), lambda *_: None).runner
-    assert runner._explainer is not None
-    large = max(runner._explainer.head.parameters(), key=lambda parameter: parameter.numel()).numpy()
+    assert runner._deliver.explainer is not None
+    large = max(runner._deliver.explainer.head.parameters(), key=lambda parameter: parameter.numel()).numpy()
     assert any(np.shares_memory(large, array) for array in runner.runtime.constants())  # type: ignore[attr-defined]

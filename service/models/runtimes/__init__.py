@@ -10,7 +10,7 @@ openvino.py                OpenVINO on the CPU ◀── conversion.py   torch m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +40,29 @@ class Way(Protocol):
         """Runs ``pixels[slots]``, uint8 ``[slots, H, W, C]``. The answers are in the order of ``slots``."""
 
 
+class Lane(Protocol):
+    """One of the ``unit`` places of a way that runs images side by side, to be used without the others."""
+
+    def __call__(self, pixels: Pixels, slot: int) -> Answer:
+        """Runs ``pixels[slot]``. Each lane may do so in a thread of its own at the same time."""
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A way whose places need not begin and end together."""
+
+    def lanes(self) -> list[Lane]:
+        """As many as the way's ``unit``."""
+
+
 class Runtime(Protocol):
     """A model that is ready to run."""
 
     precision: str
+
+    @property
+    def most(self) -> int | None:
+        """Images in one batch at most; None for any number."""
 
     @property
     def name(self) -> str:

@@ -27,7 +27,7 @@ from service.errors import ConfigurationError
 from service.models._openvino import openvino
 from service.models.checkpoints import Checkpoint
 from service.models.loader import Uint8Model
-from service.models.runtimes import Answer, Pixels, Way, artifact, conversion, gather
+from service.models.runtimes import Answer, Lane, Pixels, Way, artifact, conversion, gather
 from service.models.runtimes.conversion import ConversionError
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ class OpenVino:
     """A converted model on this host's processor. ``cores`` is the number of threads that compute."""
 
     name = "openvino"
+    most: int | None = None
 
     def __init__(self, model: openvino.Model, precision: str, cores: int) -> None:
         self.precision = precision
@@ -104,10 +105,10 @@ class _Apart:
         self._requests: list[openvino.InferRequest] = []
 
     def __call__(self, pixels: Pixels, slots: Sequence[int]) -> list[Answer]:
-        self._compiled = self._compiled or self._compile()
-        has_head = len(self._compiled.outputs) > 1
+        compiled = self._ready()
+        has_head = len(compiled.outputs) > 1
         while len(self._requests) < len(slots):
-            self._requests.append(self._compiled.create_infer_request())
+            self._requests.append(compiled.create_infer_request())
         requests = self._requests[: len(slots)]
         try:
             for request, slot in zip(requests, slots, strict=True):
@@ -120,6 +121,26 @@ class _Apart:
         if errors:
             raise errors[0]
         return [answer for request in requests for answer in _answers(request, has_head)]
+
+    def lanes(self) -> list[Lane]:
+        assert self.unit is not None
+        return [_lane(self._ready()) for _ in range(self.unit)]
+
+    def _ready(self) -> openvino.CompiledModel:
+        self._compiled = self._compiled or self._compile()
+        return self._compiled
+
+
+def _lane(compiled: openvino.CompiledModel) -> Lane:
+    request, has_head = compiled.create_infer_request(), len(compiled.outputs) > 1
+
+    def run(pixels: Pixels, slot: int) -> Answer:
+        image = pixels[slot : slot + 1]
+        request.set_input_tensor(openvino.Tensor(image, shared_memory=True))
+        request.infer()
+        return _answers(request, has_head)[0]
+
+    return run
 
 
 def _finished(request: openvino.InferRequest) -> RuntimeError | None:

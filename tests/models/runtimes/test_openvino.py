@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from service.errors import ConfigurationError
 from service.models import loader, placement, serving
 from service.models.checkpoints import Checkpoint, resolve
 from service.models.configuration import DenseNetConfig, VGGConfig
-from service.models.delivery import pool
+from service.models.delivery import Delivery, pool
+from service.models.lanes import Lanes
 from service.models.network import build
 from service.models.placement import place
 from service.models.runner import ModelRunner
-from service.models.runtimes import artifact, conversion, gather, openvino
+from service.models.runtimes import Divisible, artifact, conversion, gather, openvino
 from service.models.runtimes.eager import Eager
 from service.preprocess import Preprocessing
 from service.settings import load as settings
@@ -92,7 +94,7 @@ def test_every_way_answers_like_torch(name: str) -> None:
                 torch.testing.assert_close(answer.logits, logits[slot], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("make", [runtime, lambda checkpoint: Eager(loader.load(checkpoint), "cpu", "fp32")])
+@pytest.mark.parametrize("make", [runtime, lambda checkpoint: Eager(loader.load(checkpoint), "fp32")])
 def test_a_warm_runner_fills_the_slots_that_it_was_given_and_no_other(make) -> None:  # type: ignore[no-untyped-def]
     checkpoint = tiny.checkpoint()
     runner = ModelRunner(make(checkpoint), checkpoint.preprocessing.shape, 6)
@@ -114,6 +116,28 @@ def test_a_warm_runner_fills_the_slots_that_it_was_given_and_no_other(make) -> N
             np.testing.assert_allclose(results[slot, : len(wanted)], wanted, rtol=1e-4, atol=1e-4)
             assert (results[slot, len(wanted) :] == 777).all()
         assert (np.delete(results, slots, axis=0) == 777).all()
+
+
+def test_lanes_run_side_by_side_and_say_what_the_batch_says() -> None:
+    checkpoint = tiny.checkpoint()
+    apart = runtime(checkpoint).ways()[2]
+    assert isinstance(apart, Divisible)
+    pixels = images(checkpoint, 12)
+    expected = [answer.logits.clone() for answer in runtime(checkpoint).ways()[0](pixels, range(12))]
+    lanes = Lanes(apart.lanes(), [False, False, True], Delivery())
+    assert lanes.count == 2
+    assert [lanes.sooner(images) for images in (1, 2, 50)] == [False, True, True]
+    results = np.full((12, 30), 777, np.float32)
+
+    def every_other(lane: int) -> None:
+        for slot in range(lane, 12, 2):
+            lanes.run(lane, pixels, slot, Task.CLASSIFY, results)
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(every_other, range(2)))
+    for slot, wanted in enumerate(expected):
+        np.testing.assert_allclose(results[slot, : len(wanted)], wanted, rtol=1e-4, atol=1e-4)
+        assert (results[slot, len(wanted) :] == 777).all()
 
 
 def test_neighbouring_slots_are_not_copied() -> None:
@@ -260,7 +284,7 @@ def test_a_conversion_that_answers_otherwise_is_refused(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("device", "precision", "runtime", "complaint"),
     [
-        ("cpu", "auto", "cudagraph", "runtime=cudagraph is not available"),
+        ("cpu", "auto", "cudagraph", "runtime=cudagraph needs a CUDA device"),
         ("cpu", "auto", "/no/such/folder", "runtime=/no/such/folder is not available"),
         ("cpu", "fp16", "auto", "needs a CUDA device"),
     ],

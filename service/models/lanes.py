@@ -1,0 +1,35 @@
+"""A processor in parts: every lane runs an image of its own on its share of the cores.
+
+Images of a batch wait for each other: the layers of a batch at every layer, images side by side at the end. On a
+processor that decodes photos beside, some core is always late, and the others are idle until it comes. A lane
+waits for nobody: what a decoding thread takes from one is all that it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.models.delivery import Delivery
+from service.models.runtimes import Lane, Pixels
+from service.task import Wanted
+
+
+class Lanes:
+    """What `service.engine.device.Lanes` describes. ``sooner[n]``: n images run sooner here than as one batch."""
+
+    def __init__(self, lanes: Sequence[Lane], sooner: Sequence[bool], deliver: Delivery) -> None:
+        self.count = len(lanes)
+        self._lanes = list(lanes)
+        self._sooner = list(sooner)
+        self._deliver = deliver
+
+    def sooner(self, images: int) -> bool:
+        """Whether this many run sooner in lanes than as one batch; of more than the largest, as many of it."""
+        return self._sooner[min(images, len(self._sooner) - 1)]
+
+    def run(self, lane: int, pixels: Pixels, slot: int, want: Wanted, results: NDArray[np.float32]) -> None:
+        """Runs ``pixels[slot]`` in ``lane`` and writes what is wanted to ``results[slot]``."""
+        self._deliver([slot], [want], [self._lanes[lane](pixels, slot)], results)
