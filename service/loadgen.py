@@ -35,8 +35,8 @@ _AFTER_FAILURE = 0.1
 #: Seconds between two looks at what is overdue, and two reports of progress.
 _SWEEP = 0.25
 _CHUNK = 1 << 16
-_REFUSED = 429
 _INFERENCE = re.compile(rb"inference;dur=([0-9.]+)")
+_REFUSED = 429
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Tally:
 
     latencies: array[float] = field(default_factory=lambda: array("d"))
     """Of every answer with a 2xx status, in the order of arrival."""
-    refusals: array[float] = field(default_factory=lambda: array("d"))
-    """Of every 429."""
     inferences: array[float] = field(default_factory=lambda: array("d"))
     """With `Plan.timings`, for each latency how long the forward pass took that the request rode in."""
+    refusals: array[float] = field(default_factory=lambda: array("d"))
+    """Of every 429."""
     statuses: Counter[int] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     """Requests without an answer: connection refused, reset, closed, timeout."""

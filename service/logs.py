@@ -10,8 +10,8 @@ from typing import Any
 
 from service.settings import Settings
 
-#: json.dumps makes an encoder for every call that wants other than ASCII.
-_encode = json.JSONEncoder(ensure_ascii=False).encode
+#: ASCII alone: some readers take U+2028 or U+0085 for the end of a line, and terminals obey C1 controls.
+_encode = json.JSONEncoder().encode
 
 
 class JsonFormatter(logging.Formatter):
@@ -36,7 +36,9 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """For people at a terminal. Control characters in a message are escaped, so that no line can be forged."""
+    """For people at a terminal. Control characters are escaped, and a traceback's lines are indented, so that
+    no line can be forged.
+    """
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -44,12 +46,13 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        message = record.getMessage()
-        if not message.isprintable():
-            message = message.encode("unicode_escape").decode()
+        message = _printable(record.getMessage())
         fields = "".join(f" {name}={value}" for name, value in _request_fields(record).items())
         line = f"{clock} {record.levelname.lower():7} {self._process:10} {message}{fields}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        if not record.exc_info:
+            return line
+        trace = self.formatException(record.exc_info).splitlines()
+        return "\n".join([line, *(f"  | {_printable(entry)}" for entry in trace)])
 
 
 def configure(settings: Settings, process: str) -> None:
@@ -66,6 +69,10 @@ def configure(settings: Settings, process: str) -> None:
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
     # Its warnings are about what clients send, who get them as answers.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def _timestamp(seconds: float) -> str:

@@ -39,6 +39,9 @@ HEAD_SECONDS = 10.0
 SILENT_SECONDS = 75.0
 #: Bytes of request line and headers, twice what nginx allows. One read of the socket may go beyond.
 HEAD_BYTES = 64 * 1024
+#: Bytes of framing for each byte of a body, beyond that: chunks of one byte need five, some more with extensions. What is more are trailers
+#: and chunk extensions, which no limit of the body sees, and a trailer's line is kept until it ends.
+_FRAMING = 16
 #: Seconds for a client to stop sending and to read the answer that it got early.
 LINGER_SECONDS = 5.0
 #: Seconds that a client may leave an answer in our buffer.
@@ -57,6 +60,7 @@ class Protocol(HttpToolsProtocol):
         self._deaf = False  # whatever still comes is thrown away
         self._in_head = False
         self._head_bytes = 0
+        self._framing = 0  # bytes since a request began that were no body, less what its body pays for
         self._began = 0.0
         self._stalled: TimerHandle | None = None
         self._clock: TimerHandle | None = self.loop.call_later(SILENT_SECONDS, transport.abort)
@@ -76,6 +80,7 @@ class Protocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self._in_head:
             self._head_bytes += len(data)
+        self._framing += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
@@ -90,6 +95,7 @@ class Protocol(HttpToolsProtocol):
         self._began = time.monotonic()
         self._in_head = True
         self._head_bytes = 0
+        self._framing = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # else it is a trailer, of which there may be any number
@@ -102,6 +108,10 @@ class Protocol(HttpToolsProtocol):
         self.scope["began"] = self._began  # type: ignore[typeddict-unknown-key]
         if self._last:
             self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        self._framing -= (1 + _FRAMING) * len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self.cycle.response_complete:
@@ -124,6 +134,8 @@ class Protocol(HttpToolsProtocol):
                 self._refuse(HeadersTooLarge(f"request line and headers are more than {HEAD_BYTES:,} bytes"))
             elif not self._head_bytes or self._clock is None:
                 self._start_clock(HEAD_SECONDS, self._too_slow)
+        elif self._framing > HEAD_BYTES and self._asking() and self.cycle.more_body:
+            self._refuse(HeadersTooLarge("trailers or chunk extensions are far more than the body"))
         elif not self._asking() and self._clock is None and not self.transport.is_closing():
             # Empty lines between requests. The timer was stopped for them.
             self.timeout_keep_alive_task = self.loop.call_later(

@@ -277,6 +277,10 @@ class Supervisor:
                 self._ready_at = time.monotonic()
                 phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._status.phases.items())
                 log.info("ready on %s (%s)", self.bind(), phases)
+            case "distrusted":
+                # Not ready from now on; the engine ends by itself, and `_engine_ended` starts another.
+                self._distrust = message["message"]
+                self._enter("failed", self._distrust)
             case "hung":
                 sentence = f"was killed: a batch had been running for {message['seconds']:.0f} s"
                 self._enter("failed", f"the engine {sentence}")
@@ -284,10 +288,6 @@ class Supervisor:
                 if not self._processes:
                     log.error("a thread that hangs cannot be replaced; giving up")
                     self._exit_code = 1
-            case "distrusted":
-                # Not ready from now on; the engine ends by itself, and `_engine_ended` starts another.
-                self._distrust = message["message"]
-                self._enter("failed", self._distrust)
             case "failed":
                 log.error("%s", message["message"])
                 self._enter("failed", message["message"])

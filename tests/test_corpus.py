@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 
 import pytest
 
@@ -63,3 +64,14 @@ async def test_damage_is_answered_by_the_contract_and_leaves_nothing_taken() -> 
             refused = outcome(data)
             assert answer.status_code == (200 if refused is None else status_of(refused)), (name, answer.text)
         assert here.free == here.engine.arena.geometry.slots
+
+
+@pytest.mark.parametrize("name", [name for name in corpus.extreme() if "share their bytes" in name])
+def test_bytes_that_many_tags_claim_are_not_copied_for_each(name: str) -> None:
+    data = corpus.extreme()[name]
+    tracemalloc.start()
+    with contextlib.suppress(RequestError):
+        decode(data, max_pixels=1_000_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * len(data)

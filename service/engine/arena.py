@@ -63,7 +63,7 @@ class Gauge(IntEnum):
     SATURATION = 3
     """Arrivals over capacity."""
     BUSY_SINCE = 4
-    """When the batch that runs was started, 0 when none does."""
+    """When the oldest of the batches that run was handed to the device, 0 when none does."""
     MEMORY_USED = 5
     """Bytes of the device's own memory that anyone uses."""
     MEMORY_TOTAL = 6

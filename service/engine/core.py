@@ -133,7 +133,7 @@ class EngineCore:
         self._selector.register(self._device, selectors.EVENT_READ, self._finish)
 
     def end(self) -> None:
-        """After the batch that runs."""
+        """After what runs."""
         if self._threads:
             self._threads.stop()  # first: they tell the device of their ends
         self._device.stop()
@@ -159,10 +159,10 @@ class EngineCore:
             self._heartbeat()
 
     def _look_at_the_device(self, now: float) -> None:
-        oldest = next(iter(self._running.values()), None)  # of lanes, others may end beside one that hangs
-        if oldest is not None and now - oldest.dispatched > self._longest:
+        since = float(self._arena.gauges[Gauge.BUSY_SINCE])
+        if since and now - since > self._longest:
             self._longest = math.inf
-            self._overdue(now - oldest.dispatched)
+            self._overdue(now - since)
 
     def _patience(self) -> float:
         """Seconds until something is due though nothing arrives."""
@@ -230,11 +230,16 @@ class EngineCore:
             self._batches += 1
             wanted = [self._arena.wanted(request.slot) for request in requests]
             lane = threads.free.pop() if threads else None
-            batch = self._running[self._batches] = Batch(self._batches, requests, wanted, lane, now)
-            if len(self._running) == 1:
-                self._arena.gauges[Gauge.BUSY_SINCE] = now
-            self._arena.gauges[Gauge.RUNNING] += len(requests)
+            batch = self._running[self._batches] = Batch(
+                self._batches, requests, wanted, lane, handed_over=now
+            )
+            self._tell_what_runs()
             (threads or self._device).submit(batch)
+
+    def _tell_what_runs(self) -> None:
+        oldest = next(iter(self._running.values()), None)
+        self._arena.gauges[Gauge.BUSY_SINCE] = oldest.handed_over if oldest else 0.0
+        self._arena.gauges[Gauge.RUNNING] = sum(len(batch.slots) for batch in self._running.values())
 
     def _lanes_for_next(self) -> LaneThreads | None:
         """Where the next image runs if not in a batch: in a lane where others do, else where that is sooner."""
@@ -255,11 +260,10 @@ class EngineCore:
 
     def _answer(self, batch: Batch) -> None:
         del self._running[batch.number]
-        self._arena.gauges[Gauge.RUNNING] -= len(batch.slots)
         full = self._threads is not None and not self._threads.free
         if self._threads is not None and batch.lane is not None:
             self._threads.free.append(batch.lane)
-        self._arena.gauges[Gauge.BUSY_SINCE] = batch.finished if self._running else 0.0
+        self._tell_what_runs()
         if not self._device.failed:
             self._dispatch(self._clock())  # the device first: what is finished can wait for microseconds
         outcome = Outcome.OK if batch.error is None else Outcome.FAILED
@@ -270,17 +274,17 @@ class EngineCore:
         self._hand_back(batch.slots)
         if size:
             self._note(batch, size, full)
+            self._arena.gauges[Gauge.PASS] = self._load.seconds
             self._batch_ran(batch)
 
     def _note(self, batch: Batch, size: int, full: bool) -> None:
-        """``size`` images ran. ``full``: it ended with every lane at work."""
+        """``full``: it ended with every lane at work."""
         if self._lanes is not None and batch.lane is not None:
             self._load.ran_in_lane(batch.finished - batch.started, self._lanes.count, full)
         else:
             # Of batches that overlap, each counts for as long as it had the device to itself.
             self._load.ran(size, batch.finished - max(batch.started, self._busy_until))
         self._busy_until = max(self._busy_until, batch.finished)
-        self._arena.gauges[Gauge.PASS] = self._load.seconds
 
     def _reply(self, slots: list[int], outcome: Outcome) -> None:
         """Hands back what never ran."""

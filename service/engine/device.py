@@ -85,8 +85,7 @@ class Batch:
     wanted: list[Wanted]
     lane: int | None = None
     """Where this one image runs on its own; None for a batch that has the whole device."""
-    dispatched: float = 0.0
-    """When the loop handed it over."""
+    handed_over: float = 0.0
     started: float = 0.0
     finished: float = 0.0
     error: Exception | None = None
@@ -187,8 +186,7 @@ class DeviceThread:
     def _begin(self, batch: Batch) -> None:
         slots, wanted = batch.start(self._clock())
         if not slots:
-            batch.finished = batch.started
-            self._tell_in_turn(batch)
+            self._skip(batch)
             return
         try:
             runner, arena = self._runner, self._arena
@@ -196,12 +194,13 @@ class DeviceThread:
         except Exception as error:
             # The border of this thread: whatever a model raises is the batch's failure, not the engine's.
             self._fail(batch, error)
-            self._tell_in_turn(batch)
+            self._skip(batch)
             return
         self._running.append((batch, running))
 
-    def _tell_in_turn(self, batch: Batch) -> None:
-        """Answers come in the order of their batches, also that of one which does not run."""
+    def _skip(self, batch: Batch) -> None:
+        """It does not run. Answers come in the order of their batches."""
+        batch.finished = batch.finished or batch.started
         while self._running:
             self._finish()
         self.tell(batch)
@@ -280,9 +279,8 @@ class LaneThreads:
         assert batch.lane is not None
         slots, wanted = batch.start(self._clock())
         try:
-            arena = self._arena
             if slots:
-                self._lanes.run(batch.lane, arena.pixels, slots[0], wanted[0], arena.results)
+                self._lanes.run(batch.lane, self._arena.pixels, slots[0], wanted[0], self._arena.results)
                 batch.ran = Ran(1)
         except Exception as error:
             # The border of this thread: whatever a model raises is the image's failure, not the engine's.

@@ -54,10 +54,8 @@ class LoadMeter:
         """Takes note of one image in one of ``lanes``. ``full``: all of them were at work, so that it shows
         what is possible; a lane alone is faster."""
         self._busy += seconds / lanes
-        if seconds <= 0:
-            return
         self._took(seconds)
-        if full:
+        if full and seconds > 0:
             self._learn(lanes / seconds)
 
     def _took(self, seconds: float) -> None:

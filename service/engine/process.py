@@ -32,11 +32,11 @@ log = logging.getLogger(__name__)
 
 #: Exit code of an engine that said why it cannot start: starting it again would not help.
 CANNOT_START = 3
+#: Exit code of an engine whose device failed under it. Another one has a new context and loads the weights again.
+DEVICE_FAILED = 4
 #: Seconds that any batch may take, and times that it may take what warm-up saw of the largest: above what a host that
 #: swaps or a throttled container makes of it, below what an operator waits for.
 SHORTEST_LIMIT, _TIMES_WARM = 30.0, 20.0
-#: Exit code of an engine whose device failed under it. Another one has a new context and loads the weights again.
-DEVICE_FAILED = 4
 #: Seconds between two reports of a download's progress.
 _REPORT_EVERY = 0.2
 #: Slots unless the setting says: enough for a few hundred clients at once, and for eight full batches.

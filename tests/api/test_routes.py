@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -200,3 +201,20 @@ def test_a_log_line_is_one_json_object_or_one_line() -> None:
     assert "\n" not in JsonFormatter("frontend-1").format(record)
     line = TextFormatter("frontend-1").format(record)
     assert line.isprintable()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\x0b", "\x85", "\u2028", "\x9b2K", "\u202e"])
+def test_what_a_client_sends_cannot_begin_a_line(end: str) -> None:
+    """Neither as a message nor inside a traceback, for any reader's idea of a line."""
+    forged = f"x{end}12:00:00 info    frontend-1 all is well"
+    try:
+        raise ValueError(forged)
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "f", 1, "%s", (forged,), sys.exc_info())
+    document = JsonFormatter("frontend-1").format(record)
+    assert document.isascii()
+    assert document.isprintable()
+    first, *rest = TextFormatter("frontend-1").format(record).split("\n")
+    assert first.isprintable()
+    assert rest
+    assert all(line.startswith("  | ") and line.isprintable() for line in rest)

@@ -215,7 +215,7 @@ async def test_headers_have_a_limit() -> None:
 async def test_trailers_are_not_collected() -> None:
     async with place() as here, here.connect() as wire:
         await wire.send(CHUNKED + b"%x\r\n" % len(PHOTO) + PHOTO + b"\r\n0\r\n")
-        await wire.send(b"X-Trailer: of no use\r\n" * 10_000)
+        await wire.send(b"X-Trailer: of no use\r\n" * 1_000)
         await until(lambda: len(here.connections) == 1)
         (connection,) = here.connections
         await wire.send(b"X-Last: trailer\r\n")
@@ -306,3 +306,32 @@ async def test_a_request_id_cannot_split_a_response(forged: bytes) -> None:
         answer = await here.ask(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Request-ID: " + forged + b"\r\n\r\n")
         assert "x-evil" not in answer.headers
         assert len(answer.headers["x-request-id"]) == 32
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [b"0\r\nx: " + b"y" * 40_000, b"1;" + b"e" * 40_000 + b"\r\nz\r\n"],
+    ids=["one endless trailer", "chunk extensions"],
+)
+@on_the_services_loop
+async def test_framing_that_no_limit_of_the_body_sees_is_refused(framing: bytes) -> None:
+    async with place() as here:
+        async with here.connect() as wire:
+            await wire.send(CHUNKED + framing)
+            for _ in range(40):
+                await wire.send(b"y" * 40_000 if framing.startswith(b"0") else framing)
+                await asyncio.sleep(0)
+            answer = await wire.answer()
+            assert (answer.status, answer.problem()["code"]) == (431, "headers_too_large")
+        await until(lambda: here.idle)
+        await still_serves(here)
+
+
+@on_the_services_loop
+async def test_chunks_of_one_byte_are_a_body() -> None:
+    async with place() as here, here.connect() as wire:
+        await wire.send(CHUNKED)
+        for at in range(len(PHOTO)):
+            await wire.send(b"1\r\n" + PHOTO[at : at + 1] + b"\r\n")
+        await wire.send(b"0\r\n\r\n")
+        assert (await wire.answer()).status == 200

@@ -77,7 +77,7 @@ def test_what_fails_is_a_line_and_what_there_is_no_time_for_is_named(
 ) -> None:
     monkeypatch.setattr(gpu, "resolve", lambda *_: tiny.checkpoint())
     monkeypatch.setattr(gpu, "_PHOTOS", 4)
-    monkeypatch.setattr(report, "_RESULTS", tmp_path)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(gpu, "raw", lambda made, model: RAW(made, model, 0.01))
     now = iter(np.arange(0, 1000, 1.0))
 

@@ -62,12 +62,18 @@ def whole() -> dict[str, bytes]:
 def extreme() -> dict[str, bytes]:
     """Bombs, and what is large in an unusual way."""
     rgb = picture()
+    rgb_png = encode(rgb, "PNG")
     frames = [picture(size=(16, 16), seed=seed) for seed in range(300)]
     files = {
         "png bomb": png_bomb(50_000, 50_000),
         "png of the largest numbers": png_bomb(2**31 - 1, 2**31 - 1),
         "png empty inside": png_bomb(7_000, 7_000),
         "webp canvas": webp_bomb(16_000, 16_000),
+        "tiff tags that share their bytes": sharing_tags(),
+        "png exif tags that share their bytes": rgb_png[:33]
+        + png_chunk(b"eXIf", sharing_tags())
+        + rgb_png[33:],
+        "webp exif tags that share their bytes": encode(rgb, "WEBP", exif=b"Exif\0\0" + sharing_tags()),
         "gif frame": gif_bomb(60_000, 60_000),
         "rle bomb": run_length_bmp(60_000, 700, b"\0\1"),
         "interlaced 7000 x 7000": interlaced_png(7_000, 7_000),
@@ -191,3 +197,10 @@ def interlaced_png(width: int, height: int) -> bytes:
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 1))
     content = png_chunk(b"IDAT", zlib.compress(bytes(rows)))
     return b"\x89PNG\r\n\x1a\n" + header + content + png_chunk(b"IEND", b"")
+
+
+def sharing_tags(tags: int = 400, size: int = 1_500_000) -> bytes:
+    """A TIFF directory whose every entry claims the same bytes: a reader that copies them takes ``tags * size``."""
+    sides = struct.pack("<HHII", 256, 3, 1, 8) + struct.pack("<HHII", 257, 3, 1, 8)
+    entries = sides + b"".join(struct.pack("<HHII", 300 + tag, 7, size, 8) for tag in range(tags))
+    return b"II*\0" + struct.pack("<IH", 8, tags + 2) + entries + b"\0" * size
