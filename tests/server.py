@@ -83,7 +83,10 @@ class Server:
         except OSError:  # it has ended
             return {}
         self._inode = self._inode or self._port_inode()
-        engines = [pid for pid in pids if not _holds(pid, self._inode)]
+        # One that is dying holds nothing any more, and is neither.
+        sockets = {pid: found for pid in pids if (found := _descriptors(pid))}
+        pids = list(sockets)
+        engines = [pid for pid in pids if f"socket:[{self._inode}]" not in sockets[pid]]
         front_ends = [pid for pid in pids if pid not in engines]
         names = {f"frontend-{number}": pid for number, pid in enumerate(front_ends, start=1)}
         return {**names, **dict(zip(["engine"], engines, strict=False))}
@@ -146,9 +149,9 @@ class Server:
                     self.lines.append(line.rstrip())
 
 
-def _holds(pid: int, inode: str) -> bool:
+def _descriptors(pid: int) -> list[str]:
+    """What each of its descriptors is; empty for a process that has ended, or is about to."""
     try:
-        links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+        return [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
     except OSError:
-        return False
-    return f"socket:[{inode}]" in links
+        return []

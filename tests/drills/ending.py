@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from typing import Any
 
 from tests.drills import wire
 from tests.drills.crowd import PHOTOS, Crowd, address_of, options
@@ -101,12 +102,13 @@ def kills(front_ends: int, engines: int) -> Report:
                             if name.startswith(victim.replace("-", ""))
                         ]
                     )
+                    restarts = _health(address)["restarts"]
                     os.kill(pid, signal.SIGKILL)
                     now = time.monotonic()
                     if victim == "front-end":
                         killed.append(now)
                     else:
-                        not_ready.append(_until_not_ready(address, now))
+                        not_ready += _until_failed(address, now, restarts)
                     served_again[victim].append(_until_served(address, now))
                 time.sleep(1.0)
             ledger = crowd.ledger
@@ -135,6 +137,26 @@ def kills(front_ends: int, engines: int) -> Report:
             f"s: {spread(seconds, 1, 2)}",
         )
     return report
+
+
+def _until_failed(address: tuple[str, int], began: float, restarts: int) -> list[float]:
+    """Seconds until a front-end said that the engine had failed; none where another was there before we asked."""
+    while time.monotonic() - began < _PATIENCE:
+        health = _health(address)
+        if health["state"] == "failed":
+            return [time.monotonic() - began]
+        if health["restarts"] > restarts:
+            return []
+        time.sleep(0.002)
+    return [_PATIENCE]
+
+
+def _health(address: tuple[str, int]) -> dict[str, Any]:
+    while True:
+        outcome = wire.Client(address).ask(b"", "/healthz", "GET")
+        if outcome.status == 200:
+            health: dict[str, Any] = outcome.document
+            return health
 
 
 def _until_served(address: tuple[str, int], began: float) -> float:

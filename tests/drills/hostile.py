@@ -17,6 +17,7 @@ import os
 import threading
 import time
 import zlib
+from collections.abc import Sequence
 from enum import Enum
 
 import numpy as np
@@ -29,8 +30,9 @@ from service.engine import process
 from service.engine.transport import Channel
 from service.labels import imagenet_classes
 from service.preprocess import Preprocessing, prepare
+from service.running import Finished, Memory
 from service.settings import Settings
-from service.task import Task
+from service.task import Wanted
 
 SIDE = 16
 CLASSES = 1000
@@ -84,15 +86,21 @@ class HostileRunner:
     """See the head of this file."""
 
     results = CLASSES
+    in_flight = 1
+    lanes = None
 
     def __init__(self, max_batch_size: int) -> None:
         self.max_batch_size = max_batch_size
         self._fixed, self._image, self._slow = (seconds(name) for name in ("FIXED_MS", "IMAGE_MS", "SLOW_MS"))
         self.capacity = max_batch_size / max(1e-4, self._fixed + max_batch_size * self._image)
 
-    def run(
-        self, pixels: NDArray[np.uint8], slots: list[int], tasks: list[Task], results: NDArray[np.float32]
-    ) -> None:
+    def start(
+        self,
+        pixels: NDArray[np.uint8],
+        slots: list[int],
+        wanted: Sequence[Wanted],
+        results: NDArray[np.float32],
+    ) -> Finished:
         assert 1 <= len(slots) <= self.max_batch_size
         tricks = {slot: trick for slot in slots if (trick := _trick(pixels[slot]))}
         played = set(tricks.values())
@@ -112,6 +120,10 @@ class HostileRunner:
                 results[slot, 7] = np.nan
             if tricks.get(slot) is Trick.INFINITY:
                 results[slot, 7] = -np.inf
+        return Finished(len(slots))
+
+    def check(self) -> Memory:
+        return Memory()
 
 
 def seconds(name: str) -> float:

@@ -77,3 +77,9 @@ def test_a_pass_takes_what_it_takes_lately() -> None:
     for _ in range(100):
         meter.ran(4, 0.2)
     assert meter.seconds == pytest.approx(0.2, rel=0.01)
+
+
+def test_an_image_in_a_lane_takes_what_it_takes() -> None:
+    meter = LoadMeter(0.0, capacity=10.0, max_batch_size=4)
+    meter.ran_in_lane(0.1, lanes=2, full=False)
+    assert meter.seconds == 0.1
