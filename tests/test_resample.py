@@ -71,7 +71,10 @@ def test_only_dyadic_scales_are_boxed(source: int, resized: int, whole: bool) ->
 def test_interpolate_equals_torch_but_for_ties(
     height: int, width: int, high: int, wide: int, name: str, antialias: bool
 ) -> None:
-    """From 2 pixels a side: torch 2.13 mistakes the memory format of one-pixel-wide tensors."""
+    """From 2 pixels a side: torch 2.13 mistakes the memory format of one-pixel-wide tensors.
+
+    torch computes positions in float32, so a weight is off by about a position's last bit.
+    """
     torch = pytest.importorskip("torch")
     pixels = noise(height, width)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
@@ -81,7 +84,8 @@ def test_interpolate_equals_torch_but_for_ties(
     expected = torch.nn.functional.interpolate(tensor, size=(high, wide), mode=mode, **options)[0]
     expected = expected.permute(1, 2, 0).clamp(0, 255).numpy()
     result = interpolate(pixels, Part(0, height), Part(0, width), (high, wide), name, antialias)
-    assert np.abs(result - expected).max() <= 0.5 + 1e-3
+    last_bit = max(height, width) * 2.0**-23
+    assert np.abs(result - expected).max() <= 0.5 + 4 * 255 * last_bit
 
 
 def test_padding_is_a_black_border_that_is_never_made() -> None:
