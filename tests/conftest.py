@@ -12,7 +12,7 @@ from hypothesis import settings
 from service import metrics
 from service.models import _torchvision as _torchvision  # imports torchvision as it has to be
 
-# The same examples in every run, so that a failure is about the change at hand; `make test EXPLORE=1` looks for new ones.
+# The same examples in every run: a failure is about the change at hand. `make test EXPLORE=1` looks for new ones.
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("explore" if os.environ.get("EXPLORE") else "same")
