@@ -4,90 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 import click
-from click.shell_completion import CompletionItem, get_completion_class
+from click.shell_completion import get_completion_class
 
 from service import __version__, tables
-from service.errors import ConfigurationError, StartError
+from service.errors import StartError
+from service.flags import MODEL_SETTINGS, all_settings, form_flag, from_flags, settings_flags
 from service.models.catalog import VARIANTS
-from service.settings import Settings, load
-
-
-def _settings_options(command: Any) -> Any:
-    """Every setting as a flag, from its one declaration."""
-    return _options_of(Settings.model_fields)(command)
-
-
-def _options_of(names: Iterable[str], **defaults: str) -> Callable[[Any], Any]:
-    """Some settings as flags. ``defaults`` are those of the command, where it has its own."""
-
-    def decorate(command: Any) -> Any:
-        for name in reversed(list(names)):
-            field = Settings.model_fields[name]
-            default = defaults.get(name, "none" if field.default is None else field.default)
-            text = f"{field.description} [default: {default}]"
-            command = click.option(
-                f"--{name.replace('_', '-')}",
-                name,
-                metavar="VALUE",
-                help=text,
-                shell_complete=partial(_suggest, _values_of(name)),
-            )(command)
-        return command
-
-    return decorate
-
-
-#: Settings whose values are files and folders, so that a shell offers those.
-_PATHS = {"weights", "runtime", "labels", "api_keys_file"}
-
-
-def _values_of(name: str) -> list[str]:
-    """What a shell can offer for a setting."""
-    known = {
-        "model": list(VARIANTS),
-        "device": ["auto", "cpu", "cuda"],
-        "weights": ["pretrained", "demo", "random"],
-    }
-    annotation = Settings.model_fields[name].annotation
-    return known.get(name) or ([*get_args(annotation)] if get_origin(annotation) is Literal else [])
-
-
-def _suggest(
-    values: list[str], context: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    matching = [CompletionItem(value) for value in values if value.startswith(incomplete)]
-    files = parameter.name in _PATHS
-    return [*matching, *([CompletionItem(incomplete, type="file")] if files else [])]
-
-
-_form_option = click.option(
-    "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True
-)
-
-#: What decides the answers of a model in this process.
-_MODEL_SETTINGS = (
-    "model",
-    "weights",
-    "labels",
-    "device",
-    "precision",
-    "runtime",
-    "decode",
-    "max_image_pixels",
-)
-
-
-def _load(given: dict[str, Any]) -> Settings:
-    try:
-        return load(**{name: value for name, value in given.items() if value is not None})
-    except ConfigurationError as error:
-        raise click.UsageError(str(error)) from error
+from service.settings import Settings
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -97,7 +24,7 @@ def cli() -> None:
 
 
 @cli.command()
-@_settings_options
+@all_settings
 def serve(**given: Any) -> None:
     """Serve the model over HTTP.
 
@@ -106,7 +33,7 @@ def serve(**given: Any) -> None:
     """
     from service.supervisor import Supervisor
 
-    sys.exit(Supervisor(_load(given)).run())
+    sys.exit(Supervisor(from_flags(given)).run())
 
 
 #: What `demo` takes where neither a flag nor the environment says otherwise.
@@ -114,7 +41,7 @@ _DEMO = {"weights": "demo", "log_format": "text", "log_level": "warning"}
 
 
 @cli.command()
-@_options_of(Settings.model_fields, **_DEMO)
+@settings_flags(Settings.model_fields, **_DEMO)
 def demo(**given: Any) -> None:
     """Serve the small model that comes along, and classify its sample photos.
 
@@ -125,11 +52,11 @@ def demo(**given: Any) -> None:
     for name, value in _DEMO.items():
         if given[name] is None and f"IMAGENET_{name.upper()}" not in os.environ:
             given[name] = value
-    sys.exit(room.run(_load(given)))
+    sys.exit(room.run(from_flags(given)))
 
 
 @cli.command()
-@_form_option
+@form_flag
 def models(form: tables.Form) -> None:
     """List the twelve variants with their size and published accuracy."""
     rows = [
@@ -148,8 +75,8 @@ def models(form: tables.Form) -> None:
 
 @cli.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@_options_of([*_MODEL_SETTINGS, "max_batch_size", "top_k"])
-@_form_option
+@settings_flags([*MODEL_SETTINGS, "max_batch_size", "top_k"])
+@form_flag
 def classify(paths: tuple[str, ...], form: tables.Form, **given: Any) -> None:
     """Classify image files, and the images in folders, without a server; - is an image on standard input.
 
@@ -159,7 +86,7 @@ def classify(paths: tuple[str, ...], form: tables.Form, **given: Any) -> None:
 
     if paths.count(room.STDIN) > 1:
         raise click.UsageError("standard input can be read once; give - once")
-    sys.exit(room.run(_load(given), paths, form))
+    sys.exit(room.run(from_flags(given), paths, form))
 
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -189,8 +116,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     show_default=True,
     help="With --url: requests at once.",
 )
-@_options_of([*_MODEL_SETTINGS, "max_batch_size"])
-@_form_option
+@settings_flags([*MODEL_SETTINGS, "max_batch_size"])
+@form_flag
 def evaluate(
     folder: Path,
     ground_truth: Path | None,
@@ -222,12 +149,12 @@ def evaluate(
     task = room.Task(folder, ground_truth, class_list, limit, confusions, form)
     if url:
         sys.exit(room.over_http(task, url, api_key, concurrency))
-    settings = _load(given)
+    settings = from_flags(given)
     sys.exit(room.in_process(task, room.all_variants(settings) if every else [settings]))
 
 
 @cli.command()
-@_settings_options
+@all_settings
 @click.option("--json", "as_json", is_flag=True, help="For programs: the findings as JSON.")
 def doctor(as_json: bool, **given: Any) -> None:
     """Check this host for serving with these settings, and say what to do about what is wrong.
@@ -237,7 +164,7 @@ def doctor(as_json: bool, **given: Any) -> None:
     """
     from service import doctor as room
 
-    sys.exit(room.run(room.examine(_load(given)), as_json=as_json))
+    sys.exit(room.run(room.examine(from_flags(given)), as_json=as_json))
 
 
 @cli.command()
@@ -267,7 +194,7 @@ def completion(shell: str) -> None:
 @click.option(
     "--force", is_flag=True, help="Write it even when the models agree on less than 98 % of the images."
 )
-@_options_of(["model", "weights", "labels", "max_image_pixels"])
+@settings_flags(["model", "weights", "labels", "max_image_pixels"])
 def quantize(out: Path, calibrate: Path, force: bool, **given: Any) -> None:
     """Make an int8 artifact of a model, for --runtime OUT.
 
@@ -276,12 +203,12 @@ def quantize(out: Path, calibrate: Path, force: bool, **given: Any) -> None:
     """
     from service import quantize as room
 
-    sys.exit(room.run(_load(given), calibrate, out, force=force))
+    sys.exit(room.run(from_flags(given), calibrate, out, force=force))
 
 
 @cli.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@_options_of(["model", "weights", "labels", "device", "precision", "max_batch_size"])
+@settings_flags(["model", "weights", "labels", "device", "precision", "max_batch_size"])
 def export(out: Path, **given: Any) -> None:
     """Compile a model ahead of time, for --runtime OUT.
 
@@ -290,7 +217,7 @@ def export(out: Path, **given: Any) -> None:
     """
     from service import export as room
 
-    sys.exit(room.run(_load(given), out))
+    sys.exit(room.run(from_flags(given), out))
 
 
 @cli.command()
@@ -306,7 +233,7 @@ def convert(source: str, directory: Path, **given: Any) -> None:
     SOURCE is whatever the setting weights takes. The directory holds the configuration, the preprocessing
     and the classes in one JSON file beside the tensors, and needs neither hub nor HDF5 to be served.
     """
-    settings = _load({**given, "weights": source})
+    settings = from_flags({**given, "weights": source})
     from service.models.checkpoints import resolve, write
 
     checkpoint = resolve(settings.weights, settings.model, labels=settings.labels)
@@ -413,7 +340,7 @@ _FIXED_BY_THE_USER = ("model", "weights", "labels", "device", "precision", "deco
 @click.option(
     "--runtime", "runtimes", multiple=True, metavar="VALUE", help="Compare these. [default: all here]"
 )
-@_options_of(_FIXED_BY_THE_USER)
+@settings_flags(_FIXED_BY_THE_USER)
 def plan(
     objective_ms: float,
     out: Path,
@@ -431,7 +358,7 @@ def plan(
     from service import bench
     from service import plan as room
 
-    settings = _load(given)
+    settings = from_flags(given)
     fixed = {name: value for name in _FIXED_BY_THE_USER if (value := getattr(settings, name)) is not None}
     defaults = Settings.model_fields
     kept = {name: value for name, value in fixed.items() if value != defaults[name].default}

@@ -1,0 +1,87 @@
+"""Settings as flags of the command line: made from their one declaration, completed in a shell, read back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Literal, get_args, get_origin
+
+import click
+from click.shell_completion import CompletionItem
+
+from service.errors import ConfigurationError
+from service.models.catalog import VARIANTS
+from service.settings import Settings, load
+
+
+def all_settings(command: Any) -> Any:
+    """Every setting as a flag, from its one declaration."""
+    return settings_flags(Settings.model_fields)(command)
+
+
+def settings_flags(names: Iterable[str], **defaults: str) -> Callable[[Any], Any]:
+    """Some settings as flags. ``defaults`` are those of the command, where it has its own."""
+
+    def decorate(command: Any) -> Any:
+        for name in reversed(list(names)):
+            field = Settings.model_fields[name]
+            default = defaults.get(name, "none" if field.default is None else field.default)
+            text = f"{field.description} [default: {default}]"
+            command = click.option(
+                f"--{name.replace('_', '-')}",
+                name,
+                metavar="VALUE",
+                help=text,
+                shell_complete=partial(_suggest, _values_of(name)),
+            )(command)
+        return command
+
+    return decorate
+
+
+#: Settings whose values are files and folders, so that a shell offers those.
+_PATHS = {"weights", "runtime", "labels", "api_keys_file", "tls_certificate_file", "tls_key_file"}
+
+
+def _values_of(name: str) -> list[str]:
+    """What a shell can offer for a setting."""
+    known = {
+        "model": list(VARIANTS),
+        "device": ["auto", "cpu", "cuda"],
+        "weights": ["pretrained", "demo", "random"],
+    }
+    annotation = Settings.model_fields[name].annotation
+    return known.get(name) or ([*get_args(annotation)] if get_origin(annotation) is Literal else [])
+
+
+def _suggest(
+    values: list[str], context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    matching = [CompletionItem(value) for value in values if value.startswith(incomplete)]
+    files = parameter.name in _PATHS
+    return [*matching, *([CompletionItem(incomplete, type="file")] if files else [])]
+
+
+form_flag = click.option(
+    "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True
+)
+
+#: What decides the answers of a model in this process.
+MODEL_SETTINGS = (
+    "model",
+    "weights",
+    "labels",
+    "device",
+    "precision",
+    "runtime",
+    "decode",
+    "max_image_pixels",
+)
+
+
+def from_flags(given: dict[str, Any]) -> Settings:
+    """The settings of flags and environment; a value that cannot be is a usage error."""
+    try:
+        return load(**{name: value for name, value in given.items() if value is not None})
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
