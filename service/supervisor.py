@@ -71,7 +71,7 @@ class Supervisor:
         self._distrust = ""
         """What the engine said of its device before it ended."""
         self._lost = False
-        """Whether a front-end ended with requests unanswered while draining."""
+        """Whether requests were not answered as they should have been: the exit code is 1."""
         self._give_up_at: float | None = None
         self._wake: tuple[socket.socket, socket.socket] = transport.socket_pair()
         self._metrics: Path | None = None
@@ -329,7 +329,8 @@ class Supervisor:
         lived = time.monotonic() - self._ready_at if self._ready_at is not None else 0.0
         if self._engine_lives.ended(lived):
             log.error("the engine %s, as %d before it did young; giving up", outcome, _ENGINE_LIVES[0] - 1)
-            self._exit_code = 1
+            self._lost = True
+            self._drain(0.0)  # whoever waits hears of it before all ends
             return
         log.error("the engine %s and is started again", outcome)
         self._enter("failed", f"the engine {outcome} and is started again")
@@ -371,10 +372,10 @@ class Supervisor:
                 self._exit_code = 1
             else:
                 log.info("%s: draining", name)
-                self._drain()
+                self._drain(self._settings.drain_delay_ms / 1000)
 
-    def _drain(self) -> None:
-        delay, timeout = self._settings.drain_delay_ms / 1000, self._settings.drain_timeout_ms / 1000
+    def _drain(self, delay: float) -> None:
+        timeout = self._settings.drain_timeout_ms / 1000
         self._enter("draining", "ending after what was admitted")
         self._give_up_at = time.monotonic() + delay + timeout + _LAST_GRACE
         assert self._listener is not None
