@@ -56,6 +56,8 @@ class Exchange:
     """When the answer has to be there, once `deadline` was asked: the body has to be there by then, too."""
     gone: bool = False
     """Whether the client hung up before it was answered."""
+    counted: bool = False
+    """Whether the metrics have it."""
     trace: Trace | None = None
     """None unless the request is traced."""
 
@@ -146,6 +148,8 @@ class Envelope:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 message["headers"] = [*message["headers"], *self._headers(exchange)]
+            elif not message.get("more_body"):
+                self._count(scope, exchange)  # first: whoever has the answer finds it counted
             await send(message)
 
         try:
@@ -168,6 +172,7 @@ class Envelope:
                 raise
             await respond(Request(scope), defect())(scope, receive, send_with_headers)
         finally:
+            self._count(scope, exchange)
             self._account(scope, exchange)
 
     def _headers(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
@@ -178,13 +183,20 @@ class Envelope:
             headers.append((b"connection", b"close"))
         return headers
 
+    def _count(self, scope: Scope, exchange: Exchange) -> None:
+        """Once for each request."""
+        if exchange.counted:
+            return
+        exchange.counted = True
+        route = _route(scope)
+        self._context.metrics.requests.labels(route, str(exchange.status)).inc()
+        self._context.metrics.request_duration.labels(route).observe(time.monotonic() - exchange.started)
+
     def _account(self, scope: Scope, exchange: Exchange) -> None:
         now = time.monotonic()
         duration = now - exchange.started
-        route = getattr(scope.get("route"), "path", "unmatched")
+        route = _route(scope)
         metrics = self._context.metrics
-        metrics.requests.labels(route, str(exchange.status)).inc()
-        metrics.request_duration.labels(route).observe(duration)
         if exchange.finished is not None:
             exchange.stages["respond"] = now - exchange.finished
         for stage in exchange.stages.keys() & _STAGES_HERE:  # those of the images were observed with them
@@ -215,3 +227,7 @@ def _request_id(headers: dict[bytes, bytes]) -> str:
 def new_id() -> str:
     """A request's id: unique, not secret, so without a system call. The generator is seeded anew in every fork."""
     return f"{random.getrandbits(128):032x}"
+
+
+def _route(scope: Scope) -> str:
+    return getattr(scope.get("route"), "path", "unmatched")

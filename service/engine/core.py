@@ -271,11 +271,11 @@ class EngineCore:
         for slot in batch.slots:
             done = Outcome.EXPIRED if slot in batch.late else outcome
             self._arena.note_finished(slot, batch.started, batch.finished, batch.number, size, done)
-        self._hand_back(batch.slots)
         if size:
             self._note(batch, size, full)
             self._arena.gauges[Gauge.PASS] = self._load.seconds
-            self._batch_ran(batch)
+            self._batch_ran(batch)  # before the answers leave: whoever has one finds it counted
+        self._hand_back(batch.slots)
 
     def _note(self, batch: Batch, size: int, full: bool) -> None:
         """``full``: it ended with every lane at work."""
