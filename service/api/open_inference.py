@@ -29,7 +29,13 @@ from service.card import ModelCard
 from service.engine.client import Slot
 from service.errors import EmptyBody, InvalidParameter, MissingFile, NotFound, RequestError
 
-router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+#: For the schema: every error here is the protocol's ``{"error": "…"}``.
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": "an object with the key `error`"}
+    for status in (400, 404, 413, 415, 422, 429, 500, 503, 504)
+}
+
+router = APIRouter(prefix="/v2", tags=["open inference protocol"], responses=_PROBLEMS)
 
 #: There is one, and clients may leave it out.
 _VERSION = "1"
