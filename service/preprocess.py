@@ -188,8 +188,8 @@ def _fast_size(spec: Preprocessing) -> int | None:
     whole pixels first, which would be larger ones then.
 
     The target's own: between one and two times of it are decoded, 0.3 to 0.6 grey levels from exact on
-    photo-like images of 1 to 12 megapixels. Twice of it would halve that, and the model hears no difference
-    (docs/PERFORMANCE.md has the agreement of both).
+    photo-like images of 1 to 12 megapixels. Twice of it would halve that, at most of the speed that there is to
+    win; how often either changes a model's answer is in docs/PERFORMANCE.md.
     """
     if spec.resize is None or spec.interpolation == "nearest":
         return None
