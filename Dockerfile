@@ -10,7 +10,7 @@
 #                     of CUDA: right for `gpu`, correct but far too large for `cpu`.
 #   BASE_IMAGE        a Debian with Python 3.11 or newer as `python`
 #   WEIGHTS           a variant whose published weights are baked in, so that a start needs no network
-#   APT_PACKAGES      Debian packages for the final image; "gcc libc6-dev" is what runtime=compile needs
+#   APT_PACKAGES      Debian packages for the final image; "g++ libc6-dev" is what Triton and runtime=compile need
 #   VERSION REVISION CREATED   for the OCI labels
 ARG BASE_IMAGE=python:3.12-slim
 

@@ -6,7 +6,7 @@ PORT   ?= 8000
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help run test test-slow test-page test-originals test-kserve check format clean verify-deploy
+.PHONY: help run test test-slow test-page test-originals test-kserve fuzz audit check format clean verify-deploy
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -41,6 +41,12 @@ build/%/.installed: pyproject.toml tests/requirements/%.txt
 	$(PYTHON) -m venv build/$*
 	build/$*/bin/python -m pip install --quiet $(PIP_ARGS) --editable '.[dev]' -r tests/requirements/$*.txt
 	touch $@
+
+fuzz: build/fuzz/.installed  ## damaged images, hostile requests, coverage-guided (FUZZ_SECONDS=60 a target)
+	tests/fuzz/run.sh
+
+audit: $(STAMP)  ## known vulnerabilities, suspicious code, and an SBOM in build/audit
+	$(BIN)/python deploy/audit
 
 test-page: $(STAMP)  ## the page in headless Chromium
 	tests/page/run.sh

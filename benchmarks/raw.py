@@ -71,7 +71,7 @@ class Model:
     def contestants(self) -> dict[str, Make]:
         cores = available_cores()
         served = {
-            "torch eager, folded": lambda: Eager(self._load(), "cpu", "fp32"),
+            "torch eager, folded": lambda: Eager(self._load(), "fp32"),
             _OURS: lambda: OpenVino(self._converted, "fp32", cores),
         }
         if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

@@ -280,6 +280,20 @@ def quantize(out: Path, calibrate: Path, force: bool, **given: Any) -> None:
 
 
 @cli.command()
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@_options_of(["model", "weights", "labels", "device", "precision", "max_batch_size"])
+def export(out: Path, **given: Any) -> None:
+    """Compile a model ahead of time, for --runtime OUT.
+
+    A start with it needs no compiler and takes seconds. It runs on this kind of device with this version of
+    torch only, and is refused elsewhere. It holds machine code: serve those that you made yourself.
+    """
+    from service import export as room
+
+    sys.exit(room.run(_load(given), out))
+
+
+@cli.command()
 @click.argument("source")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @click.option(

@@ -27,6 +27,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from service.dimensions import declared
 from service.errors import EmptyBody, ImageTooLarge, InvalidImage, UnsupportedMediaType
 
 #: The accepted formats by Pillow's names, each with the one class that may read it. The classes are
@@ -61,6 +62,10 @@ EXTENT = "imagenet-serve extent"
 
 #: As many first bytes as `sniff` looks at.
 HEAD_BYTES = 18
+
+#: As many first bytes as `judge_header` wants. A JPEG's frame may come later, behind large metadata; then
+#: the decoder finds out.
+HEADER_BYTES = 4096
 
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -132,6 +137,22 @@ def sniff(head: bytes) -> str | None:
     return None
 
 
+def judge_header(head: Data, max_pixels: int) -> str:
+    """The format that a file's first bytes (`HEADER_BYTES`) announce, unless it or its dimensions are refused.
+
+    `decode` begins with it, so a body that is still arriving is judged as it would be later. No reader of
+    Pillow's is opened for it: before 13, WebP's allocated twice the canvas unjudged.
+
+    Raises `EmptyBody`, `UnsupportedMediaType`, `ImageTooLarge`.
+    """
+    head = bytes(head)
+    name = _recognise(head)
+    size = declared(name, head)
+    if size is not None:
+        _judge(*size, max_pixels)
+    return name
+
+
 def decode(data: Data, *, max_pixels: int, at_least: int | None = None) -> Image.Image:
     """The image in ``data``, loaded, upright, of mode RGB. The first frame where there are several.
 
@@ -151,7 +172,7 @@ def load(data: Data, *, max_pixels: int, at_least: int | None = None) -> Image.I
 
     A resize gives the same bits before and after L becomes RGB, at a third of the work.
     """
-    name = _recognise(data)
+    name = judge_header(data[:HEADER_BYTES], max_pixels)
     _let_pillow_follow(max_pixels)
     try:
         image: Image.Image = _read(name, data, max_pixels, at_least)
@@ -175,8 +196,6 @@ def _recognise(data: Data) -> str:
 
 def _read(name: str, data: Data, max_pixels: int, at_least: int | None) -> Image.Image:
     data = data if isinstance(data, bytes) else bytes(data)
-    if name == "WEBP":
-        _judge(*_webp_canvas(data), max_pixels)
     image = _READERS[name](io.BytesIO(data))  # shares bytes, copies anything else
     _judge(image.width, image.height, max_pixels)
     _judge_effort(image, data)
@@ -186,21 +205,6 @@ def _read(name: str, data: Data, max_pixels: int, at_least: int | None) -> Image
             image.info[EXTENT] = drafted[1][2:]
     image.load()
     return image
-
-
-def _webp_canvas(data: bytes) -> tuple[int, int]:
-    """Width and height from the header (RFC 9649); (1, 1) where it is cut off, for the reader to refuse.
-
-    Pillow allocates twice the canvas when it opens the file, and before 13 it did so unjudged.
-    """
-    kind, word = data[12:16], int.from_bytes(data[21:25], "little")
-    if kind == b"VP8X":
-        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
-    if kind == b"VP8L":
-        return (word & 0x3FFF) + 1, (word >> 14 & 0x3FFF) + 1
-    if kind == b"VP8 " and len(data) >= 30:
-        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
-    return 1, 1
 
 
 def _judge(width: int, height: int, max_pixels: int) -> None:

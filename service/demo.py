@@ -81,7 +81,7 @@ def _environment(settings: Settings) -> dict[str, str]:
 def _reachable(url: str) -> str:
     """The address of a service that listens on every interface, as this host reaches it."""
     parts = urlsplit(url)
-    anywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+    anywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # nosec B104: read, not bound
     host = anywhere.get(parts.hostname or "")
     return urlunsplit(parts._replace(netloc=f"{host}:{parts.port}")) if host else url
 

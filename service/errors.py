@@ -2,6 +2,10 @@
 
     ServiceError
     ├── RequestError                what a client sent cannot be served as it is
+    │   ├── MalformedRequest        malformed_request
+    │   ├── RequestTimeout          request_timeout
+    │   ├── HeadersTooLarge         headers_too_large
+    │   ├── MisdirectedRequest      misdirected_request
     │   ├── MissingFile             missing_file
     │   ├── EmptyBody               empty_body
     │   ├── MalformedMultipart      malformed_multipart
@@ -40,6 +44,30 @@ class ServiceError(Exception):
 
 class RequestError(ServiceError):
     """What the client sent cannot be served as it is; sending it again will not help."""
+
+
+class MalformedRequest(RequestError):
+    """Bytes that are no HTTP."""
+
+    code = "malformed_request"
+
+
+class RequestTimeout(RequestError):
+    """A request whose head took too long to arrive."""
+
+    code = "request_timeout"
+
+
+class HeadersTooLarge(RequestError):
+    """A request line and headers beyond what anybody needs."""
+
+    code = "headers_too_large"
+
+
+class MisdirectedRequest(RequestError):
+    """A host name that the service does not answer to."""
+
+    code = "misdirected_request"
 
 
 class MissingFile(RequestError):

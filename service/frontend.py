@@ -26,6 +26,7 @@ from service.metrics import Metrics
 from service.protocol import Protocol
 from service.settings import Settings, available_cores
 from service.status import Status
+from service.tls import Certificate
 from service.tracing import Tracing
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class FrontEnd:
         self._settings = settings
         self._listener = listener
         self._channel = channel
-        self._keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
+        self._keys, self._certificate = check(settings)
         threads = -(-available_cores() // settings.resolved_frontends)
         self._decoders = Decoders(threads)
         self._context = Context(
@@ -58,7 +59,7 @@ class FrontEnd:
             tracing=Tracing.from_environment(),
         )
         self._context.client.on_cancelled(self._context.metrics.cancelled.inc)
-        self._server = _server(self._context, self._keys)
+        self._server = _server(self._context, self._keys, self._certificate)
 
     async def run(self) -> int:
         """Serves until the supervisor says drain, or dies. Returns how many requests were cut off unanswered."""
@@ -84,6 +85,8 @@ class FrontEnd:
 
     async def _beat(self) -> None:
         while self._channel.send("alive"):
+            if self._certificate is not None:
+                self._certificate.refresh()
             await asyncio.sleep(HEARTBEAT)
 
     def _hear(self) -> None:
@@ -124,6 +127,12 @@ class FrontEnd:
         self._server.should_exit = True
 
 
+def check(settings: Settings) -> tuple[Keys | None, Certificate | None]:
+    """The files that a front-end wants. Raises `ConfigurationError` if one is no good."""
+    keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
+    return keys, Certificate.of(settings)
+
+
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers, since the supervisor decides when to end."""
 
@@ -132,7 +141,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _server(context: Context, keys: Keys | None) -> _Server:
+def _server(context: Context, keys: Keys | None, certificate: Certificate | None = None) -> _Server:
     config = uvicorn.Config(
         create_app(context, keys),
         http=Protocol,
@@ -147,6 +156,9 @@ def _server(context: Context, keys: Keys | None) -> _Server:
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, round(context.settings.drain_timeout_ms / 1000)),
     )
+    if certificate is not None:
+        config.load()
+        config.ssl = certificate.context
     return _Server(config)
 
 

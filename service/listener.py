@@ -43,10 +43,10 @@ def bind(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def url(listener: socket.socket) -> str:
+def url(listener: socket.socket, scheme: str = "http") -> str:
     """Where the service is to be found: ``http://127.0.0.1:8000``."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def refuse_newcomers(listener: socket.socket) -> None:

@@ -36,7 +36,7 @@ class LocalClassifier:
         self._card = loaded.card()
         if not self._card.classes:
             raise ConfigurationError(f"{self._card.weights} is a network without classes; it cannot classify")
-        if warm:
+        if warm or loaded.runner.in_flight > 1:  # one that overlaps batches has no way to run unprepared
             loaded.runner.warm_up()
         self._settings = settings
         self._runner = loaded.runner

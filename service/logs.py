@@ -64,6 +64,8 @@ def configure(settings: Settings, process: str) -> None:
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     # uvicorn tells of every start and stop at info; the supervisor says it once for all.
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
+    # Its warnings are about what clients send, who get them as answers.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 def _timestamp(seconds: float) -> str:

@@ -9,6 +9,11 @@ from typing import NamedTuple, Protocol
 class DeviceFailed(Exception):
     """The device is not to be given any more work. The message says what was seen, for people."""
 
+    def __init__(self, message: str, *, mismatches: int = 0) -> None:
+        super().__init__(message)
+        self.mismatches = mismatches
+        """How often the canary's answer was wrong, if that is the reason."""
+
 
 class Memory(NamedTuple):
     """Bytes of the device's own memory, by everyone on it."""

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError, field_validator
+from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import ConfigurationError
@@ -20,6 +21,8 @@ from service.models.catalog import VARIANTS
 Auto = Literal["auto"]
 AutoInt = Auto | PositiveInt
 
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9._\[\]:-]+")
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
 
 
@@ -41,7 +44,10 @@ class Settings(BaseSettings):
         "auto", description="auto is fp16 on CUDA and fp32 on the CPU."
     )
     runtime: str = Field(
-        "auto", description="How the model is executed: eager, or auto for the fastest that this host has."
+        "auto",
+        description="How the model is executed: auto for what starts and serves fast here (openvino on a CPU, "
+        "cudagraph on CUDA), eager, compile (minutes at the first start), or a directory that quantize or export "
+        "has made.",
     )
     host: str = Field("127.0.0.1", description="The address to listen on; 0.0.0.0 for every interface.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
@@ -85,6 +91,23 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(
         None, description="A file of API keys, one a line; when set, requests without one of them get 401."
     )
+    tls_certificate_file: Path | None = Field(
+        None,
+        description="A PEM file with the certificate and its chain; with tls_key_file, the port speaks HTTPS only.",
+    )
+    tls_key_file: Path | None = Field(
+        None,
+        description="The certificate's key, PEM, without a passphrase. Both are read again when they change.",
+    )
+    cors_origins: str | None = Field(
+        None,
+        description="Origins, separated by commas, whose pages may use the service from a browser; * is every one.",
+    )
+    allowed_hosts: str | None = Field(
+        None,
+        description="Host names, separated by commas, that the service answers to; *.example.com is every one "
+        "under it. Requests for another get 421. Unset answers to all.",
+    )
     drain_delay_ms: Annotated[float, Field(ge=0, le=600_000)] = Field(
         0,
         description="After SIGTERM: not ready at once, but serving for this long, while load balancers notice.",
@@ -105,6 +128,38 @@ class Settings(BaseSettings):
         if name not in VARIANTS:
             raise ValueError(f"must be one of {', '.join(VARIANTS)}")
         return name
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, text: str | None) -> str | None:
+        for origin in _listed(text):
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError("each must be like https://app.example.com, without a path, or be *")
+        return text
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, text: str | None) -> str | None:
+        for host in _listed(text):
+            if not _HOST.fullmatch(host):
+                raise ValueError("each must be a host name without a port, or begin with *.")
+        return text
+
+    @model_validator(mode="after")
+    def _pair(self) -> Settings:
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_certificate_file and tls_key_file go together: set both or neither")
+        return self
+
+    @property
+    def listed_cors_origins(self) -> list[str]:
+        """The origins one by one."""
+        return _listed(self.cors_origins)
+
+    @property
+    def listed_allowed_hosts(self) -> list[str]:
+        """The hosts one by one."""
+        return _listed(self.allowed_hosts)
 
     @property
     def resolved_log_format(self) -> Literal["text", "json"]:
@@ -132,7 +187,13 @@ def load(**given: Any) -> Settings:
         raise ConfigurationError("; ".join(_sentence(item) for item in error.errors())) from error
 
 
+def _listed(text: str | None) -> list[str]:
+    return [item.strip() for item in (text or "").split(",") if item.strip()]
+
+
 def _sentence(item: Any) -> str:
+    if not item["loc"]:  # of several settings together
+        return str(item["msg"].removeprefix("Value error, "))
     name = str(item["loc"][0])
     value = item["input"]
     if isinstance(value, str) and value.startswith("tcp://"):

@@ -61,6 +61,8 @@ class Supervisor:
         self._last_number = 0
         self._exit_code: int | None = None
         self._was_ready = False
+        self._distrust = ""
+        """What the engine said of its device before it ended."""
         self._lost = False
         """Whether a front-end ended with requests unanswered while draining."""
         self._give_up_at: float | None = None
@@ -71,11 +73,12 @@ class Supervisor:
     def bind(self) -> str:
         """Takes the port, if it was not yet, and says at which URL the service is going to be.
 
-        Raises `ConfigurationError` when the port cannot be had.
+        Raises `ConfigurationError` when the port cannot be had, or a file that a front-end wants is no good.
         """
         if self._listener is None:
+            frontend.check(self._settings)
             self._listener = listener.bind(self._settings.host, self._settings.port)
-        return listener.url(self._listener)
+        return listener.url(self._listener, "https" if self._settings.tls_certificate_file else "http")
 
     def run(self) -> int:
         """Serves until a signal or a failure ends it. Returns the exit code: 0 when all was answered.
@@ -249,7 +252,8 @@ class Supervisor:
                 log.info("ready on %s (%s)", self.bind(), phases)
             case "distrusted":
                 # Not ready from now on; the engine ends by itself, and `_engine_ended` starts another.
-                self._enter("failed", message["message"])
+                self._distrust = message["message"]
+                self._enter("failed", self._distrust)
             case "failed":
                 log.error("%s", message["message"])
                 self._enter("failed", message["message"])
@@ -278,7 +282,8 @@ class Supervisor:
         if self._status.state == "draining":
             self._exit_code = int(self._lost or bool(self._front_ends))
         elif self._exit_code is None:
-            self._restart_engine(outcome or "ended")
+            reason, self._distrust = f" ({self._distrust})" if self._distrust else "", ""
+            self._restart_engine((outcome or "ended") + reason)
 
     def _restart_engine(self, outcome: str) -> None:
         if not self._was_ready:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span
     from prometheus_client.core import Metric
+    from starlette.types import Scope
 
 log = logging.getLogger(__name__)
 
@@ -119,15 +120,19 @@ class Tracing:
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         return cls(provider)
 
-    def begin(self, method: str, path: str, headers: Mapping[bytes, bytes], started: float) -> Trace:
+    def begin(self, scope: Scope, headers: Mapping[bytes, bytes], started: float) -> Trace:
         """A request has arrived, at ``started`` of the monotonic clock. ``traceparent`` names its parent."""
         from opentelemetry.propagate import extract
         from opentelemetry.trace import SpanKind
 
         carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()}
-        attributes = {"http.request.method": method, "url.path": path, "url.scheme": "http"}
+        attributes = {
+            "http.request.method": scope["method"],
+            "url.path": scope["path"],
+            "url.scheme": scope["scheme"],
+        }
         span = self._tracer.start_span(
-            method, extract(carrier), SpanKind.SERVER, attributes, start_time=self._at(started)
+            scope["method"], extract(carrier), SpanKind.SERVER, attributes, start_time=self._at(started)
         )
         return Trace(span)
 

@@ -116,11 +116,10 @@ class FakeRunning:
         time.sleep(max(0.0, self.ready_at - time.monotonic()))
         if runner.error is not None:
             raise runner.error
-        for slot in reversed(self.slots):
+        for slot, want in reversed(list(zip(self.slots, self.wanted, strict=True))):
             answer = fingerprint(self.pixels[slot], runner.results)
             if runner.not_a_number:
                 answer[:] = np.nan
-            want = self.wanted[self.slots.index(slot)]
             if isinstance(want, Explain):
                 index = int(answer.argmax()) if want.class_index is None else want.class_index
                 answer = np.append(answer, index - np.arange(FAKE_MAP, dtype=np.float32))

@@ -93,7 +93,7 @@ class Server:
 
     def _listening(self) -> str:
         for line in self.lines:
-            if found := re.search(r"listening on (http://\S+?)\"", line):
+            if found := re.search(r"listening on (https?://\S+?)\"", line):
                 return found[1]
         return ""
 

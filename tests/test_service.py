@@ -274,6 +274,8 @@ def test_http_answers_while_the_model_is_loading(weights: Path) -> None:
         ({"device": "tpu"}, 2, "device"),
         ({"frontends": 0}, 2, "frontends"),
         ({"host": "192.0.2.1"}, 1, "cannot listen"),
+        ({"api_keys_file": "/no/such/file"}, 1, "api_keys_file cannot be read"),
+        ({"tls_certificate_file": "/no/such", "tls_key_file": "/file"}, 1, "tls_certificate_file"),
         ({"device": "cuda", "weights": "random"}, 1, "no usable CUDA"),
     ],
 )

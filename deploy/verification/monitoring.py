@@ -44,6 +44,9 @@ METRICS = {
     "state",
     "model_info",
     "gpu_memory_bytes",
+    "batch_duration_seconds",
+    "padding_rows_total",
+    "canary_mismatch_total",
 }
 
 

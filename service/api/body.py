@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastapi import Request
@@ -9,7 +12,11 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
+from service.api.context import context_of
+from service.api.exchange import exchange_of
+from service.decode import HEADER_BYTES, judge_header
 from service.errors import (
+    DeadlineExceeded,
     EmptyBody,
     MalformedMultipart,
     MissingFile,
@@ -22,6 +29,12 @@ from service.errors import (
 ENVELOPE = 64 * 1024
 #: Parts that are no image: a form may have a few fields, not thousands.
 _OTHER_PARTS = 16
+#: A multipart Content-Type is 100 characters long; its parser takes seconds for a megabyte.
+_LONGEST_TYPE = 1000
+#: Parts of a form with one image.
+_MOST = 1 + _OTHER_PARTS
+#: Seconds; no deadline is as far away, but for that of a route which has none.
+_EVER = 1e6
 _RAW_TYPES = ("image/", "application/octet-stream")
 
 
@@ -34,11 +47,28 @@ class Part:
     data: memoryview = field(default_factory=lambda: memoryview(b""))
 
 
-async def read(request: Request, limit: int) -> bytes:
-    """The whole body. Raises `PayloadTooLarge` past ``limit`` bytes, before the rest is read."""
+#: Looks at the first bytes of a body that is still arriving, and raises what would be its answer anyway.
+Look = Callable[[bytes], None]
+
+
+async def read(request: Request, limit: int, look: Look | None = None) -> bytes:
+    """The whole body. ``look`` gets its first `HEADER_BYTES` or more, once, if there is more to come.
+
+    Raises `PayloadTooLarge` past ``limit`` bytes, before the rest is read, `DeadlineExceeded` when it has not
+    come by the request's deadline, and whatever ``look`` raises.
+    """
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
+    if declared.isdigit() and int(declared[:19]) > limit:
         raise _too_large(limit)
+    left = exchange_of(request).due - time.monotonic()
+    try:
+        async with asyncio.timeout(left if left < _EVER else None):
+            return await _receive(request, limit, look)
+    except TimeoutError:
+        raise DeadlineExceeded("the body had not come when the deadline passed") from None
+
+
+async def _receive(request: Request, limit: int, look: Look | None) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -49,18 +79,36 @@ async def read(request: Request, limit: int) -> bytes:
         size += len(chunk)
         if size > limit:
             raise _too_large(limit)
-        chunks.append(chunk)
+        if chunk:  # a chunk may be one byte, and a list of ten million of them large
+            chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        if look is not None and size >= HEADER_BYTES:
+            look(b"".join(chunks))
+            look = None
 
 
 async def one_image(request: Request, limit: int) -> bytes | memoryview:
-    """The image of ``/predict``: the raw body, or the multipart part named ``file``."""
+    """The image of ``/predict``: the raw body, or the multipart part named ``file``.
+
+    One that cannot be served, by type or dimensions, is refused from its first kilobytes.
+    """
     content_type = request.headers.get("content-type", "")
-    if not content_type.startswith("multipart/"):
-        return _raw(await read(request, limit), content_type)
-    parts = parse(content_type, await read(request, limit + ENVELOPE), most=1 + _OTHER_PARTS)
-    images = [part.data for part in parts if part.name == "file"]
+    max_pixels = context_of(request).settings.max_image_pixels
+    if not content_type.lower().startswith("multipart/"):
+
+        def look(start: bytes) -> None:
+            judge_header(_raw(start, content_type), max_pixels)
+
+        return _raw(await read(request, limit, look), content_type)
+
+    def look_inside(start: bytes) -> None:
+        for part in _begun(content_type, start, _MOST):
+            if part.name == "file" and len(part.data) >= HEADER_BYTES // 2:
+                judge_header(part.data, max_pixels)
+
+    body = await read(request, limit + ENVELOPE, look_inside)
+    images = [part.data for part in parse(content_type, body, most=_MOST) if part.name == "file"]
     if not images:
         raise MissingFile("the form has no part named 'file'; send one with: curl -F file=@photo.jpg")
     if len(images) > 1:
@@ -71,7 +119,7 @@ async def one_image(request: Request, limit: int) -> bytes | memoryview:
 async def several_images(request: Request, limit: int, most: int) -> list[Part]:
     """The parts named ``files`` of ``/predict/batch``, in order. ``limit`` bytes for all of them together."""
     content_type = request.headers.get("content-type", "")
-    if not content_type.startswith("multipart/"):
+    if not content_type.lower().startswith("multipart/"):
         raise UnsupportedMediaType("several images travel as multipart/form-data, in parts named 'files'")
     parts = parse(content_type, await read(request, limit + ENVELOPE), most=most + _OTHER_PARTS)
     images = [part for part in parts if part.name == "files"]
@@ -93,7 +141,19 @@ def parse(content_type: str, body: bytes, most: int) -> list[Part]:
 
     Raises `MalformedMultipart`, or `TooManyImages` when there are more than ``most`` parts.
     """
-    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    collector = _collect(content_type, body, most)
+    if not collector.complete:
+        raise MalformedMultipart("the body ends before its last boundary")
+    return collector.parts
+
+
+def _begun(content_type: str, start: bytes, most: int) -> list[Part]:
+    """The parts in the first bytes of a multipart body; what there is of the last one."""
+    return _collect(content_type, start, most).parts
+
+
+def _collect(content_type: str, body: bytes, most: int) -> _Collector:
+    boundary = parse_options_header(content_type[:_LONGEST_TYPE])[1].get(b"boundary")
     if not boundary:
         raise MalformedMultipart("the Content-Type names no boundary")
     collector = _Collector(body, most)
@@ -112,9 +172,7 @@ def parse(content_type: str, body: bytes, most: int) -> list[Part]:
         parser.write(body)
     except FormParserError:
         raise MalformedMultipart("the body is not what its boundary says") from None
-    if not collector.complete:
-        raise MalformedMultipart("the body ends before its last boundary")
-    return collector.parts
+    return collector
 
 
 class _Collector:

@@ -16,18 +16,22 @@ from service import errors
 from service.api.context import context_of
 
 _STATUS: dict[type[errors.ServiceError], int] = {
+    errors.MalformedRequest: 400,
     errors.MissingFile: 400,
     errors.EmptyBody: 400,
     errors.MalformedMultipart: 400,
     errors.Unauthorized: 401,
     errors.NotFound: 404,
     errors.MethodNotAllowed: 405,
+    errors.RequestTimeout: 408,
     errors.PayloadTooLarge: 413,
     errors.ImageTooLarge: 413,
     errors.TooManyImages: 413,
     errors.UnsupportedMediaType: 415,
     errors.InvalidImage: 422,
+    errors.MisdirectedRequest: 421,
     errors.InvalidParameter: 422,
+    errors.HeadersTooLarge: 431,
     errors.Overloaded: 429,
     errors.InternalError: 500,
     errors.NotReady: 503,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import re
 import time
@@ -33,6 +34,8 @@ _STAGES_HERE = {"receive", "respond"}
 _ASKED_BY_MACHINES = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
 #: nginx's number for a client that went away before it was answered.
 _CLIENT_GONE = 499
+#: On every answer: what is JSON or a picture of somebody's must not become a script in a browser.
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Exchange:
 
     id: str
     started: float
+    """When its first byte came, as far as the server under us says so."""
     stages: dict[str, float] = field(default_factory=dict)
     finished: float | None = None
     """When the model was done with it; what follows is the stage ``respond``."""
@@ -48,6 +52,8 @@ class Exchange:
     status: int = 0
     """0 until the response has begun."""
     server_timing: str = ""
+    due: float = math.inf
+    """When the answer has to be there, once `deadline` was asked: the body has to be there by then, too."""
     gone: bool = False
     """Whether the client hung up before it was answered."""
     trace: Trace | None = None
@@ -64,7 +70,8 @@ class Exchange:
             if not 0 < wanted < float("inf"):
                 raise InvalidParameter("X-Request-Timeout-Ms must be a number of milliseconds above 0")
             timeout_ms = min(timeout_ms, wanted)
-        return self.started + timeout_ms / 1000
+        self.due = self.started + timeout_ms / 1000
+        return self.due
 
     def note(self, stages: dict[str, float], answer: Answer) -> None:
         """One of its images is done. Of several, the last one to finish stands for the request."""
@@ -129,11 +136,11 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        exchange = Exchange(_request_id(headers), time.monotonic())
+        exchange = Exchange(_request_id(headers), scope.get("began") or time.monotonic())
         scope["exchange"] = exchange
         tracing = self._context.tracing
         if tracing is not None and scope["path"] not in _ASKED_BY_MACHINES:
-            exchange.trace = tracing.begin(scope["method"], scope["path"], headers, exchange.started)
+            exchange.trace = tracing.begin(scope, headers, exchange.started)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -164,7 +171,7 @@ class Envelope:
             self._account(scope, exchange)
 
     def _headers(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
-        headers = [(b"x-request-id", exchange.id.encode())]
+        headers = [(b"x-request-id", exchange.id.encode()), _NOSNIFF]
         if exchange.server_timing:
             headers.append((b"server-timing", exchange.server_timing.encode()))
         if self._context.draining:
@@ -202,5 +209,9 @@ def _request_id(headers: dict[bytes, bytes]) -> str:
     offered = headers.get(b"x-request-id", b"").decode("latin-1")
     if offered and _REQUEST_ID.fullmatch(offered):
         return offered
-    # An id has to be unique, not secret: no system call. The generator is seeded anew in every fork.
+    return new_id()
+
+
+def new_id() -> str:
+    """A request's id: unique, not secret, so without a system call. The generator is seeded anew in every fork."""
     return f"{random.getrandbits(128):032x}"

@@ -17,7 +17,7 @@ class Keys:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._version: tuple[int, int] | None = None
+        self._version: tuple[int, int, int] | None = None
         self._keys: list[bytes] = []
         self._refresh()
         if not self._keys:
@@ -43,7 +43,7 @@ class Keys:
         keys that were good stay good."""
         try:
             status = self._path.stat()
-            version = (status.st_mtime_ns, status.st_size)
+            version = (status.st_mtime_ns, status.st_size, status.st_ino)
             if version == self._version:
                 return
             keys = keys_in(self._path.read_bytes())
@@ -59,7 +59,7 @@ def keys_in(data: bytes) -> list[bytes]:
 
 
 #: What the orchestrator and the scraper ask for without a key.
-_OPEN = frozenset({"/livez", "/readyz", "/metrics"})
+OPEN = frozenset({"/livez", "/readyz", "/metrics"})
 
 
 class Guard:
@@ -70,7 +70,7 @@ class Guard:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in _OPEN or self._keys.admit(_offered(scope)):
+        if scope["type"] != "http" or scope["path"] in OPEN or self._keys.admit(_offered(scope)):
             await self._app(scope, receive, send)
             return
         error = Unauthorized("this service wants an API key: Authorization: Bearer KEY, or X-API-Key: KEY")

@@ -40,7 +40,7 @@ _INFER_BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": InferRequest.model_json_schema(ref_template="#/$defs/{model}")},
+            "application/json": {"schema": tensors.request_schema()},
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
         },
     }

@@ -29,11 +29,11 @@ _TYPES = {
     ".svg": "image/svg+xml",
 }
 
-_HEADERS = {
+#: Of everything that a browser shows.
+HEADERS = {
     # blob: is the picture that the visitor brings, data: what the browser draws itself.
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; script-src 'self'; "
     "style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     # With its ETag: an upgraded service must not meet the scripts of the one before it.
     "Cache-Control": "no-cache",
@@ -51,7 +51,7 @@ async def page(request: Request) -> Response:
 async def sample_list() -> Response:
     """``[{"name", "url"}]``, the addresses relative to ``/page/``."""
     listed = [{"name": name, "url": f"samples/{quote(path.name)}"} for name, path in samples()]
-    return JSONResponse(listed, headers=_HEADERS)
+    return JSONResponse(listed, headers=HEADERS)
 
 
 @router.api_route("/page/samples/{name}", methods=_READ)
@@ -59,7 +59,7 @@ async def sample(name: str) -> Response:
     """A sample's bytes."""
     for _, path in samples():
         if path.name == name:
-            return FileResponse(path, headers=_HEADERS)
+            return FileResponse(path, headers=HEADERS)
     raise HTTPException(404)
 
 
@@ -71,7 +71,7 @@ async def page_file(name: str, request: Request) -> Response:
 
 async def _file(name: str, request: Request) -> Response:
     response = await _FILES.get_response(name, request.scope)
-    response.headers.update(_HEADERS)
+    response.headers.update(HEADERS)
     if response.status_code != 304 and Path(name).suffix in _TYPES:
         response.headers["content-type"] = _TYPES[Path(name).suffix]
     return response

@@ -80,6 +80,21 @@ class InferRequest(BaseModel):
     outputs: list[InferOutput] | None = None
 
 
+def request_schema() -> dict[str, Any]:
+    """`InferRequest` for the schema: in one piece, since it is read by hand and its parts are named nowhere else."""
+    schema = InferRequest.model_json_schema()
+    parts = schema.pop("$defs")
+
+    def whole(node: Any) -> Any:
+        if isinstance(node, dict):
+            name = node.get("$ref", "").rpartition("/")[2]
+            return whole(parts[name]) if name else {key: whole(value) for key, value in node.items()}
+        return [whole(item) for item in node] if isinstance(node, list) else node
+
+    inlined: dict[str, Any] = whole(schema)
+    return inlined
+
+
 @dataclass(frozen=True)
 class Tensor:
     """An input with its bytes, or the values that JSON had for it."""

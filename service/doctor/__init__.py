@@ -26,7 +26,7 @@ __all__ = ["Finding", "Level", "examine", "report", "run"]
 
 _COLOURS = {Level.PASS: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 #: Of the demo model: far below the smallest of the twelve.
-_DEMO_PARAMETERS = 1_000_000
+_DEMO_PARAMETERS = 2_400_000
 
 
 def examine(settings: Settings) -> Iterator[Finding]:

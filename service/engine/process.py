@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from service import logs
 from service.buckets import bucket_of
@@ -20,10 +20,11 @@ from service.engine.device import Batch
 from service.engine.transport import Channel, Link, blob
 from service.errors import StartError
 from service.metrics import Metrics
-from service.running import DeviceFailed
+from service.running import DeviceFailed, Ran
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from service.models.cuda.pipeline import StreamRunner
     from service.models.runner import ModelRunner
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ def main(settings: Settings, channel: Channel) -> None:
     except StartError as error:
         channel.send("failed", message=str(error))
         raise SystemExit(CANNOT_START) from None
+    except DeviceFailed as error:
+        _end(channel, error)
     arena = Arena.create(_geometry(settings, runner, card))
     core = EngineCore(
         runner,
@@ -61,13 +64,17 @@ def main(settings: Settings, channel: Channel) -> None:
     try:
         core.serve()
     except DeviceFailed as error:
-        # Said before anything is taken down: on a broken device even that may take its time.
-        channel.send("distrusted", message=str(error))
-        log.critical("the device is not to be trusted, so this engine ends: %s", error)
-        raise SystemExit(DEVICE_FAILED) from None
+        _end(channel, error)
 
 
-def _load(settings: Settings, channel: Channel) -> tuple[ModelRunner, ModelCard]:
+def _end(channel: Channel, error: DeviceFailed) -> NoReturn:
+    # Said before anything is taken down: on a broken device even that may take its time.
+    channel.send("distrusted", message=str(error))
+    log.critical("the device is not to be trusted, so this engine ends: %s", error)
+    raise SystemExit(DEVICE_FAILED) from None
+
+
+def _load(settings: Settings, channel: Channel) -> tuple[ModelRunner | StreamRunner, ModelCard]:
     def report(state: str, detail: str) -> None:
         channel.send("phase", state=state, detail=detail)
 
@@ -83,7 +90,7 @@ def _load(settings: Settings, channel: Channel) -> tuple[ModelRunner, ModelCard]
     return loaded.runner, card
 
 
-def _geometry(settings: Settings, runner: ModelRunner, card: ModelCard) -> Geometry:
+def _geometry(settings: Settings, runner: ModelRunner | StreamRunner, card: ModelCard) -> Geometry:
     capacity = settings.queue_capacity
     slots = max(_FEWEST_SLOTS, _BATCHES_OF_SLOTS * runner.max_batch_size) if capacity == "auto" else capacity
     height, width, channels = card.image
@@ -116,7 +123,9 @@ def _counter(metrics: Metrics) -> Callable[[Batch], None]:
             bucket = str(bucket_of(batch.ran.rows))
             metrics.batch_duration.labels(bucket).observe(batch.finished - batch.started)
             metrics.padding_rows.inc(batch.ran.rows - size)
-            metrics.canary_mismatch.inc(batch.ran.mismatches)
+        told = batch.ran or batch.error
+        if isinstance(told, (Ran, DeviceFailed)):
+            metrics.canary_mismatch.inc(told.mismatches)
         late = sum(request.deadline <= batch.started for request in batch.requests)
         if late:
             metrics.late_work.inc(late)

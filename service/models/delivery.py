@@ -17,7 +17,7 @@ class Delivery:
     """``explainer`` None is for a network without a head: a front-end lets nobody ask it for a map."""
 
     def __init__(self, explainer: Explainer | None = None) -> None:
-        self._explainer = explainer
+        self.explainer = explainer
 
     def __call__(
         self,
@@ -39,13 +39,13 @@ class Delivery:
 
     def _explain(self, looks: list[tuple[int, Explain, Answer]], results: NDArray[np.float32]) -> None:
         """For each slot the logits, and after them the map of the class that is wanted: all maps in one go."""
-        assert self._explainer is not None
+        assert self.explainer is not None
         classes = [
             int(answer.logits.argmax()) if want.class_index is None else want.class_index
             for _, want, answer in looks
         ]
         features = torch.stack([answer.features for _, _, answer in looks])
-        maps = self._explainer.maps(features, classes)
+        maps = self.explainer.maps(features, classes)
         for (slot, _, answer), grid in zip(looks, maps, strict=True):
             result = torch.cat((answer.logits.float().cpu(), grid.flatten()))
             results[slot, : len(result)] = result.numpy()

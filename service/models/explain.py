@@ -17,13 +17,19 @@ runtime, and costs a DenseNet nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from service.models.densenet import DenseNet
 from service.models.network import Network
+
+#: Bytes of weights that are worth looking for.
+_LARGE = 1 << 20
 
 
 class Explainer:
@@ -32,6 +38,21 @@ class Explainer:
     def __init__(self, network: Network) -> None:
         self._exact = isinstance(network, DenseNet)
         self.head: nn.Module = network.head()
+
+    def borrow(self, arrays: Iterable[NDArray[np.float32]]) -> None:
+        """Lets large weights be those of ``arrays`` that hold the same numbers.
+
+        A VGG's head is half a gigabyte. A converted model has it too, mapped from its file: borrowed from there
+        it costs no memory until somebody asks for a map, and then pages that can be given back.
+        """
+        found = [array for array in arrays if array.nbytes >= _LARGE]
+        for parameter in self.head.parameters():
+            for array in found:
+                if array.size == parameter.numel() and array.dtype == np.float32:
+                    same = _as_tensor(array).view(parameter.shape)
+                    if torch.equal(same, parameter):
+                        parameter.data = same
+                        break
 
     def maps(self, features: Tensor, classes: Sequence[int]) -> Tensor:
         """Float ``[N, C, h, w]`` and an index of the logits for each → float32 ``[N, h, w]`` on the CPU."""
@@ -54,3 +75,10 @@ class Explainer:
             # One backward pass for all: an image's logit does not depend on another's features.
             (gradients,) = torch.autograd.grad(logits[range(len(classes)), list(classes)].sum(), leaf)
         return gradients.sum((2, 3))
+
+
+def _as_tensor(array: NDArray[np.float32]) -> Tensor:
+    with warnings.catch_warnings():
+        # That nobody may write there. Nobody does.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(array)

@@ -10,13 +10,16 @@ from pathlib import Path
 import torch
 
 from service.errors import ConfigurationError
+from service.models.runtimes import manifest, package
 
 log = logging.getLogger(__name__)
+
+_NAMES = ("auto", "eager", "openvino", "cudagraph", "compile")
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Every ``auto`` decided. ``runtime`` is one's name, or the path of an artifact as it was given."""
+    """Every ``auto`` decided. ``runtime`` is one's name; ``package`` is what `imagenet-serve export` makes."""
 
     device: str
     precision: str
@@ -24,6 +27,10 @@ class Placement:
     artifact: Path | None = None
     chosen: bool = False
     """Whether the runtime was our choice, so that another one may take its place."""
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.device.startswith("cuda")
 
 
 def place(device: str, precision: str, runtime: str) -> Placement:
@@ -37,26 +44,28 @@ def place(device: str, precision: str, runtime: str) -> Placement:
     if precision == "fp16" and device == "cpu":
         raise ConfigurationError("precision=fp16 needs a CUDA device; on the CPU use fp32 or bf16")
     path = Path(runtime).expanduser()
-    if runtime not in ("auto", "eager", "openvino") and path.is_dir():
+    if runtime not in _NAMES and path.is_dir():
         return _place_artifact(device, precision, path)
     if precision == "auto":
         precision = "fp16" if device.startswith("cuda") else "fp32"
     if runtime == "auto":
         return Placement(device, precision, _fastest(device), chosen=True)
-    if runtime == "eager":
-        return Placement(device, precision, "eager")
+    if runtime not in _NAMES:
+        raise ConfigurationError(
+            f"runtime={runtime} is not available; use {', '.join(_NAMES)}, or the directory that "
+            "imagenet-serve quantize or export has made"
+        )
     if runtime == "openvino":
         _refuse_openvino(device)
-        return Placement(device, precision, "openvino")
-    raise ConfigurationError(
-        f"runtime={runtime} is not available; use auto, eager, openvino, or the directory that "
-        "imagenet-serve quantize has made"
-    )
+    if runtime == "cudagraph" and device == "cpu":
+        raise ConfigurationError("runtime=cudagraph needs a CUDA device; on the CPU use auto")
+    return Placement(device, precision, runtime)
 
 
 def _fastest(device: str) -> str:
+    """What starts within seconds and serves fast; compiling takes minutes, and is for who asks for it."""
     if device != "cpu":
-        return "eager"
+        return "cudagraph"
     if find_spec("openvino") is None:
         log.warning(
             "openvino is not installed, so the model runs on torch alone and more slowly; "
@@ -69,6 +78,8 @@ def _fastest(device: str) -> str:
 def _place_artifact(device: str, precision: str, path: Path) -> Placement:
     if precision != "auto":
         raise ConfigurationError(f"precision={precision}: an artifact has its own; leave precision to auto")
+    if manifest.format_of(path) == package.KIND.format:
+        return Placement(device, precision, "package", artifact=path)
     _refuse_openvino(device)
     return Placement(device, precision, "openvino", artifact=path)
 

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 #: Images in a forward pass that are tried at warm-up: a processor gains nothing from more.
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
+#: Where neither setting nor runtime says less.
+_LARGEST = 1 << 16
 #: Times that each is measured, in turns, so that a neighbour's second of work does not fall on one size alone.
 _ROUNDS = 3
 
@@ -42,7 +44,7 @@ class ModelRunner:
         self.runtime = runtime
         self.capacity = 0.0
         """Images a second at the largest batch, as `warm_up` saw it."""
-        self.max_batch_size = max_batch_size or _SIZES[-1]
+        self.max_batch_size = min(max_batch_size or _SIZES[-1], runtime.most or _LARGEST)
         self._chosen = max_batch_size is None
         self._image = image
         self.lanes: Lanes | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +22,9 @@ from service.models.runtimes import Runtime
 from service.models.runtimes.eager import Eager
 from service.settings import Settings, available_cores
 
+if TYPE_CHECKING:
+    from service.models.cuda.pipeline import StreamRunner
+
 log = logging.getLogger(__name__)
 
 #: Called with a state (``loading``, ``warming``) and what is being done.
@@ -31,7 +35,7 @@ Report = Callable[[str, str], object]
 class Loaded:
     """A model that is not warmed up yet."""
 
-    runner: ModelRunner
+    runner: ModelRunner | StreamRunner
     device: str
     checkpoint: Checkpoint
     """Without its tensors: the runner has them in a form of its own."""
@@ -74,10 +78,36 @@ def load(settings: Settings, report: Report, progress: Progress | None = None) -
     model = loader.load(checkpoint)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     largest = None if settings.max_batch_size == "auto" else settings.max_batch_size
-    runtime = _runtime(model, checkpoint, placement, lambda detail: report("loading", detail))
-    explainer = Explainer(model.network) if checkpoint.classes is not None else None
-    runner = ModelRunner(runtime, checkpoint.preprocessing.shape, largest, explainer)
+    runner = _runner(model, checkpoint, placement, largest, lambda detail: report("loading", detail))
     return Loaded(runner, placement.device, replace(checkpoint, state_dict={}), parameters)
+
+
+def _runner(
+    model: Uint8Model,
+    checkpoint: Checkpoint,
+    placement: Placement,
+    largest: int | None,
+    report: Callable[[str], object],
+) -> ModelRunner | StreamRunner:
+    if placement.on_cuda:
+        # Of no use without a device, and not quick to import.
+        from service.models.cuda.start import start
+
+        explainer = Explainer(model.network) if checkpoint.classes is not None else None
+        return start(checkpoint, placement, largest, explainer, report)
+    runtime = _runtime(model, checkpoint, placement, report)
+    explainer = _explainer(model, runtime) if checkpoint.classes is not None else None
+    return ModelRunner(runtime, checkpoint.preprocessing.shape, largest, explainer)
+
+
+def _explainer(model: Uint8Model, runtime: Runtime) -> Explainer:
+    explainer = Explainer(model.network)
+    if runtime.name == "openvino":
+        from service.models.runtimes.openvino import OpenVino
+
+        assert isinstance(runtime, OpenVino)
+        explainer.borrow(runtime.constants())
+    return explainer
 
 
 def _runtime(
@@ -99,4 +129,9 @@ def _runtime(
                 ) from error
             log.warning("OpenVINO cannot run this model (%s), so it runs on torch alone, more slowly", error)
     has_head = checkpoint.classes is not None
-    return Eager(model, placement.device, placement.precision, has_head=has_head)
+    if placement.runtime in ("compile", "package"):
+        # They bring torch's compiler along.
+        from service.models.runtimes import ahead
+
+        return ahead.load(model, checkpoint, placement, report)
+    return Eager(model, placement.precision, has_head=has_head)

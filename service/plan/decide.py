@@ -174,6 +174,8 @@ def _reasons(chosen: Trial, trials: Sequence[Trial], objective_ms: float) -> lis
         rivals: dict[Any, Trial] = {}
         for trial in trials:
             value = getattr(trial.candidate, name)
+            if name != "runtime" and trial.candidate.runtime != chosen.candidate.runtime:
+                continue
             if value not in rivals or trial.rate(objective_ms) > rivals[value].rate(objective_ms):
                 rivals[value] = trial
         mine = getattr(chosen.candidate, name)

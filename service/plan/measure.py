@@ -28,8 +28,8 @@ class Effort:
     probes: int
 
 
-FULL = Effort(alone=2.0, saturated=4.0, probe=8.0, probes=3)
-QUICK = Effort(alone=1.0, saturated=2.5, probe=4.0, probes=2)
+FULL = Effort(alone=2.0, saturated=4.0, probe=8.0, probes=4)
+QUICK = Effort(alone=1.0, saturated=2.5, probe=3.0, probes=3)
 
 #: Told what is being measured.
 Show = Callable[[str], None]

@@ -8,13 +8,16 @@ import gzip
 import json
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
+from service.api.keys import Keys
 from service.api.ranking import activate
 from service.status import Status
 from tests.api.site import CARD, Site, logits_of, site
@@ -309,3 +312,32 @@ async def test_metrics_call_the_route_by_its_pattern() -> None:
         assert 'route="/v2/models/{model_name}/infer",status="200"' in text
         assert 'route="/v2/models/{model_name}/infer",status="404"' in text
         assert "somebody-elses" not in text
+
+
+@on_a_loop
+async def test_keys_are_asked_for_in_the_protocols_own_words(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("first-key\n")
+    async with site(keys=Keys(file)) as here:
+        for path in ("/v2", "/v2/health/ready", "/v2/models/densenet121"):
+            refused(await here.http.get(path), 401, "API key")
+            answer = await here.http.get(path, headers={"authorization": "Bearer first-key"})
+            assert answer.status_code == 200
+        assert "error" not in (await here.http.get("/v2x")).json()  # another path's errors are problems
+
+
+@on_a_loop
+async def test_the_schema_leads_nowhere_else() -> None:
+    async with site() as here:
+        schema = (await here.http.get("/openapi.json")).json()
+    components = schema["components"]["schemas"]
+
+    def references(node: Any) -> Iterator[str]:
+        for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+            yield from references(value)
+        if isinstance(node, dict) and isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+
+    assert {found.removeprefix("#/components/schemas/") for found in references(schema)} <= components.keys()
+    body = schema["paths"]["/v2/models/{model_name}/infer"]["post"]["requestBody"]["content"]
+    assert set(body) == {"application/json", "application/octet-stream"}

@@ -11,7 +11,7 @@ import torch
 
 from service.models import loader, serving
 from service.models.catalog import VARIANTS
-from service.models.checkpoints import Checkpoint, resolve
+from service.models.checkpoints import Checkpoint, resolve, write
 from service.models.configuration import DenseNetConfig, VGGConfig
 from service.models.densenet import DenseNet
 from service.models.explain import Explainer
@@ -99,7 +99,7 @@ def test_maps_are_those_of_plain_autograd(name: str, runtime: str) -> None:
         openvino = pytest.importorskip("service.models.runtimes.openvino")
         way = openvino.load(model, checkpoint, "fp32", 2, lambda detail: None)
     else:
-        way = Eager(model, "cpu", "fp32")
+        way = Eager(model, "fp32")
     runner = ModelRunner(way, checkpoint.preprocessing.shape, 5, explainer)
     wanted = [Explain(), Task.CLASSIFY, Explain(classes - 1), Task.FEATURES_MAP, Explain(0)]
     results = np.full((5, runner.results), 777, np.float32)
@@ -154,3 +154,28 @@ def test_every_variant_explains(name: str) -> None:
         expected = by_autograd(reference, pixels[row], 7).numpy()
         got = results[row, 1000:1049].reshape(7, 7)
         np.testing.assert_allclose(got, expected, rtol=1e-2, atol=1e-3 * np.abs(expected).max())
+
+
+def test_large_weights_are_borrowed_where_they_are_the_same() -> None:
+    checkpoint = small(VGGConfig(((8,), (16, 16)), hidden=512, num_classes=10), 32)
+    model = loader.load(checkpoint)
+    explainer = Explainer(model.network)
+    first = model.network.classifier[0].weight  # type: ignore[index, union-attr]
+    same, other = first.detach().clone().numpy().reshape(-1), np.zeros(first.numel(), np.float32)
+    same.flags.writeable = False
+    features = model.forward_features(torch.from_numpy(images(checkpoint, 2)))
+    before = explainer.maps(features, [1, 2])
+    explainer.borrow([other, np.zeros(5, np.float32), same])
+    borrowed = [np.shares_memory(parameter.numpy(), same) for parameter in explainer.head.parameters()]
+    assert borrowed == [True] + [False] * 5
+    assert torch.equal(explainer.maps(features, [1, 2]), before)
+
+
+def test_a_loaded_vgg_has_its_head_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With OpenVINO: the numbers of the converted model's own file."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    write(small(VGGConfig(((8,), (16, 16)), hidden=512, num_classes=10), 32), tmp_path / "vgg")
+    runner = serving.load(settings(weights=str(tmp_path / "vgg"), device="cpu"), lambda *_: None).runner
+    assert runner._deliver.explainer is not None
+    large = max(runner._deliver.explainer.head.parameters(), key=lambda parameter: parameter.numel()).numpy()
+    assert any(np.shares_memory(large, array) for array in runner.runtime.constants())  # type: ignore[attr-defined]

@@ -15,6 +15,8 @@ playwright = pytest.importorskip(
     "playwright.sync_api", reason="needs playwright; tests/page/run.sh brings it"
 )
 expect = playwright.expect
+#: Milliseconds: a network of densenet121's size on a machine that does other work.
+expect.set_options(timeout=30_000)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Route

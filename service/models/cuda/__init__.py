@@ -5,5 +5,8 @@ torch_device.py   the same by torch.cuda
 canary.py         a known image whose answer is known too
 program.py        a network as a function on the device
 lanes.py          the memory of one batch in flight
+prepare.py        a program → one captured and proved step for each bucket
+flight.py         one batch in flight
+measure.py        how long batches take
 pipeline.py       `StreamRunner`: buckets, lanes, two batches in flight, out of memory, the canary
 """

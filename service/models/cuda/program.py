@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from service.models.cuda.canary import Logits
-
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -27,6 +24,5 @@ class Program:
     expected: Logits | None = None
     """The canary's answer by the network in fp32 on the CPU."""
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return _DTYPES[self.precision]
+    most: int | None = None
+    """Images that ``forward`` takes at most; None for any number."""

@@ -61,6 +61,10 @@ class Runtime(Protocol):
     precision: str
 
     @property
+    def most(self) -> int | None:
+        """Images in one batch at most; None for any number."""
+
+    @property
     def name(self) -> str:
         """What the setting ``runtime`` calls it."""
 

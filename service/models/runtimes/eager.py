@@ -2,68 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from service.models.loader import Uint8Model
-from service.models.runtimes import Answer, Pixels, Way
+from service.models.runtimes import Answer, Pixels, Way, gather
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Eager:
-    """The torch module itself, moved to ``device``. On the CPU its batch norms are folded first.
+    """The torch module itself on the CPU, with its batch norms folded. (CUDA has `service.models.cuda`.)
 
     ``model`` belongs to this from now on.
     """
 
     name = "eager"
+    most: int | None = None
 
-    def __init__(self, model: Uint8Model, device: str, precision: str, *, has_head: bool = True) -> None:
+    def __init__(self, model: Uint8Model, precision: str, *, has_head: bool = True) -> None:
         self.precision = precision
-        if device == "cpu":
-            fold_batch_norms(model)
-        dtype = _DTYPES[precision]
-        moved = model.to(torch.device(device), dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._way = _Together(moved, torch.device(device), has_head)
+        fold_batch_norms(model)
+        moved = model.to(_DTYPES[precision]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
+            features = moved.forward_features(pixels)
+            return features, moved.forward_head(features) if has_head else features
+
+        self._way = Together(forward, has_head=has_head)
 
     def ways(self) -> list[Way]:
         return [self._way]
 
 
-class _Together:
-    """One forward pass for all images."""
+class Together:
+    """One forward pass for all images, by a function of uint8 ``[N, H, W, C]`` on the CPU.
+
+    It gives features and logits; without a head the latter are not looked at.
+    """
 
     unit: int | None = None
 
-    def __init__(self, model: Uint8Model, device: torch.device, has_head: bool) -> None:
-        self._model = model
-        self._device = device
-        self._has_head = has_head
-        self._staging = torch.empty(0, dtype=torch.uint8)
+    def __init__(self, forward: Callable[[Tensor], tuple[Tensor, Tensor]], *, has_head: bool) -> None:
+        self._forward, self._has_head = forward, has_head
+        self._staging: Pixels = np.empty(0, np.uint8)
 
     @torch.inference_mode()
     def __call__(self, pixels: Pixels, slots: Sequence[int]) -> list[Answer]:
-        batch = self._stage(pixels, slots).to(self._device, non_blocking=True)
-        features = self._model.forward_features(batch)
-        logits = torch.empty((len(slots), 0))
-        if self._has_head:
-            logits = self._model.forward_head(features).float().cpu()
-        return [Answer(*row) for row in zip(features, logits, strict=True)]
-
-    def _stage(self, pixels: Pixels, slots: Sequence[int]) -> Tensor:
-        """The batch in memory that the device can read at full speed: pinned for CUDA."""
-        if self._staging.shape[0] < len(slots) or self._staging.shape[1:] != pixels.shape[1:]:
-            shape = (len(slots), *pixels.shape[1:])
-            self._staging = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
-        staged = self._staging.numpy()
-        for row, slot in enumerate(slots):
-            staged[row] = pixels[slot]
-        return self._staging[: len(slots)]
+        if len(self._staging) < len(slots) or self._staging.shape[1:] != pixels.shape[1:]:
+            self._staging = np.empty((len(slots), *pixels.shape[1:]), np.uint8)
+        batch = torch.from_numpy(gather(pixels, slots, self._staging))
+        features, logits = self._forward(batch)
+        if not self._has_head:
+            logits = torch.empty((len(slots), 0))
+        return [Answer(*row) for row in zip(features, logits.float(), strict=True)]
 
 
 def fold_batch_norms(model: nn.Module) -> int:

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from service.errors import ConfigurationError
 from service.models._openvino import openvino
@@ -40,6 +41,7 @@ class OpenVino:
     """A converted model on this host's processor. ``cores`` is the number of threads that compute."""
 
     name = "openvino"
+    most: int | None = None
 
     def __init__(self, model: openvino.Model, precision: str, cores: int) -> None:
         self.precision = precision
@@ -55,6 +57,10 @@ class OpenVino:
             return [together]
         streams = {1, self._cores}
         return [together, *(_Apart(partial(self._compile, 1, count), count) for count in sorted(streams))]
+
+    def constants(self) -> Iterator[NDArray[np.float32]]:
+        """The model's weights as they lie in its file, in no order; valid as long as this is there."""
+        return (operation.data for operation in _constants(self._model))
 
     def _compile(self, images: int | None, streams: int) -> openvino.CompiledModel:
         model = self._model
@@ -156,9 +162,11 @@ def _answers(request: openvino.InferRequest, has_head: bool) -> list[Answer]:
 
 def _weights(model: openvino.Model) -> int:
     """Bytes of all constants."""
-    return sum(
-        operation.get_byte_size() for operation in model.get_ops() if operation.get_type_name() == "Constant"
-    )
+    return sum(operation.get_byte_size() for operation in _constants(model))
+
+
+def _constants(model: openvino.Model) -> Iterator[Any]:
+    return (operation for operation in model.get_ops() if operation.get_type_name() == "Constant")
 
 
 def load(

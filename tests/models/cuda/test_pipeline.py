@@ -16,7 +16,8 @@ from torch import Tensor
 from service.buckets import SIZES
 from service.errors import ConfigurationError
 from service.models.cuda import canary, pipeline
-from service.models.cuda.pipeline import StreamRunner, UntrustedError
+from service.models.cuda.pipeline import StreamRunner
+from service.models.cuda.prepare import UntrustedError
 from service.models.cuda.program import Program
 from service.running import DeviceFailed
 from service.task import Task
@@ -56,7 +57,7 @@ def make(
         return int(work.args[2]) if isinstance(work, partial) else 0
 
     device.images_of = images_of
-    return StreamRunner(program, device, IMAGE, largest)
+    return StreamRunner([lambda: program], device, IMAGE, largest)
 
 
 def ready(device: FakeDevice | None = None, **more: Any) -> StreamRunner:
@@ -246,16 +247,17 @@ def test_the_model_s_own_error_is_the_batch_s_and_not_the_device_s() -> None:
     network = Network()
     runner = ready(network=network)
     pixels, results = photos(1), np.zeros((1, runner.results), np.float32)
-    working = runner._steps[1]
+    steps = runner._ready().steps
+    working = steps[1]
 
     def fails() -> None:
         raise ValueError("no such thing")
 
     for _ in range(3):
-        runner._steps[1] = fails
+        steps[1] = fails
         with pytest.raises(ValueError, match="no such thing"):
             runner.run(pixels, [0], [Task.CLASSIFY], results)
-        runner._steps[1] = working
+        steps[1] = working
         runner.run(pixels, [0], [Task.CLASSIFY], results)
 
 
@@ -268,3 +270,28 @@ def test_only_the_arena_is_adopted() -> None:
         runner.run(pixels, [3, 4, 0], [Task.CLASSIFY] * 3, results)
         assert (results[[3, 4, 0], :CLASSES] == right(pixels[[3, 4, 0]])).all()
     assert [pixels is arena for pixels in device.adopted] == [True]
+
+
+def test_a_runtime_that_cannot_be_used_gives_way_to_the_next(caplog: pytest.LogCaptureFixture) -> None:
+    def cannot() -> Program:
+        raise RuntimeError("no kernel image is available")
+
+    network = Network()
+    expected = network(torch.from_numpy(canary.image(IMAGE))[None])[1][0].numpy()
+    wrong = Program("cudagraph", "fp32", network, True, expected * 1.01)
+    plain = Program("eager", "fp32", network, False, expected)
+    runner = StreamRunner([cannot, lambda: wrong, lambda: plain], FakeDevice(), IMAGE, 4)
+    assert runner.runtime is wrong
+    runner.warm_up()
+    assert runner.runtime is plain
+    assert "no kernel image" in caplog.text
+    assert "off the network's answer" in caplog.text
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        StreamRunner([cannot], FakeDevice(), IMAGE, 4)
+
+
+def test_a_package_s_largest_batch_is_a_limit() -> None:
+    program = Program("package", "fp32", Network(), True, most=6)
+    runner = StreamRunner([lambda: program], FakeDevice(), IMAGE, 16)
+    runner.warm_up()
+    assert runner.limit == 6

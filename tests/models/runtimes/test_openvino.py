@@ -94,7 +94,7 @@ def test_every_way_answers_like_torch(name: str) -> None:
                 torch.testing.assert_close(answer.logits, logits[slot], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("make", [runtime, lambda checkpoint: Eager(loader.load(checkpoint), "cpu", "fp32")])
+@pytest.mark.parametrize("make", [runtime, lambda checkpoint: Eager(loader.load(checkpoint), "fp32")])
 def test_a_warm_runner_fills_the_slots_that_it_was_given_and_no_other(make) -> None:  # type: ignore[no-untyped-def]
     checkpoint = tiny.checkpoint()
     runner = ModelRunner(make(checkpoint), checkpoint.preprocessing.shape, 6)
@@ -284,7 +284,7 @@ def test_a_conversion_that_answers_otherwise_is_refused(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("device", "precision", "runtime", "complaint"),
     [
-        ("cpu", "auto", "cudagraph", "runtime=cudagraph is not available"),
+        ("cpu", "auto", "cudagraph", "runtime=cudagraph needs a CUDA device"),
         ("cpu", "auto", "/no/such/folder", "runtime=/no/such/folder is not available"),
         ("cpu", "fp16", "auto", "needs a CUDA device"),
     ],

@@ -1,0 +1,43 @@
+"""Which names the service answers to: against DNS rebinding, where a foreign page reaches a local service."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from fastapi import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.api.errors import respond
+from service.api.keys import OPEN
+from service.errors import MisdirectedRequest
+
+#: A host and a port (RFC 3986); of an IPv6 address the brackets belong to the host.
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(?::[0-9]*)?")
+
+
+class Hosts:
+    """Middleware: a request has to name one of ``allowed``; ``*.example.com`` stands for every name under it.
+
+    Probes and the scrape come with a pod's address for a name, and pass.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Iterable[str]) -> None:
+        self._app = app
+        self._names = {name.lower() for name in allowed}
+        self._suffixes = tuple(name[1:] for name in self._names if name.startswith("*."))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN or self._knows(scope):
+            await self._app(scope, receive, send)
+            return
+        error = MisdirectedRequest("this service does not answer to that host name (allowed_hosts)")
+        await respond(Request(scope), error)(scope, receive, send)
+
+    def _knows(self, scope: Scope) -> bool:
+        named = [value for name, value in scope["headers"] if name == b"host"]
+        found = _HOST.fullmatch(named[0]) if len(named) == 1 else None
+        if found is None:
+            return False
+        host = found[1].decode("latin-1").lower().rstrip(".")
+        return host in self._names or (bool(self._suffixes) and host.endswith(self._suffixes))

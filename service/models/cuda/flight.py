@@ -1,0 +1,59 @@
+"""One batch in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.models.cuda.device import Event
+from service.models.cuda.lanes import Lane
+from service.models.delivery import Delivery
+from service.models.runtimes import Answer, Pixels
+from service.running import Ran
+from service.task import Task, Wanted
+
+
+class Flight:
+    """What `service.running.Running` describes. ``finish`` is the runner's."""
+
+    def __init__(
+        self,
+        lane: Lane,
+        pixels: Pixels,
+        slots: list[int],
+        wanted: Sequence[Wanted],
+        results: NDArray[np.float32],
+        finish: Callable[[Flight], Ran],
+    ) -> None:
+        self.lane, self.pixels, self.slots = lane, pixels, slots
+        self.wants_features = any(want is not Task.CLASSIFY for want in wanted)
+        self.rows = 0
+        self.canaries: list[int] = []
+        """The bucket of each launch that carried the canary."""
+        self.event: Event | None = None
+        """After the last copy to the host."""
+        self._wanted, self._results = wanted, results
+        self._finish = finish
+
+    def done(self) -> bool:
+        return self.event is None or self.event.done()
+
+    def wait(self) -> None:
+        assert self.event is not None
+        self.event.wait()
+
+    def finish(self) -> Ran:
+        return self._finish(self)
+
+    def deliver(self, deliver: Delivery) -> None:
+        """The answers, to the slots' results."""
+        images, lane = len(self.slots), self.lane
+        if not self.wants_features:
+            # In one go: this thread is the one that keeps the device busy.
+            logits = lane.host_answers[:images].numpy()
+            self._results[self.slots, : logits.shape[1]] = logits
+            return
+        rows = zip(lane.host_features[:images], lane.host_answers[:images], strict=True)
+        deliver(self.slots, self._wanted, [Answer(*row) for row in rows], self._results)

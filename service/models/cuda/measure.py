@@ -1,0 +1,60 @@
+"""How long batches take, and how many images a second there are, on a runner that has been prepared."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from statistics import median
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.models.cuda.flight import Flight
+from service.models.runtimes import Pixels
+from service.task import Task, Wanted
+
+if TYPE_CHECKING:
+    from service.models.cuda.pipeline import StreamRunner
+
+#: Times that something is measured.
+ROUNDS = 3
+#: A clock that stands still must not make a rate infinite.
+_SHORTEST = 1e-9
+
+
+def by_bucket(runner: StreamRunner, image: Pixels) -> dict[int, float]:
+    """Seconds of a batch alone, from slots to results. ``image`` is what it is made of."""
+    seconds: dict[int, float] = {}
+    for bucket in runner.buckets:
+        batch = _batch(runner, image, bucket)
+        runner.run(*batch)
+        times = []
+        for _ in range(ROUNDS):
+            began = time.perf_counter()
+            runner.run(*batch)
+            times.append(time.perf_counter() - began)
+        seconds[bucket] = max(median(times), _SHORTEST)
+    return seconds
+
+
+def pipelined(runner: StreamRunner, image: Pixels, size: int) -> float:
+    """Images a second, with as many batches in flight as there may be."""
+    batch, flights = _batch(runner, image, size), deque[Flight]()
+    batches = ROUNDS * runner.in_flight
+    began = time.perf_counter()
+    for _ in range(batches):
+        if len(flights) == runner.in_flight:
+            flights.popleft().finish()
+        flights.append(runner.start(*batch))
+    for last in flights:
+        last.finish()
+    return size * batches / max(time.perf_counter() - began, _SHORTEST)
+
+
+def _batch(
+    runner: StreamRunner, image: Pixels, images: int
+) -> tuple[Pixels, list[int], list[Wanted], NDArray[np.float32]]:
+    pixels = np.repeat(image[None], images, axis=0)
+    results = np.zeros((images, runner.results), np.float32)
+    return pixels, list(range(images)), [Task.CLASSIFY] * images, results

@@ -1,0 +1,113 @@
+"""A program → one step for each bucket, captured where it can be, and each seen to compute the network."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from service.buckets import up_to
+from service.errors import ConfigurationError
+from service.models.cuda import canary
+from service.models.cuda.device import Device, Stream, Work
+from service.models.cuda.lanes import Lane, Shapes, Shared
+from service.models.cuda.program import Program
+from service.models.runtimes import Pixels
+
+
+class UntrustedError(ConfigurationError):
+    """What was prepared does not compute the network."""
+
+
+@dataclass
+class Prepared:
+    """Everything that batches need. ``steps`` go from the shared pixels to the shared answers, by bucket."""
+
+    shared: Shared
+    lanes: deque[Lane]
+    steps: dict[int, Work]
+    references: dict[int, canary.Logits]
+    """By bucket: the canary's answer when the step was made."""
+
+
+class Maker:
+    """Prepares programs on a device, by its compute ``stream``. ``pixels`` are the canary's, uint8 ``[H, W, C]``."""
+
+    def __init__(self, device: Device, stream: Stream, pixels: Pixels) -> None:
+        self._device, self._stream = device, stream
+        self.canary = device.empty(pixels.shape, torch.uint8)
+        """On the device."""
+        stream.copy(self.canary, torch.from_numpy(pixels))
+
+    def look(self, program: Program) -> Shapes:
+        """One image through ``program``, for the shapes of what comes out."""
+        found: list[Tensor] = []
+        self._stream.run(lambda: found.extend(program.forward(self.canary[None])))
+        self._stream.record().wait()
+        features, answers = found
+        height, width, channels = self.canary.shape
+        shape = features.shape
+        return Shapes(
+            (height, width, channels), (shape[1], shape[2], shape[3]), answers[0].numel(), features.dtype
+        )
+
+    def prepare(self, program: Program, shapes: Shapes, largest: int, lanes: int) -> Prepared:
+        """Memory and steps for batches of up to ``largest`` images, ``lanes`` of them at once.
+
+        Raises what `Device.out_of_memory` knows, and `UntrustedError`.
+        """
+        shared = Shared(self._device, shapes, largest)
+        made = deque(Lane(self._device, shapes, largest) for _ in range(lanes))
+        steps: dict[int, Work] = {}
+        references: dict[int, canary.Logits] = {}
+        # The largest first: the others find room in what it took.
+        for bucket in reversed(up_to(largest)):
+            steps[bucket] = self._step(program, shared, bucket)
+            references[bucket] = self._reference(program, shared, bucket)
+        return Prepared(shared, made, dict(sorted(steps.items())), references)
+
+    def _step(self, program: Program, shared: Shared, bucket: int) -> Work:
+        """A forward pass of ``bucket`` rows; the canary is in all of them, and its answers are there."""
+        work: Work = partial(_forward, program, shared, bucket)
+        for row in range(bucket):
+            self._stream.copy(shared.pixels[row], self.canary)
+        # Twice: libraries look for their best kernel in the first run and take its memory in the second.
+        for _ in range(2):
+            self._stream.run(work)
+        self._stream.record().wait()
+        if program.graphs:
+            work = self._device.capture(work)
+            self._stream.run(work)
+        return work
+
+    def _reference(self, program: Program, shared: Shared, bucket: int) -> canary.Logits:
+        host = self._device.staging((bucket, shared.answers.shape[1]), torch.float32)
+        self._stream.copy(host, shared.answers[:bucket])
+        self._stream.record().wait()
+        return _trusted(program, bucket, host.numpy())
+
+
+def _forward(program: Program, shared: Shared, bucket: int) -> None:
+    features, answers = program.forward(shared.pixels[:bucket])
+    shared.features[:bucket].copy_(features)
+    shared.answers[:bucket].copy_(answers.flatten(1))
+
+
+def _trusted(program: Program, bucket: int, answers: NDArray[np.float32]) -> canary.Logits:
+    """The canary's answer; raises `UntrustedError` where it is wrong, or another one in another row."""
+    reference: canary.Logits = answers[-1].copy()
+    if program.expected is not None and not canary.is_right(reference, program.expected, program.precision):
+        raise UntrustedError(
+            f"runtime={program.name} in {program.precision} at {bucket} images is off the network's answer by "
+            f"{canary.distance(reference, program.expected):.2g}; use runtime=eager"
+        )
+    if not all(canary.is_same(answer, reference, program.precision) for answer in answers):
+        raise UntrustedError(
+            f"runtime={program.name}: the rows of a batch of {bucket} influence each other; use runtime=eager"
+        )
+    return reference

@@ -1,0 +1,42 @@
+"""Compiled models on the CPU, as runtimes: ``runtime=compile``, and the directory that `imagenet-serve export` made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from service.models.checkpoints import Checkpoint
+from service.models.loader import Uint8Model
+from service.models.placement import Placement
+from service.models.runtimes import Way, package
+from service.models.runtimes.compiled import Forward, compiled
+from service.models.runtimes.eager import Together
+from service.models.runtimes.whole import whole
+
+_CPU = torch.device("cpu")
+
+
+class Ahead:
+    """A compiled function, for at most ``most`` images at once."""
+
+    def __init__(self, name: str, precision: str, forward: Forward, most: int | None, has_head: bool) -> None:
+        self.name, self.precision, self.most = name, precision, most
+        self._way = Together(forward, has_head=has_head)
+
+    def ways(self) -> list[Way]:
+        return [self._way]
+
+
+def load(
+    model: Uint8Model, checkpoint: Checkpoint, placement: Placement, report: Callable[[str], object]
+) -> Ahead:
+    """Raises `ConfigurationError` where this host cannot compile, or the artifact is another model's."""
+    has_head = checkpoint.classes is not None
+    if placement.artifact is not None:
+        found = package.open_artifact(placement.artifact, checkpoint, _CPU)
+        return Ahead("package", found.precision, found.forward, found.most, has_head)
+    report("compiling the model; the next start finds the kernels in the cache")
+    network = whole(model, _CPU, placement.precision, has_head=has_head)
+    forward = compiled(network, checkpoint.preprocessing.shape, _CPU)
+    return Ahead("compile", placement.precision, forward, None, has_head)

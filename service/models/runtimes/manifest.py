@@ -1,0 +1,166 @@
+"""A directory with a prepared model, and the ``about.json`` that says what it was made from and whether it is whole.
+
+about.json    {"format", "version", "precision", "fingerprint", "model": {"weights", "sha256", "architecture"},
+               "image": [H, W, C], "libraries": {name: version}, "files": {file: sha256}, and the kind's own}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from service.errors import ConfigurationError
+from service.models.checkpoints import Checkpoint
+from service.models.checkpoints.download import file_sha256
+from service.models.configuration import to_json
+
+_ABOUT = "about.json"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """``format`` and ``version`` of what the command ``imagenet-serve COMMAND`` makes."""
+
+    format: str
+    version: int
+    command: str
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """SHA-256 over what decides a model's answers: weights, architecture, normalising, image size."""
+    preprocessing = checkpoint.preprocessing
+    document = {
+        "weights": checkpoint.sha256 or _state_hash(checkpoint),
+        "architecture": to_json(checkpoint.configuration),
+        "head": checkpoint.classes is not None,
+        "mean": preprocessing.mean,
+        "std": preprocessing.std,
+        "image": preprocessing.shape,
+    }
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _state_hash(checkpoint: Checkpoint) -> str:
+    """Of weights that come from no file."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(checkpoint.state_dict.items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def libraries(*names: str) -> dict[str, str]:
+    """The installed versions of these distributions."""
+    return {name: metadata.version(name) for name in names}
+
+
+def code_hash() -> str:
+    """Of the modules that make the network and prepare it: a change there makes another model of the same weights."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).resolve().parent.parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def cache_root() -> Path:
+    """Where prepared models are kept: ``$XDG_CACHE_HOME/imagenet-serve``, ``~/.cache/imagenet-serve`` without it."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "imagenet-serve"
+
+
+def write(
+    kind: Kind,
+    directory: Path,
+    save: Callable[[Path], Sequence[str]],
+    checkpoint: Checkpoint,
+    precision: str,
+    **more: Any,
+) -> None:
+    """Makes the directory, whole or not at all, in place of one that is there.
+
+    ``save`` writes files into the folder that it is given and returns their names; ``more`` goes into
+    ``about.json``. Raises `OSError`.
+    """
+    partial = directory.with_name(f"{directory.name}.{uuid.uuid4().hex}.partial")
+    partial.mkdir(parents=True)
+    try:
+        names = save(partial)
+        about = {
+            "format": kind.format,
+            "version": kind.version,
+            "precision": precision,
+            "fingerprint": fingerprint(checkpoint),
+            "model": {
+                "weights": checkpoint.name,
+                "sha256": checkpoint.sha256,
+                "architecture": to_json(checkpoint.configuration),
+            },
+            "image": checkpoint.preprocessing.shape,
+            "files": {name: file_sha256(partial / name) for name in names},
+            **more,
+        }
+        (partial / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+        _take_place(partial, directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _take_place(partial: Path, directory: Path) -> None:
+    """A directory that is not empty cannot be renamed over: it goes aside first."""
+    if directory.exists():
+        old = directory.with_name(f"{directory.name}.{uuid.uuid4().hex}.partial")
+        directory.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
+    partial.rename(directory)
+
+
+def format_of(directory: Path) -> str | None:
+    """Which kind of prepared model the directory says it is; None where it says nothing."""
+    try:
+        return str(json.loads((directory / _ABOUT).read_text("utf-8"))["format"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def read(kind: Kind, directory: Path) -> Mapping[str, Any]:
+    """``about.json``, every file checked. Raises `ConfigurationError` for another kind, or when it is damaged."""
+    try:
+        about: dict[str, Any] = json.loads((directory / _ABOUT).read_text("utf-8"))
+        if about["format"] != kind.format or about["version"] != kind.version:
+            raise ConfigurationError(
+                f"'{directory.name}' is an artifact of another version; make it again with: "
+                f"imagenet-serve {kind.command}"
+            )
+        for name, sha256 in about["files"].items():
+            if file_sha256(directory / name) != sha256:
+                raise ConfigurationError(f"'{directory.name}/{name}' is damaged; make the artifact again")
+        return about
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise unreadable(kind, directory, error) from error
+
+
+def unreadable(kind: Kind, directory: Path, error: Exception) -> ConfigurationError:
+    """The sentence for a directory that holds something else."""
+    return ConfigurationError(
+        f"runtime: '{directory.name}' is no artifact that can be read ({type(error).__name__}); make one "
+        f"with: imagenet-serve {kind.command}"
+    )
+
+
+def refuse_another(about: Mapping[str, Any], checkpoint: Checkpoint, name: str, kind: Kind) -> None:
+    """Raises `ConfigurationError` unless the artifact was made from this checkpoint."""
+    if about.get("fingerprint") != fingerprint(checkpoint):
+        model = about.get("model", {})
+        raise ConfigurationError(
+            f"the artifact '{name}' was made from the weights {model.get('weights')!r} "
+            f"(sha256 {str(model.get('sha256'))[:12]}), and these are {checkpoint.name!r} "
+            f"(sha256 {str(checkpoint.sha256)[:12]}): give those to --weights, or {kind.command} these"
+        )

@@ -1,0 +1,111 @@
+"""A model compiled ahead of time: what `imagenet-serve export` makes, and ``runtime=DIRECTORY`` loads in a second.
+
+about.json    see `service.models.runtimes.manifest`; "platform" is what it was compiled for, "most" the largest batch
+model.pt2     torch.export's graph as inductor compiled it: uint8 [N, H, W, C] → features, logits; weights within
+
+A package holds machine code, which runs with the service's rights: load those that you made.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from service.errors import ConfigurationError
+from service.models.checkpoints import Checkpoint
+from service.models.runtimes import manifest
+from service.models.runtimes.compiled import Forward, compiling, first_line, keep_kernels
+
+KIND = manifest.Kind("imagenet-serve-package", 1, "export")
+_PACKAGE = "model.pt2"
+
+
+class Opened(NamedTuple):
+    """``forward`` takes at most ``most`` images."""
+
+    forward: Forward
+    precision: str
+    most: int
+
+
+def platform_of(device: torch.device) -> dict[str, str]:
+    """What machine code is compiled for: it runs where all of this is the same."""
+    here = {"torch": torch.__version__, "machine": platform.machine(), "device": device.type}
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return here | {"capability": f"{major}.{minor}", "cuda": str(torch.version.cuda)}
+    return here | {"capability": torch.backends.cpu.get_cpu_capability()}
+
+
+def build(
+    network: nn.Module, image: tuple[int, int, int], device: torch.device, most: int, path: Path
+) -> None:
+    """Compiles ``network`` for up to ``most`` images into the file ``path``. Raises `ConfigurationError`."""
+    keep_kernels()
+    example = torch.zeros((2, *image), dtype=torch.uint8, device=device)
+    batch = {0: torch.export.Dim("batch", min=1, max=most)}
+    try:
+        with compiling(), torch.no_grad():
+            exported = torch.export.export(network, (example,), dynamic_shapes=(batch,))
+            torch._inductor.aoti_compile_and_package(
+                exported, package_path=str(path), inductor_configs={"max_autotune": device.type == "cuda"}
+            )
+    except Exception as error:
+        # The border of a compiler: it raises whatever its parts do.
+        raise ConfigurationError(
+            f"export: torch cannot compile this model here ({first_line(error)}); it needs a C++ compiler"
+        ) from error
+
+
+def write(
+    directory: Path, package: Path, checkpoint: Checkpoint, precision: str, device: torch.device, **more: Any
+) -> None:
+    """Puts the file ``package`` into an artifact directory. ``more`` goes into ``about.json``. Raises `OSError`."""
+
+    def save(folder: Path) -> Sequence[str]:
+        package.replace(folder / _PACKAGE)
+        return (_PACKAGE,)
+
+    manifest.write(KIND, directory, save, checkpoint, precision, platform=platform_of(device), **more)
+
+
+def read(directory: Path, checkpoint: Checkpoint, device: torch.device) -> Mapping[str, Any]:
+    """``about.json``. Raises `ConfigurationError` unless it was made from this checkpoint, for this very platform."""
+    about = manifest.read(KIND, directory)
+    manifest.refuse_another(about, checkpoint, directory.name, KIND)
+    made, here = about.get("platform", {}), platform_of(device)
+    for name, value in here.items():
+        if made.get(name) != value:
+            raise ConfigurationError(
+                f"the artifact '{directory.name}' was compiled for {name} {made.get(name)}, and this is {value}: "
+                "make it again with: imagenet-serve export"
+            )
+    return about
+
+
+def load(path: Path, device: torch.device) -> Forward:
+    """The function in a package file, on ``device``. Raises `ConfigurationError` when it cannot be loaded."""
+    try:
+        index = -1 if device.type == "cpu" else device.index or 0
+        with compiling():
+            loaded = torch._inductor.aoti_load_package(str(path), device_index=index)
+    except Exception as error:
+        # The border of a dynamic loader.
+        raise ConfigurationError(f"the artifact cannot be loaded: {first_line(error)}") from error
+
+    def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = loaded(pixels)
+        return features, logits
+
+    return forward
+
+
+def open_artifact(directory: Path, checkpoint: Checkpoint, device: torch.device) -> Opened:
+    """What an artifact directory holds. Raises `ConfigurationError` unless it is for this model and platform."""
+    about = read(directory, checkpoint, device)
+    return Opened(load(directory / _PACKAGE, device), str(about["precision"]), int(about["most"]))

@@ -1,0 +1,61 @@
+"""`python -m tests.failing serve …`: the service with a device that can be made to fail while it serves.
+
+FAILING names a folder. A file ``lost`` there is a device that does not answer any more, ``wrong`` one that computes a
+wrong canary with the next batch; an engine that is started again waits until the files are gone.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import null
+from service.card import ModelCard
+from service.cli import main
+from service.engine import process
+from service.engine.transport import Channel
+from service.running import DeviceFailed, Finished, Memory, Ran
+from service.settings import Settings
+from service.task import Wanted
+
+FOLDER = Path(os.environ.get("FAILING", "."))
+
+
+class _Wrong(Finished):
+    def finish(self) -> Ran:
+        return Ran(2, 1, "the device gave a wrong answer to the canary image")
+
+
+class FailingRunner(null.NullRunner):
+    def start(
+        self,
+        pixels: NDArray[np.uint8],
+        slots: list[int],
+        wanted: Sequence[Wanted],
+        results: NDArray[np.float32],
+    ) -> Finished:
+        results[slots] = np.arange(self.results)
+        return _Wrong(2) if (FOLDER / "wrong").exists() else Finished(len(slots))
+
+    def check(self) -> Memory:
+        if (FOLDER / "lost").exists():
+            raise DeviceFailed("CUDA error: an illegal memory access was encountered")
+        return Memory(30, 80)
+
+
+def load(settings: Settings, channel: Channel) -> tuple[FailingRunner, ModelCard]:
+    """In place of `service.engine.process._load`."""
+    while any(FOLDER.iterdir()):
+        time.sleep(0.05)
+    runner, card = null.load(settings, channel)
+    return FailingRunner(runner.max_batch_size), card
+
+
+if __name__ == "__main__":
+    process._load = load  # type: ignore[assignment]
+    main()
