@@ -56,6 +56,10 @@ MAX_SCANS = 100
 #: interpreter: four kilobytes could stop a whole process for five seconds.
 MAX_RUN_LENGTH = 2_000_000
 
+#: Where ``Image.info`` keeps the width and height in pixels, with fractions, that a scaled JPEG really covers: its last
+#: row and column reach beyond the image where the scale does not divide its sides. Absent for all others.
+EXTENT = "imagenet-serve extent"
+
 #: As many first bytes as `sniff` looks at.
 HEAD_BYTES = 18
 
@@ -196,7 +200,9 @@ def _read(name: str, data: Data, max_pixels: int, at_least: int | None) -> Image
     _judge(image.width, image.height, max_pixels)
     _judge_effort(image, data)
     if at_least is not None and isinstance(image, JpegImageFile):
-        image.draft("RGB", (at_least, at_least))
+        drafted = image.draft("RGB", (at_least, at_least))
+        if drafted is not None:
+            image.info[EXTENT] = drafted[1][2:]
     image.load()
     return image
 
@@ -242,7 +248,12 @@ def _let_pillow_follow(max_pixels: int) -> None:
 
 def _upright(image: Image.Image) -> Image.Image:
     transposition = _TRANSPOSITIONS.get(_orientation(image))
-    return image if transposition is None else image.transpose(transposition)
+    if transposition is None:
+        return image
+    image.info.pop(
+        EXTENT, None
+    )  # what reaches beyond would be at another side; less than a pixel, so let it go
+    return image.transpose(transposition)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service.decode import Data, decode, load, sniff, to_rgb
+from service.decode import EXTENT, Data, decode, load, sniff, to_rgb
 from service.errors import CheckpointError
 from service.resample import FILTERS, Part, Window, interpolate, resize_window
 
@@ -188,8 +188,8 @@ def _fast_size(spec: Preprocessing) -> int | None:
     whole pixels first, which would be larger ones then.
 
     The target's own: between one and two times of it are decoded, 0.3 to 0.6 grey levels from exact on
-    photo-like images of 1 to 12 megapixels. Twice of it would halve that, and the model hears no difference
-    (docs/PERFORMANCE.md has the agreement of both).
+    photo-like images of 1 to 12 megapixels. Twice of it would halve that, at most of the speed that there is to
+    win; how often either changes a model's answer is in docs/PERFORMANCE.md.
     """
     if spec.resize is None or spec.interpolation == "nearest":
         return None
@@ -197,20 +197,21 @@ def _fast_size(spec: Preprocessing) -> int | None:
 
 
 def _resize_crop(image: Image.Image, spec: Preprocessing, out: Pixels, *, exact: bool) -> None:
-    height, width = resized_size((image.height, image.width), spec.resize)
+    extent = (image.width, image.height) if exact else image.info.get(EXTENT, image.size)
+    height, width = resized_size((extent[1], extent[0]), spec.resize)
     rows, top = _centre(height, spec.crop[0])
     columns, left = _centre(width, spec.crop[1])
-    pixels = resize_window(image, rows, columns, spec.interpolation, exact=exact)
+    pixels = resize_window(image, rows, columns, spec.interpolation, None if exact else extent)
     if (rows.length, columns.length) != spec.crop:
         out[...] = 0
     target = out[top : top + rows.length, left : left + columns.length]
     target[...] = pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def resized_size(size: Size, resize: int | Size | None) -> Size:
+def resized_size(size: tuple[float, float], resize: int | Size | None) -> Size:
     """torchvision's ``_compute_resized_output_size``: the long side is rounded down, the short is exact."""
     if not isinstance(resize, int):
-        return resize or size
+        return resize or (int(size[0]), int(size[1]))
     height, width = size
     long = int(resize * max(size) / min(size))
     return (long, resize) if width <= height else (resize, long)

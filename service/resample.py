@@ -118,18 +118,26 @@ FILTERS = {
 
 
 def resize_window(
-    image: Image.Image, rows: Window, columns: Window, interpolation: str, *, exact: bool = True
+    image: Image.Image,
+    rows: Window,
+    columns: Window,
+    interpolation: str,
+    extent: tuple[float, float] | None = None,
 ) -> Pixels:
     """``image.resize((columns.resized, rows.resized))`` cut to the two windows, equal to the bit.
 
     ``image`` is of mode RGB or L and loaded; the result is uint8 ``[rows.length, columns.length, 3]``
     (or without the 3 for L). Nothing larger than `LARGEST_WHOLE` pixels, or than Pillow's first pass
-    over the source, is made on the way. Without ``exact`` never more than the window is made: a grey
-    level of difference where the box of a photo's long side rounds, for two thirds of the work.
+    over the source, is made on the way.
+
+    ``extent``, width and height, gives the bits up for speed: the source is that much of the image from its
+    upper left corner, and never more than the window is made, a grey level from exact where a box rounds.
     """
     chosen = FILTERS[interpolation]
     whole = (columns.resized, rows.resized)
-    across, down = _box(image.width, columns, exact), _box(image.height, rows, exact)
+    exact = extent is None
+    width, height = extent or image.size
+    across, down = _box(width, columns, exact), _box(height, rows, exact)
     if exact and _rows_first(image.size, (across.made, down.made)) != _rows_first(image.size, whole):
         across, down = _whole(image.width, columns), _whole(image.height, rows)
     if across.made * down.made > LARGEST_WHOLE:
@@ -155,13 +163,13 @@ class _Box:
     start: int
 
 
-def _whole(source: int, window: Window) -> _Box:
+def _whole(source: float, window: Window) -> _Box:
     return _Box(0.0, float(source), window.resized, window.start)
 
 
-def _box(source: int, window: Window, exact: bool = True) -> _Box:
+def _box(source: float, window: Window, exact: bool = True) -> _Box:
     """The window itself where this is exact (see the head of this file) or need not be, else the whole axis."""
-    step = Fraction(source, window.resized)
+    step = Fraction(source) / window.resized
     dyadic = step.denominator & (step.denominator - 1) == 0
     if not exact or (dyadic and window.stop * step.numerator < _EXACT_FLOAT32):
         return _Box(float(window.start * step), float(window.stop * step), window.length, 0)

@@ -190,7 +190,8 @@ def photo(size: tuple[int, int]) -> Image.Image:
 def test_fast_stays_close_to_exact(size: tuple[int, int], orientation: int) -> None:
     data = oriented(photo(size), "JPEG", orientation, quality=92)
     difference = np.abs(prepared(data).astype(int) - prepared(data, fast=True))
-    stretched = size[1] % 4 != 0  # half a pixel at the far edge
+    # Half a pixel at the far edge, where a turned image has it at another side.
+    stretched = orientation != 1 and size[1] % 4 != 0
     assert 0 < difference.mean() < (3 if stretched else 1)
     assert np.percentile(difference, 99.9) <= (40 if stretched else 10)
 
