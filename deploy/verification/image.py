@@ -113,13 +113,12 @@ def _base_image() -> str:
         for line in (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
         if line.startswith("ARG BASE_IMAGE=")
     )
-    for image in (f"docker.io/library/{own}", STAND_IN):
+    for image in (own, STAND_IN):
         if not subprocess.run(["podman", "image", "exists", image]).returncode:
             return image
-    if not subprocess.run(
-        ["podman", "pull", "--quiet", f"docker.io/library/{own}"], capture_output=True, timeout=300
-    ).returncode:
-        return f"docker.io/library/{own}"
+    # By its short name: which registry that is in is podman's configuration.
+    if not subprocess.run(["podman", "pull", "--quiet", own], capture_output=True, timeout=300).returncode:
+        return own
     return _stand_in()
 
 
