@@ -30,8 +30,8 @@ class Uint8Model(nn.Module):
         super().__init__()
         self.network = network
         self.channels = channels
-        self.register_buffer("mean", torch.tensor(mean[:channels]).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std[:channels]).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean[:channels]), persistent=False)
+        self.register_buffer("std", torch.tensor(std[:channels]), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 ``[N, H, W, 3]`` → logits, float ``[N, classes]``.
@@ -53,7 +53,7 @@ class Uint8Model(nn.Module):
 
         The operations of torchvision's preset in its order (``pil_to_tensor``, ``convert_image_dtype``,
         ``normalize``), hence its very bits in fp32. Any regrouping rounds otherwise, a
-        multiply-add for instance.
+        multiply-add for instance. The pixels stay where they are, channels last in memory.
         """
         if self.channels == 1 and pixels.shape[-1] == 3:
             pixels = grey(pixels)
@@ -61,8 +61,10 @@ class Uint8Model(nn.Module):
             raise CheckpointError(
                 f"the network takes images of {self.channels} channels; only one or three can be served"
             )
-        planes = pixels.permute(0, 3, 1, 2).to(self.mean.dtype, memory_format=torch.contiguous_format)
-        return planes.div(255).sub(self.mean).div(self.std)
+        width = pixels.shape[2]
+        lines = pixels.flatten(2).to(self.mean.dtype)  # channels alone are too short an axis for vectors
+        normalised = lines.div(255).sub(self.mean.repeat(width)).div(self.std.repeat(width))
+        return normalised.view(*pixels.shape).permute(0, 3, 1, 2)
 
 
 def load(checkpoint: Checkpoint) -> Uint8Model:

@@ -32,8 +32,8 @@ class Fused(nn.Module):
         self.network.to(dtype)
         self._head = self.network.forward_head if has_head else _means
         self._channels, self._dtype = model.channels, dtype
-        self.register_buffer("scale", (1 / (255 * model.std.double())).float())
-        self.register_buffer("shift", (-model.mean.double() / model.std.double()).float())
+        self.register_buffer("scale", (1 / (255 * model.std.double())).float().view(-1, 1, 1))
+        self.register_buffer("shift", (-model.mean.double() / model.std.double()).float().view(-1, 1, 1))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         features = self.body(self._normalised(pixels))

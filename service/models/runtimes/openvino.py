@@ -102,45 +102,55 @@ class _Apart:
         self.unit: int | None = streams
         self._compile = compile
         self._compiled: openvino.CompiledModel | None = None
-        self._requests: list[openvino.InferRequest] = []
+        self._singles: list[_Single] = []
 
     def __call__(self, pixels: Pixels, slots: Sequence[int]) -> list[Answer]:
-        compiled = self._ready()
-        has_head = len(compiled.outputs) > 1
-        while len(self._requests) < len(slots):
-            self._requests.append(compiled.create_infer_request())
-        requests = self._requests[: len(slots)]
+        while len(self._singles) < len(slots):
+            self._singles.append(self._single())
+        if len(slots) == 1:
+            return [self._singles[0](pixels, slots[0])]
+        singles = self._singles[: len(slots)]
         try:
-            for request, slot in zip(requests, slots, strict=True):
-                image = pixels[slot : slot + 1]
-                request.set_input_tensor(openvino.Tensor(image, shared_memory=True))
-                request.start_async()
+            for single, slot in zip(singles, slots, strict=True):
+                single.start(pixels, slot)
         finally:
             # Even when one failed: the others read the arena until they are done.
-            errors = [error for request in requests if (error := _finished(request))]
+            errors = [error for single in singles if (error := _finished(single.request))]
         if errors:
             raise errors[0]
-        return [answer for request in requests for answer in _answers(request, has_head)]
+        return [single.answer for single in singles]
 
     def lanes(self) -> list[Lane]:
         assert self.unit is not None
-        return [_lane(self._ready()) for _ in range(self.unit)]
+        return [self._single() for _ in range(self.unit)]
 
-    def _ready(self) -> openvino.CompiledModel:
+    def _single(self) -> _Single:
         self._compiled = self._compiled or self._compile()
-        return self._compiled
+        return _Single(self._compiled)
 
 
-def _lane(compiled: openvino.CompiledModel) -> Lane:
-    request, has_head = compiled.create_infer_request(), len(compiled.outputs) > 1
+class _Single:
+    """A request for one image, and a `Lane`. Its answer always lies in the same memory."""
 
-    def run(pixels: Pixels, slot: int) -> Answer:
-        image = pixels[slot : slot + 1]
-        request.set_input_tensor(openvino.Tensor(image, shared_memory=True))
-        request.infer()
-        return _answers(request, has_head)[0]
+    def __init__(self, compiled: openvino.CompiledModel) -> None:
+        self.request = compiled.create_infer_request()
+        outputs = [np.empty(list(port.shape), np.float32) for port in compiled.outputs]
+        for number, output in enumerate(outputs):
+            self.request.set_output_tensor(number, openvino.Tensor(output, shared_memory=True))
+        features, logits = (*outputs, np.empty((1, 0), np.float32))[:2]
+        self.answer = Answer(torch.from_numpy(features[0]), torch.from_numpy(logits[0]))
 
-    return run
+    def __call__(self, pixels: Pixels, slot: int) -> Answer:
+        self._look_at(pixels, slot)
+        self.request.infer()
+        return self.answer
+
+    def start(self, pixels: Pixels, slot: int) -> None:
+        self._look_at(pixels, slot)
+        self.request.start_async()
+
+    def _look_at(self, pixels: Pixels, slot: int) -> None:
+        self.request.set_input_tensor(openvino.Tensor(pixels[slot : slot + 1], shared_memory=True))
 
 
 def _finished(request: openvino.InferRequest) -> RuntimeError | None:
