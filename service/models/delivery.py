@@ -32,8 +32,10 @@ class Delivery:
             if isinstance(want, Explain):
                 looks.append((slot, want, answer))
                 continue
-            result = answer.logits if want is Task.CLASSIFY else pool(answer.features.float(), want)
-            results[slot, : result.numel()] = result.flatten().float().cpu().numpy()
+            result = answer.logits
+            if want is not Task.CLASSIFY:
+                result = pool(answer.features.float(), want).flatten().cpu()
+            results[slot, : len(result)] = result.numpy()
         if looks:
             self._explain(looks, results)
 
