@@ -5,6 +5,7 @@ service.models.runner      slots, plans, warm-up: the engine's door
 eager.py                   torch: the reference, on any device
 openvino.py                OpenVINO on the CPU ◀── conversion.py   torch module → OpenVINO model
                                                ◀── artifact.py     a converted or quantised model on disk
+                                               ◀── int8.py         OpenVINO model → one of integers
 """
 
 from __future__ import annotations

@@ -1,0 +1,103 @@
+"""An OpenVINO model → the same in 8-bit integers, but for the layers that must keep their floats.
+
+NNCF's post-training quantisation: images show which range each activation has; weights and activations become
+integers, which processors with VNNI or AMX multiply several times as fast. What that costs is not spread evenly. A
+dense layer adds a few channels to many, and its errors drown; the stem, the layers between the blocks and the
+classifier are passed by everything. So there are several recipes, each slower and closer to fp32 than the one before.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import ConfigurationError
+
+_LAYERS = ("Convolution", "MatMul")
+#: Batch norms that follow a concatenation, and poolings: as integers they round once more and save nothing but memory.
+_BETWEEN_LAYERS = ("Multiply", "AvgPool", "ReduceMean")
+
+
+class Recipe(NamedTuple):
+    """What stays in fp32."""
+
+    fp32: str
+    """In words."""
+    layers: tuple[str, ...] = ()
+    """Names of operations."""
+    kinds: tuple[str, ...] = ()
+    """Types of operations."""
+
+
+def recipes(model: Any) -> Iterator[Recipe]:
+    """For a model as `prepared` left it; the fastest first."""
+    yield Recipe("nothing")
+    layers = [operation for operation in model.get_ordered_ops() if operation.get_type_name() in _LAYERS]
+    ends = (layers[0].get_friendly_name(), layers[-1].get_friendly_name())
+    yield Recipe("norms, poolings, first and last layer", ends, _BETWEEN_LAYERS)
+    transitions = tuple(layer.get_friendly_name() for layer in layers if "AvgPool" in _readers(layer))
+    if transitions:
+        words = "norms, poolings, first and last layer, transitions"
+        yield Recipe(words, (*ends, *transitions), _BETWEEN_LAYERS)
+
+
+def prepared(model: Any) -> Any:
+    """A copy with each batch norm folded into the convolution before it, which NNCF would round apart else."""
+    from openvino._offline_transformations import apply_moc_transformations
+
+    copy = model.clone()
+    # What openvino.convert_model, the slower way to a model (see conversion.py), ends with.
+    apply_moc_transformations(copy, cf=False, smart_reshape=False)
+    return copy
+
+
+def quantised(model: Any, images: Sequence[NDArray[np.uint8]], recipe: Recipe) -> Any:
+    """An int8 copy of the `prepared` model, calibrated with these images, each uint8 ``[H, W, 3]``."""
+    nncf = tools()
+    return nncf.quantize(
+        model.clone(),
+        nncf.Dataset(images, lambda image: image[None]),
+        subset_size=len(images),
+        # Signed activations, such as those before a concatenation, keep their zero point.
+        preset=nncf.QuantizationPreset.MIXED,
+        ignored_scope=nncf.IgnoredScope(names=[*recipe.layers], types=[*recipe.kinds], validate=False),
+        fast_bias_correction=False,
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            # The range that loses least, from each activation's histogram. On the demo model it halves what
+            # the default (the mean of each image's extremes) costs.
+            activations_range_estimator_params=_range_estimators().HISTOGRAM
+        ),
+    )
+
+
+def tools() -> ModuleType:
+    """NNCF. Raises `ConfigurationError` where it is not installed."""
+    try:
+        import_module("service.models._openvino")  # first, so that NNCF sends nothing home either
+        nncf = import_module("nncf")
+    except ImportError as error:
+        raise ConfigurationError(
+            f"quantize needs {error.name}; pip install 'imagenet-serve[quantize]' brings it"
+        ) from error
+    nncf.set_log_level(logging.WARNING)  # else it lists every operation that stays in fp32
+    return nncf
+
+
+def _range_estimators() -> Any:
+    return import_module("nncf.quantization.range_estimator").RangeEstimatorParametersSet
+
+
+def _readers(operation: Any) -> set[str]:
+    """Types of the operations that read what this one makes, after its bias."""
+    found: set[str] = set()
+    for target in operation.output(0).get_target_inputs():
+        reader = target.get_node()
+        kind = reader.get_type_name()
+        found |= _readers(reader) if kind == "Add" else {kind}
+    return found
