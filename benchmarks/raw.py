@@ -128,21 +128,18 @@ class Model:
     def _onnxruntime(self) -> Make:
         import onnxruntime
 
-        folder = tempfile.mkdtemp(prefix="imagenet-serve-raw-")
-
         def make(batch: int) -> Run:
-            path = Path(folder) / f"{batch}.onnx"
-            with warnings.catch_warnings():
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = available_cores()
+            with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
+                path = str(Path(folder) / "model.onnx")
                 torch.onnx.export(
-                    *(self._load().network, (self._floats[:batch],), str(path)),
+                    *(self._load().network, (self._floats[:batch],), path),
                     input_names=["x"],
                     dynamo=False,
                 )
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = available_cores()
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            path.unlink()
+                session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             floats = {"x": self._floats[:batch].numpy()}
             return lambda: session.run(None, floats)
 

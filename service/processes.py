@@ -44,11 +44,10 @@ class Running:
         self._ready = ready
         self._folder = folder
         self._environment = {**os.environ, **(environment or {})}
-        self._log = Path(tempfile.gettempdir()) / f"imagenet-serve-measured-{os.getpid()}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Running:
-        with self._log.open("wb") as log:
+        with tempfile.TemporaryFile() as log:
             self._process = subprocess.Popen(
                 self._command,
                 stdout=log,
@@ -57,12 +56,14 @@ class Running:
                 env=self._environment,
                 start_new_session=True,
             )
-        give_up = time.monotonic() + _START
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > give_up:
-                self.__exit__(None, None, None)
-                raise DidNotStart(f"{self._command} does not answer:\n{self._log.read_text()[-2000:]}")
-            time.sleep(0.1)
+            give_up = time.monotonic() + _START
+            while not self._answers():
+                if self._process.poll() is not None or time.monotonic() > give_up:
+                    self.__exit__(None, None, None)
+                    log.seek(0)
+                    said = log.read().decode(errors="replace")
+                    raise DidNotStart(f"{self._command} does not answer:\n{said[-2000:]}")
+                time.sleep(0.1)
         return self
 
     def __exit__(

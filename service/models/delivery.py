@@ -34,8 +34,8 @@ class Delivery:
                 continue
             result = answer.logits
             if want is not Task.CLASSIFY:
-                result = pool(answer.features.float(), want).flatten().cpu()
-            results[slot, : len(result)] = result.numpy()
+                result = pool(answer.features.float(), want).flatten().cpu().numpy()
+            results[slot, : result.size] = result
         if looks:
             self._explain(looks, results)
 
@@ -49,8 +49,8 @@ class Delivery:
         features = torch.stack([answer.features for _, _, answer in looks])
         maps = self.explainer.maps(features, classes)
         for (slot, _, answer), grid in zip(looks, maps, strict=True):
-            result = torch.cat((answer.logits.float().cpu(), grid.flatten()))
-            results[slot, : len(result)] = result.numpy()
+            result = np.concatenate((answer.logits, grid.flatten()))
+            results[slot, : result.size] = result
 
 
 def longest(logits: int, features: tuple[int, int, int]) -> int:

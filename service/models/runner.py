@@ -58,7 +58,7 @@ class ModelRunner:
         channels, height, width = features.shape
         self.feature_shape = (channels, height, width)
         """The last block's output: channels, height, width."""
-        self.results = longest(logits.numel(), self.feature_shape)
+        self.results = longest(logits.size, self.feature_shape)
         self._deliver = Delivery(explainer)
 
     def __repr__(self) -> str:

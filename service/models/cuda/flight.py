@@ -50,10 +50,10 @@ class Flight:
     def deliver(self, deliver: Delivery) -> None:
         """The answers, to the slots' results."""
         images, lane = len(self.slots), self.lane
+        logits = lane.host_answers[:images].numpy()
         if not self.wants_features:
             # In one go: this thread is the one that keeps the device busy.
-            logits = lane.host_answers[:images].numpy()
             self._results[self.slots, : logits.shape[1]] = logits
             return
-        rows = zip(lane.host_features[:images], lane.host_answers[:images], strict=True)
+        rows = zip(lane.host_features[:images], logits, strict=True)
         deliver(self.slots, self._wanted, [Answer(*row) for row in rows], self._results)

@@ -25,8 +25,8 @@ class Answer(NamedTuple):
 
     features: Tensor
     """The last block's output, ``[C, h, w]``, on whichever device and in whichever precision."""
-    logits: Tensor
-    """float32 ``[classes]`` on the CPU; empty for a checkpoint without a head."""
+    logits: NDArray[np.float32]
+    """``[classes]``; empty for a checkpoint without a head."""
 
 
 class Way(Protocol):

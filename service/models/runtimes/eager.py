@@ -60,7 +60,7 @@ class Together:
         features, logits = self._forward(batch)
         if not self._has_head:
             logits = torch.empty((len(slots), 0))
-        return [Answer(*row) for row in zip(features, logits.float(), strict=True)]
+        return [Answer(*row) for row in zip(features, logits.float().numpy(), strict=True)]
 
 
 def fold_batch_norms(model: nn.Module) -> int:

@@ -138,7 +138,7 @@ class _Single:
         for number, output in enumerate(outputs):
             self.request.set_output_tensor(number, openvino.Tensor(output, shared_memory=True))
         features, logits = (*outputs, np.empty((1, 0), np.float32))[:2]
-        self.answer = Answer(torch.from_numpy(features[0]), torch.from_numpy(logits[0]))
+        self.answer = Answer(torch.from_numpy(features[0]), logits[0])
 
     def __call__(self, pixels: Pixels, slot: int) -> Answer:
         self._look_at(pixels, slot)
@@ -164,9 +164,7 @@ def _finished(request: openvino.InferRequest) -> RuntimeError | None:
 def _answers(request: openvino.InferRequest, has_head: bool) -> list[Answer]:
     """What a request has computed, without copying it."""
     features = torch.from_numpy(request.get_output_tensor(0).data)
-    logits = torch.empty((len(features), 0))
-    if has_head:
-        logits = torch.from_numpy(request.get_output_tensor(1).data)
+    logits = request.get_output_tensor(1).data if has_head else np.empty((len(features), 0), np.float32)
     return [Answer(*row) for row in zip(features, logits, strict=True)]
 
 

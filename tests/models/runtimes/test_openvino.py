@@ -91,7 +91,9 @@ def test_every_way_answers_like_torch(name: str) -> None:
         for slots in ([4], [1, 2, 3], [5, 0, 3, 1, 2]):
             for slot, answer in zip(slots, way(pixels, slots), strict=True):
                 torch.testing.assert_close(answer.features, features[slot], rtol=1e-4, atol=1e-4)
-                torch.testing.assert_close(answer.logits, logits[slot], rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(
+                    torch.from_numpy(answer.logits), logits[slot], rtol=1e-4, atol=1e-4
+                )
 
 
 @pytest.mark.parametrize("make", [runtime, lambda checkpoint: Eager(loader.load(checkpoint), "fp32")])
@@ -123,7 +125,7 @@ def test_lanes_run_side_by_side_and_say_what_the_batch_says() -> None:
     apart = runtime(checkpoint).ways()[2]
     assert isinstance(apart, Divisible)
     pixels = images(checkpoint, 12)
-    expected = [answer.logits.clone() for answer in runtime(checkpoint).ways()[0](pixels, range(12))]
+    expected = [answer.logits.copy() for answer in runtime(checkpoint).ways()[0](pixels, range(12))]
     lanes = Lanes(apart.lanes(), [False, False, True], Delivery())
     assert lanes.count == 2
     assert [lanes.sooner(images) for images in (1, 2, 50)] == [False, True, True]
@@ -154,11 +156,11 @@ def test_a_failing_image_leaves_no_request_running(monkeypatch: pytest.MonkeyPat
     checkpoint = tiny.checkpoint()
     apart = runtime(checkpoint).ways()[2]
     pixels = images(checkpoint, 3)
-    expected = [answer.logits.clone() for answer in apart(pixels, [0, 1, 2])]
+    expected = [answer.logits.copy() for answer in apart(pixels, [0, 1, 2])]
     with pytest.raises((RuntimeError, ValueError, TypeError)):
         apart(pixels[:, :5], [0, 1, 2])
     again = apart(pixels, [0, 1, 2])
-    assert all(torch.equal(answer.logits, wanted) for answer, wanted in zip(again, expected, strict=True))
+    assert all(np.array_equal(answer.logits, wanted) for answer, wanted in zip(again, expected, strict=True))
 
 
 def test_the_second_start_converts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +302,7 @@ def test_bf16_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -
     if "BF16" in capabilities:
         logits = runtime(checkpoint, "bf16").ways()[0](images(checkpoint, 1), [0])[0].logits
         exact = runtime(checkpoint).ways()[0](images(checkpoint, 1), [0])[0].logits
-        assert 0 < (logits - exact).abs().max() < 0.1 * exact.abs().max()
+        assert 0 < np.abs(logits - exact).max() < 0.1 * np.abs(exact).max()
     else:
         with pytest.raises(ConfigurationError, match="use fp32"):
             runtime(checkpoint, "bf16")
