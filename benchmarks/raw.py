@@ -169,7 +169,7 @@ def measure(runs: dict[str, Run], seconds: float) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in runs}
     chance, order = random.Random(0), list(runs)
     stop = time.perf_counter() + seconds
-    while time.perf_counter() < stop or len(times[_OURS]) < _FEWEST_ROUNDS:
+    while time.perf_counter() < stop or len(times[order[0]]) < _FEWEST_ROUNDS:
         chance.shuffle(order)  # nobody always follows the same one
         for name in order:
             time.sleep(_PAUSE)

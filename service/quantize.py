@@ -77,8 +77,10 @@ def run(settings: Settings, folder: Path, out: Path, *, force: bool = False, see
     checkpoint = resolve(settings.weights, settings.model, labels=settings.labels)
     if checkpoint.classes is None:
         raise ConfigurationError("this checkpoint has no classes, so agreement cannot be measured on it")
-    images = _load(folder, checkpoint.preprocessing, settings.max_image_pixels, random.Random(seed))
-    count = len(images) * CALIBRATION // (CALIBRATION + HELD_OUT)
+    chance = random.Random(seed)
+    most = CALIBRATION + HELD_OUT
+    images = read(folder, checkpoint.preprocessing, settings.max_image_pixels, most, chance)
+    count = len(images) * CALIBRATION // most
     calibration, held_out = images[:count], images[count:]
     shape = checkpoint.preprocessing.shape
     try:
@@ -86,7 +88,7 @@ def run(settings: Settings, folder: Path, out: Path, *, force: bool = False, see
     except conversion.ConversionError as error:
         raise ConfigurationError(f"OpenVINO cannot convert this model: {error}") from error
     recipe, smaller = _quantise(original, calibration)
-    check = compare(_logits(original, held_out), _logits(smaller, held_out))
+    check = compare(logits(original, held_out), logits(smaller, held_out))
     tables.show([_row(check)], "table")
     if check.top1_agreement < LEAST_AGREEMENT and not force:
         print(
@@ -114,11 +116,11 @@ def _quantise(original: Any, images: Sequence[Images]) -> tuple[Recipe, Any]:
     from service.models.runtimes import int8
 
     folded = int8.prepared(original)
-    before = _logits(folded, images)
+    before = logits(folded, images)
     for recipe in int8.recipes(folded):
         with contextlib.redirect_stdout(sys.stderr):
             smaller = int8.quantised(folded, images, recipe)
-        agreement = compare(before, _logits(smaller, images)).top1_agreement
+        agreement = compare(before, logits(smaller, images)).top1_agreement
         print(
             f"in fp32: {recipe.fp32}; calibration images of the same class: {agreement:.1%}", file=sys.stderr
         )
@@ -149,12 +151,15 @@ def _softmax(logits: Logits) -> NDArray[np.float64]:
     return result
 
 
-def _load(folder: Path, spec: Any, max_pixels: int, chance: random.Random) -> list[Images]:
-    """Pixels as the service makes them, of a random choice of the folder's images; unusable ones are named."""
+def read(folder: Path, spec: Any, max_pixels: int, most: int, chance: random.Random) -> list[Images]:
+    """Pixels as the service makes them, of a random choice of the folder's images; unusable ones are named.
+
+    Raises `ConfigurationError` when there are too few.
+    """
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
     chance.shuffle(files)
     images = []
-    for path in _tracked(files[: CALIBRATION + HELD_OUT], "reading images"):
+    for path in _tracked(files[:most], "reading images"):
         pixels = np.empty(spec.shape, np.uint8)
         try:
             prepare(path.read_bytes(), spec, pixels, max_pixels=max_pixels)
@@ -164,13 +169,13 @@ def _load(folder: Path, spec: Any, max_pixels: int, chance: random.Random) -> li
         images.append(pixels)
     if len(images) < _FEWEST:
         raise ConfigurationError(
-            f"'{folder}' has {len(images)} usable images; give at least {_FEWEST}, better "
-            f"{CALIBRATION + HELD_OUT}, of the kind that will be served"
+            f"'{folder}' has {len(images)} usable images; give at least {_FEWEST}, better {most}, of the kind "
+            "that will be served"
         )
     return images
 
 
-def _logits(model: Any, images: Sequence[Images]) -> Logits:
+def logits(model: Any, images: Sequence[Images]) -> Logits:
     """float32 ``[images, classes]`` by an OpenVINO model."""
     from service.models._openvino import openvino
 

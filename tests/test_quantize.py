@@ -76,7 +76,7 @@ def damaged(monkeypatch: pytest.MonkeyPatch) -> Damaged:
 
     def install(damages: Iterable[float]) -> list[str]:
         tried: list[str] = []
-        noise, answers = iter(damages), quantize._logits
+        noise, answers = iter(damages), quantize.logits
 
         def quantised(model: object, images: object, recipe: int8.Recipe) -> tuple[object, float]:
             tried.append(recipe.fp32)
@@ -93,7 +93,7 @@ def damaged(monkeypatch: pytest.MonkeyPatch) -> Damaged:
         written = artifact.write
         monkeypatch.setattr(int8, "tools", lambda: None)
         monkeypatch.setattr(int8, "quantised", quantised)
-        monkeypatch.setattr(quantize, "_logits", logits)
+        monkeypatch.setattr(quantize, "logits", logits)
         monkeypatch.setattr(artifact, "write", write)
         monkeypatch.setattr(artifact, "libraries", lambda *names: dict.fromkeys(names, "0"))
         return tried

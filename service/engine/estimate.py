@@ -9,11 +9,10 @@ answer that there was time for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
+class Pace(NamedTuple):
     """What was measured. Seconds, and images a second; 0 before anything was."""
 
     seconds: float
@@ -25,8 +24,7 @@ class Pace:
     threads: int
 
 
-@dataclass(frozen=True, slots=True)
-class Backlog:
+class Backlog(NamedTuple):
     """What is there already."""
 
     images: int

@@ -137,9 +137,10 @@ def _counter(metrics: Metrics) -> Callable[[Batch], None]:
         if batch.ran is not None:
             bucket = str(bucket_of(batch.ran.rows))
             metrics.batch_duration.labels(bucket).observe(batch.finished - batch.started)
-            metrics.padding_rows.inc(batch.ran.rows - size)
+            if batch.ran.rows > size:
+                metrics.padding_rows.inc(batch.ran.rows - size)
         told = batch.ran or batch.error
-        if isinstance(told, (Ran, DeviceFailed)):
+        if isinstance(told, (Ran, DeviceFailed)) and told.mismatches:
             metrics.canary_mismatch.inc(told.mismatches)
         late = sum(
             request.deadline <= batch.started and request.slot not in batch.late for request in batch.requests

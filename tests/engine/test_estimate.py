@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -39,25 +38,25 @@ def test_what_is_ahead_runs_first() -> None:
 
 
 def test_a_batch_that_is_not_full_has_room_for_one_more() -> None:
-    assert seconds_until_answered(PACE, replace(BACKLOG, images=7)) == pytest.approx(0.3 + 0.4)
+    assert seconds_until_answered(PACE, BACKLOG._replace(images=7)) == pytest.approx(0.3 + 0.4)
 
 
 def test_decoding_counts_where_it_is_slower() -> None:
-    assert seconds_until_answered(PACE, replace(BACKLOG, decoding=99)) == pytest.approx(5.0 + 0.4)
+    assert seconds_until_answered(PACE, BACKLOG._replace(decoding=99)) == pytest.approx(5.0 + 0.4)
 
 
 @given(paces, backlogs)
 def test_nothing_is_refused_when_idle_or_before_anything_was_measured(pace: Pace, backlog: Backlog) -> None:
-    assert seconds_until_answered(pace, replace(backlog, images=0)) == 0
-    assert seconds_until_answered(replace(pace, seconds=0.0), backlog) == 0
-    assert seconds_until_answered(replace(pace, capacity=0.0), backlog) == 0
+    assert seconds_until_answered(pace, backlog._replace(images=0)) == 0
+    assert seconds_until_answered(pace._replace(seconds=0.0), backlog) == 0
+    assert seconds_until_answered(pace._replace(capacity=0.0), backlog) == 0
 
 
 @given(paces, backlogs, st.integers(0, 100))
 def test_more_ahead_is_never_a_shorter_wait(pace: Pace, backlog: Backlog, more: int) -> None:
     if not backlog.images:
         return
-    longer = replace(backlog, images=backlog.images + more)
+    longer = backlog._replace(images=backlog.images + more)
     assert 0 <= seconds_until_answered(pace, backlog) <= seconds_until_answered(pace, longer)
 
 
