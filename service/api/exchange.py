@@ -11,9 +11,8 @@ import math
 import random
 import re
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import TracebackType
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -34,6 +33,8 @@ _STAGES_HERE = {"receive", "respond"}
 _ASKED_BY_MACHINES = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
 #: nginx's number for a client that went away before it was answered.
 _CLIENT_GONE = 499
+#: Seconds.
+_PATIENCE = 0.01
 #: On every answer: what is JSON or a picture of somebody's must not become a script in a browser.
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 
@@ -98,32 +99,41 @@ def exchange_of(request: Request) -> Exchange:
     return exchange
 
 
-@asynccontextmanager
-async def hang_up_cancels(request: Request) -> AsyncIterator[None]:
+class hang_up_cancels:  # noqa: N801 - used as a function is, like `asyncio.timeout`
     """Inside the block, a client that hangs up cancels the work and raises `ClientDisconnect`.
 
-    To be entered when the body has been read: whatever arrives after it can only be the end.
+    To be entered when the body has been read: whatever arrives after it can only be the end. It begins to look
+    after `_PATIENCE`, since a task for it costs more than what a request in its first milliseconds may waste.
     """
-    task = asyncio.current_task()
-    assert task is not None
-    exchange = exchange_of(request)
 
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
+    def __init__(self, request: Request) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._request, self._task = request, task
+        self._exchange = exchange_of(request)
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        self._timer = self._task.get_loop().call_later(_PATIENCE, self._look)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if kind is asyncio.CancelledError and self._exchange.gone:
+            self._task.uncancel()
+            raise ClientDisconnect from None
+
+    def _look(self) -> None:
+        self._watcher = self._task.get_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
             pass
-        exchange.gone = True
-        task.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not exchange.gone:
-            raise
-        task.uncancel()
-        raise ClientDisconnect from None
-    finally:
-        watcher.cancel()
+        self._exchange.gone = True
+        self._task.cancel()
 
 
 class Envelope:
