@@ -6,8 +6,8 @@
 densenet121 with the weights of ``random:0``, JPEG bytes over HTTP in, five classes out. Every server in turn
 has the whole machine: started, asked once what it sees (the answers must agree), warmed up, loaded, ended;
 then the next; and all of that again. Ours runs with ``runtime=eager``, so that all run the same network
-in the same library, and once more as it is by default. A form (``file``) is what all take but mosec, whose
-documentation reads the raw body.
+in the same library, and once more as it is by default, beside plain FastAPI with that runtime. A form
+(``file``) is what all take but mosec, whose documentation reads the raw body.
 
 The first run makes a virtual environment for each under FOLDER, with the versions below.
 """
@@ -72,6 +72,10 @@ PEERS = {
         ("fastapi==0.165.0", "uvicorn[standard]==0.54.0", "python-multipart"),
         _python("plain_fastapi.py", "{port}"),
     ),
+    "FastAPI with OpenVINO": Peer(
+        ("fastapi==0.165.0", "uvicorn[standard]==0.54.0", "python-multipart", "openvino==2026.4.1"),
+        _python("fastapi_openvino.py", "{port}"),
+    ),
     "LitServe": Peer(("litserve==0.2.19", "python-multipart"), _python("litserve_server.py", "{port}")),
     "mosec": Peer(
         ("mosec==0.9.8",),
@@ -86,7 +90,7 @@ PEERS = {
 
 def environment(folder: Path, name: str) -> Path:
     """The virtual environment of a peer, made when it is not there."""
-    path = folder / name.lower().replace("plain ", "")
+    path = folder / name.lower().replace("plain ", "").replace(" ", "-")
     if not (path / "bin/python").exists():
         venv.create(path, with_pip=True)
         packages = [*_COMMON, *PEERS[name].packages]

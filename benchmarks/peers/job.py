@@ -44,7 +44,12 @@ def pixels(jpeg: bytes) -> torch.Tensor:
 @torch.inference_mode()
 def classify(model: torch.nn.Module, batch: torch.Tensor) -> list[list[dict[str, float]]]:
     """The five best classes of each image of float32 ``[N, 3, 224, 224]``."""
-    probabilities, indices = model(batch).softmax(1).topk(5)
+    return best(model(batch))
+
+
+def best(logits: torch.Tensor) -> list[list[dict[str, float]]]:
+    """The five best classes of each row."""
+    probabilities, indices = logits.softmax(1).topk(5)
     return [
         [
             {"class_id": index, "probability": value}
