@@ -114,20 +114,30 @@ def tree(pid: int) -> list[int]:
     """``pid`` and its descendants."""
     found = [pid]
     for parent in found:
-        for task in Path(f"/proc/{parent}/task").glob("*/children"):
-            try:
-                found.extend(int(child) for child in task.read_text().split())
-            except OSError:
-                continue
+        found.extend(children(parent))
     return found
 
 
+def children(pid: int) -> list[int]:
+    """Processes that ``pid`` started and has not buried, oldest first.
+
+    From every process's own word: ``/proc/PID/task/TID/children`` leaves some out while another one ends.
+    """
+    pids = sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return [child for child in pids if (fields := _stat(child)) and int(fields[1]) == pid]
+
+
 def _cpu(pid: int) -> float:
+    fields = _stat(pid)
+    return (int(fields[11]) + int(fields[12])) / _TICK if fields else 0.0
+
+
+def _stat(pid: int) -> list[str]:
+    """What ``/proc/PID/stat`` says after the name, the state first; empty for a process that is not there."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / _TICK
+        return []
 
 
 def _pss_kib(pid: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -14,6 +15,8 @@ from types import TracebackType
 from typing import Any
 
 import httpx
+
+from service import processes
 
 #: A new connection for every request, and no certificates to load for it.
 HTTP = httpx.Client(verify=False, timeout=60, headers={"connection": "close"})
@@ -76,11 +79,8 @@ class Server:
 
     def children(self) -> dict[str, int]:
         """Process ids: ``engine`` is the one that does not hold the port, the others are front-ends."""
-        try:
-            pids = [
-                int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-            ]
-        except OSError:  # it has ended
+        pids = processes.children(self.pid)
+        if not pids:
             return {}
         self._inode = self._inode or self._port_inode()
         # One that is dying holds nothing any more, and is neither.
@@ -151,7 +151,9 @@ class Server:
 
 def _descriptors(pid: int) -> list[str]:
     """What each of its descriptors is; empty for a process that has ended, or is about to."""
-    try:
-        return [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
-    except OSError:
-        return []
+    found = []
+    with contextlib.suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                found.append(os.readlink(link))
+    return found
