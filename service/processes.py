@@ -119,7 +119,7 @@ def tree(pid: int) -> list[int]:
 
 
 def children(pid: int) -> list[int]:
-    """Processes that ``pid`` started and has not buried, oldest first.
+    """Processes that ``pid`` started and has not buried, by their numbers.
 
     From every process's own word: ``/proc/PID/task/TID/children`` leaves some out while another one ends.
     """

@@ -70,8 +70,7 @@ def run(settings: Settings, folder: Path, out: Path, *, force: bool = False, see
     from service.models.checkpoints import resolve
     from service.models.runtimes import artifact, conversion, int8
 
-    int8.tools()
-
+    int8.tools()  # now, and not after minutes of reading images
     if out.exists() and not (out / "about.json").exists():
         raise ConfigurationError(f"'{out}' exists and is no artifact; choose another folder")
     checkpoint = resolve(settings.weights, settings.model, labels=settings.labels)
