@@ -37,7 +37,7 @@ from service.models.checkpoints import Checkpoint, resolve
 from service.models.runner import ModelRunner
 from service.models.runtimes import Runtime, conversion, int8
 from service.models.runtimes.eager import Eager
-from service.models.runtimes.openvino import OpenVino
+from service.models.runtimes.openvino import OpenVino, convert
 from service.settings import available_cores
 from service.task import Task
 
@@ -75,7 +75,7 @@ class Model:
         cores = available_cores()
         served = {
             "torch eager, folded": lambda: Eager(self._load(), "fp32"),
-            _OURS: lambda: OpenVino(self._converted, "fp32", cores),
+            _OURS: lambda: OpenVino(convert(self._load(), self._image, "fp32", cores), "fp32", cores),
         }
         if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             served["ours, bf16"] = lambda: OpenVino(self._converted, "bf16", cores)

@@ -91,9 +91,13 @@ def cache_directory() -> Path:
     return manifest.cache_root() / "openvino"
 
 
-def cached(checkpoint: Checkpoint) -> Path:
-    """Where the conversion of this checkpoint lies, by these versions of the libraries and of our code."""
+def cached(checkpoint: Checkpoint, precision: str) -> Path:
+    """Where the conversion of this checkpoint lies, by these versions of the libraries and of our code.
+
+    ``precision`` is what it is to be run in: it may decide how the same numbers are best arranged.
+    """
     key = {
+        "precision": precision,
         "fingerprint": fingerprint(checkpoint),
         "libraries": libraries("openvino", "torch", "torchvision"),
         "code": manifest.code_hash(),

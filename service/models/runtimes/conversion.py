@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -23,8 +23,16 @@ class ConversionError(Exception):
     """The converted model cannot be had, or does not say what the original says."""
 
 
-def convert(model: Uint8Model, image: tuple[int, int, int], *, has_head: bool = True) -> openvino.Model:
+def convert(
+    model: Uint8Model,
+    image: tuple[int, int, int],
+    *,
+    has_head: bool = True,
+    features: Callable[[Tensor], Tensor] | None = None,
+) -> openvino.Model:
     """uint8 ``[N, H, W, 3]`` of any N → features ``[N, C, h, w]`` and, with a head, logits ``[N, classes]``.
+
+    ``features`` takes the place of ``model.forward_features``, which it is compared with.
 
     Normalising stays inside. The result keeps the weights of ``model`` alive and shares them. Raises
     `ConversionError`.
@@ -35,22 +43,27 @@ def convert(model: Uint8Model, image: tuple[int, int, int], *, has_head: bool = 
     """
     examples = torch.from_numpy(_probe(image))
 
-    def both(pixels: Tensor) -> tuple[Tensor, ...]:
-        features = model.forward_features(pixels)
-        return (features, model.forward_head(features)) if has_head else (features,)
+    def through(features: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        def both(pixels: Tensor) -> tuple[Tensor, ...]:
+            last = features(pixels)
+            return (last, model.forward_head(last)) if has_head else (last,)
+
+        return both
 
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     try:
         with tracing():
-            traced = torch.jit.trace(both, examples[:2], check_trace=False)
+            traced = torch.jit.trace(
+                through(features or model.forward_features), examples[:2], check_trace=False
+            )
             decoder = TorchScriptPythonDecoder(traced)
         front_end = openvino.frontend.FrontEndManager().load_by_framework("pytorch")
         converted = front_end.convert(front_end.load(decoder))
         converted.inputs[0].get_node().set_element_type(openvino.Type.u8)
         converted.reshape(openvino.PartialShape([-1, *image]))
         with torch.inference_mode():
-            expected = both(examples)[-1].numpy()
+            expected = through(model.forward_features)(examples)[-1].numpy()
         _compare(converted, examples.numpy(), expected)
     except RuntimeError as error:
         raise ConversionError(str(error).splitlines()[-1]) from error

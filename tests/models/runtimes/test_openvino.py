@@ -169,15 +169,17 @@ def test_the_second_start_converts_nothing(monkeypatch: pytest.MonkeyPatch) -> N
         openvino.load(loader.load(checkpoint), checkpoint, "fp32", 1, said.append)
     assert len(said) == 1
     changed = replace(checkpoint, preprocessing=replace(checkpoint.preprocessing, mean=(0.5, 0.5, 0.5)))
-    assert artifact.cached(changed) != artifact.cached(checkpoint)
+    assert artifact.cached(changed, "fp32") != artifact.cached(checkpoint, "fp32")
     other = {**checkpoint.state_dict, "classifier.bias": torch.ones(10)}
-    assert artifact.cached(replace(checkpoint, state_dict=other)) != artifact.cached(checkpoint)
+    assert artifact.cached(replace(checkpoint, state_dict=other), "fp32") != artifact.cached(
+        checkpoint, "fp32"
+    )
 
 
 def test_a_damaged_conversion_is_made_again(caplog: pytest.LogCaptureFixture) -> None:
     checkpoint = tiny.checkpoint()
     runtime(checkpoint)
-    weights = artifact.cached(checkpoint) / "model.bin"
+    weights = artifact.cached(checkpoint, "fp32") / "model.bin"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     runtime(checkpoint)
     assert [record.levelname for record in caplog.records] == ["WARNING"]

@@ -1,0 +1,244 @@
+"""VGG's convolutions with a quarter of the multiplications: Winograd's F(4 x 4, 3 x 3), as matrix products.
+
+A 3 x 3 convolution takes nine multiplications for each output, input and output channel. Winograd's algorithm takes a
+tile of 6 x 6 inputs to 36 products and those to 4 x 4 outputs: 2.25 of them. What it costs are two linear maps,
+applied along both axes, and rounding: about 1e-5 of the largest answer in fp32, which is why it is for fp32 alone.
+
+    S. Winograd, Arithmetic Complexity of Computations, SIAM 1980; for convolutional networks A. Lavin and S. Gray,
+    Fast Algorithms for Convolutional Neural Networks, CVPR 2016. The matrices are those of section 4.3 there.
+
+Images lie as ``[H, W, N, C]`` meanwhile. Each map is then one product with a constant matrix over contiguous
+memory, the products over channels are one batch of 36, and no layer has to move what another has written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
+
+from service.models.loader import Uint8Model
+from service.models.vgg import VGG
+
+#: Outputs and inputs of a tile along one axis.
+_OUT, _IN = 4, 6
+
+_INPUT = (
+    (4, 0, -5, 0, 1, 0),
+    (0, -4, -4, 1, 1, 0),
+    (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 2, -1, -2, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+)
+_FILTER = (
+    (1 / 4, 0, 0),
+    (-1 / 6, -1 / 6, -1 / 6),
+    (-1 / 6, 1 / 6, -1 / 6),
+    (1 / 24, 1 / 12, 1 / 6),
+    (1 / 24, -1 / 12, 1 / 6),
+    (0, 0, 1),
+)
+_OUTPUT = (
+    (1, 1, 1, 1, 1, 0),
+    (0, 1, -1, 2, -2, 0),
+    (0, 1, 1, 4, 4, 0),
+    (0, 1, -1, 8, -8, 1),
+)
+
+#: Where it pays (``python -m benchmarks.winograd``). With fewer channels or larger maps the linear maps cost what the
+#: products save; on smaller maps the filters, four times as many numbers, take longer to read than to use.
+_CHANNELS = 128
+_SIDES = range(20, 65)
+
+#: Bytes of one image's products, above which a map is computed in strips, for the caches' sake.
+_STRIP = 4 << 20
+
+
+def features(model: Uint8Model, height: int, width: int) -> Callable[[Tensor], Tensor] | None:
+    """``model.forward_features`` for images of this size, or None where nothing of it would be faster.
+
+    To be traced, not to be run: it is a VGG's, in fp32, and holds its own copy of the filters that it changes.
+    """
+    if not isinstance(model.network, VGG):
+        return None
+    layers = _rewritten(model.network.features, height, width)
+    return None if layers is None else lambda pixels: layers(model.normalise(pixels))
+
+
+def _rewritten(layers: nn.Sequential, height: int, width: int) -> nn.Sequential | None:
+    """``layers`` with their longest beginning run of suitable convolutions replaced, if there is one."""
+    places = _places(_folded(layers), height, width)
+    suitable = [suits(place.layer, place.height, place.width) for place in places]
+    convolves = [isinstance(place.layer, nn.Conv2d) for place in places]
+    if not any(suitable):
+        return None
+    first = suitable.index(True)
+    end = next((i for i in range(first, len(places)) if convolves[i] and not suitable[i]), len(places))
+    last = max(i for i in range(first, end) if suitable[i])
+    inside = [_inside(place) for place in places[first : last + 1]]
+    before, after = ([place.layer for place in part] for part in (places[:first], places[last + 1 :]))
+    return nn.Sequential(*before, _Enter(), *inside, _Leave(places[last]), *after).requires_grad_(False)
+
+
+class _Place(NamedTuple):
+    """A layer and the size of what it is given."""
+
+    layer: nn.Module
+    height: int
+    width: int
+
+
+def _folded(layers: nn.Sequential) -> list[nn.Module]:
+    """The layers of a VGG, each batch norm within its convolution."""
+    folded: list[nn.Module] = []
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d):
+            convolution = folded.pop()
+            assert isinstance(convolution, nn.Conv2d)
+            folded.append(fuse_conv_bn_eval(convolution, layer))
+        else:
+            folded.append(layer)
+    return folded
+
+
+def _places(layers: list[nn.Module], height: int, width: int) -> list[_Place]:
+    places = []
+    for layer in layers:
+        places.append(_Place(layer, height, width))
+        if isinstance(layer, nn.MaxPool2d):
+            height, width = height // 2, width // 2
+    return places
+
+
+def suits(layer: nn.Module, height: int, width: int) -> bool:
+    """Whether ``layer`` is a convolution that is faster this way on maps of this size."""
+    return (
+        isinstance(layer, nn.Conv2d)
+        and min(layer.in_channels, layer.out_channels) >= _CHANNELS
+        and height in _SIDES
+        and width in _SIDES
+    )
+
+
+def _inside(place: _Place) -> nn.Module:
+    if isinstance(place.layer, nn.Conv2d):
+        return Convolution(place.layer, place.height, place.width)
+    if isinstance(place.layer, nn.MaxPool2d):
+        return _Pool(place.height, place.width)
+    return place.layer  # a ReLU knows no axes
+
+
+class _Enter(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, H, W]`` → ``[H, W, N, C]``."""
+        return x.permute(2, 3, 0, 1)
+
+
+class _Leave(nn.Module):
+    def __init__(self, last: _Place) -> None:
+        super().__init__()
+        assert isinstance(last.layer, nn.Conv2d)
+        self._shape = last.height, last.width, -1, last.layer.out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[H, W, N, C]`` → ``[N, C, H, W]``."""
+        return x.reshape(self._shape).permute(2, 3, 0, 1)
+
+
+class _Pool(nn.Module):
+    """The largest of each 2 x 2; an odd last row or column is left out."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self._height, self._width = height // 2, width // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[H, W, N, C]`` → ``[H // 2, W // 2, N, C]``."""
+        # Not amax over a reshaped axis: OpenVINO has only a reference for that.
+        height, width = 2 * self._height, 2 * self._width
+        x = torch.maximum(x[0:height:2], x[1:height:2])
+        return torch.maximum(x[:, 0:width:2], x[:, 1:width:2])
+
+
+class Convolution(nn.Module):
+    """A 3 x 3 convolution with padding 1 on maps of one size: float ``[H, W, N, C]`` → ``[H, W, N, C']``."""
+
+    def __init__(self, convolution: nn.Conv2d, height: int, width: int) -> None:
+        super().__init__()
+        assert (convolution.kernel_size, convolution.stride, convolution.padding) == ((3, 3), (1, 1), (1, 1))
+        assert convolution.bias is not None
+        self._width = width
+        self._bias = convolution.bias.detach()
+        self._filters = _filters(convolution.weight.detach())  # [6, 6, C, C'], columns first
+        across = _strip(width, 0, -(-width // _OUT))
+        self._tiles = across.tiles
+        self._columns = across.inputs.reshape(_IN, 1, across.tiles, width)
+        self._back = across.outputs
+        most = _STRIP // (4 * _IN * _IN * across.tiles * max(self._filters.shape[2:]))
+        self.strips = _strips(height, most)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(-1, self._width * x.shape[2] * x.shape[3])
+        strips = [self._strip(x, strip) for strip in self.strips]
+        return torch.cat(strips) if len(strips) > 1 else strips[0]
+
+    def _strip(self, x: Tensor, strip: _Strip) -> Tensor:
+        """``[H, W * N * C]`` → some rows of the result."""
+        channels, filters = self._filters.shape[2:]
+        along = _IN * strip.tiles
+        # Comments name the axes: h and w, places in the image; i and j, tiles; r and s, what the maps make of a tile.
+        y = torch.matmul(strip.inputs, x[strip.first : strip.stop])  # ri, w n c
+        y = torch.matmul(self._columns, y.reshape(1, along, self._width, -1))  # s, ri, j, n c
+        y = torch.matmul(y.reshape(_IN, _IN, -1, channels), self._filters)  # s, r, i j n, c'
+        y = torch.matmul(strip.outputs, y.reshape(_IN, along, -1))  # s, h, j n c'
+        y = y.reshape(_IN, strip.rows, self._tiles, -1).transpose(0, 1)  # h, s, j, n c'
+        y = torch.matmul(self._back, y.reshape(strip.rows, _IN * self._tiles, -1))  # h, w, n c'
+        return y.reshape(strip.rows, self._width, -1, filters) + self._bias
+
+
+class _Strip(NamedTuple):
+    """Neighbouring tiles along one axis: from which inputs they are made, and to which outputs."""
+
+    first: int
+    stop: int
+    """Inputs, as far as there are any: what lies outside is zero and takes no part."""
+    tiles: int
+    rows: int
+    """Outputs; of the last tile only those inside."""
+    inputs: Tensor
+    """``[6 * tiles, inputs]``: products first, then tiles."""
+    outputs: Tensor
+    """``[rows, 6 * tiles]``."""
+
+
+def _strips(length: int, most: int) -> list[_Strip]:
+    """An axis of ``length`` in equal strips of up to ``most`` tiles, and of one at least."""
+    tiles = -(-length // _OUT)
+    count = -(-tiles // max(1, most))
+    each = -(-tiles // count)
+    return [_strip(length, first, min(each, tiles - first)) for first in range(0, tiles, each)]
+
+
+def _strip(length: int, tile: int, tiles: int) -> _Strip:
+    first, stop = max(0, _OUT * tile - 1), min(length, _OUT * (tile + tiles) + 1)
+    rows = min(length, _OUT * (tile + tiles)) - _OUT * tile
+    inputs = torch.zeros(_IN, tiles, stop - first)
+    outputs = torch.zeros(rows, _IN, tiles)
+    for number in range(tiles):
+        start = _OUT * (tile + number) - 1  # its first input
+        for offset in range(_IN):
+            if first <= start + offset < stop:
+                inputs[:, number, start + offset - first] = torch.tensor(_INPUT)[:, offset].float()
+        end = min(_OUT, rows - _OUT * number)
+        outputs[_OUT * number :, :, number][:end] = torch.tensor(_OUTPUT)[:end].float()
+    return _Strip(first, stop, tiles, rows, inputs.flatten(0, 1), outputs.flatten(1))
+
+
+def _filters(weight: Tensor) -> Tensor:
+    """Filters ``[C', C, 3, 3]`` → ``[6, 6, C, C']``: of columns, of rows. In double precision on the way."""
+    matrix = torch.tensor(_FILTER, dtype=torch.float64)
+    return torch.einsum("rh,sw,oihw->srio", matrix, matrix, weight.double()).float().contiguous()
