@@ -23,7 +23,7 @@ from service.models.catalog import VARIANTS
 from service.models.checkpoints import resolve
 from service.models.runner import ModelRunner
 from service.models.runtimes import conversion, int8
-from service.models.runtimes.openvino import OpenVino
+from service.models.runtimes.openvino import OpenVino, convert
 from service.preprocess import Preprocessing
 from service.settings import available_cores
 from service.task import Task
@@ -66,7 +66,8 @@ def table(name: str, weights: str, given: argparse.Namespace) -> list[dict[str, 
     before = quantize.logits(original, compared)
     pixels = np.stack(compared[: max(_BATCHES)])
     rows: list[dict[str, Any]] = [{"model": name, "in fp32": "everything"}]
-    runs = {"everything": passes(original, "fp32", pixels)}
+    served = convert(loader.load(checkpoint), checkpoint.preprocessing.shape, "fp32", available_cores())
+    runs = {"everything": passes(served, "fp32", pixels)}
     for recipe in int8.recipes(folded):
         smaller = int8.quantised(folded, calibration, recipe)
         check = quantize.compare(before, quantize.logits(smaller, compared))
