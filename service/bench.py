@@ -81,10 +81,10 @@ def plan(url: str, photos: Sequence[bytes], upload: Upload, **load: Any) -> Plan
     return Plan(parts.hostname, parts.port or 80, requests, **load)
 
 
-def synthetic_photo(width: int, height: int, seed: int = 0) -> bytes:
-    """A JPEG like a photograph to a decoder: broad shapes, finer ones in grey, and grain; quality 90, 4:2:0.
+def synthetic_photo(width: int, height: int, seed: int = 0, quality: int = 90) -> bytes:
+    """A JPEG like a photograph to a decoder: broad shapes, finer ones in grey, and grain; 4:2:0.
 
-    About 2.2 bits a pixel at any size, in the middle of what photographs have.
+    About 2.2 bits a pixel at any size, in the middle of what photographs have; at quality 75 half of that.
     """
     rng = np.random.default_rng(seed)
     pixels = np.full((height, width, 3), 128, np.float32)
@@ -96,7 +96,7 @@ def synthetic_photo(width: int, height: int, seed: int = 0) -> bytes:
     tiled = np.tile(grain, (-(-height // _GRAIN), -(-width // _GRAIN)))
     pixels += tiled[:height, :width, None]
     buffer = io.BytesIO()
-    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
