@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from service import __version__
 from service.api import docs, errors, explain, features, health, models, open_inference, page, predict
@@ -23,8 +25,17 @@ _FROM_SCRIPTS = ["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "
 _TO_SCRIPTS = ["Retry-After", "Server-Timing", "X-Class-Id", "X-Request-ID"]
 
 
-def create_app(context: Context, keys: Keys | None = None) -> FastAPI:
+def create_app(context: Context, keys: Keys | None = None) -> ASGIApp:
     """The ASGI application of one front-end. ``keys`` None serves everyone."""
+    around = _around(context, keys)
+    app = create_api()
+    for layer in reversed(around):  # the last that is added is the first that is asked
+        app.add_middleware(layer.cls, *layer.args, **layer.kwargs)
+    return ShortCut(app, around)
+
+
+def create_api() -> FastAPI:
+    """Every route, and what FastAPI says of them; nothing yet of who may ask."""
     app = FastAPI(
         title="imagenet-serve",
         version=__version__,
@@ -33,25 +44,30 @@ def create_app(context: Context, keys: Keys | None = None) -> FastAPI:
         docs_url=None,  # FastAPI's pages take their scripts from another host
         redoc_url=None,
     )
-    app.state.context = context
     for room in (predict, features, explain, models, health, open_inference, docs, page):
         app.include_router(room.router)
     errors.install(app)
-    app.add_middleware(ShortCut)  # the last that is added is the first that is asked
-    if keys is not None:
-        app.add_middleware(Guard, keys=keys)
-    if context.settings.listed_allowed_hosts:
-        app.add_middleware(Hosts, allowed=context.settings.listed_allowed_hosts)
-    if context.settings.listed_cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=context.settings.listed_cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=_FROM_SCRIPTS,
-            expose_headers=_TO_SCRIPTS,
-        )
-    app.add_middleware(Envelope, context=context)
     return app
+
+
+def _around(context: Context, keys: Keys | None) -> list[Middleware]:
+    """What stands around every route, the outermost first."""
+    around = [Middleware(Envelope, context=context)]
+    if context.settings.listed_cors_origins:
+        around.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=context.settings.listed_cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=_FROM_SCRIPTS,
+                expose_headers=_TO_SCRIPTS,
+            )
+        )
+    if context.settings.listed_allowed_hosts:
+        around.append(Middleware(Hosts, allowed=context.settings.listed_allowed_hosts))
+    if keys is not None:
+        around.append(Middleware(Guard, keys=keys))
+    return around
 
 
 def _operation_id(route: APIRoute) -> str:

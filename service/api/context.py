@@ -92,5 +92,5 @@ class Context:
 
 def context_of(request: Request) -> Context:
     """The context of the front-end that serves ``request``."""
-    context: Context = request.app.state.context
+    context: Context = request.scope["context"]
     return context

@@ -137,7 +137,7 @@ class hang_up_cancels:  # noqa: N801 - used as a function is, like `asyncio.time
 
 
 class Envelope:
-    """The outermost middleware: request ids, API keys, timing, metrics, the access log, closing while draining."""
+    """Around every route and all other middleware: request ids, timing, metrics, the access log, the end of a drain."""
 
     def __init__(self, app: ASGIApp, context: Context) -> None:
         self._app = app
@@ -149,7 +149,7 @@ class Envelope:
             return
         headers = dict(scope["headers"])
         exchange = Exchange(_request_id(headers), scope.get("began") or time.monotonic())
-        scope["exchange"] = exchange
+        scope["exchange"], scope["context"] = exchange, self._context
         tracing = self._context.tracing
         if tracing is not None and scope["path"] not in _ASKED_BY_MACHINES:
             exchange.trace = tracing.begin(scope, headers, exchange.started)

@@ -9,8 +9,10 @@ so that what it says of a bad parameter is said by it alone.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from fastapi import Request
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api import predict
@@ -22,31 +24,36 @@ _PLAIN = re.compile(
     rb"(?:(?:top_k=(?P<top_k>[1-9][0-9]{0,5})|activation=(?P<activation>softmax|none))(?:&(?=.)|$))*"
 )
 
+_ROUTE = next(route for route in predict.router.routes if getattr(route, "path", None) == "/predict")
+
 
 class ShortCut:
-    """Middleware, the innermost."""
+    """The outermost: ``app``, but for the plain `POST /predict`, around which it puts the same middleware."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, around: Sequence[Middleware]) -> None:
         self._app = app
-        self._route = next(
-            route for route in predict.router.routes if getattr(route, "path", None) == "/predict"
-        )
+        self._straight: ASGIApp = _predict
+        for layer in reversed(around):
+            self._straight = layer.cls(self._straight, *layer.args, **layer.kwargs)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != "/predict" or scope["method"] != "POST":
-            await self._app(scope, receive, send)
-            return
-        query = _PLAIN.fullmatch(scope["query_string"])
-        if query is None:
-            await self._app(scope, receive, send)
-            return
-        scope["route"] = self._route  # what metrics call it
-        request = Request(scope, receive, send)
-        top_k, activation = query["top_k"], query["activation"]
-        try:
-            response = await predict.predict(
-                request, int(top_k) if top_k else None, "none" if activation == b"none" else "softmax"
-            )
-        except ServiceError as error:
-            response = respond(request, error)
-        await response(scope, receive, send)
+        if scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST":
+            query = _PLAIN.fullmatch(scope["query_string"])
+            if query is not None:
+                scope["route"] = _ROUTE  # what metrics call it
+                scope["query"] = query
+                await self._straight(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+async def _predict(scope: Scope, receive: Receive, send: Send) -> None:
+    request = Request(scope, receive, send)
+    top_k, activation = scope["query"]["top_k"], scope["query"]["activation"]
+    try:
+        response = await predict.predict(
+            request, int(top_k) if top_k else None, "none" if activation == b"none" else "softmax"
+        )
+    except ServiceError as error:
+        response = respond(request, error)
+    await response(scope, receive, send)
