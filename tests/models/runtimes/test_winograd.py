@@ -157,7 +157,7 @@ def test_bf16_has_too_few_digits_for_it(monkeypatch: pytest.MonkeyPatch) -> None
 def test_one_that_answers_otherwise_is_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(winograd, "_OUTPUT", ((1, 1, 1, 1, 1, 0.01), *winograd._OUTPUT[1:]))
+    monkeypatch.setattr(winograd, "_OUTPUT", 1.01 * winograd._OUTPUT)
     chosen = checkpoint()
     assert not filters(openvino.load(loader.load(chosen), chosen, "fp32", 1, lambda detail: None))
     assert "Winograd's convolutions are not used: its answers differ" in caplog.text
