@@ -1,15 +1,18 @@
-"""A checkpoint of a network so small that serving it costs nothing."""
+"""Checkpoints of networks so small that serving them costs nothing."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from service.labels import ClassLabel
 from service.models import densenet
 from service.models.checkpoints import Checkpoint, write
-from service.models.configuration import DenseNetConfig
+from service.models.configuration import Configuration, DenseNetConfig
+from service.models.network import build
 from service.preprocess import Preprocessing
 
 CLASSES = 10
@@ -32,6 +35,25 @@ def checkpoint() -> Checkpoint:
         name="tiny",
         source="made by a test",
         sha256=None,
+    )
+
+
+def of(configuration: Configuration, side: int) -> Checkpoint:
+    """`checkpoint` with another network, for images of ``side`` pixels each way; norms and logits are no trifles."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        network = build(configuration)
+        for module in network.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, 0, 0.3)
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.running_mean, -0.5, 0.5)
+                nn.init.uniform_(module.running_var, 0.5, 2)
+    return replace(
+        checkpoint(),
+        configuration=configuration,
+        state_dict=network.state_dict(),
+        preprocessing=Preprocessing(resize=side, crop=(side, side)),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,30 +15,13 @@ from service.models.configuration import DenseNetConfig, VGGConfig
 from service.models.densenet import DenseNet
 from service.models.explain import Explainer
 from service.models.loader import Uint8Model
-from service.models.network import build
 from service.models.runner import ModelRunner
 from service.models.runtimes.eager import Eager
-from service.preprocess import Preprocessing
 from service.settings import load as settings
 from service.task import Explain, Task
 from tests import tiny
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
-
-
-def small(configuration: VGGConfig | DenseNetConfig, side: int) -> Checkpoint:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        network = build(configuration)
-        for module in network.modules():
-            if isinstance(module, torch.nn.Linear):
-                torch.nn.init.normal_(module.weight, 0, 0.3)
-    return replace(
-        tiny.checkpoint(),
-        configuration=configuration,
-        state_dict=network.state_dict(),
-        preprocessing=Preprocessing(resize=side, crop=(side, side)),
-    )
 
 
 def fixture(name: str, model: str = "vgg16") -> Checkpoint:
@@ -50,22 +32,22 @@ CHECKPOINTS = {
     "densenet": tiny.checkpoint,
     "demo": lambda: resolve("demo", "densenet121"),
     "keras densenet": lambda: fixture("khub_densenet_g8", "densenet121"),
-    "keras densenet, max": lambda: small(
+    "keras densenet, max": lambda: tiny.of(
         DenseNetConfig((2, 2), growth_rate=8, stem_width=8, num_classes=10, head_pooling="max"), 64
     ),
     "timm densenet": lambda: fixture("timm_densenetblur", "densenet121"),
-    "vgg": lambda: small(VGGConfig(((8,), (8, 8)), hidden=16, num_classes=10), 32),
-    "vgg_bn": lambda: small(VGGConfig(((8,), (8, 8)), batch_norm=True, hidden=16, num_classes=10), 40),
+    "vgg": lambda: tiny.of(VGGConfig(((8,), (8, 8)), hidden=16, num_classes=10), 32),
+    "vgg_bn": lambda: tiny.of(VGGConfig(((8,), (8, 8)), batch_norm=True, hidden=16, num_classes=10), 40),
     "timm vgg": lambda: fixture("timm_vgg"),
     "keras vgg, avg": lambda: fixture("khub_vgg_avg"),
-    "keras vgg, max": lambda: small(
+    "keras vgg, max": lambda: tiny.of(
         VGGConfig(((8,), (8, 8)), hidden=16, num_classes=10, head="valid", head_pooling="max"), 48
     ),
     "keras vgg, flatten": lambda: fixture("khub_vgg_flatten_softmax"),
-    "keras vgg, legacy": lambda: small(
+    "keras vgg, legacy": lambda: tiny.of(
         VGGConfig(((8,), (8, 8)), hidden=16, num_classes=10, head="legacy", head_activation="sigmoid"), 32
     ),
-    "keras vgg, legacy-flatten": lambda: small(
+    "keras vgg, legacy-flatten": lambda: tiny.of(
         VGGConfig(((8,), (8, 8)), hidden=16, num_classes=10, head="legacy-flatten", image_size=(32, 32)), 32
     ),
 }
@@ -157,7 +139,7 @@ def test_every_variant_explains(name: str) -> None:
 
 
 def test_large_weights_are_borrowed_where_they_are_the_same() -> None:
-    checkpoint = small(VGGConfig(((8,), (16, 16)), hidden=512, num_classes=10), 32)
+    checkpoint = tiny.of(VGGConfig(((8,), (16, 16)), hidden=512, num_classes=10), 32)
     model = loader.load(checkpoint)
     explainer = Explainer(model.network)
     first = model.network.classifier[0].weight  # type: ignore[index, union-attr]
@@ -174,7 +156,7 @@ def test_large_weights_are_borrowed_where_they_are_the_same() -> None:
 def test_a_loaded_vgg_has_its_head_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With OpenVINO: the numbers of the converted model's own file."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    write(small(VGGConfig(((8,), (16, 16)), hidden=512, num_classes=10), 32), tmp_path / "vgg")
+    write(tiny.of(VGGConfig(((8,), (16, 16)), hidden=512, num_classes=10), 32), tmp_path / "vgg")
     runner = serving.load(settings(weights=str(tmp_path / "vgg"), device="cpu"), lambda *_: None).runner
     assert runner._deliver.explainer is not None
     large = max(runner._deliver.explainer.head.parameters(), key=lambda parameter: parameter.numel()).numpy()

@@ -36,7 +36,7 @@ KIND = manifest.Kind("imagenet-serve-openvino", 1, "quantize")
 _GRAPH, _WEIGHTS = "model.xml", "model.bin"
 
 #: Conversions that the cache keeps, the latest used: enough for a host that changes between some models,
-#: and not more of its disk (550 MB for a VGG16).
+#: and not more of its disk (640 MB for a VGG16).
 _KEPT = 4
 
 

@@ -19,15 +19,13 @@ import torch
 from service.errors import ConfigurationError
 from service.models import loader, placement, serving
 from service.models.checkpoints import Checkpoint, resolve
-from service.models.configuration import DenseNetConfig, VGGConfig
+from service.models.configuration import VGGConfig
 from service.models.delivery import Delivery, pool
 from service.models.lanes import Lanes
-from service.models.network import build
 from service.models.placement import place
 from service.models.runner import ModelRunner
 from service.models.runtimes import Divisible, artifact, conversion, gather, openvino
 from service.models.runtimes.eager import Eager
-from service.preprocess import Preprocessing
 from service.settings import load as settings
 from service.task import Task
 from tests import tiny
@@ -40,22 +38,6 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
-def small(configuration: VGGConfig | DenseNetConfig, side: int) -> Checkpoint:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        network = build(configuration)
-        for module in network.modules():
-            if isinstance(module, torch.nn.Linear):
-                torch.nn.init.normal_(module.weight, 0, 0.3)
-    return replace(
-        tiny.checkpoint(),
-        configuration=configuration,
-        state_dict=network.state_dict(),
-        preprocessing=Preprocessing(resize=side, crop=(side, side)),
-        classes=tiny.checkpoint().classes,
-    )
-
-
 def runtime(checkpoint: Checkpoint, precision: str = "fp32", cores: int = 2) -> openvino.OpenVino:
     return openvino.load(loader.load(checkpoint), checkpoint, precision, cores, lambda detail: None)
 
@@ -66,8 +48,8 @@ def images(checkpoint: Checkpoint, count: int) -> np.ndarray[tuple[int, ...], np
 
 CHECKPOINTS = {
     "densenet": tiny.checkpoint,
-    "vgg": lambda: small(VGGConfig(((8,), (8, 8)), hidden=16, num_classes=10), 32),
-    "vgg_bn": lambda: small(VGGConfig(((8,), (8, 8)), batch_norm=True, hidden=16, num_classes=10), 40),
+    "vgg": lambda: tiny.of(VGGConfig(((8,), (8, 8)), hidden=16, num_classes=10), 32),
+    "vgg_bn": lambda: tiny.of(VGGConfig(((8,), (8, 8)), batch_norm=True, hidden=16, num_classes=10), 40),
     "keras densenet": lambda: resolve(str(FIXTURES / "khub_densenet_g8"), "densenet121"),
     "keras grey densenet": lambda: resolve(str(FIXTURES / "khub_densenet_grey_bf16"), "densenet121"),
     "keras vgg": lambda: resolve(str(FIXTURES / "khub_vgg_avg"), "vgg16"),

@@ -16,11 +16,8 @@ from torch import nn
 from torch.nn import functional
 
 from service.models import loader
-from service.models.checkpoints import Checkpoint
 from service.models.configuration import VGGConfig
-from service.models.network import build
 from service.models.runtimes import openvino, winograd
-from service.preprocess import Preprocessing
 from tests import tiny
 
 #: Stages of 64 x 64, 32 x 32 and 16 x 16: the middle one is replaced but for its first convolution.
@@ -36,25 +33,6 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _no_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
-
-
-def checkpoint(configuration: VGGConfig = CONFIGURATION, side: int = 64) -> Checkpoint:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        network = build(configuration)
-        for module in network.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0, 0.3)
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.running_mean, -1, 1)
-                nn.init.uniform_(module.running_var, 0.5, 2)
-                nn.init.uniform_(module.weight, 0.5, 2)
-    return replace(
-        tiny.checkpoint(),
-        configuration=configuration,
-        state_dict=network.state_dict(),
-        preprocessing=Preprocessing(resize=side, crop=(side, side)),
-    )
 
 
 def pixels(side: int, count: int) -> torch.Tensor:
@@ -92,7 +70,7 @@ def test_a_convolution_of_any_size_in_strips_of_any_height(
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("side", [64, 50])
 def test_the_features_of_a_vgg(batch_norm: bool, side: int) -> None:
-    model = loader.load(checkpoint(replace(CONFIGURATION, batch_norm=batch_norm), side))
+    model = loader.load(tiny.of(replace(CONFIGURATION, batch_norm=batch_norm), side))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     features = winograd.features(model, side, side)
     assert features is not None
@@ -111,7 +89,7 @@ def test_the_features_of_a_vgg(batch_norm: bool, side: int) -> None:
 )
 def test_nothing_is_rewritten_where_it_does_not_pay(stages: tuple[tuple[int, ...], ...], side: int) -> None:
     configuration = VGGConfig(stages, hidden=16, num_classes=10)
-    assert winograd.features(loader.load(checkpoint(configuration, side)), side, side) is None
+    assert winograd.features(loader.load(tiny.of(configuration, side)), side, side) is None
 
 
 def test_a_densenet_is_left_as_it_is() -> None:
@@ -129,7 +107,7 @@ def test_the_faster_conversion_is_kept_and_answers_like_torch(
 ) -> None:
     took = iter([1.0, 2.0] if faster == "direct" else [2.0, 1.0])
     monkeypatch.setattr(openvino, "_milliseconds", lambda *_: next(took))
-    chosen, images = checkpoint(), pixels(64, 4)
+    chosen, images = tiny.of(CONFIGURATION, 64), pixels(64, 4)
     model = loader.load(chosen)
     for start in ("converted", "from the cache"):
         runtime = openvino.load(loader.load(chosen), chosen, "fp32", 2, lambda detail: None)
@@ -145,19 +123,19 @@ def test_the_faster_conversion_is_kept_and_answers_like_torch(
 
 def test_the_time_of_both_is_really_taken(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    openvino.convert(loader.load(checkpoint()), (64, 64, 3), "fp32", 1)
+    openvino.convert(loader.load(tiny.of(CONFIGURATION, 64)), (64, 64, 3), "fp32", 1)
     assert "ms with direct convolutions" in caplog.text
 
 
 def test_bf16_has_too_few_digits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino.winograd, "features", lambda *_: pytest.fail("tried"))
-    openvino.convert(loader.load(checkpoint()), (64, 64, 3), "bf16", 1)
+    openvino.convert(loader.load(tiny.of(CONFIGURATION, 64)), (64, 64, 3), "bf16", 1)
 
 
 def test_one_that_answers_otherwise_is_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(winograd, "_OUTPUT", 1.01 * winograd._OUTPUT)
-    chosen = checkpoint()
+    chosen = tiny.of(CONFIGURATION, 64)
     assert not filters(openvino.load(loader.load(chosen), chosen, "fp32", 1, lambda detail: None))
     assert "Winograd's convolutions are not used: its answers differ" in caplog.text
