@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import torch
 from service.models import loader
 from service.preprocess import Preprocessing, prepare
 from tests import tiny
+from tests.crew import Crew
 from tests.server import HTTP, Server
 from tests.uploads import png
 
@@ -149,26 +149,15 @@ def test_a_client_that_hangs_up_frees_its_place(weights: Path) -> None:
         assert after['imagenet_requests_total{route="/predict",status="499"}'] == 1
 
 
-class Load:
+class Load(Crew):
     """Clients that keep asking until they are told to stop; every answer is checked."""
 
     def __init__(self, server: Server, clients: int = 8) -> None:
         self.statuses: Counter[int | str] = Counter()
         self.wrong = 0
         self._server = server
-        self._stop = threading.Event()
         self._photos = [(photo := png(seed), probabilities(photo).argmax()) for seed in range(8)]
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(60)
+        super().__init__(*(partial(self._ask, number) for number in range(clients)))
 
     def _ask(self, number: int) -> None:
         photo, best = self._photos[number % len(self._photos)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,11 +56,9 @@ class Site:
         return self.engine.arena.free
 
 
-@asynccontextmanager
-async def site(
-    *, settings: dict[str, Any] | None = None, keys: Keys | None = None, **engine: Any
-) -> AsyncIterator[Site]:
-    """A ready service with a fake model. ``engine`` goes to `Engine`."""
+@contextmanager
+def ready(settings: dict[str, Any] | None, **engine: Any) -> Iterator[tuple[Engine, Context]]:
+    """A fake engine and the context of a front-end that has it. To be used on the event loop."""
     with Engine("thread", **engine) as running, ThreadPoolExecutor(2) as decoders:
         context = Context(
             Settings(**settings or {}),
@@ -71,6 +69,15 @@ async def site(
             card=CARD,
         )
         running.connect(context.client)
+        yield running, context
+
+
+@asynccontextmanager
+async def site(
+    *, settings: dict[str, Any] | None = None, keys: Keys | None = None, **engine: Any
+) -> AsyncIterator[Site]:
+    """A ready service with a fake model. ``engine`` goes to `Engine`."""
+    with ready(settings, **engine) as (running, context):
         transport = httpx.ASGITransport(create_app(context, keys), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
             yield Site(running, context, http)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import wraps
@@ -14,11 +13,7 @@ from typing import Any
 
 from service import frontend, listener
 from service.api.context import Context
-from service.engine.client import EngineClient
-from service.metrics import Metrics
-from service.settings import Settings
-from service.status import Status
-from tests.api.site import CARD
+from tests.api.site import ready
 from tests.engine.harness import Engine
 
 #: Seconds. Whatever should come comes in milliseconds where nothing else runs.
@@ -109,16 +104,7 @@ class Place:
 @asynccontextmanager
 async def place(*, settings: dict[str, Any] | None = None, **engine: Any) -> AsyncIterator[Place]:
     """A ready service on a port of its own. ``engine`` goes to `Engine`."""
-    with Engine("thread", **engine) as running, ThreadPoolExecutor(2) as decoders:
-        context = Context(
-            Settings(**settings or {}),
-            EngineClient(),
-            Metrics.declare(),
-            decoders,
-            status=Status("ready"),
-            card=CARD,
-        )
-        running.connect(context.client)
+    with ready(settings, **engine) as (running, context):
         server = frontend._server(context, None)
         port = listener.bind("127.0.0.1", 0)
         serving = asyncio.create_task(server.serve(sockets=[port]))

@@ -8,8 +8,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from tests.crew import Crew
 from tests.drills import wire
 from tests.drills.hostile import Trick, class_of, trick_image
 from tests.uploads import png
@@ -74,7 +76,7 @@ class Ledger:
 _ANYTIME: frozenset[int | str] = frozenset({429, 503})
 
 
-class Crowd:
+class Crowd(Crew):
     """``with Crowd(address, {"good": 6, "bad": 1}) as crowd``: so many clients of each kind until the block ends."""
 
     def __init__(
@@ -84,22 +86,13 @@ class Crowd:
         self.ledger = Ledger()
         self._address = address
         self._think = think
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._live, args=(kind, 1000 * seed + 10 * number + index))
-            for index, (kind, count) in enumerate(kinds.items())
-            for number in range(count)
-        ]
-
-    def __enter__(self) -> Crowd:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(120)
+        super().__init__(
+            *(
+                partial(self._live, kind, 1000 * seed + 10 * number + index)
+                for index, (kind, count) in enumerate(kinds.items())
+                for number in range(count)
+            )
+        )
 
     def _live(self, kind: str, seed: int) -> None:
         rng = random.Random(seed)

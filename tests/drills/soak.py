@@ -16,13 +16,13 @@ import os
 import random
 import signal
 import sys
-import threading
 import time
 from collections import Counter
 
 import numpy as np
 
 from benchmarks import report as published
+from tests.crew import Crew
 from tests.drills import wire
 from tests.drills.crowd import Crowd, address_of, options
 from tests.drills.ending import PACE, _held, _until_served
@@ -40,27 +40,14 @@ _LIMIT = 3.0
 _FLAT = 16.0
 
 
-class Trouble:
+class Trouble(Crew):
     """Kills things at random until told to stop."""
 
     def __init__(self, server: Server) -> None:
         self.done: Counter[str] = Counter()
         self.front_ends_killed: list[float] = []
         self._server = server
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=target) for target in (self._kill_front_ends, self._end_engines)
-        ]
-
-    def __enter__(self) -> Trouble:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(120)
+        super().__init__(self._kill_front_ends, self._end_engines)
 
     def _kill_front_ends(self) -> None:
         rng = random.Random(1)
