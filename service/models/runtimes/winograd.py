@@ -21,9 +21,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import fuse_conv_bn_eval
 
 from service.models.loader import Uint8Model
+from service.models.runtimes.eager import fold_batch_norms
 from service.models.vgg import VGG
 
 #: Outputs and inputs of a tile along one axis.
@@ -75,7 +75,9 @@ def features(model: Uint8Model, height: int, width: int) -> Callable[[Tensor], T
 
 def _rewritten(layers: nn.Sequential, height: int, width: int) -> nn.Sequential | None:
     """``layers`` with the first run of suitable convolutions replaced, if there is one."""
-    places = _places(_folded(layers), height, width)
+    own = nn.Sequential(*layers)  # the model's own stays as it is
+    fold_batch_norms(own)
+    places = _places(own, height, width)
     suitable = [suits(place.layer, place.height, place.width) for place in places]
     convolves = [isinstance(place.layer, nn.Conv2d) for place in places]
     if not any(suitable):
@@ -85,7 +87,7 @@ def _rewritten(layers: nn.Sequential, height: int, width: int) -> nn.Sequential 
     last = max(i for i in range(first, end) if suitable[i])
     inside = [_inside(place) for place in places[first : last + 1]]
     before, after = ([place.layer for place in part] for part in (places[:first], places[last + 1 :]))
-    return nn.Sequential(*before, _Enter(), *inside, _Leave(places[last]), *after).requires_grad_(False)
+    return nn.Sequential(*before, _Swap(), *inside, _Swap(), *after).requires_grad_(False)
 
 
 class _Place(NamedTuple):
@@ -96,20 +98,7 @@ class _Place(NamedTuple):
     width: int
 
 
-def _folded(layers: nn.Sequential) -> list[nn.Module]:
-    """The layers of a VGG, each batch norm within its convolution."""
-    folded: list[nn.Module] = []
-    for layer in layers:
-        if isinstance(layer, nn.BatchNorm2d):
-            convolution = folded.pop()
-            assert isinstance(convolution, nn.Conv2d)
-            folded.append(fuse_conv_bn_eval(convolution, layer))
-        else:
-            folded.append(layer)
-    return folded
-
-
-def _places(layers: list[nn.Module], height: int, width: int) -> list[_Place]:
+def _places(layers: nn.Sequential, height: int, width: int) -> list[_Place]:
     places = []
     for layer in layers:
         places.append(_Place(layer, height, width))
@@ -133,24 +122,13 @@ def _inside(place: _Place) -> nn.Module:
         return Convolution(place.layer, place.height, place.width)
     if isinstance(place.layer, nn.MaxPool2d):
         return _Pool(place.height, place.width)
-    return place.layer  # a ReLU knows no axes
+    return place.layer  # a ReLU, and what was a norm, know no axes
 
 
-class _Enter(nn.Module):
+class _Swap(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, C, H, W]`` → ``[H, W, N, C]``."""
+        """``[N, C, H, W]`` → ``[H, W, N, C]``, and back."""
         return x.permute(2, 3, 0, 1)
-
-
-class _Leave(nn.Module):
-    def __init__(self, last: _Place) -> None:
-        super().__init__()
-        assert isinstance(last.layer, nn.Conv2d)
-        self._shape = last.height, last.width, -1, last.layer.out_channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[H, W, N, C]`` → ``[N, C, H, W]``."""
-        return x.reshape(self._shape).permute(2, 3, 0, 1)
 
 
 class _Pool(nn.Module):
@@ -158,14 +136,13 @@ class _Pool(nn.Module):
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
-        self._height, self._width = height // 2, width // 2
+        self._height, self._width = 2 * (height // 2), 2 * (width // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[H, W, N, C]`` → ``[H // 2, W // 2, N, C]``."""
         # Not amax over a reshaped axis: OpenVINO has only a reference for that.
-        height, width = 2 * self._height, 2 * self._width
-        x = torch.maximum(x[0:height:2], x[1:height:2])
-        return torch.maximum(x[:, 0:width:2], x[:, 1:width:2])
+        x = torch.maximum(x[0 : self._height : 2], x[1 : self._height : 2])
+        return torch.maximum(x[:, 0 : self._width : 2], x[:, 1 : self._width : 2])
 
 
 class Convolution(nn.Module):
