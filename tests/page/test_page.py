@@ -5,63 +5,17 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="needs playwright; tests/page/run.sh brings it"
-)
-expect = playwright.expect
-#: Milliseconds: a network of densenet121's size on a machine that does other work.
-expect.set_options(timeout=30_000)
+from stage import ANSWER, PHONE, choose, expect, labels, problem, says
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Route
-
-    OpenPage = Callable[..., Page]
+    from stage import OpenPage
 
 pytestmark = pytest.mark.browser
-
-PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
-CAT = {"class_id": 285, "wnid": "n02124075", "label": "Egyptian cat", "probability": 0.8312}
-TABBY = {"class_id": 281, "wnid": "n02123045", "label": "tabby, tabby cat", "probability": 0.00004}
-ANSWER = {
-    "request_id": "from-the-test",
-    "model": "densenet121",
-    "weights": "IMAGENET1K_V1",
-    "predictions": [CAT, TABBY],
-    "timings_ms": {"decode": 2.0, "queue": 1.0, "inference": 5.0, "total": 10.0},
-}
-
-
-def says(body: object, status: int = 200, **headers: str) -> Callable[[Route], None]:
-    """A route's handler that answers with this JSON; a problem from 400 on."""
-    kind = "application/json" if status < 400 else "application/problem+json"
-    return lambda route: route.fulfill(
-        status=status, body=json.dumps(body), content_type=kind, headers=headers
-    )
-
-
-def problem(status: int, code: str, title: str) -> dict[str, Any]:
-    return {
-        "title": title,
-        "status": status,
-        "code": code,
-        "detail": f"detail of {code}",
-        "request_id": "of-the-error",
-    }
-
-
-def choose(page: Page, *files: Path) -> None:
-    expect(page.locator("#state")).to_have_attribute("data-state", "ready")
-    page.set_input_files("#file", files)
-
-
-def labels(page: Page) -> list[str]:
-    return page.locator("#predictions .label").all_inner_texts()
 
 
 # ---- the real server -------------------------------------------------------------------------------------------------
@@ -396,129 +350,6 @@ def test_a_key_is_asked_for_and_kept_in_memory(open_page: OpenPage, picture: Pat
     assert page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0
 
 
-# ---- the map ---------------------------------------------------------------------------------------------------------
-
-GRID = [[0.1] * 7 for _ in range(7)]
-GRID[1][5] = 4.0  # the hot cell: upper right
-GRID[6][0] = -9.0  # evidence against
-
-BRIGHTEST = """canvas => {
-  const { width, height } = canvas;
-  const pixels = canvas.getContext("2d").getImageData(0, 0, width, height).data;
-  const light = (at) => pixels[4 * at] + pixels[4 * at + 1] + pixels[4 * at + 2];
-  let best = 0;
-  for (let at = 0; at < width * height; at += 1) if (light(at) > light(best)) best = at;
-  return [(best % width) / width, Math.floor(best / width) / height];
-}"""
-
-
-def explained(page: Page, **more: object) -> list[str]:
-    """Makes the service one that explains; the addresses that are asked are returned."""
-    asked: list[str] = []
-    page.route("**/openapi.json", says({"paths": {"/explain": {"post": {}}}}))
-    page.route("**/predict?*", says(ANSWER))
-
-    def explain(route: Route) -> None:
-        asked.append(route.request.url)
-        says({"grid": GRID, **more})(route)
-
-    page.route("**/explain?*", explain)
-    return asked
-
-
-def test_the_map_lies_where_the_model_looked(open_page: OpenPage, picture: Path) -> None:
-    asked: list[list[str]] = []
-    page = open_page(lambda page: asked.append(explained(page, box=[0.25, 0.0, 0.75, 1.0])))
-    choose(page, picture)
-    page.get_by_role("switch", name="Show where the model looked").check()
-    expect(page.locator("#crop")).to_be_visible()
-    x, y = page.locator("#map").evaluate(BRIGHTEST)
-    assert (x, y) == pytest.approx((5.5 / 7, 1.5 / 7), abs=0.02)
-    photo, crop = page.locator("#photo").bounding_box(), page.locator("#crop").bounding_box()
-    assert photo
-    assert crop
-    assert crop["x"] == pytest.approx(photo["x"] + photo["width"] / 4, abs=1)
-    assert crop["width"] == pytest.approx(photo["width"] / 2, abs=1)
-    expect(page.locator("#map-text")).to_contain_text("Egyptian cat")
-    assert [url.split("?")[1] for url in asked[0]] == ["class_id=285"]
-
-
-def test_without_a_box_the_map_lies_over_the_centre_crop(open_page: OpenPage, picture: Path) -> None:
-    page = open_page(lambda page: explained(page))
-    choose(page, picture)
-    page.check("#map-on")
-    expect(page.locator("#crop")).to_be_visible()
-    photo, crop = page.locator("#photo").bounding_box(), page.locator("#crop").bounding_box()
-    assert photo
-    assert crop
-    assert crop["width"] == pytest.approx(crop["height"], abs=1)
-    assert crop["height"] <= photo["height"] + 1
-    assert crop["x"] + crop["width"] / 2 == pytest.approx(photo["x"] + photo["width"] / 2, abs=1)
-
-
-@pytest.mark.parametrize(
-    ("preprocessing", "box"),
-    [
-        ({"fit": "resize-crop", "resize": 256, "crop": [224, 224]}, [0.28125, 0.0625, 0.71875, 0.9375]),
-        ({"fit": "resize-crop", "resize": [256, 448], "crop": [224, 224]}, [0.25, 0.0625, 0.75, 0.9375]),
-        ({"fit": "resize-crop", "resize": None, "crop": [100, 100]}, [0.375, 0.25, 0.625, 0.75]),
-        ({"fit": "crop-resize", "resize": None, "crop": [224, 224]}, [0.25, 0, 0.75, 1]),
-        ({"fit": "stretch", "resize": None, "crop": [224, 224]}, [0, 0, 1, 1]),
-        (None, [0.28125, 0.0625, 0.71875, 0.9375]),
-    ],
-)
-def test_every_preprocessing_keeps_its_part(
-    open_page: OpenPage, preprocessing: dict[str, Any] | None, box: list[float]
-) -> None:
-    call = "async (spec) => (await import('/page/heatmap.js')).seenBox({}, spec, 400, 200)"
-    assert open_page().evaluate(call, preprocessing) == pytest.approx(box)
-
-
-def test_another_class_can_be_looked_for(open_page: OpenPage, picture: Path) -> None:
-    asked: list[list[str]] = []
-    page = open_page(lambda page: asked.append(explained(page)))
-    choose(page, picture)
-    tabby = page.get_by_role("button", name="tabby, tabby cat")
-    tabby.click()
-    expect(page.locator("#map-text")).to_contain_text("tabby")
-    expect(tabby).to_have_attribute("aria-pressed", "true")
-    page.get_by_role("button", name="Egyptian cat").click()
-    expect(page.locator("#map-text")).to_contain_text("Egyptian cat")
-    tabby.click()
-    expect(page.locator("#map-text")).to_contain_text("tabby")
-    assert [url.split("class_id=")[1] for url in asked[0]] == ["281", "285"]  # an answer is asked for once
-
-
-def test_the_slider_sets_the_opacity(open_page: OpenPage, picture: Path) -> None:
-    page = open_page(lambda page: explained(page))
-    choose(page, picture)
-    page.check("#map-on")
-    page.get_by_label("Opacity").fill("25")
-    assert page.locator("#map").evaluate("canvas => canvas.style.opacity") == "0.25"
-    page.uncheck("#map-on")
-    expect(page.locator("#crop")).to_be_hidden()
-
-
-def test_no_map_is_offered_by_a_service_without_one(open_page: OpenPage, picture: Path) -> None:
-    page = open_page(lambda page: page.route("**/openapi.json", says({"paths": {"/predict": {"post": {}}}})))
-    choose(page, picture)
-    expect(page.locator("#predictions li")).to_have_count(5)
-    expect(page.locator("#explain")).to_be_hidden()
-    expect(page.locator("#predictions button")).to_have_count(0)
-
-
-def test_a_map_that_fails_leaves_the_answer(open_page: OpenPage, picture: Path) -> None:
-    def fail(page: Page) -> None:
-        explained(page)
-        page.route("**/explain?*", says(problem(504, "deadline_exceeded", "Deadline exceeded"), 504))
-
-    page = open_page(fail)
-    choose(page, picture)
-    page.check("#map-on")
-    expect(page.locator("#map-text")).to_contain_text("Deadline exceeded")
-    expect(page.locator("#predictions li")).to_have_count(2)
-
-
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 PRINT_ARGUMENTS = 'curl() { printf "%s\\n" "$@"; }\n'
@@ -548,65 +379,3 @@ def test_the_command_can_be_copied(open_page: OpenPage, picture: Path) -> None:
     page.get_by_role("button", name="Copy").click()
     expect(page.locator("#copy")).to_have_text("Copied")
     assert "file=@light square.png" in page.evaluate("navigator.clipboard.readText()")
-
-
-# ---- for everybody ---------------------------------------------------------------------------------------------------
-
-
-def violations(page: Page) -> list[str]:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    found = axe.Axe().run(page).response["violations"]
-    return [f"{one['id']}: {one['help']} at {[node['target'] for node in one['nodes']]}" for one in found]
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [{}, PHONE], ids=["desk", "phone"])
-def test_no_barrier_that_axe_knows(
-    open_page: OpenPage, picture: Path, scheme: str, size: dict[str, Any]
-) -> None:
-    page = open_page(lambda page: explained(page), color_scheme=scheme, reduced_motion="reduce", **size)
-    expect(page.locator("#model-card")).to_be_visible()
-    assert violations(page) == []
-    choose(page, picture)
-    page.check("#map-on")
-    expect(page.locator("#crop")).to_be_visible()
-    assert violations(page) == []
-    page.route("**/predict?*", says(problem(500, "internal", "Internal error"), 500))
-    choose(page, picture)
-    expect(page.get_by_role("alert")).to_be_visible()
-    assert violations(page) == []
-
-
-def test_a_phone_needs_no_sideways_scrolling(open_page: OpenPage, picture: Path) -> None:
-    long = {
-        **CAT,
-        "label": "ashcan, trash can, garbage can, wastebin, ash bin, ash-bin, ashbin, dustbin, trash barrel",
-    }
-    page = open_page(
-        lambda page: page.route("**/predict?*", says({**ANSWER, "predictions": [long, TABBY]})), **PHONE
-    )
-    choose(page, picture)
-    expect(page.locator("#predictions li")).to_have_count(2)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
-
-
-def test_on_a_phone_the_answer_is_scrolled_to(open_page: OpenPage, picture: Path) -> None:
-    page = open_page(reduced_motion="reduce", **{**PHONE, "viewport": {"width": 360, "height": 480}})
-    choose(page, picture)
-    expect(page.locator("#predictions li").first).to_be_in_viewport()
-
-
-def test_the_focus_is_not_lost(open_page: OpenPage, picture: Path) -> None:
-    refused = says(problem(429, "overloaded", "Too many requests"), 429)
-    page = open_page(lambda page: page.route("**/predict?*", refused, times=1))
-    choose(page, picture)
-    page.locator("#retry").press("Enter")
-    expect(page.locator("#predictions li")).to_have_count(5)
-    assert page.evaluate("document.activeElement.id") == "answer-title"
-
-
-def test_who_wants_no_motion_gets_none(open_page: OpenPage, picture: Path) -> None:
-    page = open_page(reduced_motion="reduce")
-    choose(page, picture)
-    bar = page.locator("#predictions .bar div").first
-    assert bar.evaluate("bar => getComputedStyle(bar).transitionDuration") == "0s"
