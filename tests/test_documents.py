@@ -16,7 +16,7 @@ from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 OPERATIONS = (ROOT / "docs/OPERATIONS.md").read_text()
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
@@ -119,7 +119,7 @@ def test_the_benchmarks_exist() -> None:
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), where
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
     for target in map("".join, re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", document.read_text())):
         if re.match(r"[a-z]+:", target):
