@@ -21,6 +21,7 @@ from service.buckets import SIZES
 from service.card import ModelCard
 from service.engine.arena import Arena, Gauge
 from service.errors import ConfigurationError
+from service.leftovers import remove
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Histogram
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from service.tracing import Exemplars
 
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+_PREFIX = "imagenet-serve-metrics-"
 
 STATES = ("starting", "loading", "warming", "ready", "draining", "failed")
 STAGES = ("receive", "decode", "queue", "inference", "respond")
@@ -44,8 +46,9 @@ def prepare() -> Path:
 
     Raises `ConfigurationError` where there is no room: a mapped file that the disk has no block for ends its process.
     """
+    remove(_PREFIX)
     try:
-        directory = Path(tempfile.mkdtemp(prefix="imagenet-serve-metrics-"))
+        directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
         if shutil.disk_usage(directory).free < _ROOM:
             directory.rmdir()
             raise OSError(errno.ENOSPC, "less than 64 MiB are free")

@@ -28,6 +28,7 @@ from service.child import Child, Closable, ProcessChild, ThreadChild
 from service.engine import process as engine
 from service.engine import transport
 from service.engine.arena import MOST_FRONTENDS
+from service.leftovers import Claim
 from service.restarts import Lives
 from service.settings import Settings
 from service.status import State, Status
@@ -75,6 +76,7 @@ class Supervisor:
         self._give_up_at: float | None = None
         self._wake: tuple[socket.socket, socket.socket] = transport.socket_pair()
         self._metrics: Path | None = None
+        self._claim: Claim | None = None
         self._listener: socket.socket | None = None
 
     def bind(self) -> str:
@@ -95,6 +97,7 @@ class Supervisor:
         url = self.bind()
         logs.configure(self._settings, "supervisor")
         self._metrics = metrics.prepare()
+        self._claim = Claim(self._metrics)
         self._catch_signals()
         try:
             log.info("listening on %s", url)
@@ -140,7 +143,8 @@ class Supervisor:
 
     def _not_for_children(self) -> list[Closable]:
         channels = [child.channel for child in self._children()]
-        return [*channels, *self._wake, self._selector]
+        claims = [self._claim] if self._claim is not None else []
+        return [*channels, *self._wake, self._selector, *claims]
 
     def _children(self) -> list[Child]:
         return [*self._front_ends, *([self._engine] if self._engine else [])]
@@ -395,3 +399,5 @@ class Supervisor:
             self._listener.close()
         if self._metrics is not None:
             metrics.clean_up(self._metrics)
+        if self._claim is not None:
+            self._claim.close()
