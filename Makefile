@@ -1,10 +1,12 @@
-# Everything a newcomer needs: `make run` serves, `make test` tests. Each sets the checkout up by itself.
+# Everything a newcomer needs: `make run` serves, `make test` tests. Each installs what it needs by itself.
 
 PYTHON ?= python3
 VENV   ?= .venv
-PORT   ?= 8000
+PORT   ?= $(or $(IMAGENET_PORT),8000)
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
+# What serving needs, and what developing adds to it, in the same environment.
+RUN_STAMP := $(VENV)/.installed-run
+STAMP     := $(VENV)/.installed
 
 .PHONY: help run test test-slow drill soak test-page test-originals test-kserve fuzz audit check format clean verify-deploy
 .DEFAULT_GOAL := help
@@ -12,15 +14,28 @@ STAMP  := $(VENV)/.installed
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-# PIP_ARGS is for what a site needs, such as --index-url with torch's CPU-only builds.
-$(STAMP): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable '.[dev]'
-	touch $@
+# PIP_ARGS is for what a site needs, such as --extra-index-url with torch's CPU builds.
+$(RUN_STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another: make run PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@echo "Installing what serving needs into $(VENV) (the first time takes a minute or more)"
+	@$(BIN)/python deploy/install cpu -- $(PIP_ARGS)
+	@touch $@
 
-run: $(STAMP)  ## serve on http://127.0.0.1:8000 with the page at /
-	$(BIN)/imagenet-serve serve --weights demo --port $(PORT)
+$(STAMP): $(RUN_STAMP)
+	@echo "Installing what the tests need into $(VENV)"
+	@$(BIN)/python deploy/install dev -- $(PIP_ARGS)
+	@touch $@
+
+# `make run MODEL=densenet121`, `make run WEIGHTS=my.pth`; without either, and without a setting in the environment, the demo model.
+CHOSEN := $(strip $(if $(MODEL),--model $(MODEL)) $(if $(WEIGHTS),--weights '$(WEIGHTS)'))
+ADVICE := This is the demo model: it knows 200 classes and gives one of them to every picture. \
+	For a real model with 1000 classes: make run MODEL=densenet121 (one download, 31 MiB)
+DEMO   := $(if $(CHOSEN)$(IMAGENET_MODEL)$(IMAGENET_WEIGHTS),,--weights demo)
+
+run: $(RUN_STAMP)  ## serve on http://127.0.0.1:8000 with the page at /; MODEL=densenet121 for a real model
+	@$(if $(DEMO),echo "$(ADVICE)")
+	@$(BIN)/imagenet-serve serve $(CHOSEN) $(DEMO) --port $(PORT)
 
 test: $(STAMP)  ## the default test run
 	$(BIN)/python -m pytest

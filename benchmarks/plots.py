@@ -1,6 +1,6 @@
 """The tables of benchmarks/results as pictures in docs/plots, for docs/PERFORMANCE.md.
 
-    pip install 'imagenet-serve[bench]'
+    pip install '.[bench]'
     python -m benchmarks.plots
 
 Draws whatever has been measured; nothing is measured here.

@@ -26,6 +26,7 @@ from service import tables
 from service.classifier import Identity, Seen
 from service.client import Client, ClientError, Unreachable
 from service.errors import ConfigurationError, StartError
+from service.interpreter import module_command, module_environment
 from service.remote import RemoteClassifier
 from service.samples import Sample, samples
 from service.settings import Settings
@@ -49,7 +50,7 @@ def run(settings: Settings) -> int:
         raise ConfigurationError("this installation has no sample photos; install imagenet-serve again")
     supervisor = Supervisor(settings)
     url = _reachable(supervisor.bind())
-    visitor = subprocess.Popen([sys.executable, "-m", "service.demo", url], env=_environment(settings))
+    visitor = subprocess.Popen(module_command("service.demo", url), env=_environment(settings))
     try:
         code = supervisor.run()
     finally:
@@ -73,9 +74,10 @@ def _environment(settings: Settings) -> dict[str, str]:
     """The visitor's, with a key that the service will accept."""
     from service.api.keys import Keys
 
-    if settings.api_keys_file is None:
-        return dict(os.environ)
-    return {**os.environ, KEY_VARIABLE: Keys(settings.api_keys_file).any().decode()}
+    environment = module_environment()
+    if settings.api_keys_file is not None:
+        environment[KEY_VARIABLE] = Keys(settings.api_keys_file).any().decode()
+    return environment
 
 
 def _reachable(url: str) -> str:

@@ -27,6 +27,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from service import __version__
+from service.extras import install_command
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -80,7 +81,7 @@ def obstacle(environment: Mapping[str, str] = os.environ) -> str | None:
     if any(find_spec(f"opentelemetry{part}") is None for part in ("", ".sdk", ".exporter")):
         return (
             "an OTLP endpoint is set (OTEL_EXPORTER_OTLP_ENDPOINT), but the packages that speak to it are not "
-            "installed, so nothing is traced; pip install 'imagenet-serve[otel]'"
+            f"installed, so nothing is traced; {install_command('otel')} brings them"
         )
     protocol = next(filter(None, map(environment.get, _PROTOCOLS)), "http/protobuf")
     if protocol != "http/protobuf":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from importlib import metadata
 from importlib.util import find_spec
 
 from service import host
 from service.doctor.finding import Finding, failed, passed, warned
+from service.extras import install_command
 from service.settings import Settings
 
 
@@ -44,6 +47,26 @@ def installed() -> Finding:
             "torch", f"import fails: {first}", "install torch and torchvision again, both from one index"
         )
     return finding
+
+
+def torchvision_alone() -> Finding | None:
+    """Whether other programs of this environment can import torchvision; None where it is not installed.
+
+    PyPI's torchvision for Linux is built for CUDA and cannot be imported beside torch's CPU build. The service
+    declares what is missing (`service.models._torchvision`); a notebook or a training script does not.
+    """
+    if find_spec("torchvision") is None:
+        return None
+    command = [sys.executable, "-P", "-c", "import torchvision"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return passed("import torchvision", "works in this environment")
+    reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return warned(
+        "import torchvision",
+        f"fails: {reason}",
+        "the service does without; for your own scripts install torchvision from the index that torch came from",
+    )
 
 
 def cuda(settings: Settings) -> Finding:
@@ -102,7 +125,7 @@ def openvino(settings: Settings) -> Finding:
         return report(
             name,
             "not installed",
-            "pip install 'imagenet-serve[cpu]': torch alone is about half as fast on a CPU",
+            f"{install_command('cpu')}: torch alone is about half as fast on a CPU",
         )
     try:
         from service.models._openvino import openvino as library
@@ -116,6 +139,8 @@ def openvino(settings: Settings) -> Finding:
 def checks(settings: Settings) -> list[Finding]:
     """All of these for this host."""
     findings = [installed()]
+    if not findings[0].advice and (alone := torchvision_alone()) is not None:
+        findings.append(alone)
     if find_spec("torch") is not None and not findings[0].advice:
         findings.append(cuda(settings))
     if settings.device in ("auto", "cpu"):

@@ -12,6 +12,7 @@ import httpx
 from service.doctor import machine
 from service.doctor.finding import Finding, failed, passed, warned
 from service.errors import StartError
+from service.extras import install_command
 from service.models.catalog import VARIANTS
 from service.settings import Settings
 
@@ -24,7 +25,7 @@ def weights(settings: Settings) -> Finding:
     if settings.weights == "pretrained":
         return _pretrained(settings.model)
     if settings.weights.startswith("hf://") and find_spec("huggingface_hub") is None:
-        return failed("weights", settings.weights, "pip install 'imagenet-serve[hub]' to read the hub")
+        return failed("weights", settings.weights, f"{install_command('hub')} to read the hub")
     if settings.weights.startswith("hf://"):
         return _reachable(
             "weights", os.environ.get("HF_ENDPOINT", "https://huggingface.co"), settings.weights

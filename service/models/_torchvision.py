@@ -22,7 +22,7 @@ _SCHEMAS = (
 def _operators_load() -> bool:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("torchvision is not installed; run: pip install imagenet-serve")
+        raise ModuleNotFoundError("torchvision is not installed; install imagenet-serve again")
     for library in Path(spec.origin).parent.glob("_C*.so"):
         try:
             torch.ops.load_library(str(library))

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from service.errors import ConfigurationError
+from service.extras import install_command
 from service.models.runtimes import manifest, package
 
 log = logging.getLogger(__name__)
@@ -68,8 +69,8 @@ def _fastest(device: str) -> str:
         return "cudagraph"
     if find_spec("openvino") is None:
         log.warning(
-            "openvino is not installed, so the model runs on torch alone and more slowly; "
-            "pip install 'imagenet-serve[cpu]' brings it"
+            "openvino is not installed, so the model runs on torch alone and more slowly; %s brings it",
+            install_command("cpu"),
         )
         return "eager"
     return "openvino"
@@ -89,5 +90,5 @@ def _refuse_openvino(device: str) -> None:
         raise ConfigurationError(f"runtime=openvino runs on the CPU, and device is {device}; use device=cpu")
     if find_spec("openvino") is None:
         raise ConfigurationError(
-            "runtime=openvino: the package is not installed; pip install 'imagenet-serve[cpu]' brings it"
+            f"runtime=openvino: the package is not installed; {install_command('cpu')} brings it"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 import httpx
 
 from service import bench, loadgen
+from service.interpreter import module_command, module_environment
 from service.plan.decide import Candidate, Probe, Trial, next_rate, worth_probing
 from service.processes import Running, free_port
 
@@ -66,7 +66,8 @@ class Bench:
         port = free_port()
         settings = {**self._given, **candidate.settings(), "port": port, "log_level": "warning"}
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-        return Running([sys.executable, "-m", "service", "serve", "--host=127.0.0.1", *flags], port)
+        command = module_command("service", "serve", "--host=127.0.0.1", *flags)
+        return Running(command, port, environment=module_environment())
 
     def _explore(self, server: Running, candidate: Candidate, best_rate: float) -> Trial:
         effort = self._effort

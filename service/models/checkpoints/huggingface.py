@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import CheckpointError
+from service.extras import install_command
 from service.models.checkpoints.download import Progress
 from service.models.checkpoints.folder import Folder
 
@@ -33,7 +34,7 @@ def open_repository(address: str, progress: Progress | None = None) -> Folder:
     try:
         hub, errors = import_module("huggingface_hub"), import_module("huggingface_hub.errors")
     except ImportError as error:
-        raise CheckpointError("hf:// needs an extra; run: pip install 'imagenet-serve[hub]'") from error
+        raise CheckpointError(f"hf:// needs an extra; run: {install_command('hub')}") from error
     repository = _Repository(hub, errors, match["repo"], match["revision"] or "main", progress)
     return Folder(
         address.removeprefix(SCHEME), f"Hugging Face {address.removeprefix(SCHEME)}", repository.locate

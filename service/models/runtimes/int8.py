@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import ConfigurationError
+from service.extras import install_command
 
 _LAYERS = ("Convolution", "MatMul")
 #: Batch norms that follow a concatenation, and poolings: as integers they round once more and save nothing but memory.
@@ -83,7 +84,7 @@ def tools() -> ModuleType:
         nncf = import_module("nncf")
     except ImportError as error:
         raise ConfigurationError(
-            f"quantize needs {error.name}; pip install 'imagenet-serve[quantize]' brings it"
+            f"quantize needs {error.name}; {install_command('quantize')} brings it"
         ) from error
     nncf.set_log_level(logging.WARNING)  # else it lists every operation that stays in fp32
     return nncf
