@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from service.errors import CheckpointError
+from service.models import head as heads
+from service.models.head import Layer, Pooling
 
 #: What a VGG's head does to the last stage's map, in the words of its origin.
 #:
@@ -23,8 +25,6 @@ from service.errors import CheckpointError
 #:                     follows both hidden layers
 #:     legacy-flatten  KerasHub before 0.27, flattened: both convolutions, and three dense layers after them
 Head = Literal["adaptive", "sliding", "valid", "flatten", "legacy", "legacy-flatten"]
-
-Pooling = Literal["avg", "max"]
 
 Padding = Literal["symmetric", "same"]
 
@@ -43,7 +43,9 @@ class VGGConfig:
     ends every stage. VGG16 is ``((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)``.
     ``hidden`` is the width of the head's second layer, ``hidden_first`` that of its first where it
     differs, ``hidden_dense`` that of the two layers which only a legacy flattened head has. The
-    flattening heads fit one ``image_size`` (height, width). ``num_classes`` 0 is a network without a head.
+    flattening heads fit one ``image_size`` (height, width). ``layers`` is a head that is none of these, layer by
+    layer (`service.models.head`); then the words for the others mean nothing. ``num_classes`` 0 is a network
+    without a head.
     """
 
     stages: tuple[tuple[int, ...], ...]
@@ -57,8 +59,9 @@ class VGGConfig:
     hidden_first: int | None = None
     hidden_dense: int | None = None
     image_size: tuple[int, int] | None = None
+    layers: tuple[Layer, ...] = ()
 
-    family = "vgg"
+    family: ClassVar[Literal["vgg"]] = "vgg"
 
     def __post_init__(self) -> None:
         widths = [width for stage in self.stages for width in stage]
@@ -71,6 +74,7 @@ class VGGConfig:
             _count("image_size", side)
         _choice("head", self.head, get_args(Head))
         _choice("head_pooling", self.head_pooling, get_args(Pooling))
+        _check_head(self)
 
     @classmethod
     def from_stackwise(cls, repeats: Sequence[int], filters: Sequence[int], **others: Any) -> VGGConfig:
@@ -94,6 +98,11 @@ class VGGConfig:
         """Channels of the last stage's map."""
         return next(stage[-1] for stage in reversed(self.stages) if stage)
 
+    @property
+    def pooled_hidden(self) -> int:
+        """Values that pooling the hidden maps of a sliding head gives."""
+        return self.hidden * (2 if self.head_pooling.startswith("cat") else 1)
+
     def map_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the last stage's map for an image of (height, width)."""
         height, width = image_size
@@ -111,7 +120,8 @@ class DenseNetConfig:
     ``deep_stem`` puts two 3x3 convolutions of these widths before the stem's own, which is 3x3 then, and
     ``blur`` an antialiased pool after it (timm's ``densenetblur121d``). ``padding`` is ``"same"`` for
     TensorFlow's in the stem, one pixel more at the end where the total is odd; ``epsilon`` is that of every
-    batch norm. ``num_classes`` 0 is a network without a head.
+    batch norm. ``layers`` is a head of more than pooling and one dense layer (`service.models.head`); then
+    ``head_pooling`` means nothing. ``num_classes`` 0 is a network without a head.
     """
 
     blocks: tuple[int, ...]
@@ -129,8 +139,9 @@ class DenseNetConfig:
     epsilon: float = 1e-5
     deep_stem: tuple[int, int] | None = None
     blur: bool = False
+    layers: tuple[Layer, ...] = ()
 
-    family = "densenet"
+    family: ClassVar[Literal["densenet"]] = "densenet"
 
     def __post_init__(self) -> None:
         _count("number of layers", sum(self.blocks), most=_MOST_LAYERS)
@@ -143,6 +154,22 @@ class DenseNetConfig:
             raise CheckpointError("the configuration's compression must lie between 0 and 1")
         _choice("padding", self.padding, get_args(Padding))
         _choice("head_pooling", self.head_pooling, get_args(Pooling))
+        _check_head(self)
+
+    @property
+    def width(self) -> int:
+        """Channels of the last block's map."""
+        width = self.stem_width
+        for number, layers in enumerate(self.blocks, start=1):
+            width += layers * self.growth_rate
+            if number < len(self.blocks):
+                width = int(width * self.compression)
+        return width
+
+    @property
+    def pooled_width(self) -> int:
+        """Values that pooling the last block's map gives."""
+        return self.width * (2 if self.head_pooling.startswith("cat") else 1)
 
 
 Configuration = VGGConfig | DenseNetConfig
@@ -155,18 +182,22 @@ _FAMILIES: dict[str, type[VGGConfig] | type[DenseNetConfig]] = {
 
 def to_json(configuration: Configuration) -> dict[str, Any]:
     """The configuration as plain JSON values, with its family under ``"family"``."""
-    return {"family": configuration.family, **asdict(configuration)}
+    document = {"family": configuration.family, **asdict(configuration)}
+    return {**document, "layers": heads.to_json(configuration.layers)}
 
 
 def from_json(document: dict[str, Any]) -> Configuration:
     """The configuration that `to_json` described. Raises `CheckpointError` for anything else."""
+    if not isinstance(document, dict):
+        raise CheckpointError("the configuration must be a JSON object")
     fields = dict(document)
+    layers = heads.from_json(fields.pop("layers", []))
     family = _FAMILIES.get(str(fields.pop("family", None)))
     if family is None:
         raise CheckpointError("the configuration's family must be 'vgg' or 'densenet'")
     try:
-        return family(**{name: _tuples(value) for name, value in fields.items()})
-    except TypeError as error:
+        return family(**{name: _tuples(value) for name, value in fields.items()}, layers=layers)
+    except (TypeError, ValueError) as error:
         raise CheckpointError(
             f"the configuration does not fit the {family.family} family: {error}"
         ) from error
@@ -175,6 +206,11 @@ def from_json(document: dict[str, Any]) -> Configuration:
 def _count(what: str, value: Any, *, least: int = 1, most: int = _WIDEST) -> None:
     if type(value) is not int or not least <= value <= most:
         raise CheckpointError(f"the configuration's {what} must be whole and from {least} to {most}")
+
+
+def _check_head(configuration: Configuration) -> None:
+    if configuration.layers:
+        heads.check(configuration.layers, configuration.width, configuration.num_classes)
 
 
 def _choice(what: str, value: Any, accepted: tuple[str, ...]) -> None:

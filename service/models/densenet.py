@@ -7,12 +7,13 @@ from torch import Tensor, nn
 
 from service.models._torchvision import torchvision
 from service.models.configuration import DenseNetConfig
-from service.models.heads import NoHead, pooling
+from service.models.head import layers_of
+from service.models.heads import GlobalPool, LayeredHead, NoHead
 from service.models.stems import build_stem
 
 
 class DenseNet(torchvision.models.DenseNet):
-    """torchvision's DenseNet with a free stem and a free compression.
+    """torchvision's DenseNet with a free stem, a free compression and a free head, which ``layers`` describes.
 
     Modules are made and initialised in torchvision's order, so that a seed gives the very weights
     that ``torchvision.models.densenet121()`` and its siblings get from it.
@@ -36,10 +37,15 @@ class DenseNet(torchvision.models.DenseNet):
                 width = kept
         # torchvision's name, whatever the number of blocks: it is their last norm, not the fifth.
         self.features.add_module("norm5", nn.BatchNorm2d(width))
-        self.classifier = (
-            nn.Linear(width, configuration.num_classes) if configuration.num_classes else NoHead()
-        )
-        self.pool = pooling(configuration.head_pooling)
+        self.layers = layers_of(configuration)
+        self.classifier: nn.Module
+        if configuration.layers:
+            self.classifier = LayeredHead(self.layers) if self.layers else NoHead()
+        else:
+            self.classifier = (
+                nn.Linear(configuration.pooled_width, configuration.num_classes) if self.layers else NoHead()
+            )
+        self.pool = GlobalPool(configuration.head_pooling)
         self._initialise(configuration.epsilon)
 
     def _initialise(self, epsilon: float) -> None:
@@ -48,7 +54,7 @@ class DenseNet(torchvision.models.DenseNet):
                 nn.init.kaiming_normal_(module.weight)
             elif isinstance(module, nn.BatchNorm2d):
                 module.eps = epsilon
-            elif isinstance(module, nn.Linear):
+            elif isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
     def forward_features(self, pixels: Tensor) -> Tensor:
@@ -63,8 +69,10 @@ class DenseNet(torchvision.models.DenseNet):
         logits: Tensor = self.head()(features)
         return logits
 
-    def head(self) -> nn.Sequential:
+    def head(self) -> nn.Module:
         """`forward_head` as a module of the same parameters, which does not hold the rest of the network."""
+        if isinstance(self.classifier, LayeredHead):
+            return self.classifier
         return nn.Sequential(self.pool, self.classifier)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,14 +2,14 @@
 
     map[i, j] = Σ_k weight[k] · features[k, i, j]
 
-Pooling and one dense layer (every DenseNet): the weights are the class's row of that layer. This is the class
+Pooling and one dense layer (a DenseNet's own head): the weights are the class's row of that layer. This is the class
 activation map of Zhou et al., "Learning Deep Features for Discriminative Localization" (arXiv:1512.04150), and it
 is exact: with average pooling, the map's mean plus the class's bias is its logit.
 
-Any other head (every VGG): the weights are the logit's gradient, summed over the positions. This is Grad-CAM, Selvaraju
-et al. (arXiv:1610.02391), with the sum where they have the mean: so both maps are in units of the logit, and
-the second is the first wherever the first exists (their section 3.1). Their last step, dropping what is
-negative, is left to whoever draws: what speaks against a class is an answer too.
+Any other head (a VGG's, or one with more layers): the weights are the logit's gradient, summed over the
+positions. This is Grad-CAM, Selvaraju et al. (arXiv:1610.02391), with the sum where they have the mean: so both maps
+are in units of the logit, and the second is the first wherever the first exists (their section 3.1). Their last
+step, dropping what is negative, is left to whoever draws: what speaks against a class is an answer too.
 
 Only the head is differentiated, on the features that the runtime has computed anyway; so it works with every
 runtime, and costs a DenseNet nothing.
@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from service.models.densenet import DenseNet
+from service.models.head import Layer, Linear, Pool
 from service.models.network import Network
 
 #: Bytes of weights that are worth looking for.
@@ -36,7 +36,7 @@ class Explainer:
     """The head of a network that has one, which it shares with the network but keeps without the rest."""
 
     def __init__(self, network: Network) -> None:
-        self._exact = isinstance(network, DenseNet)
+        self._exact = is_exact(network.layers)
         self.head: nn.Module = network.head()
 
     def borrow(self, arrays: Iterable[NDArray[np.float32]]) -> None:
@@ -63,8 +63,7 @@ class Explainer:
 
     def _rows(self, classes: Sequence[int]) -> Tensor:
         """The dense layer's own weights, ``[N, C]``."""
-        layer = self.head[-1]  # type: ignore[index]
-        assert isinstance(layer, nn.Linear)
+        layer = next(module for module in self.head.modules() if isinstance(module, nn.Linear))
         return layer.weight[list(classes)]
 
     def _gradients(self, features: Tensor, classes: Sequence[int]) -> Tensor:
@@ -75,6 +74,14 @@ class Explainer:
             # One backward pass for all: an image's logit does not depend on another's features.
             (gradients,) = torch.autograd.grad(logits[range(len(classes)), list(classes)].sum(), leaf)
         return gradients.sum((2, 3))
+
+
+def is_exact(layers: Sequence[Layer]) -> bool:
+    """Whether a head is pooling, by mean or by largest value, and one dense layer."""
+    match layers:
+        case [Pool(by="avg" | "max"), Linear()]:
+            return True
+    return False
 
 
 def _as_tensor(array: NDArray[np.float32]) -> Tensor:

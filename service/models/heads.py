@@ -1,13 +1,12 @@
-"""Heads of VGGs that are not torchvision's: the same dense layers, applied as their origin applies them.
+"""A head as torch module: the layers of `service.models.head`, applied one after the other.
 
-Parameters are those of dense layers in every head, `Linear(channels * 7 * 7, hidden)` and so on with
-torchvision's names ``classifier.0``, ``.3`` and ``.6``. A head that slides views the first one's weights
-as a 7x7 kernel; the order within a row, channel, height, width, is that of a kernel already.
+Parameters are those of dense layers and batch norms in every head. A layer that slides views a dense layer's
+weights as a kernel; the order within a row, channel, height, width, is that of a kernel already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast
 
@@ -17,15 +16,31 @@ from torch import Tensor, nn
 
 from service.errors import CheckpointError
 from service.models.configuration import VGGConfig
+from service.models.head import (
+    Activate,
+    Adapt,
+    Convolution,
+    Flatten,
+    Layer,
+    Norm,
+    Pool,
+    Pooling,
+    Weighted,
+)
 
-#: Side of the kernel that the first layer is, and of the map that torchvision's head averages to.
-KERNEL = 7
-
-#: What a hidden layer of a legacy head may be followed by: Keras takes the classifier's own activation.
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": torch.positive,
     "relu": F.relu,
+    "relu6": F.relu6,
+    "selu": F.selu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+    "hard_swish": F.hardswish,
+    "mish": F.mish,
+    "softplus": F.softplus,
     "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
     "softmax": partial(F.softmax, dim=1),
 }
 
@@ -37,76 +52,23 @@ class NoHead(nn.Module):
         raise CheckpointError("this checkpoint has no classification head; it serves features only")
 
 
-class SlidingHead(nn.Sequential):
-    """timm's and KerasHub's: 7x7 convolution, 1x1 convolution, global pooling, dense layer.
+class LayeredHead(nn.Module):
+    """``float [N, C, h, w]`` → ``float [N, classes]`` by any list of layers.
 
-    ``float [N, C, h, w]`` → ``float [N, classes]``. With ``enlarge`` a map below 7x7 is brought to it by
-    adaptive averaging first (``timm.models.vgg.ConvMlp``); without, such a map is an error.
+    Those with parameters are its sub-modules by their names, so ``classifier.0.weight`` is what it is in torchvision.
     """
 
-    def __init__(self, configuration: VGGConfig, *, enlarge: bool) -> None:
-        super().__init__(*dense_layers(configuration, configuration.width * KERNEL**2))
-        self.enlarge = enlarge
-        self.pool = pooling(configuration.head_pooling)
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        super().__init__()
+        self.layers = tuple(layers)
+        for layer in self.layers:
+            if isinstance(layer, Weighted):
+                self.add_module(layer.name, _module(layer))
 
     def forward(self, features: Tensor) -> Tensor:
-        if self.enlarge and min(features.shape[-2:]) < KERNEL:
-            size = (max(KERNEL, features.shape[-2]), max(KERNEL, features.shape[-1]))
-            features = F.adaptive_avg_pool2d(features, size)
-        hidden = F.relu(_convolve(features, _linear(self[0]), KERNEL))
-        hidden = F.relu(_convolve(hidden, _linear(self[3]), 1))
-        return cast(Tensor, self[6](self.pool(hidden)))
-
-
-class LegacyHead(nn.Sequential):
-    """KerasHub's before 0.27: as above, padded to "same", the final activation after each hidden layer."""
-
-    def __init__(self, configuration: VGGConfig) -> None:
-        super().__init__(*dense_layers(configuration, configuration.width * KERNEL**2))
-        self.activation = _ACTIVATIONS[configuration.head_activation]
-        self.pool = pooling(configuration.head_pooling)
-
-    def forward(self, features: Tensor) -> Tensor:
-        hidden = self.activation(_convolve(features, _linear(self[0]), KERNEL, padding=KERNEL // 2))
-        hidden = self.activation(_convolve(hidden, _linear(self[3]), 1))
-        return cast(Tensor, self[6](self.pool(hidden)))
-
-
-class LegacyFlattenHead(nn.Sequential):
-    """KerasHub's before 0.27 with ``pooling="flatten"``: both convolutions, then three dense layers."""
-
-    def __init__(self, configuration: VGGConfig) -> None:
-        first, hidden = configuration.hidden_first or configuration.hidden, configuration.hidden
-        dense = configuration.hidden_dense or hidden
-        height, width = _map_size(configuration)
-        super().__init__(
-            nn.Linear(configuration.width * KERNEL**2, first),
-            nn.Linear(first, hidden),
-            nn.Linear(hidden * height * width, dense),
-            nn.Linear(dense, dense),
-            nn.Linear(dense, configuration.num_classes),
-        )
-        self.activation = _ACTIVATIONS[configuration.head_activation]
-
-    def forward(self, features: Tensor) -> Tensor:
-        hidden = self.activation(_convolve(features, _linear(self[0]), KERNEL, padding=KERNEL // 2))
-        hidden = self.activation(_convolve(hidden, _linear(self[1]), 1))
-        dense = F.relu(self[3](F.relu(self[2](torch.flatten(hidden, 1)))))
-        return cast(Tensor, self[4](dense))
-
-
-class FlattenHead(nn.Sequential):
-    """KerasHub's and KerasCV's ``flatten``: three dense layers on the whole map, so for one image size."""
-
-    def __init__(self, configuration: VGGConfig) -> None:
-        height, width = _map_size(configuration)
-        super().__init__(*dense_layers(configuration, configuration.width * height * width))
-
-    def forward(self, features: Tensor) -> Tensor:
-        logits = torch.flatten(features, 1)
-        for layer in self:
-            logits = layer(logits)
-        return logits
+        for layer in self.layers:
+            features = _apply(layer, features, self)
+        return features
 
 
 def dense_layers(configuration: VGGConfig, inputs: int) -> tuple[nn.Module, ...]:
@@ -123,51 +85,64 @@ def dense_layers(configuration: VGGConfig, inputs: int) -> tuple[nn.Module, ...]
     )
 
 
-def build_head(configuration: VGGConfig) -> nn.Module:
-    """Any head but torchvision's own: ``float [N, C, h, w]`` → ``float [N, classes]``."""
-    if configuration.num_classes == 0:
-        return NoHead()
-    match configuration.head:
-        case "sliding" | "valid":
-            return SlidingHead(configuration, enlarge=configuration.head == "sliding")
-        case "flatten":
-            return FlattenHead(configuration)
-        case "legacy":
-            return LegacyHead(configuration)
-        case "legacy-flatten":
-            return LegacyFlattenHead(configuration)
-    raise CheckpointError(f"there is no VGG head '{configuration.head}'")
+class GlobalPool(nn.Module):
+    """Global pooling: ``float [N, C, h, w]`` → ``float [N, C]``, or ``[N, 2C]`` where both kinds are kept."""
 
-
-class AveragePool(nn.Module):
-    """Global pooling: ``float [N, C, h, w]`` → ``float [N, C]``."""
+    def __init__(self, by: Pooling) -> None:
+        super().__init__()
+        self.by = by
 
     def forward(self, features: Tensor) -> Tensor:
-        return torch.flatten(F.adaptive_avg_pool2d(features, (1, 1)), 1)
+        if self.by == "max":
+            return torch.amax(features, dim=(2, 3))
+        mean = torch.flatten(F.adaptive_avg_pool2d(features, (1, 1)), 1)
+        if self.by == "avg":
+            return mean
+        largest = torch.amax(features, dim=(2, 3))
+        if self.by == "avgmax":
+            return 0.5 * (mean + largest)
+        return torch.cat((mean, largest) if self.by == "catavgmax" else (largest, mean), 1)
 
 
-class MaxPool(nn.Module):
-    """The same with the largest value of each channel."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        return torch.amax(features, dim=(2, 3))
-
-
-def pooling(name: str) -> nn.Module:
-    """The global pooling that a configuration calls ``name``."""
-    return MaxPool() if name == "max" else AveragePool()
+def _module(layer: Weighted) -> nn.Module:
+    if isinstance(layer, Norm):
+        return nn.BatchNorm1d(layer.width, layer.epsilon)
+    return nn.Linear(layer.inputs, layer.outputs, bias=layer.bias)
 
 
-def _map_size(configuration: VGGConfig) -> tuple[int, int]:
-    if configuration.image_size is None:
-        raise CheckpointError("a VGG whose head flattens the map needs a fixed image size")
-    return configuration.map_size(configuration.image_size)
+def _apply(layer: Layer, features: Tensor, head: nn.Module) -> Tensor:
+    match layer:
+        case Adapt():
+            return _adapted(features, layer)
+        case Pool():
+            return cast(Tensor, GlobalPool(layer.by)(features))
+        case Flatten():
+            return torch.flatten(features, 1)
+        case Convolution():
+            return _convolved(features, layer, cast(nn.Linear, head.get_submodule(layer.name)))
+        case Activate():
+            return activation(layer)(features)
+    return cast(Tensor, head.get_submodule(layer.name)(features))
 
 
-def _convolve(features: Tensor, layer: nn.Linear, kernel: int, padding: int = 0) -> Tensor:
-    weight = layer.weight.view(layer.out_features, -1, kernel, kernel)
-    return F.conv2d(features, weight, layer.bias, padding=padding)
+def _adapted(features: Tensor, layer: Adapt) -> Tensor:
+    size = layer.size
+    if layer.enlarge:
+        size = max(size[0], features.shape[-2]), max(size[1], features.shape[-1])
+        if size == tuple(features.shape[-2:]):
+            return features
+    return F.adaptive_avg_pool2d(features, size)
 
 
-def _linear(module: nn.Module) -> nn.Linear:
-    return cast(nn.Linear, module)
+def _convolved(features: Tensor, layer: Convolution, dense: nn.Linear) -> Tensor:
+    weight = dense.weight.view(layer.outputs, -1, layer.kernel, layer.kernel)
+    return F.conv2d(features, weight, dense.bias, padding=layer.padding)
+
+
+def activation(layer: Activate) -> Callable[[Tensor], Tensor]:
+    """The function that a layer names."""
+    if layer.by == "leaky_relu":
+        return partial(F.leaky_relu, negative_slope=layer.slope)
+    if layer.by == "elu":
+        return partial(F.elu, alpha=layer.slope)
+    return _ACTIVATIONS[layer.by]

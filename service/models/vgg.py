@@ -6,11 +6,12 @@ from torch import Tensor, nn
 
 from service.models._torchvision import torchvision
 from service.models.configuration import VGGConfig
-from service.models.heads import KERNEL, build_head, dense_layers
+from service.models.head import KERNEL, layers_of
+from service.models.heads import LayeredHead, NoHead, dense_layers
 
 
 class VGG(torchvision.models.VGG):
-    """torchvision's VGG with free widths, and with the head of the checkpoint's origin.
+    """torchvision's VGG with free widths, and with the head of the checkpoint's origin. ``layers`` describes the head.
 
     Modules are made and initialised in torchvision's order, so that a seed gives the very weights
     that ``torchvision.models.vgg16()`` and its siblings get from it.
@@ -20,12 +21,15 @@ class VGG(torchvision.models.VGG):
         nn.Module.__init__(self)
         self.features = _layers(configuration)
         self.classifier: nn.Module
-        self.torchvisions_head = configuration.head == "adaptive" and configuration.num_classes > 0
+        self.layers = layers_of(configuration)
+        self.torchvisions_head = (
+            configuration.head == "adaptive" and bool(self.layers) and not configuration.layers
+        )
         if self.torchvisions_head:
             self.avgpool = nn.AdaptiveAvgPool2d((KERNEL, KERNEL))
             self.classifier = nn.Sequential(*dense_layers(configuration, configuration.width * KERNEL**2))
         else:
-            self.classifier = build_head(configuration)
+            self.classifier = LayeredHead(self.layers) if self.layers else NoHead()
         self._initialise()
 
     def _initialise(self) -> None:
@@ -36,7 +40,8 @@ class VGG(torchvision.models.VGG):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, 0, 0.01)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward_features(self, pixels: Tensor) -> Tensor:
         """The last stage's output, float ``[N, C, H/32, W/32]`` for five stages."""

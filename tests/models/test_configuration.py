@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from service.errors import CheckpointError
 from service.models.catalog import VARIANTS
 from service.models.configuration import DenseNetConfig, VGGConfig, from_json, to_json
+from service.models.head import Activate, Adapt, Flatten, Linear, Norm
+from service.models.network import build
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -64,3 +67,51 @@ def test_a_billion_layers_are_a_message() -> None:
         DenseNetConfig((10**12,))
     with pytest.raises(CheckpointError, match="end with the max-pool"):
         VGGConfig.from_letters([64, "M", 64])
+
+
+POOL, LAST = {"layer": "pool"}, {"layer": "linear", "name": "0", "inputs": 64, "outputs": 1000}
+
+
+def test_a_head_of_its_own_goes_through_json_and_fits_the_network() -> None:
+    layers = (
+        Adapt((2, 2)),
+        Flatten(),
+        Linear("0", 256, 9),
+        Norm("1", 9),
+        Activate("elu", 0.5),
+        Linear("4", 9, 3),
+    )
+    for configuration in (
+        VGGConfig(((64,),), num_classes=3, layers=layers),
+        DenseNetConfig((2,), growth_rate=8, stem_width=48, num_classes=3, layers=layers),
+    ):
+        assert from_json(json.loads(json.dumps(to_json(configuration)))) == configuration
+        names = [name for name, _ in build(configuration).classifier.named_parameters()]
+        assert names == ["0.weight", "0.bias", "1.weight", "1.bias", "4.weight", "4.bias"]
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [LAST],
+        [POOL],
+        [POOL, POOL, LAST],
+        [POOL, {**LAST, "inputs": 65}],
+        [POOL, {**LAST, "outputs": 10}],
+        [POOL, {**LAST, "outputs": 64}, LAST],
+        [{"layer": "pool", "by": "sum"}, LAST],
+        [{"layer": "pool", "by": ["avg"]}, LAST],
+        [POOL, {**LAST, "name": 3}],
+        [POOL, {**LAST, "name": "forward"}],
+        [POOL, {**LAST, "colour": "red"}],
+        [POOL, {"layer": "attention"}, LAST],
+        [POOL, "linear"],
+        [POOL, LAST, {"layer": "norm", "name": "1", "width": 1000, "epsilon": "small"}],
+        [POOL, *[{"layer": "activate"}] * 100, LAST],
+        "linear",
+        {"pool": 1},
+    ],
+)
+def test_layers_that_are_no_head_are_refused(layers: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"head|layer"):
+        from_json({"family": "vgg", "stages": [[64]], "layers": layers})

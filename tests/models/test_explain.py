@@ -14,6 +14,7 @@ from service.models.checkpoints import Checkpoint, resolve, write
 from service.models.configuration import DenseNetConfig, VGGConfig
 from service.models.densenet import DenseNet
 from service.models.explain import Explainer
+from service.models.head import Activate, Adapt, Flatten, Linear, Norm, Pool
 from service.models.loader import Uint8Model
 from service.models.runner import ModelRunner
 from service.models.runtimes.eager import Eager
@@ -46,6 +47,36 @@ CHECKPOINTS = {
     "keras vgg, flatten": lambda: fixture("khub_vgg_flatten_softmax"),
     "keras vgg, legacy": lambda: tiny.of(
         VGGConfig(((8,), (8, 8)), hidden=16, num_classes=10, head="legacy", head_activation="sigmoid"), 32
+    ),
+    "densenet, own head": lambda: tiny.of(
+        DenseNetConfig(
+            (2, 2),
+            growth_rate=8,
+            stem_width=8,
+            num_classes=10,
+            layers=(
+                Pool("catavgmax"),
+                Norm("0", 56),
+                Linear("2", 56, 12),
+                Activate("elu", 1.0),
+                Linear("5", 12, 10),
+            ),
+        ),
+        64,
+    ),
+    "vgg, own head": lambda: tiny.of(
+        VGGConfig(
+            ((8,), (8, 8)),
+            num_classes=10,
+            layers=(
+                Adapt((2, 3)),
+                Flatten(),
+                Linear("1", 48, 9),
+                Activate("tanh"),
+                Linear("4", 9, 10, bias=False),
+            ),
+        ),
+        40,
     ),
     "keras vgg, legacy-flatten": lambda: tiny.of(
         VGGConfig(((8,), (8, 8)), hidden=16, num_classes=10, head="legacy-flatten", image_size=(32, 32)), 32

@@ -32,10 +32,14 @@ def open_repository(address: str, progress: Progress | None = None) -> Folder:
             f"'{address}' is no hf:// address; write hf://owner/repo or hf://owner/repo@revision"
         )
     try:
-        hub, errors = import_module("huggingface_hub"), import_module("huggingface_hub.errors")
+        # Each by its own name: newer clients give a submodule as an attribute only once it was imported.
+        hub, errors, bars = map(
+            import_module, ("huggingface_hub", "huggingface_hub.errors", "huggingface_hub.utils")
+        )
     except ImportError as error:
         raise CheckpointError(f"hf:// needs an extra; run: {install_command('hub')}") from error
-    repository = _Repository(hub, errors, match["repo"], match["revision"] or "main", progress)
+    bar = _reporting_bar(bars.tqdm, progress) if progress else None
+    repository = _Repository(hub, errors, match["repo"], match["revision"] or "main", bar)
     return Folder(
         address.removeprefix(SCHEME), f"Hugging Face {address.removeprefix(SCHEME)}", repository.locate
     )
@@ -44,9 +48,8 @@ def open_repository(address: str, progress: Progress | None = None) -> Folder:
 class _Repository:
     """One repository at one commit: that of the first file, so that all files are of the same."""
 
-    def __init__(self, hub: Any, errors: Any, repo: str, revision: str, progress: Progress | None) -> None:
-        self.hub, self.errors, self.repo, self.revision = hub, errors, repo, revision
-        self.bar = _reporting_bar(hub.utils.tqdm, progress) if progress else None
+    def __init__(self, hub: Any, errors: Any, repo: str, revision: str, bar: type[Any] | None) -> None:
+        self.hub, self.errors, self.repo, self.revision, self.bar = hub, errors, repo, revision, bar
 
     def locate(self, name: str) -> Path | None:
         """The file in the cache, fetched if need be; None where this commit has no such file."""

@@ -21,7 +21,8 @@ from service.models.checkpoints import keras_layers
 from service.models.checkpoints.folder import Folder
 from service.models.checkpoints.hdf5 import Array, read_arrays
 from service.models.checkpoints.keras_layers import Layer, convolution, dense
-from service.models.configuration import Configuration, DenseNetConfig, Pooling, VGGConfig
+from service.models.configuration import Configuration, DenseNetConfig, VGGConfig
+from service.models.head import Pooling
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 from service.errors import CheckpointError
 from service.models.checkpoints.folder import Folder
 from service.models.configuration import Configuration, VGGConfig
-from service.models.heads import KERNEL
+from service.models.head import KERNEL
 from service.preprocess import Preprocessing
 
 _log = logging.getLogger(__name__)

@@ -1,0 +1,312 @@
+"""What stands behind a network's features, as data: a list of layers, no tensor, no torch.
+
+    float [N, C, h, w] ─ layer ─ layer ─ … ─▶ logits, float [N, classes]
+
+`layers_of` gives the list for every configuration, whether its head is one of the named ones or its own. The
+arrays of a layer with parameters lie in the network's state dict under ``classifier.<name>.``, or under
+``classifier.`` where its name, a number otherwise, is empty: a `Linear` and a `Convolution` have ``weight``
+``[outputs, inputs]`` (a kernel flattened: channel, height, width) and, with ``bias``, a ``bias`` ``[outputs]``; a
+`Norm` has ``weight``, ``bias``, ``running_mean`` and ``running_var``, all ``[width]``. Whoever computes a head walks
+this list (`service.models.heads` with torch).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from service.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from service.models.configuration import Configuration, VGGConfig
+
+#: Side of the kernel that a VGG's first dense layer is, and of the map that torchvision's head averages to.
+KERNEL = 7
+
+#: How a map of any size becomes a vector: the mean or the largest value of each channel, the mean of the two, or both
+#: one behind the other (mean first in timm's ``catavgmax``, largest first in fastai's ``catmaxavg``).
+Pooling = Literal["avg", "max", "avgmax", "catavgmax", "catmaxavg"]
+
+#: What may stand between two layers. ``softmax`` is over the channels; the others act on each value alone.
+Nonlinearity = Literal[
+    "linear", "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "gelu_tanh", "silu", "hard_swish", "mish",
+    "softplus", "sigmoid", "tanh", "softmax",
+]  # fmt: skip
+
+_MOST_LAYERS = 64
+_WIDEST = 1 << 26
+
+#: As `torch.nn.Sequential` numbers its modules.
+_NAME = re.compile(r"\d{1,4}")
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """Adaptive averaging of a map to ``size`` (height, width); with ``enlarge`` only along sides that are shorter."""
+
+    kind: ClassVar[str] = "adapt"
+    size: tuple[int, int]
+    enlarge: bool = False
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Global pooling: a map becomes a vector."""
+
+    kind: ClassVar[str] = "pool"
+    by: Pooling = "avg"
+
+
+@dataclass(frozen=True)
+class Flatten:
+    """A map becomes a vector: channel, height, width."""
+
+    kind: ClassVar[str] = "flatten"
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A dense layer."""
+
+    kind: ClassVar[str] = "linear"
+    name: str
+    inputs: int
+    outputs: int
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A dense layer that slides over a map as a ``kernel`` x ``kernel`` convolution of stride 1."""
+
+    kind: ClassVar[str] = "convolution"
+    name: str
+    inputs: int
+    """Values under the kernel: channels x kernel x kernel."""
+    outputs: int
+    kernel: int
+    padding: int = 0
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A batch norm of a vector by training's statistics: ``(x - mean) / sqrt(var + epsilon) * weight + bias``."""
+
+    kind: ClassVar[str] = "norm"
+    name: str
+    width: int
+    epsilon: float = 1e-5
+
+
+@dataclass(frozen=True)
+class Activate:
+    """A nonlinearity. ``slope`` is that of ``leaky_relu`` and ``elu`` for negative values."""
+
+    kind: ClassVar[str] = "activate"
+    by: Nonlinearity = "relu"
+    slope: float = 0.01
+
+
+Layer = Adapt | Pool | Flatten | Linear | Convolution | Norm | Activate
+
+#: Layers with arrays.
+Weighted = Linear | Convolution | Norm
+
+_KINDS: Mapping[str, type[Any]] = {kind.kind: kind for kind in get_args(Layer)}
+
+
+def layers_of(configuration: Configuration) -> tuple[Layer, ...]:
+    """The head's layers in the order in which they are applied; empty for a network without a head.
+
+    Raises `CheckpointError` for a flattening head whose image size is not fixed.
+    """
+    if configuration.num_classes == 0:
+        return ()
+    if configuration.layers:
+        return configuration.layers
+    if configuration.family == "vgg":
+        return _NAMED[configuration.head](configuration)
+    return Pool(configuration.head_pooling), Linear("", configuration.pooled_width, configuration.num_classes)
+
+
+def key(layer: Weighted) -> str:
+    """What the names of a layer's arrays begin with: ``classifier.`` or ``classifier.<name>.``."""
+    return f"classifier.{layer.name}." if layer.name else "classifier."
+
+
+def to_json(layers: Sequence[Layer]) -> list[dict[str, Any]]:
+    """Plain JSON values; `from_json` makes equal layers of them."""
+    return [{"layer": layer.kind, **asdict(layer)} for layer in layers]
+
+
+def from_json(documents: Any) -> tuple[Layer, ...]:
+    """The layers that `to_json` described. Raises `CheckpointError` for anything else."""
+    if not isinstance(documents, list | tuple):
+        raise CheckpointError("the configuration's layers must be a list")
+    return tuple(_layer(document) for document in documents)
+
+
+def _layer(document: Any) -> Layer:
+    values = dict(document) if isinstance(document, dict) else {}
+    kind = _KINDS.get(str(values.pop("layer", None)))
+    if kind is None:
+        raise CheckpointError(f"each of the configuration's layers is one of {', '.join(_KINDS)}")
+    try:
+        layer: Layer = kind(**{name: _tuple(value) for name, value in values.items()})
+    except TypeError as error:
+        raise CheckpointError(f"the configuration's layer {kind.kind} is not right: {error}") from error
+    return layer
+
+
+def check(layers: Sequence[Layer], width: int, classes: int) -> None:
+    """Raises `CheckpointError` unless the layers fit each other, ``width`` channels and ``classes``."""
+    if len(layers) > _MOST_LAYERS:
+        raise CheckpointError(f"a head has at most {_MOST_LAYERS} layers")
+    if len(names := [layer.name for layer in layers if isinstance(layer, Weighted)]) != len(set(names)):
+        raise CheckpointError("two of the head's layers have one name")
+    current: int | None = width
+    vector = False
+    for layer in layers:
+        _check_values(layer)
+        if isinstance(layer, Adapt | Pool | Flatten | Convolution) and vector:
+            raise CheckpointError(f"the head's layer {layer.kind} wants a map, and a vector is what it gets")
+        if isinstance(layer, Linear | Norm) and not vector:
+            raise CheckpointError(f"the head's layer {layer.kind} wants a vector; pool or flatten before it")
+        current, vector = _after(layer, current, vector)
+    if not vector or current != classes:
+        raise CheckpointError(f"the head ends in {current} values and the network has {classes} classes")
+
+
+def _after(layer: Layer, current: int | None, vector: bool) -> tuple[int | None, bool]:
+    """Channels (None where only the image's size would tell), and whether it is a vector, behind a layer."""
+    match layer:
+        case Pool():
+            return (None if current is None else current * (2 if layer.by.startswith("cat") else 1)), True
+        case Flatten():
+            return None, True
+        case Linear():
+            _refuse_gap(layer.name, current, layer.inputs)
+            return layer.outputs, True
+        case Convolution():
+            _refuse_gap(layer.name, current and current * layer.kernel**2, layer.inputs)
+            return layer.outputs, False
+        case Norm():
+            _refuse_gap(layer.name, current, layer.width)
+            return layer.width, True
+    return current, vector
+
+
+def _refuse_gap(name: str, current: int | None, wanted: int) -> None:
+    if current not in (None, wanted):
+        raise CheckpointError(f"the head's layer '{name}' takes {wanted} values and gets {current}")
+
+
+def _check_values(layer: Layer) -> None:
+    for field in fields(layer):
+        value = getattr(layer, field.name)
+        if field.name == "size":
+            good = isinstance(value, tuple) and len(value) == 2 and all(_is_count(side) for side in value)
+        elif field.name == "name":
+            good = isinstance(value, str) and _NAME.fullmatch(value) is not None
+        elif field.name == "by":
+            good = value in get_args(Pooling if isinstance(layer, Pool) else Nonlinearity)
+        elif field.name in ("bias", "enlarge"):
+            good = isinstance(value, bool)
+        elif field.name in ("epsilon", "slope"):
+            good = isinstance(value, int | float) and 0 <= value < float("inf")
+        else:
+            good = _is_count(value) or (field.name == "padding" and value == 0)
+        if not good:
+            raise CheckpointError(f"the head's layer {layer.kind} cannot have {field.name} {value!r:.80}")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= _WIDEST
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _adaptive(configuration: VGGConfig) -> tuple[Layer, ...]:
+    inputs = configuration.width * KERNEL**2
+    return Adapt((KERNEL, KERNEL)), Flatten(), *_dense(configuration, inputs)
+
+
+def _flatten(configuration: VGGConfig) -> tuple[Layer, ...]:
+    height, width = _map_size(configuration)
+    return Flatten(), *_dense(configuration, configuration.width * height * width)
+
+
+def _dense(configuration: VGGConfig, inputs: int) -> tuple[Layer, ...]:
+    """torchvision's ``classifier``."""
+    first, hidden = configuration.hidden_first or configuration.hidden, configuration.hidden
+    return (
+        Linear("0", inputs, first),
+        Activate(),
+        Linear("3", first, hidden),
+        Activate(),
+        Linear("6", hidden, configuration.num_classes),
+    )
+
+
+def _sliding(configuration: VGGConfig) -> tuple[Layer, ...]:
+    first, hidden = configuration.hidden_first or configuration.hidden, configuration.hidden
+    padding = KERNEL // 2 if configuration.head == "legacy" else 0
+    activation = Activate(_hidden_activation(configuration) if configuration.head == "legacy" else "relu")
+    return (
+        *((Adapt((KERNEL, KERNEL), enlarge=True),) if configuration.head == "sliding" else ()),
+        Convolution("0", configuration.width * KERNEL**2, first, KERNEL, padding),
+        activation,
+        Convolution("3", first, hidden, 1),
+        activation,
+        Pool(configuration.head_pooling),
+        Linear("6", configuration.pooled_hidden, configuration.num_classes),
+    )
+
+
+def _legacy_flatten(configuration: VGGConfig) -> tuple[Layer, ...]:
+    first, hidden = configuration.hidden_first or configuration.hidden, configuration.hidden
+    dense = configuration.hidden_dense or hidden
+    height, width = _map_size(configuration)
+    activation = Activate(_hidden_activation(configuration))
+    return (
+        Convolution("0", configuration.width * KERNEL**2, first, KERNEL, KERNEL // 2),
+        activation,
+        Convolution("1", first, hidden, 1),
+        activation,
+        Flatten(),
+        Linear("2", hidden * height * width, dense),
+        Activate(),
+        Linear("3", dense, dense),
+        Activate(),
+        Linear("4", dense, configuration.num_classes),
+    )
+
+
+_NAMED: dict[str, Callable[[VGGConfig], tuple[Layer, ...]]] = {
+    "adaptive": _adaptive,
+    "sliding": _sliding,
+    "valid": _sliding,
+    "flatten": _flatten,
+    "legacy": _sliding,
+    "legacy-flatten": _legacy_flatten,
+}
+
+
+def _hidden_activation(configuration: VGGConfig) -> Nonlinearity:
+    if configuration.head_activation not in get_args(Nonlinearity):
+        raise CheckpointError(
+            f"a head with '{configuration.head_activation}' between its layers is not known"
+        )
+    activation: Nonlinearity = configuration.head_activation  # type: ignore[assignment]
+    return activation
+
+
+def _map_size(configuration: VGGConfig) -> tuple[int, int]:
+    if configuration.image_size is None:
+        raise CheckpointError("a VGG whose head flattens the map needs a fixed image size")
+    return configuration.map_size(configuration.image_size)
