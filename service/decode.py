@@ -2,7 +2,8 @@
 
     sniff        which of the six accepted formats the first bytes announce; nothing else is ever decoded
     open         that format's reader of Pillow's alone; it reads headers only
-    judge        the pixels that the header declares against the limit, before any is decoded
+    judge        the parts of the file against what encoders write (service.effort), and the pixels that the header
+                 declares against the limit, before any is decoded
     load         the pixels; of several frames the first
     orient       by EXIF (or XMP), as ``ImageOps.exif_transpose`` does
     to_rgb       every colour mode, as ``Image.convert("RGB")`` does
@@ -17,6 +18,7 @@ import re
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
@@ -27,7 +29,9 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from service import effort
 from service.dimensions import declared
+from service.effort.jpeg import kind as unread_jpeg
 from service.errors import EmptyBody, ImageTooLarge, InvalidImage, UnsupportedMediaType
 
 #: The accepted formats by Pillow's names, each with the one class that may read it. The classes are
@@ -48,17 +52,12 @@ ACCEPTED = "JPEG, PNG, WebP, GIF, BMP and TIFF"
 #: so 50,000,000 x 1 pixels would pass the limit of pixels and still cost gigabytes.
 MAX_SIDE = 65_535
 
-#: Scans of a progressive JPEG. Encoders write about ten; each one costs a pass over all pixels and as little
-#: as 75 bytes, so ten megabytes could keep a core busy for half an hour.
-MAX_SCANS = 100
-
-#: Pixels, and bytes, of a run-length coded bitmap. Pillow decodes this one coding in Python, holding the
-#: interpreter: four kilobytes could stop a whole process for five seconds.
-MAX_RUN_LENGTH = 2_000_000
-
-#: Where ``Image.info`` keeps the width and height in pixels, with fractions, that a scaled JPEG really covers: its last
-#: row and column reach beyond the image where the scale does not divide its sides. Absent for all others.
+#: Where ``Image.info`` keeps the part of a scaled JPEG that the image really covers: left, top, right, bottom in
+#: pixels, with fractions. A row and a column reach beyond it where the scale does not divide the sides. Absent for all
+#: others.
 EXTENT = "imagenet-serve extent"
+
+Box = tuple[float, float, float, float]
 
 #: As many first bytes as `sniff` looks at.
 HEAD_BYTES = 18
@@ -74,6 +73,8 @@ _MAGIC = (
     (b"GIF89a", "GIF"),
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
+    (b"II\0*", "TIFF"),  # swapped magic: Pillow goes by the first two bytes, and so do we
+    (b"MM*\0", "TIFF"),
     (b"II+\0", "TIFF"),  # BigTIFF
     (b"MM\0+", "TIFF"),
 )
@@ -105,6 +106,12 @@ _DAMAGE: tuple[type[Exception], ...] = (
     Warning,  # where a test turns warnings into errors and the filter below lost a race
 )
 
+#: By format: how Pillow's messages begin when it knows a file for whole and its kind for none of its own.
+_UNREAD = {
+    "TIFF": [("unknown pixel mode", "a TIFF whose samples have no mode of Pillow's")],
+    "BMP": [("Unsupported BMP", "a BMP of an unusual layout")],
+}
+
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -115,6 +122,16 @@ _TRANSPOSITIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
+#: Where the point (x, y) of an image of width w and height h goes.
+_TURNED_POINTS: dict[Image.Transpose, Callable[[float, float, int, int], tuple[float, float]]] = {
+    Image.Transpose.FLIP_LEFT_RIGHT: lambda x, y, w, h: (w - x, y),
+    Image.Transpose.ROTATE_180: lambda x, y, w, h: (w - x, h - y),
+    Image.Transpose.FLIP_TOP_BOTTOM: lambda x, y, w, h: (x, h - y),
+    Image.Transpose.TRANSPOSE: lambda x, y, w, h: (y, x),
+    Image.Transpose.ROTATE_270: lambda x, y, w, h: (h - y, x),
+    Image.Transpose.TRANSVERSE: lambda x, y, w, h: (h - y, w - x),
+    Image.Transpose.ROTATE_90: lambda x, y, w, h: (y, w - x),
+}
 
 #: Modes without a conversion to RGB of Pillow's own, and the mode on the way to it. ``La`` is ``LA``
 #: with the alpha multiplied in; Pillow itself takes it back to ``LA`` after a resize.
@@ -181,8 +198,17 @@ def load(data: Data, *, max_pixels: int, at_least: int | None = None) -> Image.I
     except Image.DecompressionBombError as error:
         raise _too_large(_first_number(error), max_pixels) from error
     except _DAMAGE as error:
+        if kind := _unread_kind(name, data, error):
+            raise UnsupportedMediaType(f"the image is {kind}, a kind that is not read") from error
         message = f"the bytes begin like a {name} file but cannot be decoded: damaged or truncated"
         raise InvalidImage(message) from error
+
+
+def _unread_kind(name: str, data: Data, error: Exception) -> str | None:
+    """What the image is, where a reader refused a whole file for its kind; None for a damaged one."""
+    if name == "JPEG":
+        return None if "truncated" in str(error) else unread_jpeg(bytes(data))
+    return next((kind for words, kind in _UNREAD.get(name, ()) if str(error).startswith(words)), None)
 
 
 def _recognise(data: Data) -> str:
@@ -196,13 +222,13 @@ def _recognise(data: Data) -> str:
 
 def _read(name: str, data: Data, max_pixels: int, at_least: int | None) -> Image.Image:
     data = data if isinstance(data, bytes) else bytes(data)
+    effort.judge(name, data)
     image = _READERS[name](io.BytesIO(data))  # shares bytes, copies anything else
     _judge(image.width, image.height, max_pixels)
-    _judge_effort(image, data)
     if at_least is not None and isinstance(image, JpegImageFile):
         drafted = image.draft("RGB", (at_least, at_least))
         if drafted is not None:
-            image.info[EXTENT] = drafted[1][2:]
+            image.info[EXTENT] = drafted[1]
     image.load()
     return image
 
@@ -212,15 +238,6 @@ def _judge(width: int, height: int, max_pixels: int) -> None:
         raise _too_large(f"{width} x {height} = {width * height}", max_pixels)
     if max(width, height) > MAX_SIDE:
         raise ImageTooLarge(f"the image is {width} x {height}; no side may have more than {MAX_SIDE} pixels")
-
-
-def _judge_effort(image: ImageFile, data: bytes) -> None:
-    """Refuse the two codings that cost far more than their pixels and bytes let expect."""
-    if image.info.get("progressive") and data.count(b"\xff\xda") > MAX_SCANS:
-        raise InvalidImage(f"the JPEG has more than {MAX_SCANS} scans")
-    run_lengths = isinstance(image, BmpImageFile) and image.info.get("compression") in (1, 2)
-    if run_lengths and max(image.width * image.height, len(data)) > MAX_RUN_LENGTH:
-        raise ImageTooLarge(f"a run-length coded BMP may have {MAX_RUN_LENGTH} pixels, and as many bytes")
 
 
 def _too_large(pixels: str, max_pixels: int) -> ImageTooLarge:
@@ -247,22 +264,31 @@ def _let_pillow_follow(max_pixels: int) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    transposition = _TRANSPOSITIONS.get(_orientation(image))
+    transposition = _orientation(image)
     if transposition is None:
         return image
-    image.info.pop(
-        EXTENT, None
-    )  # what reaches beyond would be at another side; less than a pixel, so let it go
-    return image.transpose(transposition)
+    turned = image.transpose(transposition)
+    if EXTENT in image.info:
+        turned.info[EXTENT] = turned_box(image.info[EXTENT], image.size, transposition)
+    return turned
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 where there is none that can be read. TIFF was turned by its reader."""
+def turned_box(box: Box, size: tuple[int, int], how: Image.Transpose) -> Box:
+    """Where a part of an image of ``size`` (width, height) lies when the image is turned."""
+    turn = _TURNED_POINTS[how]
+    (x0, y0), (x1, y1) = turn(*box[:2], *size), turn(*box[2:], *size)
+    return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+
+
+def _orientation(image: Image.Image) -> Image.Transpose | None:
+    """How EXIF wants the image turned; None for not at all, and where it cannot be read. TIFF was turned by its reader.
+
+    A number of any type is taken for what it is equal to, as `ImageOps.exif_transpose` does.
+    """
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        return _TRANSPOSITIONS.get(image.getexif().get(_ORIENTATION_TAG, 1))
     except _DAMAGE:
-        return 1
-    return orientation if isinstance(orientation, int) else 1
+        return None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -197,8 +197,9 @@ def _fast_size(spec: Preprocessing) -> int | None:
 
 
 def _resize_crop(image: Image.Image, spec: Preprocessing, out: Pixels, *, exact: bool) -> None:
-    extent = (image.width, image.height) if exact else image.info.get(EXTENT, image.size)
-    height, width = resized_size((extent[1], extent[0]), spec.resize)
+    whole = (0, 0, image.width, image.height)
+    left, top, right, bottom = extent = whole if exact else image.info.get(EXTENT, whole)
+    height, width = resized_size((bottom - top, right - left), spec.resize)
     rows, top = _centre(height, spec.crop[0])
     columns, left = _centre(width, spec.crop[1])
     pixels = resize_window(image, rows, columns, spec.interpolation, None if exact else extent)

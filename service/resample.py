@@ -122,7 +122,7 @@ def resize_window(
     rows: Window,
     columns: Window,
     interpolation: str,
-    extent: tuple[float, float] | None = None,
+    extent: tuple[float, float, float, float] | None = None,
 ) -> Pixels:
     """``image.resize((columns.resized, rows.resized))`` cut to the two windows, equal to the bit.
 
@@ -130,14 +130,14 @@ def resize_window(
     (or without the 3 for L). Nothing larger than `LARGEST_WHOLE` pixels, or than Pillow's first pass
     over the source, is made on the way.
 
-    ``extent``, width and height, gives the bits up for speed: the source is that much of the image from its
-    upper left corner, and never more than the window is made, a grey level from exact where a box rounds.
+    ``extent`` gives the bits up for speed: the source is this part of the image (left, top, right, bottom, with
+    fractions), and never more than the window is made, a grey level from exact where a box rounds.
     """
     chosen = FILTERS[interpolation]
     whole = (columns.resized, rows.resized)
     exact = extent is None
-    width, height = extent or image.size
-    across, down = _box(width, columns, exact), _box(height, rows, exact)
+    left, top, right, bottom = extent or (0, 0, *image.size)
+    across, down = _box(left, right, columns, exact), _box(top, bottom, rows, exact)
     if exact and _rows_first(image.size, (across.made, down.made)) != _rows_first(image.size, whole):
         across, down = _whole(image.width, columns), _whole(image.height, rows)
     if across.made * down.made > LARGEST_WHOLE:
@@ -145,8 +145,8 @@ def resize_window(
     box = (across.low, down.low, across.high, down.high)
     resized = image.resize((across.made, down.made), chosen.pillow, box)
     if resized.size != (columns.length, rows.length):
-        left, top = across.start, down.start
-        resized = resized.crop((left, top, left + columns.length, top + rows.length))
+        x, y = across.start, down.start
+        resized = resized.crop((x, y, x + columns.length, y + rows.length))
     return np.asarray(resized)
 
 
@@ -167,12 +167,17 @@ def _whole(source: float, window: Window) -> _Box:
     return _Box(0.0, float(source), window.resized, window.start)
 
 
-def _box(source: float, window: Window, exact: bool = True) -> _Box:
-    """The window itself where this is exact (see the head of this file) or need not be, else the whole axis."""
+def _box(first: float, last: float, window: Window, exact: bool = True) -> _Box:
+    """The window itself where this is exact (see the head of this file) or need not be, else the whole axis.
+
+    The axis goes from ``first`` to ``last``; where it has to be exact, ``first`` is 0.
+    """
+    source = last - first
     step = Fraction(source) / window.resized
     dyadic = step.denominator & (step.denominator - 1) == 0
     if not exact or (dyadic and window.stop * step.numerator < _EXACT_FLOAT32):
-        return _Box(float(window.start * step), float(window.stop * step), window.length, 0)
+        high = min(first + float(window.stop * step), float(last))  # a sum of fractions may round beyond it
+        return _Box(first + float(window.start * step), high, window.length, 0)
     return _whole(source, window)
 
 

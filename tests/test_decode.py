@@ -134,6 +134,48 @@ def test_orientation_in_the_other_formats_that_have_it(name: str, orientation: i
     assert_like_pillow(data)
 
 
+@given(
+    st.integers(0, 9),
+    st.sampled_from([1, 3, 4, 5, 6, 8, 9, 10, 11, 12]),
+    st.sampled_from("<>"),
+    st.sampled_from(["JPEG", "PNG", "WEBP"]),
+)
+@settings(deadline=None, max_examples=150)
+def test_an_orientation_of_any_type_is_obeyed_as_pillow_does(
+    orientation: int, kind: int, endian: str, name: str
+) -> None:
+    assert_like_pillow(encode(picture(), name, exif=b"Exif\0\0" + exif_entry(endian, kind, orientation)))
+
+
+def exif_entry(endian: str, kind: int, value: int) -> bytes:
+    """A directory with an orientation of any numeric type."""
+    formats = {1: "B", 3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 11: "f", 12: "d"}
+    content = (
+        struct.pack(f"{endian}{'L' if kind == 5 else 'l'}l", 3 * value, 3)
+        if kind in (5, 10)
+        else struct.pack(endian + formats[kind], value)
+    )
+    head = (b"II*\0" if endian == "<" else b"MM\0*") + struct.pack(endian + "LHHHL", 8, 1, 0x0112, kind, 1)
+    if len(content) <= 4:
+        return head + content.ljust(4, b"\0") + struct.pack(endian + "L", 0)
+    return head + struct.pack(endian + "LL", 26, 0) + content
+
+
+@pytest.mark.parametrize("magic", [b"II\0*", b"MM*\0"])
+def test_a_tiff_of_swapped_magic_is_read_as_pillow_reads_it(magic: bytes) -> None:
+    data = bytearray(encode(picture(), "TIFF", big_tiff=False))
+    if magic.startswith(b"MM"):
+        data = bytearray(big_endian_tiff())
+    data[:4] = magic
+    assert_like_pillow(bytes(data))
+
+
+def big_endian_tiff() -> bytes:
+    tags = [(256, 5), (257, 4), (258, 8), (259, 1), (262, 1), (273, 8 + 2 + 8 * 12 + 4), (278, 4), (279, 20)]
+    entries = b"".join(struct.pack(">HHLL", tag, 4, 1, value) for tag, value in tags)
+    return b"MM\0*" + struct.pack(">LH", 8, len(tags)) + entries + bytes(4) + bytes(range(20))
+
+
 def test_orientation_from_xmp() -> None:
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     data = encode(picture(), "JPEG", xmp=xmp)
@@ -273,14 +315,6 @@ def test_text_bombs_in_a_png_stay_bounded() -> None:
     assert peak < 200_000_000
 
 
-def test_a_jpeg_of_endless_scans_is_refused() -> None:
-    data = encode(picture(size=(64, 64)), "JPEG", progressive=True)
-    scan = data[data.rindex(b"\xff\xda") : -2]
-    assert decode(data[:-2] + scan * 20 + b"\xff\xd9", max_pixels=LIMIT).size == (64, 64)
-    with pytest.raises(InvalidImage, match="scans"):
-        decode(data[:-2] + scan * 100 + b"\xff\xd9", max_pixels=LIMIT)
-
-
 def test_a_run_length_bitmap_is_decoded_while_it_is_small() -> None:
     rows = b"".join(bytes([20, row, 0, 0]) for row in range(10)) + b"\0\1"
     assert_like_pillow(run_length_bmp(20, 10, rows))
@@ -301,6 +335,21 @@ def test_truncations_leave_nothing_but_our_own_errors(name: str) -> None:
     data = corpus.whole()[name]
     for length in {*range(1, min(len(data), 40)), *range(40, len(data), max(1, len(data) // 40))}:
         assert_decodes_or_refuses(data[:length])
+
+
+def test_a_whole_file_of_a_kind_that_is_not_read_is_called_that() -> None:
+    jpeg = bytearray(encode(picture(), "JPEG"))
+    jpeg[jpeg.index(b"\xff\xc0") + 4] = 12
+    lossless = bytearray(encode(picture(), "JPEG"))
+    lossless[lossless.index(b"\xff\xc0") + 1] = 0xC6
+    tiff = bytearray(encode(picture("RGB"), "TIFF"))
+    at = tiff.index(struct.pack("<HHL", 262, 3, 1)) + 8  # photometric interpretation
+    tiff[at : at + 2] = struct.pack("<H", 32_844)
+    bmp = bytearray(encode(picture(), "BMP"))
+    bmp[30] = 4
+    for data, words in ((jpeg, "12 bits"), (lossless, "lossless"), (tiff, "TIFF"), (bmp, "BMP")):
+        with pytest.raises(UnsupportedMediaType, match=f"{words}.*not read"):
+            decode(bytes(data), max_pixels=LIMIT)
 
 
 @pytest.mark.parametrize("name", FORMATS)

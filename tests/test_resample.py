@@ -59,7 +59,7 @@ def test_the_short_side_needs_no_more_than_the_window(height: int, width: int, m
     ("source", "resized", "whole"), [(1080, 256, False), (1920, 455, True), (500, 375, True)]
 )
 def test_only_dyadic_scales_are_boxed(source: int, resized: int, whole: bool) -> None:
-    box = resample._box(source, Window(resized, 16, 224))
+    box = resample._box(0, source, Window(resized, 16, 224))
     assert (box.made == resized) is whole
 
 
