@@ -21,19 +21,24 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What it gets. With ``cut`` the connection ends after so many bytes of a body announced in full."""
+    """What it gets. With ``cut`` the connection ends after so many bytes of a body announced in full.
+
+    With ``hang`` it stays open instead, until the client goes.
+    """
 
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     cut: int | None = None
+    hang: bool = False
 
 
 @dataclass
 class Loopback:
-    """A running server: its address, and every request so far."""
+    """A running server: its address, how it answers, and every request so far."""
 
     url: str
+    answer: Callable[[Request], Reply]
     requests: list[Request] = field(default_factory=list)
 
     @property
@@ -54,7 +59,7 @@ def serve(answer: Callable[[Request], Reply]) -> Iterator[Loopback]:
             headers = {name.lower(): value for name, value in self.headers.items()}
             request = Request(self.command, self.path, headers, body)
             loopback.requests.append(request)
-            self.send(answer(request))
+            self.send(loopback.answer(request))
 
         def send(self, reply: Reply) -> None:
             self.send_response(reply.status)
@@ -63,6 +68,8 @@ def serve(answer: Callable[[Request], Reply]) -> Iterator[Loopback]:
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(reply.body[: reply.cut])
+            if reply.hang:
+                self.rfile.read(1)
             if reply.cut is not None:
                 self.close_connection = True
 
@@ -73,7 +80,7 @@ def serve(answer: Callable[[Request], Reply]) -> Iterator[Loopback]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    loopback = Loopback(f"http://127.0.0.1:{server.server_port}")
+    loopback = Loopback(f"http://127.0.0.1:{server.server_port}", answer)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

