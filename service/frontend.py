@@ -107,7 +107,7 @@ class FrontEnd:
     def _act(self, message: dict[str, Any], descriptors: list[int]) -> None:
         match message["kind"]:
             case "status":
-                self._context.status = Status.from_json(message["status"])
+                self._context.hear(Status.from_json(message["status"]))
             case "engine":
                 self._attach(message["number"], Geometry.from_json(message["geometry"]), *descriptors)
             case "drain":

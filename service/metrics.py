@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from service.buckets import SIZES
 from service.card import ModelCard
+from service.counters import merge_dead, reading
 from service.engine.arena import Arena, Gauge
 from service.errors import ConfigurationError
 from service.leftovers import remove
@@ -32,26 +34,33 @@ if TYPE_CHECKING:
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 _PREFIX = "imagenet-serve-metrics-"
 
+#: Routes that machines ask again and again, whoever else comes: a refusal there refuses no user. The rules of
+#: k8s/overlays/monitoring leave out the same.
+PROBES = re.compile(r"/(livez|readyz|healthz|metrics)|/v2/health/(live|ready)|/v2/models/.+/ready")
+
 STATES = ("starting", "loading", "warming", "ready", "draining", "failed")
 STAGES = ("receive", "decode", "queue", "inference", "respond")
 
 #: Seconds: from a sub-millisecond stage to a request that waited for its deadline.
 DURATIONS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-#: Bytes: each process keeps a few files of one to two MiB, and so do those that take the place of dead ones.
-_ROOM = 64 << 20
+#: Bytes for each process: two files, together 0.2 MiB when every route has answered with every status. What the dead
+#: have counted is in one more.
+_ROOM = 1 << 20
 
 
-def prepare() -> Path:
+def prepare(processes: int = 2) -> Path:
     """Makes the empty directory for the files and names it to prometheus_client. The supervisor's first act.
 
-    Raises `ConfigurationError` where there is no room: a mapped file that the disk has no block for ends its process.
+    ``processes`` is how many will count at a time. Raises `ConfigurationError` where there is no room: a mapped file
+    that the disk has no block for ends its process.
     """
     remove(_PREFIX)
     try:
         directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        if shutil.disk_usage(directory).free < _ROOM:
+        needed = _ROOM * (processes + 1)
+        if (free := shutil.disk_usage(directory).free) < needed:
             directory.rmdir()
-            raise OSError(errno.ENOSPC, "less than 64 MiB are free")
+            raise OSError(errno.ENOSPC, f"{free >> 20} MiB are free, and {needed >> 20} MiB are needed")
     except OSError as error:
         raise ConfigurationError(
             f"no room for the counters in {tempfile.gettempdir()}: {error.strerror}; make some there, or name "
@@ -151,20 +160,25 @@ class Metrics:
 
 
 def forget(process: int) -> None:
-    """A process has ended: its counts stay, its live gauges go. There are none of the latter yet."""
-    from prometheus_client import multiprocess
-
-    multiprocess.mark_process_dead(process)  # type: ignore[no-untyped-call]
+    """A process has ended: its counts stay, in the file of all that have."""
+    merge_dead(Path(os.environ[_DIRECTORY]), process)
 
 
 class Snapshot:
     """The gauges, read when somebody scrapes. A prometheus_client collector."""
 
     def __init__(
-        self, state: str, restarts: int, engine_up: bool, arena: Arena | None, card: ModelCard | None
+        self,
+        state: str,
+        restarts: int,
+        frontend_restarts: int,
+        engine_up: bool,
+        arena: Arena | None,
+        card: ModelCard | None,
     ) -> None:
         self._state = state
         self._restarts = restarts
+        self._frontend_restarts = frontend_restarts
         self._engine_up = engine_up
         self._arena = arena
         self._card = card
@@ -178,6 +192,11 @@ class Snapshot:
         yield gauge("engine_up", "1 while the engine takes work.", float(self._engine_up))
         yield CounterMetricFamily(
             "imagenet_engine_restarts", "Engines that were started in place of a dead one.", self._restarts
+        )
+        yield CounterMetricFamily(
+            "imagenet_frontend_restarts",
+            "Front-ends that were started in place of a dead one.",
+            self._frontend_restarts,
         )
         state = GaugeMetricFamily(
             "imagenet_state", "1 for the state that the service is in.", labels=["state"]
@@ -248,4 +267,5 @@ def exposition(snapshot: Snapshot, accept: str = "", exemplars: Exemplars | None
     registry.register(collector if exemplars is None else _WithExemplars(collector, exemplars))
     registry.register(snapshot)
     encode, content_type = choose_encoder(accept)
-    return encode(registry), content_type
+    with reading(Path(os.environ[_DIRECTORY])):
+        return encode(registry), content_type

@@ -19,6 +19,8 @@ class Status:
     """A download's bytes ``done`` and ``total``, while there is one."""
     restarts: int = 0
     """How often the engine was started again."""
+    frontend_restarts: int = 0
+    """How often a front-end was."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -96,7 +96,7 @@ class Supervisor:
         """
         url = self.bind()
         logs.configure(self._settings, "supervisor")
-        self._metrics = metrics.prepare()
+        self._metrics = metrics.prepare(processes=self._settings.resolved_frontends + 1)
         self._claim = Claim(self._metrics)
         self._catch_signals()
         try:
@@ -231,7 +231,9 @@ class Supervisor:
             self._exit_code = 1
             return
         log.error("%s %s; another takes its place", child.name, outcome)
+        self._status.frontend_restarts += 1
         self._start_front_end(child.name)
+        self._tell()
 
     def _introduce(self, child: Child) -> None:
         """Joins a front-end and the engine by a new link."""

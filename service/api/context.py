@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,6 +20,10 @@ from service.settings import Settings
 from service.status import Status
 from service.tracing import Tracing
 
+#: Seconds without a byte of a download or another phase, after which a start is taken for hung. No single step of a
+#: start is known to take this long: not the read of the largest checkpoint, not one kernel's compilation.
+START_PATIENCE = 600.0
+
 #: Fills a slot's pixels, in a decoding thread.
 Write = Callable[[NDArray[np.uint8]], None]
 
@@ -35,6 +40,27 @@ class Context:
     card: ModelCard | None = None
     tracing: Tracing | None = None
     """None when nobody asked for traces."""
+    progressed: float = field(default_factory=time.monotonic)
+    """When the start last got on, by the monotonic clock."""
+
+    def hear(self, status: Status) -> None:
+        """The supervisor's news."""
+        if (status.state, status.detail, status.progress) != (
+            self.status.state,
+            self.status.detail,
+            self.status.progress,
+        ):
+            self.progressed = time.monotonic()
+        self.status = status
+
+    def check_alive(self) -> None:
+        """Raises what `/livez` answers when only a restart would help: a start that does not get on."""
+        silence = time.monotonic() - self.progressed
+        if self.status.state in ("starting", "loading", "warming") and silence > START_PATIENCE:
+            raise NotReady(
+                f"the start has not got on for {silence:.0f} s; the service is {self.status.state}: "
+                f"{self.status.detail}"
+            )
 
     @property
     def draining(self) -> bool:

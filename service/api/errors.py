@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from service import errors
 from service.api.context import context_of
+from service.metrics import PROBES
 
 _STATUS: dict[type[errors.ServiceError], int] = {
     errors.MalformedRequest: 400,
@@ -70,7 +71,7 @@ def respond(request: Request, error: errors.ServiceError) -> Response:
     """The response for ``error``, counted."""
     status = status_of(error)
     metrics = context_of(request).metrics
-    if status in _REJECTIONS:
+    if status in _REJECTIONS and not PROBES.fullmatch(request.scope["path"]):
         metrics.rejected.labels(error.code).inc()
     if isinstance(error, errors.DeadlineExceeded):
         metrics.expired.inc()

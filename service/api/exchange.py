@@ -22,6 +22,7 @@ from service.api.context import Context
 from service.api.errors import defect, respond
 from service.engine.client import Answer
 from service.errors import Draining, InvalidParameter
+from service.metrics import PROBES
 from service.tracing import Image, Trace
 
 log = logging.getLogger("service.access")
@@ -29,8 +30,8 @@ log = logging.getLogger("service.access")
 #: What an echoed request id may hold; anything else is replaced, so that no log line can be forged.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _STAGES_HERE = {"receive", "respond"}
-#: Probes and scrapes come every few seconds for ever, and say nothing that metrics do not.
-_ASKED_BY_MACHINES = {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
+#: What people read; other probes and scrapes come every few seconds for ever, and say nothing that metrics do not.
+_FOR_PEOPLE = "/healthz"
 #: nginx's number for a client that went away before it was answered.
 _CLIENT_GONE = 499
 #: Seconds.
@@ -151,7 +152,7 @@ class Envelope:
         exchange = Exchange(_request_id(headers), scope.get("began") or time.monotonic())
         scope["exchange"], scope["context"] = exchange, self._context
         tracing = self._context.tracing
-        if tracing is not None and scope["path"] not in _ASKED_BY_MACHINES:
+        if tracing is not None and not _asked_by_machines(scope["path"]):
             exchange.trace = tracing.begin(scope, headers, exchange.started)
 
         async def send_with_headers(message: Message) -> None:
@@ -221,10 +222,14 @@ class Envelope:
                 started=exchange.started,
                 now=now,
             )
-        level = logging.DEBUG if route in _ASKED_BY_MACHINES else logging.INFO
+        level = logging.DEBUG if _asked_by_machines(scope["path"]) else logging.INFO
         if log.isEnabledFor(level):
             extra = {"exchange": exchange, "duration": duration}
             log.log(level, "%s %s %d", scope["method"], scope["path"], exchange.status, extra=extra)
+
+
+def _asked_by_machines(path: str) -> bool:
+    return path != _FOR_PEOPLE and PROBES.fullmatch(path) is not None
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:

@@ -12,9 +12,13 @@ from service.metrics import Snapshot, exposition
 router = APIRouter(tags=["health"])
 
 
-@router.get("/livez")
-async def livez() -> Live:
-    """200 as long as this front-end's event loop turns: nothing that a restart would mend."""
+@router.get("/livez", responses={503: {"model": Problem, "content": {"application/problem+json": {}}}})
+async def livez(request: Request) -> Live:
+    """200 unless a restart would help: this front-end's event loop turns, and a start gets on.
+
+    A start gets on while a download moves, however long it takes.
+    """
+    context_of(request).check_alive()
     return Live()
 
 
@@ -41,8 +45,15 @@ def metrics(request: Request) -> Response:
     Runs in a thread: reading every process's files must not hold up the event loop.
     """
     context = context_of(request)
-    restarts = context.status.restarts
-    snapshot = Snapshot(context.state, restarts, context.client.connected, context.client.arena, context.card)
+    status, client = context.status, context.client
+    snapshot = Snapshot(
+        context.state,
+        status.restarts,
+        status.frontend_restarts,
+        client.connected,
+        client.arena,
+        context.card,
+    )
     exemplars = context.tracing.exemplars if context.tracing is not None else None
     content, content_type = exposition(snapshot, request.headers.get("accept", ""), exemplars)
     return Response(content, media_type=content_type)

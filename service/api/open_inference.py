@@ -54,8 +54,9 @@ _INFER_BODY = {
 
 
 @router.get("/health/live")
-async def live() -> dict[str, bool]:
-    """200 as long as this front-end answers, as `/livez`."""
+async def live(request: Request) -> dict[str, bool]:
+    """200 unless a restart would help, as `/livez`."""
+    context_of(request).check_alive()
     return {"live": True}
 
 

@@ -164,6 +164,7 @@ class Health(BaseModel):
     phases: dict[str, float]
     progress: dict[str, int | None] | None
     restarts: int
+    frontend_restarts: int
 
 
 class Live(BaseModel):

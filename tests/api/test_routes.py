@@ -6,9 +6,11 @@ import json
 import logging
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from service.api.context import START_PATIENCE
 from service.api.keys import Keys
 from service.errors import ConfigurationError
 from service.logs import JsonFormatter, TextFormatter
@@ -218,3 +220,43 @@ def test_what_a_client_sends_cannot_begin_a_line(end: str) -> None:
     assert first.isprintable()
     assert rest
     assert all(line.startswith("  | ") and line.isprintable() for line in rest)
+
+
+@on_a_loop
+async def test_a_start_that_gets_on_is_alive_however_long_it_takes_and_one_that_does_not_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [1000.0]
+    async with site() as here:
+        monkeypatch.setattr("service.api.context.time", SimpleNamespace(monotonic=lambda: clock[0]))
+        here.context.hear(Status("loading", "weights"))
+        for done in range(50):  # more than eight hours of a slow network
+            clock[0] += START_PATIENCE - 1
+            assert (await here.http.get("/livez")).status_code == 200
+            here.context.hear(Status("loading", "weights", progress={"done": done, "total": 99}))
+        clock[0] += START_PATIENCE + 1
+        here.context.hear(here.context.status)  # the same again is no progress
+        for path in ("/livez", "/v2/health/live"):
+            assert (await here.http.get(path)).status_code == 503
+        here.context.hear(Status("ready"))
+        clock[0] += 10 * START_PATIENCE
+        assert (await here.http.get("/livez")).status_code == 200
+
+
+@on_a_loop
+async def test_a_probe_is_never_a_rejection_and_a_user_is() -> None:
+    async with site() as here:
+        before = await scrape(here)
+        for state in ("starting", "loading", "draining", "failed"):
+            here.context.status = Status(state)
+            for path in ("/readyz", "/v2/health/ready", "/v2/models/densenet121/ready", "/metrics", "/livez"):
+                await here.http.get(path)
+        for name, value in (await scrape(here)).items():
+            if name.startswith("imagenet_rejected_total"):
+                assert value == before.get(name, 0.0), name
+        here.context.client.detach()
+        here.context.card, here.context.status = None, Status("loading")
+        assert (await here.http.post("/predict", files={"file": png(1)})).status_code == 503
+        after = await scrape(here)
+        name = 'imagenet_rejected_total{reason="not_ready"}'
+        assert after[name] == before.get(name, 0.0) + 1
