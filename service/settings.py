@@ -12,17 +12,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from service.errors import ConfigurationError
 from service.host import cpu_quota
 from service.models.catalog import VARIANTS
+from service.platforms import CONTRACTS, implied_settings, listed
 
 Auto = Literal["auto"]
 AutoInt = Auto | PositiveInt
 
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9._\[\]:-]+")
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
+_ROUTE = r"^/[A-Za-z0-9._~:/-]+$"
 _DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
 
 
@@ -108,6 +115,22 @@ class Settings(BaseSettings):
         description="Host names, separated by commas, that the service answers to; *.example.com is every one "
         "under it. Requests for another get 421. Unset answers to all.",
     )
+    compat: str | None = Field(
+        None,
+        description="Contracts of other servers that are served as well, separated by commas: torchserve, tfserving, "
+        "kserve-v1, sagemaker, vertex, huggingface.",
+    )
+    v1_predictions: Literal["probabilities", "classes"] = Field(
+        "probabilities",
+        description="What a prediction of tfserving, kserve-v1 and vertex is: every class's probability, or the best "
+        "classes with their labels.",
+    )
+    vertex_health_route: Annotated[str, Field(pattern=_ROUTE)] = Field(
+        "/health", description="Where Vertex AI asks whether the service is ready, with compat=vertex."
+    )
+    vertex_predict_route: Annotated[str, Field(pattern=_ROUTE)] = Field(
+        "/predict", description="Where Vertex AI posts its instances, with compat=vertex."
+    )
     drain_delay_ms: Annotated[float, Field(ge=0, le=600_000)] = Field(
         0,
         description="After SIGTERM: not ready at once, but serving for this long, while load balancers notice.",
@@ -122,6 +145,19 @@ class Settings(BaseSettings):
         "info", description="The least important message that is logged."
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment, then what a hosting platform's own variables say."""
+        platform = InitSettingsSource(settings_cls, dict(implied_settings(os.environ)))
+        return init_settings, env_settings, platform
+
     @field_validator("model")
     @classmethod
     def _known_variant(cls, name: str) -> str:
@@ -132,7 +168,7 @@ class Settings(BaseSettings):
     @field_validator("cors_origins")
     @classmethod
     def _origins(cls, text: str | None) -> str | None:
-        for origin in _listed(text):
+        for origin in listed(text):
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError("each must be like https://app.example.com, without a path, or be *")
         return text
@@ -140,9 +176,20 @@ class Settings(BaseSettings):
     @field_validator("allowed_hosts")
     @classmethod
     def _hosts(cls, text: str | None) -> str | None:
-        for host in _listed(text):
+        for host in listed(text):
             if not _HOST.fullmatch(host):
                 raise ValueError("each must be a host name without a port, or begin with *.")
+        return text
+
+    @field_validator("compat")
+    @classmethod
+    def _known_contracts(cls, text: str | None) -> str | None:
+        names = listed(text)
+        for name in names:
+            if name not in CONTRACTS:
+                raise ValueError(f"each must be one of {', '.join(CONTRACTS)}")
+        if {"tfserving", "kserve-v1"} <= set(names):
+            raise ValueError("tfserving and kserve-v1 answer the same routes: take one of them")
         return text
 
     @model_validator(mode="after")
@@ -154,12 +201,17 @@ class Settings(BaseSettings):
     @property
     def listed_cors_origins(self) -> list[str]:
         """The origins one by one."""
-        return _listed(self.cors_origins)
+        return listed(self.cors_origins)
+
+    @property
+    def listed_compat(self) -> list[str]:
+        """The contracts one by one."""
+        return listed(self.compat)
 
     @property
     def listed_allowed_hosts(self) -> list[str]:
         """The hosts one by one."""
-        return _listed(self.allowed_hosts)
+        return listed(self.allowed_hosts)
 
     @property
     def resolved_log_format(self) -> Literal["text", "json"]:
@@ -185,10 +237,6 @@ def load(**given: Any) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         raise ConfigurationError("; ".join(_sentence(item) for item in error.errors())) from error
-
-
-def _listed(text: str | None) -> list[str]:
-    return [item.strip() for item in (text or "").split(",") if item.strip()]
 
 
 def _sentence(item: Any) -> str:

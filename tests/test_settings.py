@@ -40,7 +40,13 @@ CONTRACT = {
 }
 
 #: What came later than the contract: off unless set.
-BEYOND = dict.fromkeys(("tls_certificate_file", "tls_key_file", "cors_origins", "allowed_hosts"))
+BEYOND = dict.fromkeys(
+    ("tls_certificate_file", "tls_key_file", "cors_origins", "allowed_hosts", "compat")
+) | {
+    "v1_predictions": "probabilities",
+    "vertex_health_route": "/health",
+    "vertex_predict_route": "/predict",
+}
 
 
 def test_the_contract_holds() -> None:

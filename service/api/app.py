@@ -9,12 +9,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from service import __version__
-from service.api import docs, errors, explain, features, health, models, open_inference, page, predict
+from service.api import compat, docs, errors, explain, features, health, models, open_inference, page, predict
 from service.api.context import Context
 from service.api.exchange import Envelope
 from service.api.hosts import Hosts
 from service.api.keys import Guard, Keys
 from service.api.shortcut import ShortCut
+from service.settings import Settings
 
 _DESCRIPTION = (
     "ImageNet classification with a VGG or a DenseNet. Every error is an RFC 9457 problem document."
@@ -28,14 +29,14 @@ _TO_SCRIPTS = ["Retry-After", "Server-Timing", "X-Class-Id", "X-Request-ID"]
 def create_app(context: Context, keys: Keys | None = None) -> ASGIApp:
     """The ASGI application of one front-end. ``keys`` None serves everyone."""
     around = _around(context, keys)
-    app = create_api()
+    app = create_api(context.settings)
     for layer in reversed(around):  # the last that is added is the first that is asked
         app.add_middleware(layer.cls, *layer.args, **layer.kwargs)
-    return ShortCut(app, around)
+    return app if compat.takes_predict(context.settings) else ShortCut(app, around)
 
 
-def create_api() -> FastAPI:
-    """Every route, and what FastAPI says of them; nothing yet of who may ask."""
+def create_api(settings: Settings) -> FastAPI:
+    """Every route that ``settings`` ask for, and what FastAPI says of them; nothing yet of who may ask."""
     app = FastAPI(
         title="imagenet-serve",
         version=__version__,
@@ -44,6 +45,8 @@ def create_api() -> FastAPI:
         docs_url=None,  # FastAPI's pages take their scripts from another host
         redoc_url=None,
     )
+    for router in compat.routers(settings):  # first: a platform may name its routes as ours are named
+        app.include_router(router)
     for room in (predict, features, explain, models, health, open_inference, docs, page):
         app.include_router(room.router)
     errors.install(app)
@@ -52,7 +55,8 @@ def create_api() -> FastAPI:
 
 def _around(context: Context, keys: Keys | None) -> list[Middleware]:
     """What stands around every route, the outermost first."""
-    around = [Middleware(Envelope, context=context)]
+    probes = compat.probes(context.settings)
+    around = [Middleware(Envelope, context=context, probes=probes)]
     if context.settings.listed_cors_origins:
         around.append(
             Middleware(
@@ -64,9 +68,9 @@ def _around(context: Context, keys: Keys | None) -> list[Middleware]:
             )
         )
     if context.settings.listed_allowed_hosts:
-        around.append(Middleware(Hosts, allowed=context.settings.listed_allowed_hosts))
+        around.append(Middleware(Hosts, allowed=context.settings.listed_allowed_hosts, probes=probes))
     if keys is not None:
-        around.append(Middleware(Guard, keys=keys))
+        around.append(Middleware(Guard, keys=keys, probes=probes))
     return around
 
 

@@ -51,6 +51,11 @@ class Part:
 Look = Callable[[bytes], None]
 
 
+def media_type(request: Request) -> str:
+    """The body's type in small letters, without parameters; "" where the client names none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def read(request: Request, limit: int, look: Look | None = None) -> bytes:
     """The whole body. ``look`` gets its first `HEADER_BYTES` or more, once, if there is more to come.
 
@@ -88,14 +93,18 @@ async def _receive(request: Request, limit: int, look: Look | None) -> bytes:
             look = None
 
 
-async def one_image(request: Request, limit: int) -> bytes | memoryview:
+async def one_image(request: Request, limit: int, *, any_type: bool = False) -> bytes | memoryview:
     """The image of ``/predict``: the raw body, or the multipart part named ``file``.
+
+    With ``any_type`` a raw body is an image whatever its Content-Type says.
 
     One that cannot be served, by type or dimensions, is refused from its first kilobytes.
     """
     content_type = request.headers.get("content-type", "")
     max_pixels = context_of(request).settings.max_image_pixels
     if not content_type.lower().startswith("multipart/"):
+        if any_type:
+            content_type = ""
 
         def look(start: bytes) -> None:
             judge_header(_raw(start, content_type), max_pixels)
@@ -114,6 +123,16 @@ async def one_image(request: Request, limit: int) -> bytes | memoryview:
     if len(images) > 1:
         raise TooManyImages("the form has several parts named 'file'; /predict/batch takes several images")
     return _checked(images[0], limit)
+
+
+async def named_parts(request: Request, limit: int) -> list[Part]:
+    """The parts of a form with one picture, in order. ``limit`` is the picture's, in bytes."""
+    content_type = request.headers.get("content-type", "")
+    parts = parse(content_type, await read(request, limit + ENVELOPE), most=_MOST)
+    for part in parts:
+        if len(part.data) > limit:
+            raise _too_large(limit)
+    return parts
 
 
 async def several_images(request: Request, limit: int, most: int) -> list[Part]:
@@ -214,9 +233,9 @@ class _Collector:
 def _raw(body: bytes, content_type: str) -> bytes:
     if not body:
         raise EmptyBody("the body is empty; send the image's bytes")
-    if not content_type.lower().startswith(_RAW_TYPES):
+    if content_type and not content_type.lower().startswith(_RAW_TYPES):
         raise UnsupportedMediaType(
-            f"Content-Type {content_type[:100] or '(none)'!r} is neither multipart/form-data nor image/*; "
+            f"Content-Type {content_type[:100]!r} is neither multipart/form-data nor image/* nor application/json; "
             "for a raw body add: -H 'Content-Type: image/jpeg'"
         )
     return body

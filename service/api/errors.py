@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,7 +15,6 @@ from starlette.responses import Response
 
 from service import errors
 from service.api.context import context_of
-from service.metrics import PROBES
 
 _STATUS: dict[type[errors.ServiceError], int] = {
     errors.MalformedRequest: 400,
@@ -41,6 +41,9 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.EngineFailed: 503,
     errors.DeadlineExceeded: 504,
 }
+
+#: An error and its status to the document that a contract of another server has for it.
+ErrorDocument = Callable[[errors.ServiceError, int], dict[str, Any]]
 
 #: The Open Inference Protocol's errors have a shape of their own.
 _OPEN_INFERENCE = re.compile(r"/v2(/|$)")
@@ -71,13 +74,16 @@ def respond(request: Request, error: errors.ServiceError) -> Response:
     """The response for ``error``, counted."""
     status = status_of(error)
     metrics = context_of(request).metrics
-    if status in _REJECTIONS and not PROBES.fullmatch(request.scope["path"]):
+    if status in _REJECTIONS and not request.scope.get("probe"):
         metrics.rejected.labels(error.code).inc()
     if isinstance(error, errors.DeadlineExceeded):
         metrics.expired.inc()
     headers = _headers(error, status)
     if _OPEN_INFERENCE.match(request.scope["path"]):
         return Response(json.dumps({"error": str(error)}), status, headers, media_type="application/json")
+    shape: ErrorDocument | None = request.scope.get("error_document")
+    if shape is not None:
+        return Response(json.dumps(shape(error, status)), status, headers, media_type="application/json")
     document = json.dumps(problem(error, request.scope["exchange"].id))
     return Response(document, status, headers, media_type="application/problem+json")
 

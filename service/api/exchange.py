@@ -140,8 +140,10 @@ class hang_up_cancels:  # noqa: N801 - used as a function is, like `asyncio.time
 class Envelope:
     """Around every route and all other middleware: request ids, timing, metrics, the access log, the end of a drain."""
 
-    def __init__(self, app: ASGIApp, context: Context) -> None:
+    def __init__(self, app: ASGIApp, context: Context, probes: frozenset[str] = frozenset()) -> None:
+        """``probes`` are a hosting platform's own paths beside the service's."""
         self._app = app
+        self._probes = probes
         self._context = context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -152,7 +154,8 @@ class Envelope:
         exchange = Exchange(_request_id(headers), scope.get("began") or time.monotonic())
         scope["exchange"], scope["context"] = exchange, self._context
         tracing = self._context.tracing
-        if tracing is not None and not _asked_by_machines(scope["path"]):
+        scope["probe"] = PROBES.fullmatch(scope["path"]) is not None or scope["path"] in self._probes
+        if tracing is not None and not _asked_by_machines(scope):
             exchange.trace = tracing.begin(scope, headers, exchange.started)
 
         async def send_with_headers(message: Message) -> None:
@@ -222,14 +225,14 @@ class Envelope:
                 started=exchange.started,
                 now=now,
             )
-        level = logging.DEBUG if _asked_by_machines(scope["path"]) else logging.INFO
+        level = logging.DEBUG if _asked_by_machines(scope) else logging.INFO
         if log.isEnabledFor(level):
             extra = {"exchange": exchange, "duration": duration}
             log.log(level, "%s %s %d", scope["method"], scope["path"], exchange.status, extra=extra)
 
 
-def _asked_by_machines(path: str) -> bool:
-    return path != _FOR_PEOPLE and PROBES.fullmatch(path) is not None
+def _asked_by_machines(scope: Scope) -> bool:
+    return scope["path"] != _FOR_PEOPLE and bool(scope["probe"])
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:

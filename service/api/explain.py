@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, Query, Request
+from numpy.typing import NDArray
 from PIL import Image
 from starlette.responses import Response
 
@@ -47,13 +50,55 @@ async def explain(request: Request, class_id: ClassId = None) -> Response:
     and the part of the photo that they lie on.
     """
     context, exchange = context_of(request), exchange_of(request)
+    drawn = _PNG in request.headers.get("accept", "")
+    explained = await explain_image(
+        request, class_id, lambda: body.one_image(request, context.settings.max_upload_bytes), drawn=drawn
+    )
+    label, model = explained.label, context.model()
+    if explained.picture is not None:
+        headers = {"X-Class-Id": str(label.class_id)}
+        return Response(explained.picture, media_type=_PNG, headers=headers)
+    document: dict[str, Any] = {
+        "class_id": label.class_id,
+        "wnid": label.wnid,
+        "label": label.label,
+        "probability": explained.probability,
+        "method": _METHODS[model.family],
+        "grid": explained.grid.tolist(),
+        "box": explained.box,
+        "timings_ms": explained.timings,
+    }
+    return reply({**head(exchange, model), **document})
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a photo's parts said for one class. ``grid`` is float32 ``[height, width]``, in units of the logit."""
+
+    label: ClassLabel
+    probability: float
+    grid: NDArray[np.float32]
+    box: tuple[float, float, float, float]
+    timings: dict[str, float]
+    picture: bytes | None
+    """The PNG, where one was asked for."""
+
+
+async def explain_image(
+    request: Request,
+    class_id: int | None,
+    receive: Callable[[], Awaitable[bytes | memoryview]],
+    *,
+    drawn: bool = False,
+) -> Explanation:
+    """Admits the request, then lets ``receive`` read its image, and asks the model for a class's map."""
+    context, exchange = context_of(request), exchange_of(request)
     deadline = exchange.deadline(request, context.settings.request_timeout_ms)
     model = context.classifier()
     wanted = Explain(None if class_id is None else _index(model.classes, class_id))
     arrive(context, deadline)
-    image = await body.one_image(request, context.settings.max_upload_bytes)
+    image = await receive()
     exchange.stages["receive"] = time.monotonic() - exchange.started
-    drawn = _PNG in request.headers.get("accept", "")
     photo = _Photo(drawn)
     classes, (_, height, width) = len(model.classes), model.feature_shape
     async with hang_up_cancels(request):
@@ -65,24 +110,11 @@ async def explain(request: Request, class_id: ClassId = None) -> Response:
         logits, grid = result[:classes], result[classes:].reshape(height, width)
         index = int(logits.argmax()) if wanted.class_index is None else wanted.class_index
         box = seen_box(photo.size, model.preprocessing)
+        picture = None
         if drawn:
             picture = await in_a_thread(context, lambda: overlay(photo.reduced(), grid, box), deadline)
-            exchange.timings()
-            return Response(
-                picture, media_type=_PNG, headers={"X-Class-Id": str(model.classes[index].class_id)}
-            )
-    label = model.classes[index]
-    document: dict[str, Any] = {
-        "class_id": label.class_id,
-        "wnid": label.wnid,
-        "label": label.label,
-        "probability": float(activate(logits, model.activation)[index]),
-        "method": _METHODS[model.family],
-        "grid": grid.tolist(),
-        "box": box,
-        "timings_ms": exchange.timings(),
-    }
-    return reply({**head(exchange, model), **document})
+    probability = float(activate(logits, model.activation)[index])
+    return Explanation(model.classes[index], probability, grid, box, exchange.timings(), picture)
 
 
 class _Photo:

@@ -22,13 +22,15 @@ class Hosts:
     Probes and the scrape come with a pod's address for a name, and pass.
     """
 
-    def __init__(self, app: ASGIApp, allowed: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, allowed: Iterable[str], probes: frozenset[str] = frozenset()) -> None:
+        """``probes`` are paths that a hosting platform asks by a name of its own."""
         self._app = app
+        self._open = OPEN | probes
         self._names = {name.lower() for name in allowed}
         self._suffixes = tuple(name[1:] for name in self._names if name.startswith("*."))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN or self._knows(scope):
+        if scope["type"] != "http" or scope["path"] in self._open or self._knows(scope):
             await self._app(scope, receive, send)
             return
         error = MisdirectedRequest("this service does not answer to that host name (allowed_hosts)")

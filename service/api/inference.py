@@ -8,6 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.responses import Response
 
@@ -17,7 +20,7 @@ from service.api.ranking import finite
 from service.api.schemas import Problem
 from service.card import ModelCard
 from service.engine.client import Answer, Slot
-from service.errors import DeadlineExceeded, NotANumber
+from service.errors import DeadlineExceeded, NotANumber, RequestError
 from service.task import Task, Wanted
 
 T = TypeVar("T")
@@ -30,14 +33,19 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def upload(part: str, *, several: bool = False) -> dict[str, Any]:
-    """The request body for the schema: it is read by hand, so that limits hold while it arrives."""
+def upload(part: str, *, several: bool = False, json: type[BaseModel] | None = None) -> dict[str, Any]:
+    """The request body for the schema: it is read by hand, so that limits hold while it arrives.
+
+    ``json`` is the model of a JSON body, where one is taken as well.
+    """
     image = {"type": "string", "format": "binary"}
     field = {"type": "array", "items": image} if several else image
     form = {"schema": {"type": "object", "properties": {part: field}, "required": [part]}}
     content: dict[str, Any] = {"multipart/form-data": form}
     if not several:
         content["image/*"] = {"schema": image}
+    if json is not None:
+        content["application/json"] = {"schema": json.model_json_schema()}
     return {"requestBody": {"required": True, "content": content}}
 
 
@@ -111,6 +119,26 @@ async def each(
     return [task.result() for task in tasks]
 
 
+async def logits_of_all(
+    context: Context, exchange: Exchange, writes: Sequence[Write], deadline: float, classes: int
+) -> NDArray[np.float32]:
+    """The logits of every image that ``writes`` put into slots, float32 ``[N, classes]``, in order.
+
+    All or nothing: the first `RequestError` is raised, with the image's number if there are several.
+    """
+
+    async def one(numbered: tuple[int, Write], slot: Slot) -> NDArray[np.float32]:
+        number, write = numbered
+        try:
+            seen = await look(context, slot, write, deadline, classes)
+        except RequestError as error:
+            raise type(error)(f"image {number}: {error}" if len(writes) > 1 else str(error)) from None
+        exchange.note(seen.stages, seen.answer)
+        return seen.answer.result
+
+    return np.stack(await each(context, list(enumerate(writes)), deadline, one))
+
+
 async def in_a_thread(context: Context, work: Callable[[], T], deadline: float) -> T:
     """``work()`` in one of the decoding threads. Raises what it raises, or `DeadlineExceeded`."""
     loop = asyncio.get_running_loop()
@@ -147,7 +175,7 @@ def head(exchange: Exchange, model: ModelCard) -> dict[str, Any]:
     return {"request_id": exchange.id, "model": model.name, "weights": model.weights}
 
 
-def reply(document: dict[str, Any]) -> Response:
+def reply(document: dict[str, Any] | list[Any]) -> Response:
     """``document`` as JSON, without the cost of a schema's second look at it: by pydantic's own serializer, which
     takes a fifth of the standard library's time."""
     return Response(to_json(document, inf_nan_mode="null"), media_type="application/json")

@@ -65,12 +65,14 @@ OPEN = frozenset({"/livez", "/readyz", "/metrics"})
 class Guard:
     """Middleware: nobody without a key gets further, but to the few open routes."""
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, probes: frozenset[str] = frozenset()) -> None:
+        """``probes`` are paths that a hosting platform asks without a key."""
         self._app = app
+        self._open = OPEN | probes
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN or self._keys.admit(_offered(scope)):
+        if scope["type"] != "http" or scope["path"] in self._open or self._keys.admit(_offered(scope)):
             await self._app(scope, receive, send)
             return
         error = Unauthorized("this service wants an API key: Authorization: Bearer KEY, or X-API-Key: KEY")

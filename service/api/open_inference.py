@@ -22,12 +22,11 @@ from service import __version__
 from service.api import body, tensors
 from service.api.context import Context, Write, context_of
 from service.api.exchange import exchange_of, hang_up_cancels
-from service.api.inference import arrive, each, in_a_thread, look
+from service.api.inference import arrive, in_a_thread, logits_of_all
 from service.api.ranking import activate, top
 from service.api.tensors import InferOutput, InferRequest, Output, OutputParameters, Tensor
 from service.card import ModelCard
-from service.engine.client import Slot
-from service.errors import EmptyBody, InvalidParameter, MissingFile, NotFound, RequestError
+from service.errors import EmptyBody, InvalidParameter, MissingFile, NotFound
 
 #: For the schema: every error here is the protocol's ``{"error": "…"}``.
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -120,16 +119,7 @@ async def infer(request: Request, model_name: str, model_version: str = _VERSION
         if asked.parameters and asked.parameters.timeout:
             deadline = min(deadline, exchange.started + asked.parameters.timeout / 1e6)
 
-        async def one(numbered: tuple[int, Write], slot: Slot) -> NDArray[np.float32]:
-            number, write = numbered
-            try:
-                seen = await look(context, slot, write, deadline, len(model.classes))
-            except RequestError as error:
-                raise type(error)(f"image {number}: {error}" if len(writes) > 1 else str(error)) from None
-            exchange.note(seen.stages, seen.answer)
-            return seen.answer.result
-
-        logits = np.stack(await each(context, list(enumerate(writes)), deadline, one))
+        logits = await logits_of_all(context, exchange, writes, deadline, len(model.classes))
         head = {"model_name": model.name, "model_version": _VERSION}
         if asked.id is not None:
             head["id"] = asked.id

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from service.api import body
+from service.api import base64_images, body
 from service.api.context import Context, context_of
 from service.api.errors import problem, status_of
 from service.api.exchange import exchange_of, hang_up_cancels
-from service.api.inference import PROBLEMS, arrive, each, head, look, reply, upload
+from service.api.inference import PROBLEMS, arrive, each, head, in_a_thread, look, reply, upload
 from service.api.ranking import Ranking
 from service.api.schemas import BatchResponse, PredictResponse
 from service.card import ModelCard
 from service.engine.client import Slot
-from service.errors import NotANumber, RequestError
+from service.errors import EmptyBody, NotANumber, RequestError
 
 router = APIRouter(tags=["predict"])
 
@@ -32,14 +33,38 @@ Activation = Annotated[
     response_model=PredictResponse,
     response_model_exclude_none=True,
     responses=PROBLEMS,
-    openapi_extra=upload("file"),
+    openapi_extra=upload("file", json=base64_images.ImageDocument),
 )
 async def predict(request: Request, top_k: TopK = None, activation: Activation = "softmax") -> Response:
-    """One image, as a form's part `file` or as the raw body, to its best classes."""
+    """One image, as a form's part `file`, as the raw body, or as base64 in JSON, to its best classes."""
+    limit = context_of(request).settings.max_upload_bytes
+    return await _predict(request, top_k, activation, lambda: body.one_image(request, limit))
+
+
+# What `curl -T` sends. One operation in the schema is enough.
+router.put("/predict", include_in_schema=False)(predict)
+
+
+async def predict_any_type(request: Request, top_k: int | None) -> Response:
+    """`predict`, but that a raw body may be of any declared type: the bytes decide."""
+    limit = context_of(request).settings.max_upload_bytes
+    return await _predict(request, top_k, "softmax", lambda: body.one_image(request, limit, any_type=True))
+
+
+async def _predict(
+    request: Request,
+    top_k: int | None,
+    activation: str,
+    receive: Callable[[], Awaitable[bytes | memoryview]],
+) -> Response:
     context, exchange = context_of(request), exchange_of(request)
     deadline = exchange.deadline(request, context.settings.request_timeout_ms)
     model, ranking = _ask(context, top_k, activation, deadline)
-    image = await body.one_image(request, context.settings.max_upload_bytes)
+    image: bytes | memoryview
+    if base64_images.is_json(request):
+        image, ranking = await _from_json(request, context, ranking, deadline)
+    else:
+        image = await receive()
     exchange.stages["receive"] = time.monotonic() - exchange.started
     async with hang_up_cancels(request):
         with context.client.take(deadline) as slot:
@@ -83,6 +108,23 @@ async def predict_batch(request: Request, top_k: TopK = None, activation: Activa
         results = await each(context, parts, deadline, result)
     exchange.timings()
     return reply({**head(exchange, model), "results": results})
+
+
+async def _from_json(
+    request: Request, context: Context, ranking: Ranking, deadline: float
+) -> tuple[bytes, Ranking]:
+    """The picture in a JSON body, and the ranking that the body asks for in place of the query's."""
+    limit = context.settings.max_upload_bytes
+    raw = await body.read(request, base64_images.json_limit(limit))
+    if not raw:
+        raise EmptyBody('the body is empty; send {"image": "BASE64"}')
+
+    def parse() -> tuple[bytes, base64_images.ImageDocument]:
+        document = base64_images.parse_image_document(raw)
+        return base64_images.decode_base64(document.image, "image", limit), document
+
+    image, document = await in_a_thread(context, parse, deadline)
+    return image, ranking.changed(context.model().classes, document.top_k, document.activation)
 
 
 def _ask(context: Context, top_k: int | None, activation: str, deadline: float) -> tuple[ModelCard, Ranking]:

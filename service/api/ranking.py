@@ -27,6 +27,11 @@ class Ranking:
             raise InvalidParameter(f"top_k: {top_k} is more than the model's {len(classes)} classes")
         return cls(min(top_k or default, len(classes)), activation == "none")
 
+    def changed(self, classes: Sequence[ClassLabel], top_k: int | None, activation: str | None) -> Ranking:
+        """The same, but for what is given. Raises `InvalidParameter` for more classes than there are."""
+        logits = self.logits if activation is None else activation == "none"
+        return Ranking.of(classes, top_k or self.k, self.k, "none" if logits else "softmax")
+
     def predictions(
         self, result: NDArray[np.float32], classes: Sequence[ClassLabel], activation: str
     ) -> list[dict[str, Any]]:

@@ -193,7 +193,7 @@ async def test_the_page_and_the_schema_are_there() -> None:
         assert (await here.http.get("/docs")).status_code == 200
         schema = (await here.http.get("/openapi.json")).json()
         upload = schema["paths"]["/predict"]["post"]["requestBody"]["content"]
-        assert set(upload) == {"multipart/form-data", "image/*"}
+        assert set(upload) == {"multipart/form-data", "image/*", "application/json"}
         problem(await here.http.get("/page/nothing.js"), 404, "not_found")
 
 

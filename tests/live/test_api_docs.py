@@ -15,6 +15,7 @@ import pytest
 
 from service.api import errors
 from service.api.app import create_api
+from service.settings import Settings
 from tests.server import Server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,7 +144,7 @@ def compare(actual: Any, shown: Any, place: str) -> None:
 
 
 def test_every_route_is_on_the_page() -> None:
-    for path, methods in create_api().openapi()["paths"].items():
+    for path, methods in create_api(Settings()).openapi()["paths"].items():
         for method in methods:
             named = f"{method.upper()} {path}".replace("{model_name}", "{name}")
             assert f"`{named}`" in TEXT, named

@@ -1,0 +1,89 @@
+"""Pictures as base64 in JSON: `{"image": "…"}` of `POST /predict`, and what the compatible contracts share."""
+
+from __future__ import annotations
+
+import binascii
+import re
+from typing import Annotated, Literal
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.api import body
+from service.errors import EmptyBody, InvalidParameter, PayloadTooLarge
+
+#: What stands before the base64 of a data URL (RFC 2397).
+_DATA_URL = re.compile(r"data:[^,;]{0,100}(?:;[^,;]{0,100}){0,4};base64,", re.IGNORECASE)
+#: From the alphabet for URLs to the usual one (RFC 4648): clients send either.
+_USUAL_ALPHABET = str.maketrans("-_", "+/")
+
+
+class ImageDocument(BaseModel):
+    """The JSON body of `POST /predict`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: str = Field(description="The image file as base64, or a data URL.", examples=["/9j/4AAQSkZJRg…"])
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    activation: Literal["softmax", "none"] | None = None
+
+
+def is_json(request: Request) -> bool:
+    """Whether the body calls itself JSON."""
+    return body.media_type(request) == "application/json"
+
+
+def json_limit(max_upload_bytes: int, images: int = 1) -> int:
+    """Bytes of a JSON body that holds ``max_upload_bytes`` of pictures as base64, in ``images`` places."""
+    return 4 * -(-max_upload_bytes // 3) + body.ENVELOPE + 1024 * images
+
+
+def parse_image_document(raw: bytes) -> ImageDocument:
+    """The body of `POST /predict` as JSON. Raises `InvalidParameter` with the first thing that is wrong."""
+    try:
+        return ImageDocument.model_validate_json(raw)
+    except ValidationError as errors:
+        raise InvalidParameter(first_complaint(errors)) from None
+
+
+def first_complaint(errors: ValidationError) -> str:
+    """One sentence for the first of ``errors``, without what was sent."""
+    first = errors.errors(include_input=False, include_url=False)[0]
+    place = ".".join(map(str, first["loc"]))[:100]
+    return f"{place or 'the body'}: {first['msg']}"[:300]
+
+
+def decode_base64(text: str, name: str, limit: int) -> bytes:
+    """The bytes that ``text`` stands for: base64 in either alphabet, padded or not, or a data URL of it.
+
+    Raises `PayloadTooLarge` past ``limit`` bytes, before they are decoded, `EmptyBody`, and `InvalidParameter`
+    for what is no base64; ``name`` is what the field is called.
+    """
+    header = _DATA_URL.match(text)
+    if header is None and text[:5].lower() == "data:":
+        raise InvalidParameter(f"{name}: a data URL has to be of base64, as in data:image/jpeg;base64,…")
+    start = header.end() if header else 0
+    if (len(text) - start) * 3 // 4 > limit + 3:
+        raise PayloadTooLarge(f"{name}: more than {limit:,} bytes (max_upload_bytes)")
+    encoded = text[start:]
+    if "-" in encoded or "_" in encoded:
+        encoded = encoded.translate(_USUAL_ALPHABET)
+    encoded = encoded.rstrip("=\r\n\t ")
+    try:
+        data = binascii.a2b_base64(encoded + "=" * (-len(encoded) % 4), strict_mode=True)
+    except (binascii.Error, ValueError):
+        data = _decode_wrapped(encoded, name)
+    if not data:
+        raise EmptyBody(f"{name} is empty; give the image's bytes as base64")
+    if len(data) > limit:
+        raise PayloadTooLarge(f"{name}: more than {limit:,} bytes (max_upload_bytes)")
+    return data
+
+
+def _decode_wrapped(encoded: str, name: str) -> bytes:
+    """Base64 in lines, as the command ``base64`` and MIME write it."""
+    joined = "".join(encoded.split())
+    try:
+        return binascii.a2b_base64(joined + "=" * (-len(joined) % 4), strict_mode=True)
+    except (binascii.Error, ValueError):
+        raise InvalidParameter(f"{name} is no base64 (RFC 4648)") from None
