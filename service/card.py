@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,15 +40,22 @@ class ModelCard:
         """Whether the weights are random numbers."""
         return self.weights.startswith("random:")
 
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**asdict(self), "preprocessing": self.preprocessing.to_json()}
+
     def to_bytes(self) -> bytes:
-        document = asdict(self)
-        document["preprocessing"] = self.preprocessing.to_json()
-        return json.dumps(document).encode()
+        return json.dumps(self.to_json()).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ModelCard:
         """What `to_bytes` wrote."""
-        document: dict[str, Any] = json.loads(data)
+        return cls.from_json(json.loads(data))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ModelCard:
+        """What `to_json` gave."""
+        document = dict(values)
         document["image"] = tuple(document["image"])
         document["feature_shape"] = tuple(document["feature_shape"])
         document["preprocessing"] = Preprocessing.from_json(document["preprocessing"])

@@ -8,7 +8,6 @@ model.safetensors   torchvision's key names, float16 or float32
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from service.errors import CheckpointError
 from service.labels import ClassLabel
+from service.models.cache import file_sha256
 from service.models.checkpoints.checkpoint import Activation, Checkpoint
-from service.models.checkpoints.download import file_sha256
 from service.models.checkpoints.files import read_state_dict
 from service.models.checkpoints.folder import Folder
 from service.models.configuration import from_json, to_json
@@ -57,11 +56,8 @@ def read(folder: Folder, document: dict[str, Any]) -> Checkpoint:
         ) from error
 
 
-def write(checkpoint: Checkpoint, directory: Path, *, notes: Mapping[str, Any] | None = None) -> None:
-    """Write ``checkpoint`` so that `read` gives it back. Raises `CheckpointError` if it cannot.
-
-    ``notes`` are entries more of ``config.json``, any JSON, for people: `read` leaves them where they are.
-    """
+def write(checkpoint: Checkpoint, directory: Path) -> None:
+    """Write ``checkpoint`` so that `read` gives it back. Raises `CheckpointError` if it cannot."""
     document = {
         "format": FORMAT,
         "version": _VERSION,
@@ -70,7 +66,6 @@ def write(checkpoint: Checkpoint, directory: Path, *, notes: Mapping[str, Any] |
         "activation": checkpoint.activation,
         "preprocessing": checkpoint.preprocessing.to_json(),
         "classes": None if checkpoint.classes is None else [asdict(label) for label in checkpoint.classes],
-        **(notes or {}),
     }
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from service.errors import ConfigurationError
-from service.models.runtimes import manifest
+from service.models import cache
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 def keep_kernels() -> None:
     """Names the folders where inductor and Triton keep what they compile, unless somebody has."""
-    root = manifest.cache_root()
+    root = cache.root()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / "inductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(root / "triton"))
 

@@ -21,7 +21,7 @@ from service.models.checkpoints import Checkpoint
 from service.models.runtimes import manifest
 from service.models.runtimes.compiled import Forward, compiling, first_line, keep_kernels
 
-KIND = manifest.Kind("imagenet-serve-package", 1, "export")
+KIND = manifest.PACKAGE
 _PACKAGE = "model.pt2"
 
 

@@ -1,1 +1,0 @@
-"""The scripts and manifests that a deployment is made of."""
