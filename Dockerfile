@@ -47,9 +47,9 @@ FROM build AS weights
 ARG WEIGHTS=""
 COPY deploy/fetch_weights.py /opt/fetch_weights.py
 # From /src, where the service is importable as it lies.
-RUN install -d /weights \
+RUN install -d /weights /baked/hub/checkpoints \
     && if [ -n "${WEIGHTS}" ]; then \
-        PYTHONPATH=/src TORCH_HOME=/weights /opt/venv/bin/python /opt/fetch_weights.py "${WEIGHTS}"; \
+        PYTHONPATH=/src TORCH_HOME=/baked /opt/venv/bin/python /opt/fetch_weights.py "${WEIGHTS}"; \
     fi
 
 FROM ${BASE_IMAGE} AS runtime
@@ -65,6 +65,8 @@ RUN groupadd --gid 10001 imagenet \
 COPY --from=dependencies /opt/venv /opt/venv
 COPY --from=build /opt/service /opt/venv
 COPY --from=weights --chown=10001:10001 /weights /weights
+# Beside /weights, so that a volume mounted there does not hide them.
+COPY --from=weights /baked/hub/checkpoints /opt/weights
 COPY deploy/health.py deploy/fetch_weights.py /opt/
 ARG WEIGHTS=""
 # HOME and TMPDIR: the only writable places of a read-only container are /tmp and /weights.
@@ -75,6 +77,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     TMPDIR=/tmp \
     TORCH_HOME=/weights \
+    BAKED_WEIGHTS=/opt/weights \
     HF_HOME=/weights/huggingface \
     KAGGLEHUB_CACHE=/weights/kagglehub \
     XDG_CACHE_HOME=/weights/cache \
@@ -99,7 +102,10 @@ LABEL org.opencontainers.image.title="imagenet-serve" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.created="${CREATED}"
+      org.opencontainers.image.created="${CREATED}" \
+      com.amazonaws.sagemaker.capabilities.accept-bind-to-port="true"
+# What GET /version and imagenet_build_info say.
+ENV BUILD_REVISION="${REVISION}"
 
 FROM runtime AS gpu
 # NVIDIA's container runtime mounts the driver for these; CUDA itself came with torch.

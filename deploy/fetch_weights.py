@@ -1,29 +1,46 @@
-"""Fill $TORCH_HOME with torchvision's published weights, by the service's own downloader (hash-checked).
+"""Fetch the weights that the service is going to want, by its own code, and check them.
 
-    python fetch_weights.py densenet121     for an image with baked weights (Dockerfile, WEIGHTS)
+    python fetch_weights.py densenet121     torchvision's, for an image with baked weights (Dockerfile, WEIGHTS)
     python fetch_weights.py                 for an init container: what IMAGENET_MODEL and IMAGENET_WEIGHTS say
 
-The service would do the same at its start; here the download is outside of its startup probe.
+The service would do the same at its start; here no probe counts the time. What was cut off is gone on with.
 """
 
 import os
 import sys
+import time
+from collections.abc import Callable
 
 from service.errors import CheckpointError
-from service.models.checkpoints.torch_hub import pretrained
+from service.models.checkpoints import resolve
+
+#: Seconds between two lines about how far it is.
+EVERY = 5.0
 
 
 def main(arguments: list[str]) -> None:
-    weights = os.environ.get("IMAGENET_WEIGHTS", "pretrained")
-    if not arguments and weights != "pretrained":
+    weights = "pretrained" if arguments else os.environ.get("IMAGENET_WEIGHTS", "pretrained")
+    model = arguments[0] if arguments else os.environ.get("IMAGENET_MODEL", "densenet121")
+    if weights == "demo" or weights.startswith("random") or os.path.exists(weights.partition("?")[0]):
         print(f"nothing to fetch for weights={weights}", file=sys.stderr)
         return
-    model = arguments[0] if arguments else os.environ.get("IMAGENET_MODEL", "densenet121")
     try:
-        checkpoint = pretrained(model)
+        checkpoint = resolve(weights, model, progress=progress())
     except CheckpointError as error:
         sys.exit(f"{model}: {error}")
-    print(f"{model}: {checkpoint.source}, SHA-256 {checkpoint.sha256}", file=sys.stderr)
+    print(f"{checkpoint.source}, SHA-256 {checkpoint.sha256}", file=sys.stderr)
+
+
+def progress() -> Callable[[int, int | None], None]:
+    told = time.monotonic()
+
+    def tell(done: int, total: int | None) -> None:
+        nonlocal told
+        if time.monotonic() - told >= EVERY:
+            told = time.monotonic()
+            print(f"{done / 1e6:.0f} of {total / 1e6 if total else 0:.0f} MB", file=sys.stderr, flush=True)
+
+    return tell
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.labels import ClassLabel
 
 #: A file, or the bytes of one.
@@ -42,6 +45,8 @@ class Seen:
     error: str = ""
     milliseconds: float | None = None
     """From the server's own clock, where a server has answered."""
+    logits: NDArray[np.float32] | None = None
+    """float32 ``[classes]``, where they were asked for."""
 
 
 class Classifier(Protocol):

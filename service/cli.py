@@ -116,6 +116,12 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     show_default=True,
     help="With --url: requests at once.",
 )
+@click.option(
+    "--calibrate",
+    metavar="DIRECTORY",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Fit a temperature on these photos, and write a checkpoint with it, for --weights DIRECTORY.",
+)
 @settings_flags([*MODEL_SETTINGS, "max_batch_size"])
 @form_flag
 def evaluate(
@@ -128,10 +134,14 @@ def evaluate(
     url: str | None,
     api_key: str | None,
     concurrency: int,
+    calibrate: Path | None,
     form: tables.Form,
     **given: Any,
 ) -> None:
     """Measure top-1 and top-5 over labelled photos, beside the published figures.
+
+    The calibration error says how far probabilities are from how often they are right. --calibrate makes them
+    agree: take photos that had no part in the training and are none of those that you judge the model by.
 
     FOLDER has one sub-folder a class, named by WordNet id, label or class_id; or it is ImageNet's flat
     validation set, with its ground truth in FOLDER, beside it, or given. Classes that the model does not know
@@ -146,7 +156,9 @@ def evaluate(
         )
     if every and (given["model"] or given["weights"]):
         raise click.UsageError("--all takes the twelve pretrained variants; leave out --model and --weights")
-    task = room.Task(folder, ground_truth, class_list, limit, confusions, form)
+    if calibrate and (url or every):
+        raise click.UsageError("--calibrate is for one model in this process; leave out --url and --all")
+    task = room.Task(folder, ground_truth, class_list, limit, confusions, form, calibrate)
     if url:
         sys.exit(room.over_http(task, url, api_key, concurrency))
     settings = from_flags(given)

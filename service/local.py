@@ -28,8 +28,11 @@ class LocalClassifier:
     Uses the thread that calls it for the model, always the same one, and others for decoding.
     """
 
-    def __init__(self, settings: Settings, *, warm: bool = False) -> None:
-        """``warm`` lets a long run measure which batch size is the best where the setting leaves that open."""
+    def __init__(self, settings: Settings, *, warm: bool = False, keep_logits: bool = False) -> None:
+        """``warm`` lets a long run measure which batch size is the best where the setting leaves that open.
+
+        With ``keep_logits`` each result carries a copy of its logits.
+        """
         from service.models import serving
 
         loaded = serving.load(settings, lambda state, detail: None)
@@ -39,6 +42,7 @@ class LocalClassifier:
         if warm or loaded.runner.in_flight > 1:  # one that overlaps batches has no way to run unprepared
             loaded.runner.warm_up()
         self._settings = settings
+        self._keep_logits = keep_logits
         self._runner = loaded.runner
         self._ranking = Ranking.of(self._card.classes, None, settings.top_k, "softmax")
         self._pixels = np.empty((self._runner.max_batch_size, *self._card.image), np.uint8)
@@ -85,4 +89,4 @@ class LocalClassifier:
             predictions = self._ranking.predictions(finite(logits), self._card.classes, self._card.activation)
         except NotANumber as error:
             return Seen(error=str(error))
-        return Seen(tuple(predictions))
+        return Seen(tuple(predictions), logits=logits.copy() if self._keep_logits else None)

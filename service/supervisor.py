@@ -86,7 +86,10 @@ class Supervisor:
         """
         if self._listener is None:
             frontend.check(self._settings)
-            self._listener = listener.bind(self._settings.host, self._settings.port)
+            uds = self._settings.uds
+            self._listener = (
+                listener.bind_unix(uds) if uds else listener.bind(self._settings.host, self._settings.port)
+            )
         return listener.url(self._listener, "https" if self._settings.tls_certificate_file else "http")
 
     def run(self) -> int:
@@ -399,6 +402,8 @@ class Supervisor:
         self._selector.close()
         if self._listener is not None:
             self._listener.close()
+            if self._settings.uds is not None:
+                listener.remove_unanswered(self._settings.uds)
         if self._metrics is not None:
             metrics.clean_up(self._metrics)
         if self._claim is not None:

@@ -23,6 +23,8 @@ Split = Literal["train", "val"]
 
 #: Side of every image of the data set, pixels.
 SIDE = 64
+#: One of so many training images is held out, to fit the temperature of the answers on.
+_HELD_OUT_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,12 @@ class Images:
 
     def to(self, device: torch.device) -> Images:
         return Images(self.pixels.to(device), self.targets.to(device))
+
+    def part(self, held_out: bool) -> Images:
+        """Every 50th image, 10 of a class, which no training sees, or all others."""
+        chosen = torch.arange(len(self)) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+        rows = chosen if held_out else ~chosen
+        return Images(self.pixels[rows], self.targets[rows])
 
 
 def class_order(archive: Path) -> tuple[str, ...]:

@@ -6,14 +6,15 @@ which says what the weights come from and is read by people only.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from service.evaluate.temperature import folded
 from service.labels import ClassLabel, imagenet_classes
 from service.models.checkpoints import Checkpoint, write
 from service.models.configuration import DenseNetConfig
@@ -27,11 +28,16 @@ def export(
     weights: Mapping[str, Tensor],
     wnids: tuple[str, ...],
     training: Mapping[str, Any],
+    *,
+    temperature: float = 1.0,
 ) -> None:
-    """Write ``weights`` of ``network``, whose logits stand for ``wnids``; ``training`` is any JSON."""
+    """Write ``weights`` of ``network``, whose logits stand for ``wnids``, with the ``temperature`` in the last layer.
+
+    ``training`` is any JSON.
+    """
     checkpoint = Checkpoint(
         configuration=network,
-        state_dict=half(weights),
+        state_dict=dict(weights),
         preprocessing=preprocessing(),
         classes=tuple(_class_of(wnid) for wnid in wnids),
         activation="softmax",
@@ -39,10 +45,8 @@ def export(
         source="trained here",
         sha256=None,
     )
-    write(checkpoint, directory)
-    config = directory / "config.json"
-    document = {**json.loads(config.read_text("utf-8")), "training": dict(training)}
-    config.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    scaled = folded(checkpoint, temperature)
+    write(replace(scaled, state_dict=half(scaled.state_dict)), directory, notes={"training": dict(training)})
 
 
 def half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ with the weights of one that never stopped.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from service.models import densenet
 from service.models.configuration import DenseNetConfig
 from training.augment import Crop, normalise, random_crops, resize
+from training.budget import Budget
 from training.data import Images
 from training.ema import Average
 from training.recipe import Recipe
+from training.teacher import SIDE as TEACHER_SIDE
 from training.team import Team
 
 ALONE = Team()
@@ -30,10 +32,10 @@ ALONE = Team()
 
 @dataclass(frozen=True)
 class Progress:
-    """After a step: how many are done, of how many, this epoch's number, and the step's loss."""
+    """After a step: how many are done, which share of the whole that is, the epoch's number, and the loss."""
 
     step: int
-    steps: int
+    share: float
     epoch: int
     side: int
     loss: Tensor
@@ -41,53 +43,100 @@ class Progress:
 
 
 class Trainer:
-    """A network, its optimiser and its average, ``step`` steps into a recipe."""
+    """A network, its optimiser and its average, ``step`` steps into a recipe.
 
-    def __init__(self, network: DenseNetConfig, recipe: Recipe, images: Images, team: Team = ALONE) -> None:
+    ``start`` are weights to begin with, in place of random ones. With a ``budget`` the clock says how far the
+    run is, without one the number of steps. ``precision`` is what convolutions multiply in.
+    """
+
+    def __init__(
+        self,
+        network: DenseNetConfig,
+        recipe: Recipe,
+        images: Images,
+        team: Team = ALONE,
+        *,
+        start: Mapping[str, Tensor] | None = None,
+        budget: Budget | None = None,
+        precision: torch.dtype = torch.bfloat16,
+        teacher: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         if recipe.batch_size % team.size:
             raise ValueError(f"a batch of {recipe.batch_size} cannot be shared among {team.size} processes")
         self.recipe = recipe
         self.team = team
+        self.precision = precision
+        self.budget = budget
+        self._teacher = teacher
         self._images = images
         self._device = images.pixels.device
         torch.manual_seed(recipe.seed)
-        self.network = densenet.build(network).to(self._device, memory_format=torch.channels_last)
+        self.network = densenet.build(network)
+        if start is not None:
+            self.network.load_state_dict(start)
+        self.network.to(self._device, memory_format=torch.channels_last)
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(not name.startswith(recipe.frozen))
         self.average = Average(self.network, recipe.ema_decay)
         self._optimizer = _optimizer(self.network, recipe)
         self.step = 0
         self.steps_per_epoch = len(images) // recipe.batch_size
-        self.steps = self.steps_per_epoch * recipe.epochs
+        self.progress = 0.0
+
+    def _measure_progress(self) -> None:
+        share = (
+            self.budget.progress if self.budget else self.step / (self.steps_per_epoch * self.recipe.epochs)
+        )
+        self.progress = self.team.agree(share)
+
+    @property
+    def done(self) -> bool:
+        return self.progress >= 1
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next step belongs to; equal to the number of epochs at the end."""
+        """The pass over the data that the next step belongs to, from 0."""
         return self.step // self.steps_per_epoch
 
     def run_epoch(self) -> Iterator[Progress]:
-        """What is left of the current epoch, one step at a time."""
-        self.network.train()
-        stage, epoch = self.recipe.stage(self.epoch), self.epoch
+        """What is left of the current epoch, or of the budget, one step at a time."""
+        self._train_mode()
+        epoch = self.epoch
         order = torch.randperm(len(self._images), generator=self._generator(epoch, "cpu")).to(self._device)
         first = self.step % self.steps_per_epoch
         for number in range(first, self.steps_per_epoch):
+            if self.done:
+                return
+            stage = self.recipe.stage(self.progress)
             rows = order[number * self.recipe.batch_size : (number + 1) * self.recipe.batch_size]
             rows = rows[self.team.rank :: self.team.size]
-            rate = self.recipe.learning_rate(self.step / self.steps)
-            pixels = random_crops(
-                self._images.pixels[rows],
-                stage.side,
-                Crop(area=(stage.area, 1.0)),
-                self._generator(1_000_000 + self.step * self.team.size + self.team.rank, self._device),
-            )
-            loss = self._take_step(normalise(pixels), self._images.targets[rows], rate)
-            yield Progress(self.step, self.steps, epoch, stage.side, loss, rate)
+            rate = self.recipe.learning_rate(self.progress)
+            pixels, crop = self._images.pixels[rows], Crop(area=(stage.area, 1.0))
+            inputs = normalise(random_crops(pixels, stage.side, crop, self._chance()))
+            taught = None
+            if self._teacher:
+                taught = self._teacher(random_crops(pixels, TEACHER_SIDE, crop, self._chance()))
+            loss = self._take_step(inputs, self._images.targets[rows], rate, taught)
+            self._measure_progress()
+            yield Progress(self.step, self.progress, epoch, stage.side, loss, rate)
 
-    def _take_step(self, inputs: Tensor, targets: Tensor, rate: float) -> Tensor:
+    def _train_mode(self) -> None:
+        """All but what is frozen: its batch norms keep their statistics."""
+        self.network.train()
+        for name, module in self.network.named_modules():
+            if name.startswith(self.recipe.frozen):
+                module.eval()
+
+    def _chance(self) -> torch.Generator:
+        """For the crops of this step: the same ones each time."""
+        return self._generator(1_000_000 + self.step * self.team.size + self.team.rank, self._device)
+
+    def _take_step(self, inputs: Tensor, targets: Tensor, rate: float, taught: Tensor | None) -> Tensor:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(self._device.type, torch.bfloat16):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             logits = self.network(inputs.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.recipe.label_smoothing)
+        loss = self._loss(logits.float(), targets, taught)
         self._optimizer.zero_grad()
         torch.autograd.backward(loss)
         self.team.average_gradients(self.network.parameters())
@@ -95,6 +144,14 @@ class Trainer:
         self.average.update(self.network, self.step)
         self.step += 1
         return loss.detach()
+
+    def _loss(self, logits: Tensor, targets: Tensor, taught: Tensor | None) -> Tensor:
+        """Of the labels, and of ``taught``, the teacher's logits, where there are any."""
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing)
+        if taught is None:
+            return loss
+        soft = F.cross_entropy(logits, (taught / self.recipe.teacher_temperature).softmax(1))
+        return (1 - self.recipe.teacher_share) * loss + self.recipe.teacher_share * soft
 
     def _generator(self, purpose: int, device: torch.device | str) -> torch.Generator:
         return torch.Generator(device).manual_seed(self.recipe.seed * 1_000_000_007 + purpose)
@@ -114,6 +171,9 @@ class Trainer:
         self.average.network.load_state_dict(saved["average"])
         self._optimizer.load_state_dict(saved["optimizer"])
         self.step = saved["step"]
+        if self.budget:
+            self.budget.resume(saved["spent"])
+        self._measure_progress()
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -121,13 +181,15 @@ class Trainer:
             "average": self.average.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "step": self.step,
+            "spent": self.budget.spent if self.budget else 0.0,
         }
 
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     """SGD with Nesterov's momentum; norms and biases do not decay."""
-    decaying = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    free = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    decaying = [parameter for parameter in learning if parameter.ndim > 1]
+    free = [parameter for parameter in learning if parameter.ndim <= 1]
     groups = [
         {"params": decaying, "weight_decay": recipe.weight_decay},
         {"params": free, "weight_decay": 0.0},
@@ -136,17 +198,27 @@ def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
 
 
 @torch.no_grad()
-def accuracy(
-    network: nn.Module, images: Images, side: int, *, top: int = 5, batch_size: int = 250
-) -> tuple[float, float]:
-    """Top-1 and top-``top`` in percent, of images as the service looks at them, at ``side`` pixels."""
+def answers(
+    network: nn.Module,
+    images: Images,
+    side: int,
+    *,
+    batch_size: int = 250,
+    precision: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """Logits, float32 ``[N, classes]``, of images as the service looks at them, at ``side`` pixels."""
     network.eval()
-    hits = torch.zeros(2, device=images.pixels.device)
+    found = []
     for first in range(0, len(images), batch_size):
         inputs = normalise(resize(images.pixels[first : first + batch_size], side))
-        with torch.autocast(inputs.device.type, torch.bfloat16):
-            logits = network(inputs.contiguous(memory_format=torch.channels_last))
-        right = logits.topk(top).indices == images.targets[first : first + batch_size, None]
-        hits += torch.stack([right[:, 0].sum(), right.sum()])
-    first_right, among_top = (100 * hits / len(images)).tolist()
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+            found.append(network(inputs.contiguous(memory_format=torch.channels_last)).float())
+    return torch.cat(found)
+
+
+def accuracy(logits: Tensor, targets: Tensor, *, top: int = 5) -> tuple[float, float]:
+    """Top-1 and top-``top`` in percent."""
+    right = logits.topk(top).indices == targets[:, None]
+    hits = torch.stack([right[:, 0].sum(), right.sum()])
+    first_right, among_top = (100 * hits / len(targets)).tolist()
     return first_right, among_top

@@ -52,3 +52,11 @@ class Team:
             gradients, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True
         ):
             gradient.copy_(mean.view(gradient.shape))
+
+    def agree(self, value: float) -> float:
+        """The leader's ``value``, everywhere."""
+        if self.size == 1:
+            return value
+        told = torch.tensor([value], dtype=torch.float64)
+        dist.broadcast(told, src=0)
+        return told.item()

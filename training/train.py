@@ -17,14 +17,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from torch.multiprocessing.spawn import spawn
 
+from service.evaluate.temperature import fitted
+from service.models.checkpoints import resolve
 from training import data
+from training.budget import Budget
 from training.export import export
-from training.loop import Progress, Trainer, accuracy
-from training.recipe import NETWORK, Recipe
+from training.loop import Progress, Trainer, accuracy, answers
+from training.recipe import NETWORK, REFINING, Recipe
+from training.teacher import Teacher
 from training.team import Team
 
 #: Steps between two writes of the checkpoint: what a kill costs at most.
@@ -66,11 +70,32 @@ def run(rank: int, arguments: argparse.Namespace) -> None:
         for split in SPLITS
     )
     network = replace(NETWORK, num_classes=len(classes))
-    trainer = Trainer(network, Recipe(seed=arguments.seed), train_images, team)
+    start = resolve(str(arguments.start), "densenet121").state_dict if arguments.start else None
+    recipe = replace(REFINING if arguments.start else Recipe(), seed=arguments.seed)
+    budget = Budget(60 * arguments.minutes) if arguments.minutes else None
+    trainer = Trainer(
+        network,
+        recipe,
+        train_images.part(held_out=False),
+        team,
+        start=start,
+        budget=budget,
+        precision=getattr(torch, arguments.precision),
+        teacher=Teacher(classes) if arguments.teacher else None,
+    )
+    held_out = train_images.part(held_out=True)
     for note in train(trainer, val_images, arguments.out):
         weights = trainer.average.network.state_dict()
-        export(arguments.out / "demo", network, weights, classes, {"data": "Tiny-ImageNet-200", **note})
+        temperature = _temperature(trainer, held_out)
+        notes = {"data": "Tiny-ImageNet-200", "temperature": round(temperature, 4), **note}
+        export(arguments.out / "demo", network, weights, classes, notes, temperature=temperature)
     team.leave()
+
+
+def _temperature(trainer: Trainer, images: data.Images) -> float:
+    """Of the averaged network: what makes its probabilities mean something, by images that no training saw."""
+    logits = answers(trainer.average.network, images, data.SIDE, precision=trainer.precision)
+    return fitted(logits.cpu().numpy(), images.targets.cpu().numpy())
 
 
 def train(trainer: Trainer, val_images: data.Images, out: Path) -> Iterator[dict[str, float]]:
@@ -83,19 +108,22 @@ def train(trainer: Trainer, val_images: data.Images, out: Path) -> Iterator[dict
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
         trainer.restore(checkpoint)
-        log.info("resumed at step %d of %d", trainer.step, trainer.steps)
-    while trainer.step < trainer.steps:
+        log.info("resumed after %d steps, %.1f %% of the whole", trainer.step, 100 * trainer.progress)
+    while not trainer.done:
         if not trainer.team.leads:
             deque(trainer.run_epoch(), maxlen=0)
             continue
-        side, started = trainer.recipe.stage(trainer.epoch).side, time.monotonic()
-        for progress in shown(trainer.run_epoch(), trainer.steps):
+        stage, started = trainer.recipe.stage(trainer.progress), time.monotonic()
+        side = stage.tried or stage.side
+        for progress in shown(trainer.run_epoch()):
             if progress.step % CHECKPOINT_STEPS == 0:
                 trainer.save(checkpoint)
         trainer.save(checkpoint)
         seconds = time.monotonic() - started
-        top1, top5 = accuracy(trainer.average.network, val_images, side)
-        note = {"epochs": trainer.epoch, "side": side, "top1": round(top1, 2), "top5": round(top5, 2)}
+        logits = answers(trainer.average.network, val_images, side, precision=trainer.precision)
+        top1, top5 = accuracy(logits, val_images.targets)
+        epochs = round(trainer.step / trainer.steps_per_epoch, 2)
+        note = {"epochs": epochs, "side": side, "top1": round(top1, 2), "top5": round(top5, 2)}
         note["seconds"] = round(seconds, 1)
         log.info("epoch %s", json.dumps(note))
         with (out / "history.jsonl").open("a", encoding="utf-8") as history:
@@ -103,18 +131,18 @@ def train(trainer: Trainer, val_images: data.Images, out: Path) -> Iterator[dict
         yield note
 
 
-def shown(steps: Iterable[Progress], total: int) -> Iterator[Progress]:
+def shown(steps: Iterable[Progress]) -> Iterator[Progress]:
     """The same steps, with a bar on a terminal and a line now and then elsewhere."""
-    return _with_bar(steps, total) if sys.stderr.isatty() else _with_lines(steps)
+    return _with_bar(steps) if sys.stderr.isatty() else _with_lines(steps)
 
 
-def _with_bar(steps: Iterable[Progress], total: int) -> Iterator[Progress]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+def _with_bar(steps: Iterable[Progress]) -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Bar(*columns) as bar:
-        task = bar.add_task("training", total=total)
+        task = bar.add_task("training", total=1.0)
         for progress in steps:
             text = f"epoch {progress.epoch + 1} at {progress.side} px, loss {progress.loss.item():.3f}"
-            bar.update(task, completed=progress.step, description=text)
+            bar.update(task, completed=progress.share, description=text)
             yield progress
 
 
@@ -125,9 +153,9 @@ def _with_lines(steps: Iterable[Progress]) -> Iterator[Progress]:
         if progress.step % LOG_STEPS == 0:
             pace = (progress.step - first) / (time.monotonic() - started)
             log.info(
-                "step %d/%d epoch %d at %d px: loss %.3f, learning rate %.4f, %.2f steps/s",
+                "step %d (%.1f %%) epoch %d at %d px: loss %.3f, learning rate %.4f, %.2f steps/s",
                 progress.step,
-                progress.steps,
+                100 * progress.share,
                 progress.epoch + 1,
                 progress.side,
                 progress.loss.item(),
@@ -145,6 +173,10 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--cache", type=Path, help="decoded images, 1.4 GB (default: OUT/cache)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--start", type=Path, help="a checkpoint directory whose weights are refined")
+    parser.add_argument("--minutes", type=float, help="end after so long, whatever was done by then")
+    parser.add_argument("--teacher", action="store_true", help="learn from EfficientNet-Lite0's answers too")
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--workers", type=int, default=1, help="processes that share every batch; on a CPU, one a core"

@@ -48,6 +48,7 @@ def compose() -> str:
     ):
         output(["docker", "compose", "--profile", "gpu", "config", "--quiet"])
         return "docker compose config"
+    need("podman", "Debian; podman-compose asks it for its version")
     output([need("podman-compose", "PyPI"), "--profile", "gpu", "config"])
     return "podman-compose config"
 
@@ -80,7 +81,8 @@ def locks() -> str:
 
 #: What is imported under another name than it is installed by, or comes with a dependency that is declared.
 INSTALLED_BY = {"PIL": "pillow", "python_multipart": "python-multipart", "prometheus_client": "prometheus-client",
-                "pydantic_settings": "pydantic-settings", "starlette": "fastapi", "triton": "torch"}  # fmt: skip
+                "pydantic_settings": "pydantic-settings", "starlette": "fastapi", "triton": "torch",
+                "pydantic_core": "pydantic"}  # fmt: skip
 
 
 @step

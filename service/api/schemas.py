@@ -167,6 +167,14 @@ class Health(BaseModel):
     frontend_restarts: int
 
 
+class Version(BaseModel):
+    """What is running. ``revision`` is empty unless the image's build named it."""
+
+    version: str = Field(examples=["0.1.0"])
+    revision: str
+    python: str = Field(examples=["3.12.1"])
+
+
 class Live(BaseModel):
     """This front-end answers."""
 

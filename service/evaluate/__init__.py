@@ -1,7 +1,8 @@
 """`imagenet-serve evaluate`: top-1 and top-5 over labelled photographs, beside what was published.
 
 dataset   folder → photos with their classes' names
-score     (true class, ranked classes) → figures
+score     (true class, ranked classes, probability) → figures
+temperature, calibrate    (true class, logits) → a checkpoint whose probabilities mean something
 report    figures → table, JSON or CSV
 here      photos through a `Classifier`, with a progress bar
 """
@@ -14,13 +15,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from service.classifier import Classifier
 from service.errors import ConfigurationError
-from service.evaluate import dataset, report
+from service.evaluate import calibrate, dataset, report
+from service.evaluate.calibrate import Calibration
 from service.evaluate.dataset import Names, Photo
 from service.evaluate.report import Evaluation, LeftOut
 from service.evaluate.score import TOP, Score
@@ -41,6 +45,8 @@ class Task:
     limit: int | None = None
     confusions: int = 10
     form: Form = "table"
+    calibrate: Path | None = None
+    """Where a checkpoint goes that has a temperature fitted on these photos."""
 
 
 def over_http(task: Task, url: str, key: str | None, concurrency: int) -> int:
@@ -55,8 +61,15 @@ def in_process(task: Task, several: Iterable[Settings]) -> int:
     photos = dataset.read(task.folder, task.ground_truth, task.class_list)
 
     def one(settings: Settings) -> Evaluation:  # so that a model is gone before the next one comes
-        classifier = LocalClassifier(settings.model_copy(update={"top_k": TOP}), warm=True)
-        return _evaluate(classifier, photos, task.limit)
+        checkpoint = calibrate.ready(settings, task.calibrate) if task.calibrate else None
+        classifier = LocalClassifier(
+            settings.model_copy(update={"top_k": TOP}), warm=True, keep_logits=checkpoint is not None
+        )
+        evaluation = _evaluate(classifier, photos, task.limit)
+        if checkpoint and task.calibrate and isinstance(evaluation.calibration, Calibration):
+            calibrate.write(checkpoint, evaluation.calibration, task.calibrate)
+            print(f"serve it with: --weights {task.calibrate}", file=sys.stderr)
+        return evaluation
 
     return _finish(task, [one(settings) for settings in several])
 
@@ -68,12 +81,12 @@ def all_variants(settings: Settings) -> Iterator[Settings]:
 
 
 def _finish(task: Task, evaluations: Sequence[Evaluation]) -> int:
-    """Prints the results; 1 when there were images that no model could be asked about, else 0."""
+    """Prints the results; 1 when there were images that could not be judged, or no temperature, else 0."""
     report.show(evaluations, task.form, task.confusions)
     for evaluation in evaluations:
         for sentence in report.remarks(evaluation):
             print(sentence, file=sys.stderr)
-    return int(any(evaluation.errors for evaluation in evaluations))
+    return int(any(entry.errors or isinstance(entry.calibration, str) for entry in evaluations))
 
 
 def _evaluate(classifier: Classifier, photos: Sequence[Photo], limit: int | None) -> Evaluation:
@@ -85,6 +98,8 @@ def _evaluate(classifier: Classifier, photos: Sequence[Photo], limit: int | None
         )
     chosen = dataset.spread(known, limit)
     score, errors = Score(), []
+    logits, columns = [], []
+    column = {entry.class_id: number for number, entry in enumerate(classifier.identity.classes)}
     began = time.monotonic()
     with _Bar(classifier.identity.model, len(chosen), score) as bar:
         results = classifier.look(photo.path for photo, _ in chosen)
@@ -93,9 +108,29 @@ def _evaluate(classifier: Classifier, photos: Sequence[Photo], limit: int | None
                 errors.append((photo.path, seen.error))
                 bar.say(f"{photo.path}: {seen.error}")
             else:
-                score.add(truth, [prediction["class_id"] for prediction in seen.predictions])
+                named = [prediction["class_id"] for prediction in seen.predictions]
+                score.add(truth, named, seen.predictions[0]["probability"])
+                if seen.logits is not None:
+                    logits.append(seen.logits)
+                    columns.append(column[truth])
             bar.step()
-    return Evaluation(classifier.identity, score, errors, left_out, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return Evaluation(
+        classifier.identity,
+        score,
+        errors,
+        left_out,
+        seconds,
+        _calibration(logits, columns) if logits else None,
+    )
+
+
+def _calibration(logits: Sequence[NDArray[np.float32]], columns: Sequence[int]) -> Calibration | str:
+    """A temperature for these photos, or the sentence that says why they tell none: the figures are shown anyway."""
+    try:
+        return calibrate.calibrated(logits, columns)
+    except ConfigurationError as error:
+        return str(error)
 
 
 def _split(photos: Sequence[Photo], names: Names) -> tuple[list[tuple[Photo, int]], LeftOut]:

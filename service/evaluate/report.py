@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from service import tables
 from service.classifier import Identity
-from service.evaluate.score import Score
+from service.evaluate.calibrate import Calibration
+from service.evaluate.score import BINS, Score
 
 #: As many as the published figures have.
 _DIGITS = 3
@@ -33,6 +34,8 @@ class Evaluation:
     errors: list[tuple[Path, str]]
     left_out: LeftOut
     seconds: float
+    calibration: Calibration | str | None = None
+    """Where a temperature was wanted: it, or in a sentence why there is none."""
 
 
 def show(evaluations: Sequence[Evaluation], form: tables.Form, confusions: int) -> None:
@@ -61,6 +64,13 @@ def remarks(evaluation: Evaluation) -> Iterator[str]:
         )
     if evaluation.errors:
         yield f"not counted: {len(evaluation.errors):,} images that could not be judged, named above"
+    if isinstance(found := evaluation.calibration, str):
+        yield f"no checkpoint was written: {found}"
+    elif found:
+        yield (
+            f"temperature {found.temperature:.3f}: a calibration error of {found.ece_after:.2f} % in place of "
+            f"{found.ece_before:.2f} %, on the half of the images that had no part in the fit"
+        )
 
 
 def _figures(evaluation: Evaluation) -> dict[str, Any]:
@@ -80,13 +90,18 @@ def _figures(evaluation: Evaluation) -> dict[str, Any]:
         figures[f"{name}_uncertainty"] = round(score.uncertainty(own), _DIGITS)
         figures[f"published_{name}"] = published
         figures[f"published_{name}_error"] = None if published is None else round(100 - published, _DIGITS)
+    figures["calibration_error"] = round(score.reliability.error, _DIGITS)
+    figures["mean_probability"] = round(score.reliability.confidence, _DIGITS)
     figures["seconds"] = round(evaluation.seconds, 3)
     return figures
 
 
 def _document(evaluation: Evaluation, confusions: int) -> dict[str, Any]:
     unusable = [{"file": str(path), "error": reason} for path, reason in evaluation.errors]
-    return {**_figures(evaluation), "errors": unusable, "confusions": _worst(evaluation, confusions)}
+    document = {**_figures(evaluation), "errors": unusable, "confusions": _worst(evaluation, confusions)}
+    if isinstance(evaluation.calibration, Calibration):
+        document["calibration"] = asdict(evaluation.calibration)
+    return document
 
 
 def _pairs(evaluation: Evaluation) -> list[tuple[str, float, float | None]]:
@@ -111,6 +126,8 @@ def _lines(evaluation: Evaluation, published: bool) -> Iterator[dict[str, Any]]:
             line["published accuracy"] = _percent(theirs)
             line["published error"] = _percent(None if theirs is None else 100 - theirs)
         yield line
+    calibration = {"": f"calibration ({BINS} bins)", "error %": f"{score.reliability.error:6.2f}"}
+    yield {**dict.fromkeys(line, ""), **calibration}
 
 
 def _percent(value: float | None) -> str:

@@ -134,7 +134,7 @@ _KUSTOMIZATION = f"""\
 # In an overlay of yours, beside a copy of this folder:
 #   resources: [../overlays/cpu]     (or overlays/autoscale with KEDA)
 #   components: [../plan]
-# With overlays/autoscale-adapter leave the HorizontalPodAutoscaler's patch out; its averageValue is the threshold.
+# With overlays/autoscale-adapter its averageValue is the threshold, to be set by hand.
 apiVersion: kustomize.config.k8s.io/v1alpha1
 kind: Component
 configMapGenerator:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from service.cli import cli
 from service.errors import ConfigurationError
 from service.evaluate import report
 from service.evaluate.score import Score
+from service.evaluate.temperature import folded
 from service.labels import imagenet_classes
+from service.models.checkpoints import resolve, write
 from tests.evaluate.photos import CLASS_IDS, local, picture, predicted, weights
 from tests.server import Server
 
@@ -141,7 +144,7 @@ def test_the_published_figures_stand_beside_its_own() -> None:
     # torch hub's table: vgg11 30.98 and 11.37.
     assert (line["published_top1_error"], line["published_top5_error"]) == (30.98, 11.372)
     assert (line["top1"], line["top5_error"]) == (75.0, 0.0)
-    first, second = report._lines(evaluation, published=True)
+    first, second, _ = report._lines(evaluation, published=True)
     assert (first["published error"].strip(), second["published error"].strip()) == ("30.98", "11.37")
 
 
@@ -170,6 +173,8 @@ def test_what_cannot_be_is_one_sentence(
         ["--url", "http://x", "--model", "vgg11"],
         ["--url", "http://x", "--all"],
         ["--all", "--weights", "random"],
+        ["--calibrate", "out", "--url", "http://x"],
+        ["--calibrate", "out", "--all"],
         ["--format", "xml"],
         ["--limit", "0"],
         ["--device", "tpu"],
@@ -178,3 +183,54 @@ def test_what_cannot_be_is_one_sentence(
 def test_wrong_usage_is_two(folder: Path, arguments: list[str]) -> None:
     assert run(folder, *arguments).exit_code == 2
     assert run(folder / "nothing").exit_code == 2
+
+
+def sorted_photos(parent: Path, answers: list[list[int]], places: tuple[int, ...]) -> Path:
+    """The pictures in folders of the class that the model names in this place of its answer, in turn."""
+    for seed, named in zip(SEEDS, answers, strict=True):
+        truth = named[places[seed % len(places)]]
+        path = parent / "photos" / str(imagenet_classes()[truth].wnid) / f"{seed}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(seed))
+    return parent / "photos"
+
+
+def test_calibrate_writes_a_checkpoint_that_needs_no_temperature_more(
+    tmp_path: Path, model: Path, answers: list[list[int]]
+) -> None:
+    photos, too_sure, out = sorted_photos(tmp_path, answers, (0, 0, 2)), tmp_path / "sure", tmp_path / "out"
+    write(folded(resolve(str(model), "densenet121"), 0.2), too_sure)
+    before = figures(photos, *HERE, too_sure, "--calibrate", out)
+    assert before["calibration"]["temperature"] > 1
+    assert before["calibration"]["images"] == 24
+    after = figures(photos, *HERE, out, "--calibrate", tmp_path / "again")
+    assert after["calibration"]["temperature"] == pytest.approx(1, abs=0.002)
+    for figure in ("top1", "top5", "confusions"):
+        assert after[figure] == before[figure]
+    assert json.loads((out / "config.json").read_text())["calibration"] == before["calibration"]
+
+
+def test_figures_are_shown_where_photos_tell_no_temperature(
+    tmp_path: Path, model: Path, answers: list[list[int]]
+) -> None:
+    result = run(sorted_photos(tmp_path, answers, (0,)), *HERE, model, "--calibrate", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "no checkpoint was written: these 12 photos tell no temperature" in result.stderr
+    assert "100.00" in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_calibrate_refuses_before_it_works(folder: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thing").touch()
+    (tmp_path / "artifact").mkdir()
+    sigmoid = tmp_path / "sigmoid"
+    write(replace(resolve(str(model), "densenet121"), activation="sigmoid"), sigmoid)
+    for arguments, sentence in (
+        ([*HERE, model, "--calibrate", tmp_path / "full"], "is not empty"),
+        ([*HERE, model, "--runtime", tmp_path / "artifact", "--calibrate", tmp_path / "o"], "artifact"),
+        ([*HERE, sigmoid, "--calibrate", tmp_path / "o"], "softmax"),
+    ):
+        result = run(folder, *arguments)
+        assert isinstance(result.exception, ConfigurationError)
+        assert sentence in str(result.exception)

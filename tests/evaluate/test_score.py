@@ -18,8 +18,9 @@ def test_right_first_among_five_and_not() -> None:
         (6, [1, 2, 3, 4, 5, 6]),
         (6, [6]),
     ):
-        score.add(truth, ranked)
+        score.add(truth, ranked, 0.5)
     assert (score.top1, score.top5) == (40.0, 60.0)
+    assert (score.reliability.error, score.reliability.confidence) == (10.0, 50.0)
     assert score.confusions == {(2, 1): 1, (6, 1): 2}
 
 

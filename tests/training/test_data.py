@@ -43,3 +43,14 @@ def test_a_cache_of_other_classes_is_not_taken_for_this_one(archive: Path, tmp_p
     data.load(archive, "val", WNIDS, tmp_path / "cache")
     with pytest.raises(ValueError, match="other classes"):
         data.load(archive, "val", tuple(reversed(WNIDS)), tmp_path / "cache")
+
+
+def test_held_out_images_are_ten_of_each_class_and_no_others_are_missing() -> None:
+    targets = torch.arange(3).repeat_interleave(500)
+    pixels = torch.arange(1500).view(-1, 1, 1, 1)
+    everything = data.Images(pixels, targets)
+    held_out, rest = everything.part(held_out=True), everything.part(held_out=False)
+    assert held_out.targets.bincount().tolist() == [10, 10, 10]
+    rows = torch.cat([held_out.pixels, rest.pixels]).flatten()
+    assert sorted(rows.tolist()) == list(range(1500))
+    assert torch.equal(held_out.targets, held_out.pixels.flatten() // 500)

@@ -9,13 +9,15 @@ import torch
 
 from service.models import densenet
 from tests.training.conftest import NETWORK, RECIPE
+from training.augment import normalise
+from training.budget import Budget
 from training.data import Images
 from training.ema import Average
-from training.loop import Trainer, accuracy
+from training.loop import Trainer, accuracy, answers
 
 
 def _finish(trainer: Trainer) -> dict[str, torch.Tensor]:
-    while trainer.step < trainer.steps:
+    while not trainer.done:
         for _ in trainer.run_epoch():
             pass
     return trainer.average.network.state_dict()
@@ -56,7 +58,7 @@ def test_it_learns(images: Images) -> None:
     stages = (replace(RECIPE.stages[0], epochs=15),)
     trainer = Trainer(NETWORK, replace(RECIPE, stages=stages, ema_decay=0.9), images)
     _finish(trainer)
-    top1, _ = accuracy(trainer.average.network, images, 16, top=2)
+    top1, _ = accuracy(answers(trainer.average.network, images, 16), images.targets, top=2)
     assert top1 > 90
 
 
@@ -91,3 +93,87 @@ def test_the_average_follows_weights_and_statistics_and_leaves_the_counter() -> 
         moved = 0.1 if tensor.is_floating_point() else 0
         torch.testing.assert_close(tensor, before[name] + moved, msg=name)
     assert not average.network.training
+
+
+def test_what_is_frozen_stays_to_the_bit_with_its_statistics_and_the_rest_learns(images: Images) -> None:
+    recipe = replace(RECIPE, frozen=("features.conv0", "features.norm0", "features.denseblock1"))
+    trainer = Trainer(NETWORK, recipe, images)
+    before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+    _finish(trainer)
+    moved = {
+        name for name, tensor in trainer.network.state_dict().items() if not torch.equal(tensor, before[name])
+    }
+    assert moved == {name for name in before if not name.startswith(recipe.frozen)}
+
+
+def test_a_start_is_where_the_run_begins(images: Images) -> None:
+    torch.manual_seed(5)
+    start = densenet.build(NETWORK).state_dict()
+    assert _same(start, Trainer(NETWORK, RECIPE, images, start=start).network.state_dict())
+
+
+def test_a_teacher_sees_the_students_crops(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.loop.TEACHER_SIDE", 16)
+    shown, given = [], []
+
+    def teacher(crops: torch.Tensor) -> torch.Tensor:
+        shown.append(crops)
+        return torch.zeros(len(crops), 3)
+
+    trainer = Trainer(NETWORK, RECIPE, images, teacher=teacher)
+    trainer.network.register_forward_pre_hook(lambda _, inputs: given.append(*inputs))
+    list(islice(trainer.run_epoch(), 2))
+    for crops, inputs in zip(shown, given, strict=True):
+        torch.testing.assert_close(normalise(crops), inputs)
+    assert not torch.equal(*shown)
+
+
+def test_a_teachers_answers_are_learnt(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.loop.TEACHER_SIDE", 16)
+
+    def teacher(crops: torch.Tensor) -> torch.Tensor:
+        """Says the second class to everything, whatever the labels say."""
+        return torch.tensor([[0.0, 50.0, 0.0]]).expand(len(crops), 3)
+
+    stages = (replace(RECIPE.stages[0], epochs=6),)
+    recipe = replace(RECIPE, stages=stages, teacher_share=0.9, ema_decay=0.9)
+    trainer = Trainer(NETWORK, recipe, images, teacher=teacher)
+    _finish(trainer)
+    assert (answers(trainer.average.network, images, 16).argmax(1) == 1).all()
+
+
+def test_a_budget_ends_the_run_on_time_and_slows_it_down_until_then(
+    images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    trainer = Trainer(NETWORK, RECIPE, images, budget=Budget(10))
+    rates, sides = [], []
+    while not trainer.done:
+        for progress in trainer.run_epoch():
+            now += 1.0
+            rates.append(progress.learning_rate)
+            sides.append(progress.side)
+    assert len(rates) == 11  # the clock is read after a step, and the one that it runs out in is finished
+    assert rates[:2] == [RECIPE.learning_rate(0), RECIPE.learning_rate(0)]
+    assert rates[2:] == [RECIPE.learning_rate(tenth / 10) for tenth in range(1, 10)]
+    assert sides == [16] * 8 + [24] * 3
+
+
+def test_a_budget_counts_the_sittings_and_not_the_nights_between(
+    images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    first = Trainer(NETWORK, RECIPE, images, budget=Budget(10))
+    now = 4.0
+    first.save(tmp_path / "checkpoint.pt")
+    now = 50_000.0
+    second = Trainer(NETWORK, RECIPE, images, budget=Budget(10))
+    second.restore(tmp_path / "checkpoint.pt")
+    assert second.progress == pytest.approx(0.4)
+    now += 6.0
+    assert second.budget is not None
+    assert second.budget.progress == 1
+    with pytest.raises(ValueError, match="more than 0"):
+        Budget(0)

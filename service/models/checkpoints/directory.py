@@ -8,6 +8,7 @@ model.safetensors   torchvision's key names, float16 or float32
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -56,8 +57,11 @@ def read(folder: Folder, document: dict[str, Any]) -> Checkpoint:
         ) from error
 
 
-def write(checkpoint: Checkpoint, directory: Path) -> None:
-    """Write ``checkpoint`` so that `read` gives it back. Raises `CheckpointError` if it cannot."""
+def write(checkpoint: Checkpoint, directory: Path, *, notes: Mapping[str, Any] | None = None) -> None:
+    """Write ``checkpoint`` so that `read` gives it back. Raises `CheckpointError` if it cannot.
+
+    ``notes`` are entries more of ``config.json``, any JSON, for people: `read` leaves them where they are.
+    """
     document = {
         "format": FORMAT,
         "version": _VERSION,
@@ -66,6 +70,7 @@ def write(checkpoint: Checkpoint, directory: Path) -> None:
         "activation": checkpoint.activation,
         "preprocessing": checkpoint.preprocessing.to_json(),
         "classes": None if checkpoint.classes is None else [asdict(label) for label in checkpoint.classes],
+        **(notes or {}),
     }
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,1 @@
+"""The scripts and manifests that a deployment is made of."""
