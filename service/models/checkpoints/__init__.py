@@ -19,8 +19,10 @@ torch is imported when a checkpoint is read, and not before: a start that finds 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from service.errors import CheckpointError
 from service.labels import read_labels_of
@@ -56,11 +58,11 @@ def resolve(
     return replace(checkpoint, classes=read_labels_of(labels, checkpoint.configuration.num_classes))
 
 
-def write(checkpoint: Checkpoint, directory: Path) -> None:
-    """Write ``checkpoint`` as a directory of our own format. Raises `CheckpointError` if that cannot be."""
+def write(checkpoint: Checkpoint, directory: Path, *, notes: Mapping[str, Any] | None = None) -> None:
+    """`service.models.checkpoints.directory.write`."""
     from service.models.checkpoints import directory as own
 
-    own.write(checkpoint, directory)
+    own.write(checkpoint, directory, notes=notes)
 
 
 def _origin(weights: str, model: str, progress: Progress | None) -> Checkpoint:
@@ -68,7 +70,7 @@ def _origin(weights: str, model: str, progress: Progress | None) -> Checkpoint:
     from service.models.checkpoints.torch_hub import pretrained, untrained
 
     if weights == "pretrained":
-        return _known(pretrained(model, progress), places.published(VARIANTS[model]))
+        return _known(pretrained(model, progress), places.published_or_baked(VARIANTS[model]))
     if weights == "random" or weights.startswith("random:"):
         return untrained(model, _seed(weights))
     if weights == "demo":

@@ -18,6 +18,9 @@ from service.models.checkpoints.options import parse
 #: The small model that comes along.
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 
+#: The folder of weights that an image was built with. Not in torch.hub's own, over which a volume may be mounted.
+BAKED = "BAKED_WEIGHTS"
+
 Locate = Callable[[str], Path | None]
 
 
@@ -27,13 +30,20 @@ def published(variant: Variant) -> Path:
     return Path(home).expanduser() / "hub" / "checkpoints" / variant.weights_file
 
 
+def published_or_baked(variant: Variant) -> Path:
+    """That, or where the image that this runs in has the file."""
+    path = published(variant)
+    baked = Path(os.environ.get(BAKED, "")) / path.name
+    return baked if BAKED in os.environ and baked.is_file() and not path.is_file() else path
+
+
 def locator(weights: str, model: str, progress: Progress | None = None) -> Locate:
     """From the name of a file to its path, None where the weights have no such file.
 
     May ask a hub, as reading the weights would. Raises `CheckpointError`.
     """
     if weights == "pretrained":
-        return _among(published(VARIANTS[model]))
+        return _among(published_or_baked(VARIANTS[model]))
     if weights == "demo":
         return local(DEMO).find
     source, _ = parse(weights)

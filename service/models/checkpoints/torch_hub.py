@@ -21,14 +21,11 @@ from service.models.checkpoints.checkpoint import Checkpoint
 from service.models.checkpoints.download import DownloadError, Progress, fetch
 from service.models.checkpoints.files import read_state_dict
 from service.models.checkpoints.partial import sweep
-from service.models.checkpoints.places import published
+from service.models.checkpoints.places import BAKED, published
 from service.models.network import build
 from service.preprocess import Preprocessing
 
 _log = logging.getLogger(__name__)
-
-#: The folder of weights that an image was built with. Not in torch.hub's own, over which a volume may be mounted.
-_BAKED = "BAKED_WEIGHTS"
 
 _WAYS_OUT = (
     "put the file there beforehand (the folder follows TORCH_HOME), "
@@ -87,8 +84,8 @@ def _cached_or_fetched(variant: Variant, progress: Progress | None) -> tuple[Pat
         if sha256.startswith(prefix):
             return path, sha256
         _log.warning("the cached %s is damaged (SHA-256 %s...); fetching it again", path.name, sha256[:8])
-    baked = Path(os.environ.get(_BAKED, "")) / path.name
-    if _BAKED in os.environ and baked.is_file():
+    baked = Path(os.environ.get(BAKED, "")) / path.name
+    if BAKED in os.environ and baked.is_file():
         return baked, file_sha256(baked)
     try:
         return path, fetch(url(variant), path, sha256_prefix=prefix, progress=progress)
