@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from service.fallback import Fallback
 from service.labels import ClassLabel
 from service.preprocess import Preprocessing
 
@@ -32,6 +33,8 @@ class ModelCard:
     device: str
     runtime: str
     max_batch_size: int
+    fallbacks: tuple[Fallback, ...] = ()
+    """What the service goes on without, and why."""
     top1: float | None = None
     top5: float | None = None
 
@@ -57,6 +60,7 @@ class ModelCard:
         """What `to_json` gave."""
         document = dict(values)
         document["image"] = tuple(document["image"])
+        document["fallbacks"] = tuple(Fallback(*told) for told in document["fallbacks"])
         document["feature_shape"] = tuple(document["feature_shape"])
         document["preprocessing"] = Preprocessing.from_json(document["preprocessing"])
         document["classes"] = tuple(ClassLabel(**entry) for entry in document["classes"])

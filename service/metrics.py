@@ -225,6 +225,7 @@ class Snapshot:
             yield _memory(float(values[Gauge.MEMORY_USED]), float(values[Gauge.MEMORY_TOTAL]))
         if self._card is not None:
             yield _model_info(self._card)
+            yield _fallbacks(self._card)
         yield _build_info()
         if self._supervisor is not None:
             yield from _process_usage(by_process(self._supervisor))
@@ -278,6 +279,19 @@ def _process_usage(usage: dict[str, Usage]) -> Iterable[Metric]:
         memory.add_metric([name], float(used.resident_bytes))
         files.add_metric([name], float(used.open_files))
     return processor, memory, files
+
+
+def _fallbacks(card: ModelCard) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    info = GaugeMetricFamily(
+        "imagenet_fallback_info",
+        "Something optional that the service goes on without; always 1.",
+        labels=["what", "why"],
+    )
+    for told in card.fallbacks:
+        info.add_metric(list(told), 1.0)
+    return info
 
 
 class _WithExemplars:

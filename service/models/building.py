@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from service.card import ModelCard
 from service.errors import ConfigurationError
+from service.fallback import Fallbacks
 from service.models import loader, serving, sources
 from service.models.catalog import VARIANTS
 from service.models.checkpoints import Checkpoint, Progress, resolve
@@ -24,11 +24,19 @@ from service.models.runtimes.eager import Eager
 from service.models.serving import Loaded, Report
 from service.settings import Settings, available_cores
 
-log = logging.getLogger(__name__)
 
+def load(
+    settings: Settings,
+    placement: Placement,
+    report: Report,
+    progress: Progress | None,
+    given_up: Sequence[str] = (),
+) -> Loaded:
+    """The settings' model on its device. Raises `StartError` with one sentence when it cannot be had.
 
-def load(settings: Settings, placement: Placement, report: Report, progress: Progress | None) -> Loaded:
-    """The settings' model on its device. Raises `StartError` with one sentence when it cannot be had."""
+    ``given_up`` is what `service.models.serving.load` says.
+    """
+    fallbacks = Fallbacks()
     torch.set_num_threads(available_cores())
     checkpoint = resolve(settings.weights, settings.model, progress=progress)
     model = loader.load(checkpoint)
@@ -38,7 +46,7 @@ def load(settings: Settings, placement: Placement, report: Report, progress: Pro
         return report("loading", detail)
 
     if placement.runtime == "openvino":
-        converted = _converted(model, checkpoint, card, placement, say)
+        converted = _converted(model, checkpoint, card, placement, say, fallbacks)
         if converted is not None:
             sources.remember(settings.weights, settings.model, checkpoint, card)
             return serving.openvino(converted, card, settings, placement)
@@ -49,10 +57,11 @@ def load(settings: Settings, placement: Placement, report: Report, progress: Pro
         # Of no use without a device, and not quick to import.
         from service.models.cuda.start import start
 
-        return Loaded(start(checkpoint, placement, largest, explainer, say), placement.device, described)
+        started = start(checkpoint, placement, largest, explainer, say, fallbacks, given_up)
+        return Loaded(started, placement.device, described, fallbacks)
     runtime = _runtime(model, checkpoint, placement, say)
     runner = ModelRunner(runtime, checkpoint.preprocessing.shape, largest, explainer)
-    return Loaded(runner, placement.device, described)
+    return Loaded(runner, placement.device, described, fallbacks)
 
 
 def describe(checkpoint: Checkpoint, model: Uint8Model) -> ModelCard:
@@ -88,6 +97,7 @@ def _converted(
     card: ModelCard,
     placement: Placement,
     say: Callable[[str], object],
+    fallbacks: Fallbacks,
 ) -> Converted | None:
     """The model for OpenVINO. None where OpenVINO cannot run it and the runtime was left to us."""
     if placement.artifact is not None:
@@ -101,7 +111,7 @@ def _converted(
             raise ConfigurationError(
                 f"runtime=openvino: this model cannot be converted ({error}); use runtime=eager"
             ) from error
-        log.warning("OpenVINO cannot run this model (%s), so it runs on torch alone, more slowly", error)
+        fallbacks.note("openvino", error)
         return None
 
 

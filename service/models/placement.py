@@ -44,6 +44,7 @@ def place(device: str, precision: str, runtime: str) -> Placement:
         raise ConfigurationError(
             f"device={device}: this host has no usable CUDA device; use device=cpu or auto"
         )
+    _refuse_missing(device)
     if precision == "fp16" and device == "cpu":
         raise ConfigurationError("precision=fp16 needs a CUDA device; on the CPU use fp32 or bf16")
     path = Path(runtime).expanduser()
@@ -72,6 +73,23 @@ def _has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def _devices() -> int:
+    """CUDA devices that this process sees."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _refuse_missing(device: str) -> None:
+    """Raises where ``cuda:N`` names a device that is not there."""
+    _, _, number = device.partition(":")
+    if number and int(number) >= _devices():
+        raise ConfigurationError(
+            f"device={device}: this process sees {_devices()} CUDA device(s), and their numbers begin with 0; use "
+            "device=cuda for the first"
+        )
 
 
 def _fastest(device: str) -> str:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from service.fallback import Fallback
 from service.models import plan
 from service.models.delivery import Delivery, longest
 from service.models.explain import Explainer
@@ -116,6 +117,10 @@ class ModelRunner:
         """`run`, as the engine calls it."""
         self.run(pixels, slots, wanted, results)
         return Finished(len(slots))
+
+    def adopt(self, pixels: Pixels) -> Sequence[Fallback]:
+        """Says where batches will come from. A processor reads any memory."""
+        return ()
 
     def check(self) -> Memory:
         """The processor has no memory of its own."""

@@ -7,13 +7,14 @@ anything else      building.py: checkpoints/ ─▶ loader.py ─▶ a runtime  
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.card import ModelCard
 from service.errors import ConfigurationError
+from service.fallback import Fallbacks
 from service.labels import read_labels_of
 from service.models import sources
 from service.models.checkpoints import Progress
@@ -40,6 +41,7 @@ class Loaded:
     runner: ModelRunner | StreamRunner
     device: str
     described: ModelCard
+    fallbacks: Fallbacks = field(default_factory=Fallbacks)
 
     def card(self) -> ModelCard:
         """The description for the front-ends."""
@@ -50,11 +52,17 @@ class Loaded:
             device=self.device,
             runtime=self.runner.runtime.name,
             max_batch_size=self.runner.max_batch_size,
+            fallbacks=tuple(self.fallbacks),
         )
 
 
-def load(settings: Settings, report: Report, progress: Progress | None = None) -> Loaded:
-    """The model of the settings' on its device. Raises `StartError` with one sentence when it cannot be had."""
+def load(
+    settings: Settings, report: Report, progress: Progress | None = None, given_up: Sequence[str] = ()
+) -> Loaded:
+    """The model of the settings' on its device. Raises `StartError` with one sentence when it cannot be had.
+
+    On CUDA, one way to run the model is left out for each reason in ``given_up``.
+    """
     report("loading", f"weights {settings.weights} of {settings.model}")
     placement = place(settings.device, settings.precision, settings.runtime)
     found = _prepared(settings, placement, progress)
@@ -63,7 +71,7 @@ def load(settings: Settings, report: Report, progress: Progress | None = None) -
     # With torch, which takes a second to import and some 200 MB to keep.
     from service.models import building
 
-    return building.load(settings, placement, report, progress)
+    return building.load(settings, placement, report, progress, given_up)
 
 
 def _prepared(settings: Settings, placement: Placement, progress: Progress | None) -> Loaded | None:
