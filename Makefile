@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed-run
 STAMP     := $(VENV)/.installed
 
-.PHONY: help run test test-slow drill soak test-page test-originals test-kserve fuzz audit check format clean verify-deploy
+.PHONY: help run test test-slow alert-series drill-rollouts drill soak test-page test-originals test-kserve fuzz audit check format clean verify-deploy
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -46,6 +46,12 @@ test-slow: $(STAMP)  ## the tests that take minutes
 # SHORT=1 for two minutes that show that all of it works, in place of half an hour.
 drill: $(STAMP)  ## overload, kills, faults: what was tried and what was lost
 	$(BIN)/python -m tests.drills $(if $(SHORT),--short)
+
+drill-rollouts: $(STAMP)  ## two services behind nginx and HAProxy, replaced and killed under load
+	$(BIN)/python -m tests.drills --only rollouts $(if $(SHORT),--short)
+
+alert-series: $(STAMP)  ## the real service in every state that an alert is for, as series for promtool
+	$(BIN)/python -m tests.drills.states
 
 DURATION ?= 1800
 

@@ -67,9 +67,8 @@ def run(settings: Settings, folder: Path, out: Path, *, force: bool = False, see
     when the model or the tools cannot be had, or there are too few images.
     """
     from service.models import loader
-    from service.models.building import describe
     from service.models.checkpoints import resolve
-    from service.models.runtimes import artifact, conversion, converting, int8, manifest
+    from service.models.runtimes import artifact, conversion, int8
 
     int8.tools()  # now, and not after minutes of reading images
     if out.exists() and not (out / "about.json").exists():
@@ -82,12 +81,11 @@ def run(settings: Settings, folder: Path, out: Path, *, force: bool = False, see
     images = read(folder, checkpoint.preprocessing, settings.max_image_pixels, most, chance)
     count = len(images) * CALIBRATION // most
     calibration, held_out = images[:count], images[count:]
-    model = loader.load(checkpoint)
+    shape = checkpoint.preprocessing.shape
     try:
-        converted = converting.convert(model, checkpoint, describe(checkpoint, model), "int8")
+        original = conversion.convert(loader.load(checkpoint), shape)
     except conversion.ConversionError as error:
         raise ConfigurationError(f"OpenVINO cannot convert this model: {error}") from error
-    original = converted.graphs[artifact.DIRECT].model()
     recipe, smaller = _quantise(original, calibration)
     check = compare(logits(original, held_out), logits(smaller, held_out))
     tables.show([_row(check)], "table")
@@ -102,10 +100,8 @@ def run(settings: Settings, folder: Path, out: Path, *, force: bool = False, see
         out,
         smaller,
         checkpoint,
-        converted.card,
-        converted.head,
         "int8",
-        libraries=manifest.libraries("openvino", "nncf", "torch", "numpy", "pillow"),
+        libraries=artifact.libraries("openvino", "nncf", "torch", "numpy", "pillow"),
         fp32=recipe.fp32,
         calibration={"images": len(calibration), "seed": seed},
         check=asdict(check),

@@ -1,8 +1,7 @@
 """`python -m tests.failing serve …`: the service with a device that can be made to fail while it serves.
 
 FAILING names a folder. A file ``lost`` there is a device that does not answer any more, ``wrong`` one that computes a
-wrong canary with the next batch; an engine that is started again waits until the files are gone. ``faults`` holds how
-many engines lose their device before one gets ready.
+wrong canary with the next batch; an engine that is started again waits until the files are gone.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +19,6 @@ from service.card import ModelCard
 from service.cli import main
 from service.engine import process
 from service.engine.transport import Channel
-from service.fallback import Fallback
 from service.running import DeviceFailed, Finished, Memory, Ran
 from service.settings import Settings
 from service.task import Wanted
@@ -51,17 +48,12 @@ class FailingRunner(null.NullRunner):
         return Memory(30, 80)
 
 
-def load(
-    settings: Settings, channel: Channel, given_up: Sequence[str] = ()
-) -> tuple[FailingRunner, ModelCard]:
+def load(settings: Settings, channel: Channel) -> tuple[FailingRunner, ModelCard]:
     """In place of `service.engine.process._load`."""
-    if (FOLDER / "faults").exists() and len(given_up) < int((FOLDER / "faults").read_text()):
-        raise DeviceFailed(f"CUDA error number {len(given_up)}")
-    while {path.name for path in FOLDER.iterdir()} - {"faults"}:
+    while any(FOLDER.iterdir()):
         time.sleep(0.05)
     runner, card = null.load(settings, channel)
-    fallbacks = tuple(Fallback(f"way {number}", reason) for number, reason in enumerate(given_up))
-    return FailingRunner(runner.max_batch_size), replace(card, fallbacks=fallbacks)
+    return FailingRunner(runner.max_batch_size), card
 
 
 if __name__ == "__main__":

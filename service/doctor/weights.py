@@ -53,11 +53,10 @@ def _readable(settings: Settings) -> Finding:
 
 
 def _pretrained(model: str) -> Finding:
-    from service.models.cache import file_sha256
-    from service.models.checkpoints.places import published
-    from service.models.checkpoints.torch_hub import url
+    from service.models.checkpoints.download import file_sha256
+    from service.models.checkpoints.torch_hub import place, url
 
-    path = published(VARIANTS[model])
+    path = place(VARIANTS[model])
     if path.is_file():
         prefix = path.stem.rpartition("-")[2]
         if file_sha256(path).startswith(prefix):
@@ -92,11 +91,11 @@ def _reachable(check: str, address: str, what: str) -> Finding:
 
 def caches(settings: Settings) -> list[Finding]:
     """Where downloads and conversions are kept."""
-    from service.models.checkpoints.places import published
+    from service.models.checkpoints.torch_hub import place
 
     variant, findings = VARIANTS[settings.model], []
     if settings.weights == "pretrained":
-        folder = published(variant).parent
+        folder = place(variant).parent
         findings.append(
             machine.cache("weights' cache", folder, "TORCH_HOME", room_mb=int(variant.download_mb))
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from service.models.explain import Explainer
@@ -33,7 +34,7 @@ class Delivery:
                 continue
             result = answer.logits
             if want is not Task.CLASSIFY:
-                result = pool(answer.features, want).ravel()
+                result = pool(answer.features.float(), want).flatten().cpu().numpy()
             results[slot, : result.size] = result
         if looks:
             self._explain(looks, results)
@@ -45,7 +46,7 @@ class Delivery:
             int(answer.logits.argmax()) if want.class_index is None else want.class_index
             for _, want, answer in looks
         ]
-        features = np.stack([answer.features for _, _, answer in looks])
+        features = torch.stack([answer.features for _, _, answer in looks])
         maps = self.explainer.maps(features, classes)
         for (slot, _, answer), grid in zip(looks, maps, strict=True):
             result = np.concatenate((answer.logits, grid.flatten()))
@@ -58,12 +59,10 @@ def longest(logits: int, features: tuple[int, int, int]) -> int:
     return max(logits + height * width, channels * height * width)
 
 
-def pool(features: NDArray[np.float32], task: Task) -> NDArray[np.float32]:
+def pool(features: torch.Tensor, task: Task) -> torch.Tensor:
     """One image's features ``[C, h, w]`` as ``task`` wants them."""
     if task is Task.FEATURES_AVG:
-        average: NDArray[np.float32] = features.mean((1, 2))
-        return average
+        return features.mean((1, 2))
     if task is Task.FEATURES_MAX:
-        largest: NDArray[np.float32] = features.max((1, 2))
-        return largest
+        return features.amax((1, 2))
     return features

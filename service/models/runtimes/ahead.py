@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
@@ -26,9 +26,6 @@ class Ahead:
 
     def ways(self) -> list[Way]:
         return [self._way]
-
-    def settle(self, names: Sequence[str]) -> None:
-        """There is one."""
 
 
 def load(

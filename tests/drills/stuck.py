@@ -1,0 +1,22 @@
+"""`python -m tests.drills.stuck serve …`: the service of hostile.py whose decoders never come to an end."""
+
+from __future__ import annotations
+
+import threading
+from typing import NoReturn
+
+from service.api import context
+from service.cli import main
+from service.engine import process
+from tests.drills import hostile
+
+
+def prepare(*_: object, **__: object) -> NoReturn:
+    threading.Event().wait()
+    raise AssertionError("nobody sets it")
+
+
+if __name__ == "__main__":
+    process._load = hostile.load  # type: ignore[assignment]
+    context.prepare = prepare  # type: ignore[assignment]
+    main()
