@@ -102,7 +102,10 @@ LABEL org.opencontainers.image.title="imagenet-serve" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.created="${CREATED}"
+      org.opencontainers.image.created="${CREATED}" \
+      com.amazonaws.sagemaker.capabilities.accept-bind-to-port="true"
+# What GET /version and imagenet_build_info say.
+ENV BUILD_REVISION="${REVISION}"
 
 FROM runtime AS gpu
 # NVIDIA's container runtime mounts the driver for these; CUDA itself came with torch.

@@ -19,11 +19,13 @@ import numpy as np
 from benchmarks import raw, report
 from service import quantize
 from service.models import loader
+from service.models.building import describe
 from service.models.catalog import VARIANTS
 from service.models.checkpoints import resolve
 from service.models.runner import ModelRunner
-from service.models.runtimes import conversion, int8
-from service.models.runtimes.openvino import OpenVino, convert
+from service.models.runtimes import conversion, converting, int8
+from service.models.runtimes.artifact import Graph
+from service.models.runtimes.openvino import OpenVino, runtime
 from service.preprocess import Preprocessing
 from service.settings import available_cores
 from service.task import Task
@@ -39,11 +41,10 @@ def photos(folder: Path | None, spec: Preprocessing, most: int) -> list[quantize
     return quantize.read(folder, spec, _LIMIT, most, random.Random(0))
 
 
-def passes(model: Any, precision: str, pixels: quantize.Images) -> dict[int, raw.Run]:
+def passes(runtime: OpenVino, pixels: quantize.Images) -> dict[int, raw.Run]:
     """A forward pass of each of `_BATCHES`, through the door that the engine uses."""
     _, *image = pixels.shape
     height, width, channels = image
-    runtime = OpenVino(model, precision, available_cores())
     runner = ModelRunner(runtime, (height, width, channels), max(_BATCHES))
     runner.warm_up()
     results = np.empty((len(pixels), runner.results), np.float32)
@@ -61,13 +62,14 @@ def table(name: str, weights: str, given: argparse.Namespace) -> list[dict[str, 
     folders = (None, None) if weights.startswith("random") else (given.calibrate, given.photos)
     calibration = photos(folders[0], checkpoint.preprocessing, quantize.CALIBRATION)
     compared = photos(folders[1], checkpoint.preprocessing, given.most)
-    original = conversion.convert(loader.load(checkpoint), checkpoint.preprocessing.shape)
+    model, image, cores = loader.load(checkpoint), checkpoint.preprocessing.shape, available_cores()
+    original = conversion.convert(model, image)
     folded = int8.prepared(original)
     before = quantize.logits(original, compared)
     pixels = np.stack(compared[: max(_BATCHES)])
     rows: list[dict[str, Any]] = [{"model": name, "in fp32": "everything"}]
-    served = convert(loader.load(checkpoint), checkpoint.preprocessing.shape, "fp32", available_cores())
-    runs = {"everything": passes(served, "fp32", pixels)}
+    served = converting.convert(model, checkpoint, describe(checkpoint, model), "fp32")
+    runs = {"everything": passes(runtime(served, "fp32", cores, image), pixels)}
     for recipe in int8.recipes(folded):
         smaller = int8.quantised(folded, calibration, recipe)
         check = quantize.compare(before, quantize.logits(smaller, compared))
@@ -78,7 +80,7 @@ def table(name: str, weights: str, given: argparse.Namespace) -> list[dict[str, 
                 "same top class %": round(100 * check.top1_agreement, 2),
                 "largest probability change": round(check.largest_probability_change, 3),
             }
-        runs[recipe.fp32] = passes(smaller, "int8", pixels)
+        runs[recipe.fp32] = passes(OpenVino(Graph(None, smaller), "int8", cores), pixels)
         print(rows[-1], file=sys.stderr)
     for batch in _BATCHES:
         taken = raw.measure({words: run[batch] for words, run in runs.items()}, given.seconds)

@@ -23,6 +23,7 @@ from service.card import ModelCard
 from service.cli import main
 from service.engine import process
 from service.engine.transport import Channel
+from service.fallback import Fallback
 from service.labels import imagenet_classes
 from service.preprocess import Preprocessing
 from service.running import Finished, Memory
@@ -60,11 +61,14 @@ class NullRunner:
             time.sleep(self._fixed + len(slots) * self._image)
         return Finished(len(slots))
 
+    def adopt(self, pixels: NDArray[np.uint8]) -> Sequence[Fallback]:
+        return ()
+
     def check(self) -> Memory:
         return Memory()
 
 
-def load(settings: Settings, channel: Channel) -> tuple[NullRunner, ModelCard]:
+def load(settings: Settings, channel: Channel, given_up: Sequence[str] = ()) -> tuple[NullRunner, ModelCard]:
     """In place of `service.engine.process._load`."""
     largest = 64 if settings.max_batch_size == "auto" else settings.max_batch_size
     preprocessing = Preprocessing()

@@ -32,12 +32,14 @@ import torch
 from benchmarks import report
 from service.models import loader
 from service.models._openvino import openvino
+from service.models.building import describe
 from service.models.catalog import VARIANTS
 from service.models.checkpoints import Checkpoint, resolve
 from service.models.runner import ModelRunner
-from service.models.runtimes import Runtime, conversion, int8
+from service.models.runtimes import Runtime, conversion, converting, int8
+from service.models.runtimes.artifact import Converted, Graph
 from service.models.runtimes.eager import Eager
-from service.models.runtimes.openvino import OpenVino, convert
+from service.models.runtimes.openvino import OpenVino, runtime
 from service.settings import available_cores
 from service.task import Task
 
@@ -71,16 +73,20 @@ class Model:
     def _load(self) -> loader.Uint8Model:
         return loader.load(self.checkpoint)
 
+    def _prepared(self) -> Converted:
+        model = self._load()
+        return converting.convert(model, self.checkpoint, describe(self.checkpoint, model), "fp32")
+
     def contestants(self) -> dict[str, Make]:
         cores = available_cores()
         served = {
             "torch eager, folded": lambda: Eager(self._load(), "fp32"),
-            _OURS: lambda: OpenVino(convert(self._load(), self._image, "fp32", cores), "fp32", cores),
+            _OURS: lambda: runtime(self._prepared(), "fp32", cores, self._image),
         }
         if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            served["ours, bf16"] = lambda: OpenVino(self._converted, "bf16", cores)
+            served["ours, bf16"] = lambda: OpenVino(Graph(None, self._converted), "bf16", cores)
         if find_spec("nncf"):
-            served["ours, int8"] = lambda: OpenVino(self._int8(), "int8", cores)
+            served["ours, int8"] = lambda: OpenVino(Graph(None, self._int8()), "int8", cores)
         found: dict[str, Make] = {
             "torch eager": self._torch(torch.contiguous_format),
             "torch eager, channels-last": self._torch(torch.channels_last),

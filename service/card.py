@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from service.fallback import Fallback
 from service.labels import ClassLabel
 from service.preprocess import Preprocessing
 
@@ -31,6 +33,8 @@ class ModelCard:
     device: str
     runtime: str
     max_batch_size: int
+    fallbacks: tuple[Fallback, ...] = ()
+    """What the service goes on without, and why."""
     top1: float | None = None
     top5: float | None = None
 
@@ -39,16 +43,24 @@ class ModelCard:
         """Whether the weights are random numbers."""
         return self.weights.startswith("random:")
 
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**asdict(self), "preprocessing": self.preprocessing.to_json()}
+
     def to_bytes(self) -> bytes:
-        document = asdict(self)
-        document["preprocessing"] = self.preprocessing.to_json()
-        return json.dumps(document).encode()
+        return json.dumps(self.to_json()).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ModelCard:
         """What `to_bytes` wrote."""
-        document: dict[str, Any] = json.loads(data)
+        return cls.from_json(json.loads(data))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ModelCard:
+        """What `to_json` gave."""
+        document = dict(values)
         document["image"] = tuple(document["image"])
+        document["fallbacks"] = tuple(Fallback(*told) for told in document["fallbacks"])
         document["feature_shape"] = tuple(document["feature_shape"])
         document["preprocessing"] = Preprocessing.from_json(document["preprocessing"])
         document["classes"] = tuple(ClassLabel(**entry) for entry in document["classes"])

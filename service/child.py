@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from service.engine.transport import Channel, socket_pair
+from service.usage import name_process
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class ProcessChild(Child):
             for resource in not_for_child:
                 resource.close()
             _forget_signals()
+            name_process(name)
             try:
                 main(Channel(theirs))
             except Exception:

@@ -40,7 +40,7 @@ def settings_flags(names: Iterable[str], **defaults: str) -> Callable[[Any], Any
 
 
 #: Settings whose values are files and folders, so that a shell offers those.
-_PATHS = {"weights", "runtime", "labels", "api_keys_file", "tls_certificate_file", "tls_key_file"}
+_PATHS = {"weights", "runtime", "labels", "uds", "api_keys_file", "tls_certificate_file", "tls_key_file"}
 
 
 def _values_of(name: str) -> list[str]:

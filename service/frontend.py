@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import gc
 import logging
+import multiprocessing
+import os
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -57,6 +59,7 @@ class FrontEnd:
             metrics=Metrics.declare(),
             decoders=self._decoders,
             tracing=Tracing.from_environment(),
+            supervisor=_supervisor(),
         )
         self._context.client.on_cancelled(self._context.metrics.cancelled.inc)
         self._server = _server(self._context, self._keys, self._certificate)
@@ -127,6 +130,11 @@ class FrontEnd:
         for _ in range(_LAME_DUCK_STEPS):  # a starved loop, too, looks at its sockets between two timers
             await asyncio.sleep(_LAME_DUCK / _LAME_DUCK_STEPS)
         self._server.should_exit = True
+
+
+def _supervisor() -> int:
+    """The process of the supervisor: the parent, or this one where every part is a thread."""
+    return os.getpid() if multiprocessing.parent_process() is None else os.getppid()
 
 
 def check(settings: Settings) -> tuple[Keys | None, Certificate | None]:

@@ -27,6 +27,11 @@ def cpu_extensions() -> list[str]:
     return [name for name in _EXTENSIONS if name in flags]
 
 
+def cpu_flags() -> list[str]:
+    """All extensions that /proc/cpuinfo names, sorted."""
+    return sorted(_cpuinfo("flags", "Features").split())
+
+
 def cpu_quota(root: Path = _CGROUP) -> float | None:
     """Cores that the cgroup allows (``cpu.max`` of v2, ``cpu.cfs_quota_us`` of v1); None without a limit."""
     try:

@@ -40,6 +40,17 @@ def imagenet_classes() -> tuple[ClassLabel, ...]:
     )
 
 
+def read_labels_of(path: Path, count: int) -> tuple[ClassLabel, ...]:
+    """`read_labels` for a model of ``count`` classes. Raises `CheckpointError` where that is another number."""
+    classes = read_labels(path)
+    if len(classes) != count:
+        raise CheckpointError(
+            f"the labels file '{path.name}' has {len(classes)} lines and the model {count} classes; "
+            "write one label a line, in the order of the logits"
+        )
+    return classes
+
+
 def read_labels(path: Path) -> tuple[ClassLabel, ...]:
     """The classes of a text file with one label a line; blank lines at its end do not count.
 

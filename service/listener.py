@@ -12,6 +12,7 @@ import logging
 import socket
 import struct
 import sys
+from pathlib import Path
 
 from service.errors import ConfigurationError
 
@@ -43,8 +44,38 @@ def bind(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def bind_unix(path: Path) -> socket.socket:
+    """A listening Unix socket at ``path``, open to everybody who may enter its folder.
+
+    A socket that a dead service left there is replaced. Raises `ConfigurationError` when it cannot be had.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        remove_unanswered(path)
+        listener.bind(str(path))
+        path.chmod(0o666)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(f"cannot listen on {path}: {error.strerror or error}; see --uds") from error
+    return listener
+
+
+def remove_unanswered(path: Path) -> None:
+    """Removes the Unix socket at ``path`` if nobody answers there: its service has ended, and no other has begun."""
+    if path.is_socket() and not _answers(path):
+        path.unlink(missing_ok=True)
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 def url(listener: socket.socket, scheme: str = "http") -> str:
-    """Where the service is to be found: ``http://127.0.0.1:8000``."""
+    """Where the service is to be found: ``http://127.0.0.1:8000``, or ``unix:`` and a path."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
@@ -55,7 +86,7 @@ def refuse_newcomers(listener: socket.socket) -> None:
     The newcomer's kernel tries again a second later and is refused once the socket has closed. Where the
     system has no such filter, nothing happens: a connection of the last moment may then be reset.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or listener.family == socket.AF_UNIX:
         return
     program = b"".join(struct.pack("=HBBI", *instruction) for instruction in _DROP_SYN)
     instructions = ctypes.create_string_buffer(program, len(program))

@@ -24,6 +24,8 @@ from service.counters import merge_dead, reading
 from service.engine.arena import Arena, Gauge
 from service.errors import ConfigurationError
 from service.leftovers import remove
+from service.usage import Usage, by_process
+from service.version import build_information
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Histogram
@@ -175,13 +177,16 @@ class Snapshot:
         engine_up: bool,
         arena: Arena | None,
         card: ModelCard | None,
+        supervisor: int | None = None,
     ) -> None:
+        """``supervisor`` is the process above all others of the service, for what each of them uses."""
         self._state = state
         self._restarts = restarts
         self._frontend_restarts = frontend_restarts
         self._engine_up = engine_up
         self._arena = arena
         self._card = card
+        self._supervisor = supervisor
 
     def collect(self) -> Iterable[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -220,6 +225,10 @@ class Snapshot:
             yield _memory(float(values[Gauge.MEMORY_USED]), float(values[Gauge.MEMORY_TOTAL]))
         if self._card is not None:
             yield _model_info(self._card)
+            yield _fallbacks(self._card)
+        yield _build_info()
+        if self._supervisor is not None:
+            yield from _process_usage(by_process(self._supervisor))
 
 
 def _memory(used: float, total: float) -> Metric:
@@ -239,6 +248,49 @@ def _model_info(card: ModelCard) -> Metric:
     names = ("name", "family", "weights", "sha256", "precision", "device", "runtime")
     info = GaugeMetricFamily("imagenet_model_info", "The model that is loaded; always 1.", labels=names)
     info.add_metric([str(getattr(card, name) or "") for name in names], 1.0)
+    return info
+
+
+def _build_info() -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    build = build_information()
+    info = GaugeMetricFamily("imagenet_build_info", "What is running; always 1.", labels=list(build))
+    info.add_metric(list(build.values()), 1.0)
+    return info
+
+
+def _process_usage(usage: dict[str, Usage]) -> Iterable[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    processor = CounterMetricFamily(
+        "imagenet_process_cpu_seconds", "User and system time, by kind of process.", labels=["process"]
+    )
+    memory = GaugeMetricFamily(
+        "imagenet_process_resident_memory_bytes",
+        "Resident memory, by kind of process; what is shared counts in each.",
+        labels=["process"],
+    )
+    files = GaugeMetricFamily(
+        "imagenet_process_open_fds", "Open descriptors, by kind of process.", labels=["process"]
+    )
+    for name, used in sorted(usage.items()):
+        processor.add_metric([name], used.cpu_seconds)
+        memory.add_metric([name], float(used.resident_bytes))
+        files.add_metric([name], float(used.open_files))
+    return processor, memory, files
+
+
+def _fallbacks(card: ModelCard) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    info = GaugeMetricFamily(
+        "imagenet_fallback_info",
+        "Something optional that the service goes on without; always 1.",
+        labels=["what", "why"],
+    )
+    for told in card.fallbacks:
+        info.add_metric(list(told), 1.0)
     return info
 
 

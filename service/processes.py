@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-_TICK = os.sysconf("SC_CLK_TCK")
+from service.usage import CLOCK_TICKS, stat_fields, tree
+
 #: Seconds: importing torch and warming up a VGG on a busy machine.
 _START, _END = 180.0, 30.0
 
@@ -110,34 +111,9 @@ def memory_mib(pid: int) -> float:
     return sum(_pss_kib(one) for one in tree(pid)) / 1024
 
 
-def tree(pid: int) -> list[int]:
-    """``pid`` and its descendants."""
-    found = [pid]
-    for parent in found:
-        found.extend(children(parent))
-    return found
-
-
-def children(pid: int) -> list[int]:
-    """Processes that ``pid`` started and has not buried, by their numbers.
-
-    From every process's own word: ``/proc/PID/task/TID/children`` leaves some out while another one ends.
-    """
-    pids = sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return [child for child in pids if (fields := _stat(child)) and int(fields[1]) == pid]
-
-
 def _cpu(pid: int) -> float:
-    fields = _stat(pid)
-    return (int(fields[11]) + int(fields[12])) / _TICK if fields else 0.0
-
-
-def _stat(pid: int) -> list[str]:
-    """What ``/proc/PID/stat`` says after the name, the state first; empty for a process that is not there."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
+    fields = stat_fields(pid)
+    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS if fields else 0.0
 
 
 def _pss_kib(pid: int) -> int:

@@ -67,8 +67,9 @@ def run(settings: Settings, folder: Path, out: Path, *, force: bool = False, see
     when the model or the tools cannot be had, or there are too few images.
     """
     from service.models import loader
+    from service.models.building import describe
     from service.models.checkpoints import resolve
-    from service.models.runtimes import artifact, conversion, int8
+    from service.models.runtimes import artifact, conversion, converting, int8, manifest
 
     int8.tools()  # now, and not after minutes of reading images
     if out.exists() and not (out / "about.json").exists():
@@ -81,11 +82,12 @@ def run(settings: Settings, folder: Path, out: Path, *, force: bool = False, see
     images = read(folder, checkpoint.preprocessing, settings.max_image_pixels, most, chance)
     count = len(images) * CALIBRATION // most
     calibration, held_out = images[:count], images[count:]
-    shape = checkpoint.preprocessing.shape
+    model = loader.load(checkpoint)
     try:
-        original = conversion.convert(loader.load(checkpoint), shape)
+        converted = converting.convert(model, checkpoint, describe(checkpoint, model), "int8")
     except conversion.ConversionError as error:
         raise ConfigurationError(f"OpenVINO cannot convert this model: {error}") from error
+    original = converted.graphs[artifact.DIRECT].model()
     recipe, smaller = _quantise(original, calibration)
     check = compare(logits(original, held_out), logits(smaller, held_out))
     tables.show([_row(check)], "table")
@@ -100,8 +102,10 @@ def run(settings: Settings, folder: Path, out: Path, *, force: bool = False, see
         out,
         smaller,
         checkpoint,
+        converted.card,
+        converted.head,
         "int8",
-        libraries=artifact.libraries("openvino", "nncf", "torch", "numpy", "pillow"),
+        libraries=manifest.libraries("openvino", "nncf", "torch", "numpy", "pillow"),
         fp32=recipe.fp32,
         calibration={"images": len(calibration), "seed": seed},
         check=asdict(check),

@@ -60,6 +60,10 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
         8000, description="The port to listen on; 0 takes a free one and says which."
     )
+    uds: Path | None = Field(
+        None,
+        description="A Unix socket to listen on, in place of host and port: for a proxy on the same machine.",
+    )
     frontends: AutoInt = Field(
         "auto",
         description="HTTP and decode processes in front of the one engine; more of them decode more photos at once.",

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 #: Lives in a row, and the seconds that make one long: an engine's counts from the moment when it is ready, so that
 #: a model that hangs at its first request is found out as well; a front-end that cannot start dies within a moment.
 _ENGINE_LIVES, _FRONT_END_LIVES = (5, 120.0), (5, 5.0)
+#: Engines whose device may fail before any is ready: each leaves out one more way to run the model.
+_MOST_GIVEN_UP = 3
 #: Seconds of silence after which a child is taken for hung. Far above any pause that a loaded host causes.
 _SILENCE = 30.0
 #: Seconds beyond its timeout that a front-end gets to close its connections, and the engine to end.
@@ -71,6 +73,8 @@ class Supervisor:
         self._was_ready = False
         self._distrust = ""
         """What the engine said of its device before it ended."""
+        self._given_up: list[str] = []
+        """The same of each engine that ended so before it was ready: the next one tries less."""
         self._lost = False
         """Whether requests were not answered as they should have been: the exit code is 1."""
         self._give_up_at: float | None = None
@@ -86,7 +90,10 @@ class Supervisor:
         """
         if self._listener is None:
             frontend.check(self._settings)
-            self._listener = listener.bind(self._settings.host, self._settings.port)
+            uds = self._settings.uds
+            self._listener = (
+                listener.bind_unix(uds) if uds else listener.bind(self._settings.host, self._settings.port)
+            )
         return listener.url(self._listener, "https" if self._settings.tls_certificate_file else "http")
 
     def run(self) -> int:
@@ -131,7 +138,9 @@ class Supervisor:
 
     def _start_engine(self) -> None:
         assert self._listener is not None
-        self._engine = self._spawn("engine", partial(engine.main, self._settings), [self._listener])
+        self._engine = self._spawn(
+            "engine", partial(engine.main, self._settings, given_up=tuple(self._given_up)), [self._listener]
+        )
         self._watch(self._engine, self._engine_spoke, self._engine_ended)
 
     def _spawn(
@@ -286,6 +295,8 @@ class Supervisor:
             case "distrusted":
                 # Not ready from now on; the engine ends by itself, and `_engine_ended` starts another.
                 self._distrust = message["message"]
+                if self._ready_at is None:
+                    self._given_up.append(self._distrust)
                 self._enter("failed", self._distrust)
             case "hung":
                 sentence = f"was killed: a batch had been running for {message['seconds']:.0f} s"
@@ -328,7 +339,8 @@ class Supervisor:
             self._restart_engine((outcome or "ended") + reason)
 
     def _restart_engine(self, outcome: str) -> None:
-        if not self._was_ready:
+        tries_less = 0 < len(self._given_up) <= _MOST_GIVEN_UP and self._ready_at is None
+        if not self._was_ready and not tries_less:
             log.error("the engine %s before it was ever ready; giving up", outcome)
             self._exit_code = 1
             return
@@ -399,6 +411,8 @@ class Supervisor:
         self._selector.close()
         if self._listener is not None:
             self._listener.close()
+            if self._settings.uds is not None:
+                listener.remove_unanswered(self._settings.uds)
         if self._metrics is not None:
             metrics.clean_up(self._metrics)
         if self._claim is not None:

@@ -1,7 +1,8 @@
 """`python -m tests.failing serve …`: the service with a device that can be made to fail while it serves.
 
 FAILING names a folder. A file ``lost`` there is a device that does not answer any more, ``wrong`` one that computes a
-wrong canary with the next batch; an engine that is started again waits until the files are gone.
+wrong canary with the next batch; an engine that is started again waits until the files are gone. ``faults`` holds how
+many engines lose their device before one gets ready.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from service.card import ModelCard
 from service.cli import main
 from service.engine import process
 from service.engine.transport import Channel
+from service.fallback import Fallback
 from service.running import DeviceFailed, Finished, Memory, Ran
 from service.settings import Settings
 from service.task import Wanted
@@ -48,12 +51,17 @@ class FailingRunner(null.NullRunner):
         return Memory(30, 80)
 
 
-def load(settings: Settings, channel: Channel) -> tuple[FailingRunner, ModelCard]:
+def load(
+    settings: Settings, channel: Channel, given_up: Sequence[str] = ()
+) -> tuple[FailingRunner, ModelCard]:
     """In place of `service.engine.process._load`."""
-    while any(FOLDER.iterdir()):
+    if (FOLDER / "faults").exists() and len(given_up) < int((FOLDER / "faults").read_text()):
+        raise DeviceFailed(f"CUDA error number {len(given_up)}")
+    while {path.name for path in FOLDER.iterdir()} - {"faults"}:
         time.sleep(0.05)
     runner, card = null.load(settings, channel)
-    return FailingRunner(runner.max_batch_size), card
+    fallbacks = tuple(Fallback(f"way {number}", reason) for number, reason in enumerate(given_up))
+    return FailingRunner(runner.max_batch_size), replace(card, fallbacks=fallbacks)
 
 
 if __name__ == "__main__":

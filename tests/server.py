@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from service import processes
+from service import usage
 
 #: A new connection for every request, and no certificates to load for it.
 HTTP = httpx.Client(verify=False, timeout=60, headers={"connection": "close"})
@@ -79,7 +79,7 @@ class Server:
 
     def children(self) -> dict[str, int]:
         """Process ids: ``engine`` is the one that does not hold the port, the others are front-ends."""
-        pids = processes.children(self.pid)
+        pids = usage.children(self.pid)
         if not pids:
             return {}
         self._inode = self._inode or self._port_inode()

@@ -49,7 +49,7 @@ def test_it_classifies_the_samples_stays_up_and_ends_with_ctrl_c(tmp_path: Path)
 def test_without_the_model_it_says_so_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoints, "_DEMO", tmp_path / "demo")
+    monkeypatch.setattr(checkpoints.places, "DEMO", tmp_path / "demo")
     with pytest.raises(CheckpointError, match=r"demo model did not come with this installation.*--weights"):
         checkpoints.resolve("demo", "densenet121")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +47,28 @@ def test_the_url_names_an_ipv6_address_in_brackets(port: socket.socket) -> None:
 def test_a_taken_port_is_said_in_one_sentence(port: socket.socket) -> None:
     with pytest.raises(ConfigurationError, match="choose another with --host and --port"):
         listener.bind(*port.getsockname())
+
+
+def test_a_unix_socket_replaces_a_dead_ones_and_no_living_ones(tmp_path: Path) -> None:
+    path = tmp_path / "service.sock"
+    dead = listener.bind_unix(path)
+    dead.close()
+    assert path.is_socket()
+    with listener.bind_unix(path) as living:
+        assert listener.url(living) == f"unix:{path}"
+        listener.refuse_newcomers(living)  # nothing to do for it, and no error
+        with pytest.raises(ConfigurationError, match="--uds"):
+            listener.bind_unix(path)
+        listener.remove_unanswered(path)
+        assert path.is_socket()
+    listener.remove_unanswered(path)
+    assert not path.exists()
+
+
+def test_a_unix_socket_takes_no_files_place(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("mine")
+    with pytest.raises(ConfigurationError, match="cannot listen"):
+        listener.bind_unix(path)
+    listener.remove_unanswered(path)
+    assert path.read_text() == "mine"

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from service import samples as room
-from service.models.checkpoints import _DEMO
+from service.models.checkpoints.places import DEMO
 from service.samples import samples
 from tests.server import HTTP, Server
 
@@ -35,7 +35,7 @@ def test_an_installed_wheel_has_them_inside(tmp_path: Path, monkeypatch: pytest.
     assert samples() == []
 
 
-@pytest.mark.skipif(not _DEMO.is_dir(), reason="service/models/demo is not there: no model comes along yet")
+@pytest.mark.skipif(not DEMO.is_dir(), reason="service/models/demo is not there: no model comes along yet")
 def test_the_demo_model_recognises_them() -> None:
     with Server(weights="demo", frontends=1, max_batch_size=4) as server:
         answers = {}

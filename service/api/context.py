@@ -40,6 +40,8 @@ class Context:
     card: ModelCard | None = None
     tracing: Tracing | None = None
     """None when nobody asked for traces."""
+    supervisor: int | None = None
+    """The process above all others of the service; None where nobody measures it."""
     progressed: float = field(default_factory=time.monotonic)
     """When the start last got on, by the monotonic clock."""
 

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from service.api import body
+from service.api.compression import packed
 from service.api.context import context_of
 from service.api.exchange import exchange_of, hang_up_cancels
 from service.api.inference import PROBLEMS, arrive, head, look, reply, upload
@@ -55,11 +56,14 @@ async def features(request: Request, pooling: Pooling = "avg") -> Response:
             )
     exchange.note(seen.stages, seen.answer)
     array = seen.answer.result.reshape(shape)
-    exchange.timings()
     if _NPY in request.headers.get("accept", ""):
-        return Response(_npy(array), media_type=_NPY)
-    document = {"pooling": pooling, "shape": list(shape), "features": array.tolist()}
-    return reply({**head(exchange, model), **document})
+        response = Response(_npy(array), media_type=_NPY)
+    else:
+        document = {"pooling": pooling, "shape": list(shape), "features": array.tolist()}
+        response = reply({**head(exchange, model), **document})
+    response = await packed(request, context, response, deadline)
+    exchange.timings()
+    return response
 
 
 def _npy(array: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> bytes:

@@ -6,8 +6,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.api.context import context_of
-from service.api.schemas import Health, Live, Problem, Ready
+from service.api.schemas import Health, Live, Problem, Ready, Version
 from service.metrics import Snapshot, exposition
+from service.version import build_information
 
 router = APIRouter(tags=["health"])
 
@@ -38,6 +39,12 @@ async def healthz(request: Request) -> Health:
     return Health(**document)
 
 
+@router.get("/version")
+async def version() -> Version:
+    """What is running."""
+    return Version(**build_information())
+
+
 @router.get("/metrics", response_class=Response)
 def metrics(request: Request) -> Response:
     """Prometheus' text format, or OpenMetrics if asked for; one scrape of any front-end shows the whole service.
@@ -53,6 +60,7 @@ def metrics(request: Request) -> Response:
         client.connected,
         client.arena,
         context.card,
+        context.supervisor,
     )
     exemplars = context.tracing.exemplars if context.tracing is not None else None
     content, content_type = exposition(snapshot, request.headers.get("accept", ""), exemplars)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from service.api.context import context_of
-from service.api.schemas import Accuracy, Label, ModelInfo, VariantInfo
+from service.api.schemas import Accuracy, FallbackInfo, Label, ModelInfo, VariantInfo
 from service.models.catalog import VARIANTS
 
 router = APIRouter(tags=["model"])
@@ -32,6 +32,7 @@ async def model(request: Request) -> ModelInfo:
         device=card.device,
         runtime=card.runtime,
         max_batch_size=card.max_batch_size,
+        fallbacks=[FallbackInfo(what=told.what, why=told.why) for told in card.fallbacks],
         accuracy=Accuracy.model_validate(card) if published else None,
     )
 

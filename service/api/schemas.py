@@ -122,6 +122,13 @@ class Accuracy(BaseModel):
     top5: float
 
 
+class FallbackInfo(BaseModel):
+    """Something optional that the service goes on without: what it is, and why it cannot be had."""
+
+    what: str
+    why: str
+
+
 class ModelInfo(BaseModel):
     """What is loaded."""
 
@@ -140,6 +147,7 @@ class ModelInfo(BaseModel):
     device: str
     runtime: str
     max_batch_size: int
+    fallbacks: list[FallbackInfo]
     accuracy: Accuracy | None
 
 
@@ -165,6 +173,14 @@ class Health(BaseModel):
     progress: dict[str, int | None] | None
     restarts: int
     frontend_restarts: int
+
+
+class Version(BaseModel):
+    """What is running. ``revision`` is empty unless the image's build named it."""
+
+    version: str = Field(examples=["0.1.0"])
+    revision: str
+    python: str = Field(examples=["3.12.1"])
 
 
 class Live(BaseModel):

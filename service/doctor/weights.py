@@ -53,10 +53,11 @@ def _readable(settings: Settings) -> Finding:
 
 
 def _pretrained(model: str) -> Finding:
-    from service.models.checkpoints.download import file_sha256
-    from service.models.checkpoints.torch_hub import place, url
+    from service.models.cache import file_sha256
+    from service.models.checkpoints.places import published
+    from service.models.checkpoints.torch_hub import url
 
-    path = place(VARIANTS[model])
+    path = published(VARIANTS[model])
     if path.is_file():
         prefix = path.stem.rpartition("-")[2]
         if file_sha256(path).startswith(prefix):
@@ -91,11 +92,11 @@ def _reachable(check: str, address: str, what: str) -> Finding:
 
 def caches(settings: Settings) -> list[Finding]:
     """Where downloads and conversions are kept."""
-    from service.models.checkpoints.torch_hub import place
+    from service.models.checkpoints.places import published
 
     variant, findings = VARIANTS[settings.model], []
     if settings.weights == "pretrained":
-        folder = place(variant).parent
+        folder = published(variant).parent
         findings.append(
             machine.cache("weights' cache", folder, "TORCH_HOME", room_mb=int(variant.download_mb))
         )

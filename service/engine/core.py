@@ -26,6 +26,7 @@ from service.engine.arena import Arena, Decoding, Gauge, Outcome
 from service.engine.batcher import Batcher, Request
 from service.engine.device import Batch, DeviceThread, LaneThreads, Runner
 from service.engine.load import LoadMeter
+from service.engine.owner import Owner
 from service.engine.transport import Link
 from service.running import DeviceFailed
 
@@ -63,12 +64,13 @@ class EngineCore:
         capacity: float,
         batch_ran: Callable[[Batch], None] = lambda batch: None,
         clock: Callable[[], float] = time.monotonic,
+        owner: Owner | None = None,
     ) -> None:
         self._arena = arena
         self._batcher = batcher
         self._batch_ran = batch_ran
         self._clock = clock
-        self._device = DeviceThread(runner, arena, clock)
+        self._device = DeviceThread(runner, arena, clock, owner)
         self._lanes = runner.lanes
         self._threads = LaneThreads(runner.lanes, arena, clock, self._device.tell) if runner.lanes else None
         self._load = LoadMeter(clock(), capacity, batcher.max_batch_size)

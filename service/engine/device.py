@@ -1,6 +1,7 @@
 """The threads that own the device: batches in, finished batches out, a byte on a pipe for each.
 
-`DeviceThread` runs batches, one thread for all; `LaneThreads` runs single images side by side where a device can.
+`DeviceThread` runs batches, in the one `service.engine.owner.Owner` that also loaded the model and warmed it up;
+`LaneThreads` runs single images side by side where a device can.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from service.engine.arena import Arena
 from service.engine.batcher import Request
+from service.engine.owner import Owner
 from service.running import DeviceFailed, Memory, Ran, Running
 from service.task import Wanted
 
@@ -116,11 +118,18 @@ class Batch:
 class DeviceThread:
     """Runs batches in the order in which they come. ``fileno()`` becomes readable when one has finished.
 
-    CUDA graphs and OpenMP teams belong to a thread, so it is always the same one. ``failed`` says why the
-    device is not to be used any more; it is set before the last ``fileno()`` becomes readable.
+    cuDNN's tuning, CUDA's current device and OpenMP's teams belong to a thread, so that it is ``owner``, which has
+    made and warmed up ``runner``; None is for a runner that does not mind. ``failed`` says why the device is not to
+    be used any more; it is set before the last ``fileno()`` becomes readable.
     """
 
-    def __init__(self, runner: Runner, arena: Arena, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        arena: Arena,
+        clock: Callable[[], float] = time.monotonic,
+        owner: Owner | None = None,
+    ) -> None:
         self.in_flight = runner.in_flight
         self.memory = Memory()
         self.failed = ""
@@ -132,10 +141,11 @@ class DeviceThread:
         self._running: deque[tuple[Batch, Running]] = deque()
         self._check_due = 0.0
         self._wake_read, self._wake_write = os.pipe()
-        self._thread = threading.Thread(target=self._work, name="device", daemon=True)
+        self._owner = owner or Owner("device")
+        self._ended: Callable[[], None] = lambda: None
 
     def start(self) -> None:
-        self._thread.start()
+        self._ended = self._owner.start(self._work)
 
     def fileno(self) -> int:
         return self._wake_read
@@ -153,8 +163,7 @@ class DeviceThread:
         self._jobs.put(None)
         if self.failed:
             return  # whatever a broken device still does, nobody waits for it; the process ends
-        if self._thread.is_alive():
-            self._thread.join()
+        self._ended()
         os.close(self._wake_read)
         os.close(self._wake_write)
 

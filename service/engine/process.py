@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
@@ -18,6 +19,7 @@ from service.engine.arena import Arena, Geometry
 from service.engine.batcher import Batcher
 from service.engine.core import EngineCore
 from service.engine.device import Batch
+from service.engine.owner import Owner
 from service.engine.transport import Channel, Link, blob
 from service.errors import StartError
 from service.metrics import Metrics
@@ -43,23 +45,28 @@ _REPORT_EVERY = 0.2
 _FEWEST_SLOTS, _BATCHES_OF_SLOTS = 256, 8
 
 
-def main(settings: Settings, channel: Channel) -> None:
-    """Runs an engine until the supervisor says stop or dies. Ends with `CANNOT_START` after saying why."""
+def main(settings: Settings, channel: Channel, given_up: Sequence[str] = ()) -> None:
+    """Runs an engine until the supervisor says stop or dies. Ends with `CANNOT_START` after saying why.
+
+    ``given_up`` has a sentence for each engine before this one whose device failed while it was getting ready: of the
+    ways to run the model, so many are left out.
+    """
     logs.configure(settings, "engine")
+    owner = Owner("device")
     try:
-        runner, card = _load(settings, channel)
+        runner, card, arena = owner.call(lambda: _prepare(settings, channel, given_up))
     except StartError as error:
         channel.send("failed", message=str(error))
         raise SystemExit(CANNOT_START) from None
     except DeviceFailed as error:
         _end(channel, error)
-    arena = Arena.create(_geometry(settings, runner, card))
     core = EngineCore(
         runner,
         arena,
         Batcher(runner.max_batch_size, settings.max_queue_delay_ms / 1000),
         capacity=runner.capacity,
         batch_ran=_counter(Metrics.declare()),
+        owner=owner,
     )
     core.watch(channel, lambda: obey(core, channel))
     description = blob(card.to_bytes())
@@ -79,20 +86,31 @@ def _end(channel: Channel, error: DeviceFailed) -> NoReturn:
     raise SystemExit(DEVICE_FAILED) from None
 
 
-def _load(settings: Settings, channel: Channel) -> tuple[ModelRunner | StreamRunner, ModelCard]:
+def _prepare(
+    settings: Settings, channel: Channel, given_up: Sequence[str]
+) -> tuple[ModelRunner | StreamRunner, ModelCard, Arena]:
+    """The model, warmed up, its description, and the memory that its images will be in."""
+    runner, card = _load(settings, channel, given_up)
+    if card.untrained:
+        log.warning("weights=%s: this model is UNTRAINED and its answers mean nothing", card.weights)
+    arena = Arena.create(_geometry(settings, runner, card))
+    told = runner.adopt(arena.pixels)
+    return runner, replace(card, fallbacks=(*card.fallbacks, *told)), arena
+
+
+def _load(
+    settings: Settings, channel: Channel, given_up: Sequence[str]
+) -> tuple[ModelRunner | StreamRunner, ModelCard]:
     def report(state: str, detail: str) -> None:
         channel.send("phase", state=state, detail=detail)
 
     report("loading", "importing torch")
     from service.models import serving
 
-    loaded = serving.load(settings, report, _Progress(channel))
+    loaded = serving.load(settings, report, _Progress(channel), given_up)
     report("warming", f"first batches on {loaded.device}")
     loaded.runner.warm_up()
-    card = loaded.card()
-    if card.untrained:
-        log.warning("weights=%s: this model is UNTRAINED and its answers mean nothing", card.weights)
-    return loaded.runner, card
+    return loaded.runner, loaded.card()
 
 
 def longest_batch(size: int, capacity: float) -> float:

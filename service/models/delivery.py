@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from service.models.explain import Explainer
@@ -34,7 +33,7 @@ class Delivery:
                 continue
             result = answer.logits
             if want is not Task.CLASSIFY:
-                result = pool(answer.features.float(), want).flatten().cpu().numpy()
+                result = pool(answer.features, want).ravel()
             results[slot, : result.size] = result
         if looks:
             self._explain(looks, results)
@@ -46,7 +45,7 @@ class Delivery:
             int(answer.logits.argmax()) if want.class_index is None else want.class_index
             for _, want, answer in looks
         ]
-        features = torch.stack([answer.features for _, _, answer in looks])
+        features = np.stack([answer.features for _, _, answer in looks])
         maps = self.explainer.maps(features, classes)
         for (slot, _, answer), grid in zip(looks, maps, strict=True):
             result = np.concatenate((answer.logits, grid.flatten()))
@@ -59,10 +58,12 @@ def longest(logits: int, features: tuple[int, int, int]) -> int:
     return max(logits + height * width, channels * height * width)
 
 
-def pool(features: torch.Tensor, task: Task) -> torch.Tensor:
+def pool(features: NDArray[np.float32], task: Task) -> NDArray[np.float32]:
     """One image's features ``[C, h, w]`` as ``task`` wants them."""
     if task is Task.FEATURES_AVG:
-        return features.mean((1, 2))
+        average: NDArray[np.float32] = features.mean((1, 2))
+        return average
     if task is Task.FEATURES_MAX:
-        return features.amax((1, 2))
+        largest: NDArray[np.float32] = features.max((1, 2))
+        return largest
     return features

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from glob import glob
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
 from service.errors import ConfigurationError
 from service.extras import install_command
-from service.models.runtimes import manifest, package
+from service.models.runtimes import manifest
 
 log = logging.getLogger(__name__)
+
+#: Without one of these there is no CUDA: Linux, Windows' subsystem for it, Jetson.
+_NVIDIA = ("/dev/nvidia*", "/proc/driver/nvidia/version", "/dev/dxg", "/dev/nvhost*")
 
 _NAMES = ("auto", "eager", "openvino", "cudagraph", "compile")
 
@@ -37,11 +39,12 @@ class Placement:
 def place(device: str, precision: str, runtime: str) -> Placement:
     """Decides the settings' ``auto``. Raises `ConfigurationError` with one sentence for what this host cannot do."""
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
+        device = "cuda" if _has_cuda() else "cpu"
+    if device.startswith("cuda") and not _has_cuda():
         raise ConfigurationError(
             f"device={device}: this host has no usable CUDA device; use device=cpu or auto"
         )
+    _refuse_missing(device)
     if precision == "fp16" and device == "cpu":
         raise ConfigurationError("precision=fp16 needs a CUDA device; on the CPU use fp32 or bf16")
     path = Path(runtime).expanduser()
@@ -63,6 +66,32 @@ def place(device: str, precision: str, runtime: str) -> Placement:
     return Placement(device, precision, runtime)
 
 
+def _has_cuda() -> bool:
+    """What torch says; it is not asked where nothing of NVIDIA's is to be seen, for it takes a second to come."""
+    if not any(glob(pattern) for pattern in _NVIDIA) or find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _devices() -> int:
+    """CUDA devices that this process sees."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _refuse_missing(device: str) -> None:
+    """Raises where ``cuda:N`` names a device that is not there."""
+    _, _, number = device.partition(":")
+    if number and int(number) >= _devices():
+        raise ConfigurationError(
+            f"device={device}: this process sees {_devices()} CUDA device(s), and their numbers begin with 0; use "
+            "device=cuda for the first"
+        )
+
+
 def _fastest(device: str) -> str:
     """What starts within seconds and serves fast; compiling takes minutes, and is for who asks for it."""
     if device != "cpu":
@@ -79,7 +108,7 @@ def _fastest(device: str) -> str:
 def _place_artifact(device: str, precision: str, path: Path) -> Placement:
     if precision != "auto":
         raise ConfigurationError(f"precision={precision}: an artifact has its own; leave precision to auto")
-    if manifest.format_of(path) == package.KIND.format:
+    if manifest.format_of(path) == manifest.PACKAGE.format:
         return Placement(device, precision, "package", artifact=path)
     _refuse_openvino(device)
     return Placement(device, precision, "openvino", artifact=path)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.fallback import Fallback
 from service.models import plan
 from service.models.delivery import Delivery, longest
 from service.models.explain import Explainer
 from service.models.lanes import Lanes
 from service.models.runtimes import Divisible, Pixels, Runtime, Way
+from service.models.runtimes.machine import Measured, Notes
 from service.running import Finished, Memory
 from service.task import Wanted
 
@@ -33,7 +36,9 @@ class ModelRunner:
     """A runtime behind the door that `service.engine.device.Runner` describes.
 
     ``image`` is the slot's (height, width, channels). ``max_batch_size`` None lets `warm_up` choose the
-    smallest size that brings nearly all there is. ``explainer`` None is for a network without a head.
+    smallest size that brings nearly all there is. ``explainer`` None is for a network without a head. ``shapes`` are
+    those of an answer's features and the number of its logits; None lets a first image tell. ``notes`` hold what an
+    earlier start has measured.
     """
 
     def __init__(
@@ -42,6 +47,8 @@ class ModelRunner:
         image: tuple[int, int, int],
         max_batch_size: int | None,
         explainer: Explainer | None = None,
+        shapes: tuple[tuple[int, int, int], int] | None = None,
+        notes: Notes | None = None,
     ) -> None:
         self.runtime = runtime
         self.capacity = 0.0
@@ -52,13 +59,12 @@ class ModelRunner:
         self.lanes: Lanes | None = None
         """Where single images run side by side; `warm_up` decides."""
         self._ways = dict(enumerate(runtime.ways()))
+        self._notes = notes or Notes()
         #: For each number of images, how it is run; empty until warm-up.
         self._steps: tuple[tuple[plan.Step, ...], ...] = ()
-        features, logits = self._ways[0](self._blank(1), [0])[0]
-        channels, height, width = features.shape
-        self.feature_shape = (channels, height, width)
+        self.feature_shape, logits = shapes or self._shapes()
         """The last block's output: channels, height, width."""
-        self.results = longest(logits.size, self.feature_shape)
+        self.results = longest(logits, self.feature_shape)
         self._deliver = Delivery(explainer)
 
     def __repr__(self) -> str:
@@ -67,20 +73,26 @@ class ModelRunner:
         )
 
     def warm_up(self) -> None:
-        """Runs every size in every way, and plans the fastest for each number of images from what it measured.
+        """Plans the fastest way for each number of images, from the notes or from what it measures now.
 
-        Seeds the capacity, and chooses the largest size where it may.
+        Runs once whatever the plan takes, seeds the capacity, and chooses the largest size where it may.
         """
+        measured = self._notes.read()
+        times = self._recalled(measured)
         pixels = self._blank(max(self.max_batch_size, *(way.unit or 1 for way in self._ways.values())))
-        times = self._measure(pixels)
+        if times is None:
+            times = self._measure(pixels)
+            self._notes.write(Measured(self._named(times), graph=self._notes.graph))
         units = [way.unit for way in self._ways.values()]
         found = plan.schedule(times, units, self.max_batch_size)
         if self._chosen:
             self.max_batch_size = plan.best_size(found.seconds, sorted(times[0]))
         self.capacity = max(size / found.seconds[size] for size in range(1, self.max_batch_size + 1))
         self._steps = found.steps[: self.max_batch_size + 1]
-        self._settle(pixels, times)
+        self._settle(pixels)
         self.lanes = self._lanes()
+        if self.lanes is not None:
+            self.lanes.try_out(pixels)
         log.info(
             "%s, up to %d images a batch: %.1f images/s, one image in %.1f ms",
             *(self.runtime.name, self.max_batch_size, self.capacity, found.seconds[1] * 1000),
@@ -106,9 +118,18 @@ class ModelRunner:
         self.run(pixels, slots, wanted, results)
         return Finished(len(slots))
 
+    def adopt(self, pixels: Pixels) -> Sequence[Fallback]:
+        """Says where batches will come from. A processor reads any memory."""
+        return ()
+
     def check(self) -> Memory:
         """The processor has no memory of its own."""
         return Memory()
+
+    def _shapes(self) -> tuple[tuple[int, int, int], int]:
+        features, logits = self._ways[0](self._blank(1), [0])[0]
+        channels, height, width = features.shape
+        return (channels, height, width), logits.size
 
     def _planned(self, images: int) -> tuple[plan.Step, ...]:
         """Before `warm_up`, everything goes the first way."""
@@ -134,14 +155,27 @@ class ModelRunner:
             log.debug("%d images, way %d: %.1f ms", size, number, took * 1000)
         return times
 
-    def _settle(self, pixels: Pixels, times: list[dict[int, float]]) -> None:
-        """Lets go of the ways that are never taken, and runs once what is taken and was not measured."""
+    def _named(self, times: list[dict[int, float]]) -> dict[str, dict[int, float]]:
+        return {way.name: measured for way, measured in zip(self._ways.values(), times, strict=True)}
+
+    def _recalled(self, measured: Measured | None) -> list[dict[int, float]] | None:
+        """The notes' times in the order of the ways; None unless they are about these very ways."""
+        names = [way.name for way in self._ways.values()]
+        if measured is None or sorted(measured.times) != sorted(names):
+            return None
+        return [dict(measured.times[name]) for name in names]
+
+    def _settle(self, pixels: Pixels) -> None:
+        """Lets go of the ways that are never taken, and runs once what is taken."""
         taken = {step for steps in self._steps for step in steps}
-        self._ways = {number: self._ways[number] for number in {step.way for step in taken}}
+        self._ways = {number: self._ways[number] for number in sorted({step.way for step in taken})}
+        with ThreadPoolExecutor(len(self._ways)) as threads:
+            list(threads.map(lambda way: way(pixels, range(way.unit or 1)), self._ways.values()))
         for step in sorted(taken, key=lambda step: step.images):
             way = self._ways[step.way]
-            if way.unit is None and step.images not in times[step.way]:
-                _time(way, pixels, step.images)
+            if way.unit is None or step.images < way.unit:
+                way(pixels, range(step.images))
+        self.runtime.settle([way.name for way in self._ways.values()])
 
     def _lanes(self) -> Lanes | None:
         """Those of a way that the plan takes for several images."""

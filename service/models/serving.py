@@ -1,25 +1,28 @@
-"""From the settings to a model on its device, with its description. What the engine and `classify` start from."""
+"""From the settings to a model on its device, with its description. What the engine and `classify` start from.
+
+converted before   sources.py ─▶ runtimes/artifact.py ─▶ runtimes/openvino.py      no torch, a second
+anything else      building.py: checkpoints/ ─▶ loader.py ─▶ a runtime             with torch
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
-
-import torch
 
 from service.card import ModelCard
 from service.errors import ConfigurationError
-from service.models import loader
-from service.models.catalog import VARIANTS
-from service.models.checkpoints import Checkpoint, Progress, resolve
+from service.fallback import Fallbacks
+from service.labels import read_labels_of
+from service.models import sources
+from service.models.checkpoints import Progress
 from service.models.explain import Explainer
-from service.models.loader import Uint8Model
 from service.models.placement import Placement, place
 from service.models.runner import ModelRunner
-from service.models.runtimes import Runtime
-from service.models.runtimes.eager import Eager
+from service.models.runtimes import artifact, machine
+from service.models.runtimes.artifact import Converted
 from service.settings import Settings, available_cores
 
 if TYPE_CHECKING:
@@ -33,105 +36,102 @@ Report = Callable[[str, str], object]
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that is not warmed up yet."""
+    """A model that is not warmed up yet. ``described`` is what is known of it without its runner."""
 
     runner: ModelRunner | StreamRunner
     device: str
-    checkpoint: Checkpoint
-    """Without its tensors: the runner has them in a form of its own."""
-    parameters: int
+    described: ModelCard
+    fallbacks: Fallbacks = field(default_factory=Fallbacks)
 
     def card(self) -> ModelCard:
         """The description for the front-ends."""
-        checkpoint, runtime = self.checkpoint, self.runner.runtime
-        variant = next(
-            (item for item in VARIANTS.values() if item.configuration == checkpoint.configuration), None
-        )
-        published = variant if variant and checkpoint.name == variant.weights_name else None
-        return ModelCard(
-            name=variant.name if variant else checkpoint.configuration.family,
-            family=checkpoint.configuration.family,
-            parameters=self.parameters,
-            weights=checkpoint.name,
-            source=checkpoint.source,
-            sha256=checkpoint.sha256,
-            image=checkpoint.preprocessing.shape,
-            preprocessing=checkpoint.preprocessing,
-            classes=checkpoint.classes or (),
+        return replace(
+            self.described,
             feature_shape=self.runner.feature_shape,
-            activation=checkpoint.activation,
-            precision=runtime.precision,
+            precision=self.runner.runtime.precision,
             device=self.device,
-            runtime=runtime.name,
+            runtime=self.runner.runtime.name,
             max_batch_size=self.runner.max_batch_size,
-            top1=published.top1 if published else None,
-            top5=published.top5 if published else None,
+            fallbacks=tuple(self.fallbacks),
         )
 
 
-def load(settings: Settings, report: Report, progress: Progress | None = None) -> Loaded:
-    """The model of the settings' on its device. Raises `StartError` with one sentence when it cannot be had."""
-    torch.set_num_threads(available_cores())
-    placement = place(settings.device, settings.precision, settings.runtime)
+def load(
+    settings: Settings, report: Report, progress: Progress | None = None, given_up: Sequence[str] = ()
+) -> Loaded:
+    """The model of the settings' on its device. Raises `StartError` with one sentence when it cannot be had.
+
+    On CUDA, one way to run the model is left out for each reason in ``given_up``.
+    """
     report("loading", f"weights {settings.weights} of {settings.model}")
-    checkpoint = resolve(settings.weights, settings.model, labels=settings.labels, progress=progress)
-    model = loader.load(checkpoint)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    largest = None if settings.max_batch_size == "auto" else settings.max_batch_size
-    runner = _runner(model, checkpoint, placement, largest, lambda detail: report("loading", detail))
-    return Loaded(runner, placement.device, replace(checkpoint, state_dict={}), parameters)
+    placement = place(settings.device, settings.precision, settings.runtime)
+    found = _prepared(settings, placement, progress)
+    if found is not None:
+        return found
+    # With torch, which takes a second to import and some 200 MB to keep.
+    from service.models import building
+
+    return building.load(settings, placement, report, progress, given_up)
 
 
-def _runner(
-    model: Uint8Model,
-    checkpoint: Checkpoint,
-    placement: Placement,
-    largest: int | None,
-    report: Callable[[str], object],
-) -> ModelRunner | StreamRunner:
-    if placement.on_cuda:
-        # Of no use without a device, and not quick to import.
-        from service.models.cuda.start import start
-
-        explainer = Explainer(model.network) if checkpoint.classes is not None else None
-        return start(checkpoint, placement, largest, explainer, report)
-    runtime = _runtime(model, checkpoint, placement, report)
-    explainer = _explainer(model, runtime) if checkpoint.classes is not None else None
-    return ModelRunner(runtime, checkpoint.preprocessing.shape, largest, explainer)
-
-
-def _explainer(model: Uint8Model, runtime: Runtime) -> Explainer:
-    explainer = Explainer(model.network)
-    if runtime.name == "openvino":
-        from service.models.runtimes.openvino import OpenVino
-
-        assert isinstance(runtime, OpenVino)
-        explainer.borrow(runtime.constants())
-    return explainer
+def _prepared(settings: Settings, placement: Placement, progress: Progress | None) -> Loaded | None:
+    """The model as an earlier start, or a command, has converted it; None where that has to be done first."""
+    path = Path(settings.weights).expanduser()
+    if artifact.is_one(path):
+        return _of_directory(path, settings, placement)
+    if placement.runtime != "openvino":
+        return None
+    source = sources.find(settings.weights, settings.model, progress)
+    if source is None:
+        return None
+    if placement.artifact is not None:
+        found = artifact.read(placement.artifact)
+        if found.fingerprint != source.fingerprint:
+            return None  # what is wrong with it says who has read the weights
+    else:
+        kept = artifact.from_cache(artifact.cached(source.fingerprint, placement.precision))
+        if kept is None:
+            return None
+        found = kept
+    return openvino(found.open(), source.card, settings, placement)
 
 
-def _runtime(
-    model: Uint8Model, checkpoint: Checkpoint, placement: Placement, report: Callable[[str], object]
-) -> Runtime:
-    """The runtime that was asked for; where that was left to us, torch takes the place of one that fails."""
-    if placement.runtime == "openvino":
-        # Not every installation has it.
-        from service.models.runtimes import openvino
+def _of_directory(path: Path, settings: Settings, placement: Placement) -> Loaded:
+    """Weights that are a converted model themselves."""
+    if placement.runtime != "openvino" or placement.artifact not in (None, path):
+        raise ConfigurationError(
+            f"'{path.name}' is a model converted for OpenVINO on the CPU; leave device, runtime and precision to auto"
+        )
+    converted = artifact.read(path).open()
+    return openvino(converted, converted.card, settings, placement)
 
-        if placement.artifact is not None:
-            return openvino.open_artifact(placement.artifact, checkpoint, available_cores())
-        try:
-            return openvino.load(model, checkpoint, placement.precision, available_cores(), report)
-        except openvino.ConversionError as error:
-            if not placement.chosen:
-                raise ConfigurationError(
-                    f"runtime=openvino: this model cannot be converted ({error}); use runtime=eager"
-                ) from error
-            log.warning("OpenVINO cannot run this model (%s), so it runs on torch alone, more slowly", error)
-    has_head = checkpoint.classes is not None
-    if placement.runtime in ("compile", "package"):
-        # They bring torch's compiler along.
-        from service.models.runtimes import ahead
 
-        return ahead.load(model, checkpoint, placement, report)
-    return Eager(model, placement.precision, has_head=has_head)
+def openvino(converted: Converted, card: ModelCard, settings: Settings, placement: Placement) -> Loaded:
+    """A runner for a converted model. ``card`` is what the weights are called here."""
+    # Not every installation has it.
+    from service.models.runtimes.openvino import runtime
+
+    own = placement.artifact is not None or converted.precision == "int8"
+    precision = converted.precision if own else placement.precision
+    cores, largest = available_cores(), chosen_largest(settings)
+    notes = machine.Notes()
+    if converted.directory is not None:
+        notes = machine.notes(converted.directory, cores, precision, largest)
+    explainer = Explainer(converted.head) if converted.head is not None else None
+    shapes = converted.card.feature_shape, len(converted.card.classes)
+    chosen = runtime(converted, precision, cores, card.image, notes)
+    runner = ModelRunner(chosen, card.image, largest, explainer, shapes, notes)
+    return Loaded(runner, placement.device, labelled(card, settings.labels))
+
+
+def chosen_largest(settings: Settings) -> int | None:
+    """The largest batch that the setting allows; None where that is left to the warm-up."""
+    return None if settings.max_batch_size == "auto" else settings.max_batch_size
+
+
+def labelled(card: ModelCard, labels: Path | None) -> ModelCard:
+    """With the classes of the file ``labels``, if there is one. Raises `CheckpointError` unless they are as many."""
+    return card if labels is None else replace(card, classes=read_labels_of(labels, len(card.classes)))
+
+
+__all__ = ["Loaded", "Report", "chosen_largest", "labelled", "load", "openvino"]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from fastapi import Request
+from starlette.responses import Response
 
+from service.api.compression import packed, takes_gzip
 from service.task import Task
 from tests.api.site import CARD, logits_of, site
 from tests.api.test_predict import check, problem
@@ -78,3 +83,42 @@ async def test_a_wrong_pooling_is_named() -> None:
         problem(
             await here.http.post("/features?pooling=sum", files={"file": png(1)}), 422, "invalid_parameter"
         )
+
+
+@on_a_loop
+async def test_a_large_answer_is_packed_for_who_asks() -> None:
+    async with site() as here:
+        context = here.context
+        big = Response(b"0.125," * 2000, media_type="application/json")
+
+        async def packed_for(accept: str) -> Response:
+            scope = {"type": "http", "headers": [(b"accept-encoding", accept.encode())]}
+            copy = Response(bytes(big.body), media_type="application/json")
+            return await packed(Request(scope), context, copy, time.monotonic() + 60)
+
+        plain, small = await packed_for("br"), await packed_for("gzip")
+        assert plain.body == big.body
+        assert "content-encoding" not in plain.headers
+        assert gzip.decompress(bytes(small.body)) == big.body
+        assert int(small.headers["content-length"]) == len(small.body) < len(plain.body)
+        assert plain.headers["vary"] == small.headers["vary"] == "Accept-Encoding"
+        answer = await here.http.post("/features", content=png(1), headers={"accept-encoding": "gzip"})
+        assert (answer.status_code, answer.headers["vary"]) == (200, "Accept-Encoding")
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("", False),
+        ("gzip", True),
+        ("GZIP;q=0.5, br", True),
+        ("br, *;q=0.1", True),
+        ("*, gzip;q=0", False),
+        ("gzip;q=0, *", False),
+        ("identity", False),
+        ("xgzip", False),
+        ("gzip;q=x", False),
+    ],
+)
+def test_accept_encoding_is_read_as_the_standard_has_it(header: str, expected: bool) -> None:
+    assert takes_gzip(header) is expected

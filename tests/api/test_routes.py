@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from service import __version__
 from service.api.context import START_PATIENCE
 from service.api.keys import Keys
 from service.errors import ConfigurationError
@@ -260,3 +261,19 @@ async def test_a_probe_is_never_a_rejection_and_a_user_is() -> None:
         after = await scrape(here)
         name = 'imagenet_rejected_total{reason="not_ready"}'
         assert after[name] == before.get(name, 0.0) + 1
+
+
+@on_a_loop
+async def test_what_is_running_is_said_alike_in_the_route_and_in_the_metric(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BUILD_REVISION", "abc123")
+    async with site() as here:
+        answer = (await here.http.get("/version")).json()
+        assert answer["version"] == __version__
+        assert answer["revision"] == "abc123"
+        labels = ",".join(f'{name}="{value}"' for name, value in sorted(answer.items()))
+        scraped = (await here.http.get("/metrics")).text
+        (line,) = [line for line in scraped.splitlines() if line.startswith("imagenet_build_info")]
+        found = ",".join(sorted(line.partition("{")[2].partition("}")[0].split(",")))
+        assert found == labels

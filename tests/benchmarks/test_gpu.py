@@ -16,7 +16,7 @@ from benchmarks import gpu, gpu_checks, report
 from service.models import fused, loader
 from service.models.checkpoints import Checkpoint
 from service.models.cuda.pipeline import StreamRunner
-from service.models.cuda.program import Program
+from service.models.cuda.program import Choice, Program
 from tests import tiny
 from tests.models.cuda.fake_device import FakeDevice
 
@@ -44,7 +44,10 @@ def runner(checkpoint: Checkpoint, fault: str = "", largest: int = 8) -> StreamR
         return features, logits
 
     made = StreamRunner(
-        [lambda: Program("cudagraph", "fp32", forward, True)], FakeDevice(), (32, 32, 3), largest
+        [Choice("all", lambda: Program("cudagraph", "fp32", forward, True))],
+        FakeDevice(),
+        (32, 32, 3),
+        largest,
     )
     made.warm_up()
     return made

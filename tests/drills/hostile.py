@@ -28,6 +28,7 @@ from service.card import ModelCard
 from service.cli import main
 from service.engine import process
 from service.engine.transport import Channel
+from service.fallback import Fallback
 from service.labels import imagenet_classes
 from service.preprocess import Preprocessing, prepare
 from service.running import Finished, Memory
@@ -122,6 +123,9 @@ class HostileRunner:
                 results[slot, 7] = -np.inf
         return Finished(len(slots))
 
+    def adopt(self, pixels: NDArray[np.uint8]) -> Sequence[Fallback]:
+        return ()
+
     def check(self) -> Memory:
         return Memory()
 
@@ -131,7 +135,9 @@ def seconds(name: str) -> float:
     return float(os.environ.get(f"HOSTILE_{name}", 0)) / (1000 if name.endswith("_MS") else 1)
 
 
-def load(settings: Settings, channel: Channel) -> tuple[HostileRunner, ModelCard]:
+def load(
+    settings: Settings, channel: Channel, given_up: Sequence[str] = ()
+) -> tuple[HostileRunner, ModelCard]:
     """In place of `service.engine.process._load`."""
     largest = _LARGEST if settings.max_batch_size == "auto" else settings.max_batch_size
     card = ModelCard(

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 
 from service.models import loader, serving
+from service.models.building import describe
 from service.models.catalog import VARIANTS
-from service.models.checkpoints import Checkpoint, resolve, write
+from service.models.checkpoints import Checkpoint, resolve
 from service.models.configuration import DenseNetConfig, VGGConfig
 from service.models.densenet import DenseNet
 from service.models.explain import Explainer
-from service.models.head import Activate, Adapt, Flatten, Linear, Norm, Pool
+from service.models.gradients import Head
+from service.models.head import (
+    Activate,
+    Adapt,
+    Convolution,
+    Flatten,
+    Layer,
+    Linear,
+    Nonlinearity,
+    Norm,
+    Pool,
+    Pooling,
+)
+from service.models.heads import LayeredHead
 from service.models.loader import Uint8Model
 from service.models.runner import ModelRunner
+from service.models.runtimes import converting
 from service.models.runtimes.eager import Eager
 from service.settings import load as settings
 from service.task import Explain, Task
@@ -88,6 +108,12 @@ def images(checkpoint: Checkpoint, count: int) -> np.ndarray[tuple[int, ...], np
     return np.random.default_rng(2).integers(0, 256, (count, *checkpoint.preprocessing.shape), np.uint8)
 
 
+def explainer_of(checkpoint: Checkpoint) -> Explainer:
+    head = converting.head_of(loader.load(checkpoint), checkpoint)
+    assert head is not None
+    return Explainer(head)
+
+
 def by_autograd(model: Uint8Model, image: np.ndarray, index: int) -> torch.Tensor:  # type: ignore[type-arg]
     """Grad-CAM of one image as its paper has it, times the number of positions, without its ReLU."""
     picture = model.normalise(torch.from_numpy(image[None])).requires_grad_()
@@ -107,13 +133,17 @@ def test_maps_are_those_of_plain_autograd(name: str, runtime: str) -> None:
     checkpoint = CHECKPOINTS[name]()
     model, reference = loader.load(checkpoint), loader.load(checkpoint)
     pixels, classes = images(checkpoint, 5), len(checkpoint.classes or ())
-    explainer = Explainer(model.network)
+    image = checkpoint.preprocessing.shape
     if runtime == "openvino":
         openvino = pytest.importorskip("service.models.runtimes.openvino")
-        way = openvino.load(model, checkpoint, "fp32", 2, lambda detail: None)
+        converted = converting.load(
+            model, checkpoint, describe(checkpoint, model), "fp32", lambda detail: None
+        )
+        way, head = openvino.runtime(converted, "fp32", 2, image), converted.head
     else:
+        head = converting.head_of(loader.load(checkpoint), checkpoint)
         way = Eager(model, "fp32")
-    runner = ModelRunner(way, checkpoint.preprocessing.shape, 5, explainer)
+    runner = ModelRunner(way, image, 5, Explainer(head))
     wanted = [Explain(), Task.CLASSIFY, Explain(classes - 1), Task.FEATURES_MAP, Explain(0)]
     results = np.full((5, runner.results), 777, np.float32)
     runner.run(pixels, [4, 0, 3, 1, 2], wanted, results)
@@ -137,20 +167,21 @@ def test_the_exact_map_adds_up_to_the_logit(name: str) -> None:
     assert isinstance(model.network, DenseNet)
     features = model.forward_features(torch.from_numpy(images(CHECKPOINTS[name](), 3)))
     logits = model.forward_head(features)
+    explainer = explainer_of(CHECKPOINTS[name]())
     for index in (0, logits.shape[1] - 1):
-        maps = Explainer(model.network).maps(features, [index] * 3)
-        bias = model.network.classifier.bias[index]  # type: ignore[index]
-        torch.testing.assert_close(maps.mean((1, 2)) + bias, logits[:, index], rtol=1e-4, atol=1e-4)
+        maps = explainer.maps(features.numpy(), [index] * 3)
+        bias = model.network.classifier.bias[index].item()  # type: ignore[index]
+        np.testing.assert_allclose(maps.mean((1, 2)) + bias, logits[:, index], rtol=1e-4, atol=1e-4)
 
 
 def test_an_image_has_the_same_map_alone_and_in_company() -> None:
     model = loader.load(CHECKPOINTS["vgg_bn"]())
-    explainer = Explainer(model.network)
-    features = model.forward_features(torch.from_numpy(images(CHECKPOINTS["vgg_bn"](), 4)))
+    explainer = explainer_of(CHECKPOINTS["vgg_bn"]())
+    features = model.forward_features(torch.from_numpy(images(CHECKPOINTS["vgg_bn"](), 4))).numpy()
     together = explainer.maps(features, [3, 1, 4, 1])
     for row, index in enumerate([3, 1, 4, 1]):
         alone = explainer.maps(features[row : row + 1], [index])[0]
-        torch.testing.assert_close(together[row], alone, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(together[row], alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -169,26 +200,55 @@ def test_every_variant_explains(name: str) -> None:
         np.testing.assert_allclose(got, expected, rtol=1e-2, atol=1e-3 * np.abs(expected).max())
 
 
-def test_large_weights_are_borrowed_where_they_are_the_same() -> None:
+def test_a_converted_vgg_has_its_head_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its large arrays are those of OpenVINO's own file."""
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     checkpoint = tiny.of(VGGConfig(((8,), (16, 16)), hidden=512, num_classes=10), 32)
     model = loader.load(checkpoint)
-    explainer = Explainer(model.network)
-    first = model.network.classifier[0].weight  # type: ignore[index, union-attr]
-    same, other = first.detach().clone().numpy().reshape(-1), np.zeros(first.numel(), np.float32)
-    same.flags.writeable = False
-    features = model.forward_features(torch.from_numpy(images(checkpoint, 2)))
-    before = explainer.maps(features, [1, 2])
-    explainer.borrow([other, np.zeros(5, np.float32), same])
-    borrowed = [np.shares_memory(parameter.numpy(), same) for parameter in explainer.head.parameters()]
-    assert borrowed == [True] + [False] * 5
-    assert torch.equal(explainer.maps(features, [1, 2]), before)
+    converted = converting.load(model, checkpoint, describe(checkpoint, model), "fp32", lambda detail: None)
+    assert converted.directory is not None
+    assert converted.head is not None
+    about = json.loads((converted.directory / "about.json").read_text())
+    places = about["head"]["arrays"]
+    assert places["classifier.0.weight"]["file"] == "model.bin"
+    assert (converted.directory / "head.bin").stat().st_size < 100_000
+    for name, array in converted.head.arrays.items():
+        np.testing.assert_array_equal(array, model.network.state_dict()[name])
 
 
-def test_a_loaded_vgg_has_its_head_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With OpenVINO: the numbers of the converted model's own file."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    write(tiny.of(VGGConfig(((8,), (16, 16)), hidden=512, num_classes=10), 32), tmp_path / "vgg")
-    runner = serving.load(settings(weights=str(tmp_path / "vgg"), device="cpu"), lambda *_: None).runner
-    assert runner._deliver.explainer is not None
-    large = max(runner._deliver.explainer.head.parameters(), key=lambda parameter: parameter.numel()).numpy()
-    assert any(np.shares_memory(large, array) for array in runner.runtime.constants())  # type: ignore[attr-defined]
+@examples(max_examples=30)
+@given(
+    st.lists(st.sampled_from(sorted(get_args(Nonlinearity))), min_size=1, max_size=3),
+    st.sampled_from(get_args(Pooling)),
+    st.integers(0, 2**32 - 1),
+)
+def test_the_gradient_of_any_chain_is_that_of_autograd(bends: list[str], pool: str, seed: int) -> None:
+    """Of every nonlinearity and pooling, behind convolution, norm and dense layer, in any order."""
+    chance = np.random.default_rng(seed)
+    width = 6 * (2 if pool.startswith("cat") else 1)
+    layers: list[Layer] = [Adapt((4, 5)), Convolution("a", 3 * 9, 6, 3, 1), Activate(bends[0], 0.3)]  # type: ignore[arg-type]
+    layers += [Pool(pool), Norm("b", width, 1e-3)]  # type: ignore[arg-type]
+    for number, bend in enumerate(bends[1:]):
+        layers += [Linear(f"l{number}", width, width, bias=number == 0), Activate(bend, 0.7)]  # type: ignore[arg-type]
+    layers.append(Linear("end", width, 4))
+    module = LayeredHead(layers)
+    arrays = {}
+    for name, value in module.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            drawn = chance.normal(0, 1, value.shape).astype(np.float32)
+            arrays[f"classifier.{name}"] = np.abs(drawn) + 0.5 if name.endswith("running_var") else drawn
+    module.load_state_dict(
+        {name.removeprefix("classifier."): torch.from_numpy(array) for name, array in arrays.items()},
+        strict=False,
+    )
+    module.eval()
+    features = chance.normal(0, 2, (2, 3, 6, 7)).astype(np.float32)
+    head = Head(layers, arrays)
+    leaf = torch.from_numpy(features).requires_grad_()
+    logits = module(leaf)
+    np.testing.assert_allclose(head.logits(features), logits.detach(), rtol=1e-3, atol=1e-4)
+    (expected,) = torch.autograd.grad(logits[[0, 1], [2, 0]].sum(), leaf)
+    got = head.gradients(features, [2, 0])
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, rtol=1e-2, atol=1e-4 + 1e-3 * expected.abs().max().item())

@@ -13,36 +13,27 @@
 
 Each origin turns its source into one `Checkpoint`; from there on nothing asks where it came from. What a
 file cannot say of itself, ``?option=value`` after its name can (options.py).
+
+torch is imported when a checkpoint is read, and not before: a start that finds its model converted reads none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from service.errors import CheckpointError
-from service.labels import read_labels
+from service.labels import read_labels_of
 from service.models.catalog import VARIANTS
-from service.models.checkpoints import (
-    directory,
-    files,
-    huggingface,
-    kaggle,
-    keras_cv,
-    keras_hub,
-    state_dict_file,
-    timm,
-)
+from service.models.checkpoints import huggingface, kaggle, places
 from service.models.checkpoints.checkpoint import Activation, Checkpoint
-from service.models.checkpoints.directory import write
 from service.models.checkpoints.download import Progress
 from service.models.checkpoints.folder import Folder, local
 from service.models.checkpoints.options import Options, parse
-from service.models.checkpoints.torch_hub import pretrained, untrained
 
 __all__ = ["Activation", "Checkpoint", "Progress", "resolve", "write"]
-
-_DEMO = Path(__file__).resolve().parent.parent / "demo"
 
 _ACCEPTED = (
     "pretrained, random, random:SEED, demo, a file (.pth, .safetensors, .keras, .weights.h5), a checkpoint "
@@ -62,21 +53,33 @@ def resolve(
     if model not in VARIANTS:
         raise CheckpointError(f"there is no model '{model}'; choose one of {', '.join(VARIANTS)}")
     checkpoint = _origin(weights, model, progress)
-    return checkpoint if labels is None else _relabelled(checkpoint, labels)
+    if labels is None:
+        return checkpoint
+    return replace(checkpoint, classes=read_labels_of(labels, checkpoint.configuration.num_classes))
+
+
+def write(checkpoint: Checkpoint, directory: Path, *, notes: Mapping[str, Any] | None = None) -> None:
+    """`service.models.checkpoints.directory.write`."""
+    from service.models.checkpoints import directory as own
+
+    own.write(checkpoint, directory, notes=notes)
 
 
 def _origin(weights: str, model: str, progress: Progress | None) -> Checkpoint:
+    from service.models.checkpoints import files, keras_cv, state_dict_file
+    from service.models.checkpoints.torch_hub import pretrained, untrained
+
     if weights == "pretrained":
-        return pretrained(model, progress)
+        return _known(pretrained(model, progress), places.published_or_baked(VARIANTS[model]))
     if weights == "random" or weights.startswith("random:"):
         return untrained(model, _seed(weights))
     if weights == "demo":
-        if not _DEMO.is_dir():
+        if not places.DEMO.is_dir():
             raise CheckpointError(
                 "the demo model did not come with this installation: install imagenet-serve again, or give other "
                 "weights, such as --weights pretrained"
             )
-        return _from_folder(local(_DEMO), Options())
+        return _from_folder(local(places.DEMO), Options())
     source, options = parse(weights)
     if source.startswith(huggingface.SCHEME):
         return _from_folder(huggingface.open_repository(source, progress), options)
@@ -88,9 +91,10 @@ def _origin(weights: str, model: str, progress: Progress | None) -> Checkpoint:
         return _from_folder(local(path), options)
     if path.suffix in files.SUFFIXES and path.is_file():
         options.only()
-        return state_dict_file.read(path, model)
+        return _known(state_dict_file.read(path, model), path)
     if path.suffix in keras_cv.SUFFIXES and path.is_file():
-        return keras_cv.read(path, options.only("preprocessing", "classifier_activation", "image_size"))
+        given = options.only("preprocessing", "classifier_activation", "image_size")
+        return _known(keras_cv.read(path, given), path)
     raise CheckpointError(f"there are no weights '{weights}': give {_ACCEPTED}")
 
 
@@ -101,8 +105,27 @@ def _seed(weights: str) -> int:
     return int(digits)
 
 
+def _known(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    """With the one file that it was read from."""
+    return replace(checkpoint, files={path.name: path})
+
+
 def _from_folder(folder: Folder, options: Options) -> Checkpoint:
+    """With the files that were looked for on the way."""
+    looked_for: dict[str, Path | None] = {}
+
+    def locate(name: str) -> Path | None:
+        looked_for[name] = folder.locate(name)
+        return looked_for[name]
+
+    checkpoint = _of_folder(replace(folder, locate=locate), options)
+    return replace(checkpoint, files=looked_for)
+
+
+def _of_folder(folder: Folder, options: Options) -> Checkpoint:
     """A folder says in its ``config.json`` whose format it is of; KerasHub asks in this order too."""
+    from service.models.checkpoints import directory, keras_hub, timm
+
     document = folder.json("config.json")
     if document is None:
         raise CheckpointError(f"'{folder.name}' is no checkpoint directory: it has no config.json")
@@ -119,14 +142,3 @@ def _from_folder(folder: Folder, options: Options) -> Checkpoint:
     if "architecture" in document:
         return timm.read(folder, document, test_size=options.only("test_size").test_size)
     raise CheckpointError(f"the config.json of '{folder.name}' is of no format known here; give {_ACCEPTED}")
-
-
-def _relabelled(checkpoint: Checkpoint, labels: Path) -> Checkpoint:
-    classes = read_labels(labels)
-    count = checkpoint.configuration.num_classes
-    if len(classes) != count:
-        raise CheckpointError(
-            f"the labels file '{labels.name}' has {len(classes)} lines and the model {count} classes; "
-            "write one label a line, in the order of the logits"
-        )
-    return replace(checkpoint, classes=classes)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-from torch import Tensor
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from service.labels import ClassLabel
 from service.models.configuration import Configuration
 from service.preprocess import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Activation = Literal["softmax", "sigmoid", "none"]
 
@@ -21,7 +24,8 @@ class Checkpoint:
     ``state_dict`` has torchvision's key names and floats as they were stored. ``classes`` is None for a
     network without a head: it has features, and nothing to classify with. ``activation`` is what turns
     logits into scores. ``name`` is what answers call the weights, ``source`` says where they came from
-    without naming a folder of this host, ``sha256`` is that of the file that holds them.
+    without naming a folder of this host, ``sha256`` is that of the file that holds them. ``files`` are those that
+    reading it looked for, by name, None where there was none; empty for weights that come from no file.
     """
 
     configuration: Configuration
@@ -32,3 +36,4 @@ class Checkpoint:
     name: str
     source: str
     sha256: str | None
+    files: Mapping[str, Path | None] = field(default_factory=dict, compare=False)

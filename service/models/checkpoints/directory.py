@@ -18,8 +18,8 @@ from torch import Tensor
 
 from service.errors import CheckpointError
 from service.labels import ClassLabel
+from service.models.cache import file_sha256
 from service.models.checkpoints.checkpoint import Activation, Checkpoint
-from service.models.checkpoints.download import file_sha256
 from service.models.checkpoints.files import read_state_dict
 from service.models.checkpoints.folder import Folder
 from service.models.configuration import from_json, to_json

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from service.models.cache import file_sha256
 from service.models.checkpoints.partial import Partial, claim, sweep
 
 #: Called with the bytes done and, where the server told it, the total.
@@ -70,12 +71,6 @@ def fetch(
     if not digest.startswith(sha256_prefix):
         raise DownloadError(f"another process fetched it, and its SHA-256 begins with {digest[:8]}")
     return digest
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, 64 hex digits. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def terminal_progress(name: str) -> Progress:

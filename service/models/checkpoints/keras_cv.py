@@ -20,9 +20,9 @@ from torch import Tensor
 
 from service.errors import CheckpointError
 from service.labels import default_classes
+from service.models.cache import file_sha256
 from service.models.checkpoints import keras_layers
 from service.models.checkpoints.checkpoint import Checkpoint
-from service.models.checkpoints.download import file_sha256
 from service.models.checkpoints.hdf5 import MOST_BYTES, Array, has_group, open_file, read_arrays
 from service.models.checkpoints.keras_layers import dense
 from service.models.checkpoints.options import Options

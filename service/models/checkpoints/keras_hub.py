@@ -17,9 +17,9 @@ from typing import Any
 
 from service.errors import CheckpointError
 from service.labels import default_classes
+from service.models.cache import file_sha256
 from service.models.checkpoints import keras_layers
 from service.models.checkpoints.checkpoint import Checkpoint
-from service.models.checkpoints.download import file_sha256
 from service.models.checkpoints.folder import Folder
 from service.models.checkpoints.hdf5 import Array, read_arrays
 from service.models.checkpoints.keras_heads import activation_name, read_head

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from service.errors import CheckpointError
 from service.labels import default_classes
+from service.models.cache import file_sha256
 from service.models.catalog import VARIANTS
 from service.models.checkpoints.checkpoint import Checkpoint
-from service.models.checkpoints.download import file_sha256
 from service.models.checkpoints.files import read_state_dict
 from service.models.checkpoints.shapes import infer
 from service.models.configuration import Configuration

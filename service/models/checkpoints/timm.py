@@ -15,8 +15,8 @@ from typing import Any, cast
 
 from service.errors import CheckpointError
 from service.labels import ClassLabel, default_classes, imagenet_classes, named_classes
+from service.models.cache import file_sha256
 from service.models.checkpoints.checkpoint import Checkpoint
-from service.models.checkpoints.download import file_sha256
 from service.models.checkpoints.files import read_state_dict
 from service.models.checkpoints.folder import Folder
 from service.models.checkpoints.shapes import infer

@@ -15,18 +15,17 @@ import torch
 from service.errors import CheckpointError
 from service.labels import imagenet_classes
 from service.models._torchvision import torchvision
+from service.models.cache import file_sha256
 from service.models.catalog import VARIANTS, Variant
 from service.models.checkpoints.checkpoint import Checkpoint
-from service.models.checkpoints.download import DownloadError, Progress, fetch, file_sha256
+from service.models.checkpoints.download import DownloadError, Progress, fetch
 from service.models.checkpoints.files import read_state_dict
 from service.models.checkpoints.partial import sweep
+from service.models.checkpoints.places import BAKED, published
 from service.models.network import build
 from service.preprocess import Preprocessing
 
 _log = logging.getLogger(__name__)
-
-#: The folder of weights that an image was built with. Not in torch.hub's own, over which a volume may be mounted.
-_BAKED = "BAKED_WEIGHTS"
 
 _WAYS_OUT = (
     "put the file there beforehand (the folder follows TORCH_HOME), "
@@ -37,7 +36,7 @@ _WAYS_OUT = (
 def pretrained(model: str, progress: Progress | None = None) -> Checkpoint:
     """torchvision's ``IMAGENET1K_V1`` weights for one of the twelve, downloaded unless they are cached.
 
-    The hash in the file's name is held against the bytes each time, not only after a download: a cache
+    The hash in the file's name is held against the bytes, not only after a download: a cache
     may be damaged. Raises `CheckpointError` when the file cannot be had.
     """
     variant = VARIANTS[model]
@@ -77,7 +76,7 @@ def untrained(model: str, seed: int) -> Checkpoint:
 
 
 def _cached_or_fetched(variant: Variant, progress: Progress | None) -> tuple[Path, str]:
-    path = place(variant)
+    path = published(variant)
     sweep(path.parent)
     prefix = path.stem.rpartition("-")[2]
     if path.is_file():
@@ -85,8 +84,8 @@ def _cached_or_fetched(variant: Variant, progress: Progress | None) -> tuple[Pat
         if sha256.startswith(prefix):
             return path, sha256
         _log.warning("the cached %s is damaged (SHA-256 %s...); fetching it again", path.name, sha256[:8])
-    baked = Path(os.environ.get(_BAKED, "")) / path.name
-    if _BAKED in os.environ and baked.is_file():
+    baked = Path(os.environ.get(BAKED, "")) / path.name
+    if BAKED in os.environ and baked.is_file():
         return baked, file_sha256(baked)
     try:
         return path, fetch(url(variant), path, sha256_prefix=prefix, progress=progress)
@@ -94,11 +93,6 @@ def _cached_or_fetched(variant: Variant, progress: Progress | None) -> tuple[Pat
         raise CheckpointError(
             f"{path.name} is not in torch hub's cache and cannot be downloaded: {error}; {_WAYS_OUT}"
         ) from error
-
-
-def place(variant: Variant) -> Path:
-    """Where torch.hub keeps the file, whether it is there or not."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / variant.weights_file
 
 
 def url(variant: Variant) -> str:

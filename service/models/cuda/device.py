@@ -8,7 +8,7 @@ it was waited for.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -56,11 +56,11 @@ class Device(Protocol):
     def staging(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Memory of the host that a stream can copy from and to while the host goes on."""
 
-    def adopt(self, pixels: Pixels) -> Tensor | None:
-        """Makes these pixels such memory, for the rest of the process; None where that cannot be."""
+    def adopt(self, pixels: Pixels) -> Tensor | str:
+        """Makes these pixels such memory, for as long as the array is there; or why that cannot be."""
 
-    def capture(self, work: Work) -> Work:
-        """Records what ``work`` would do, to be done again in one go. It has to have run before."""
+    def capture(self, work: Work, stream: Any) -> Work:
+        """Records what ``work`` would do on ``stream``, to be done again in one go. It has to have run there before."""
 
     def memory(self) -> Memory:
         """Of the whole device. Raises `RuntimeError` when it does not answer."""

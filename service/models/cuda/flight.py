@@ -55,5 +55,6 @@ class Flight:
             # In one go: this thread is the one that keeps the device busy.
             self._results[self.slots, : logits.shape[1]] = logits
             return
-        rows = zip(lane.host_features[:images], logits, strict=True)
+        features = lane.host_features[:images].permute(0, 3, 1, 2).float().numpy()
+        rows = zip(features, logits, strict=True)
         deliver(self.slots, self._wanted, [Answer(*row) for row in rows], self._results)

@@ -15,12 +15,22 @@ MOST_CANARIES = 512
 
 @dataclass(frozen=True)
 class Shapes:
-    """Of one image. ``features`` is ``(C, h, w)``, ``answer`` the number of logits."""
+    """Of one image. ``features`` is ``(C, h, w)``, ``answer`` the number of logits.
+
+    On the device and on their way features are ``[h, w, C]``, as every network makes them: turned they are by the
+    host, for who asks.
+    """
 
     image: tuple[int, int, int]
     features: tuple[int, int, int]
     answer: int
     dtype: torch.dtype
+
+    @property
+    def laid_out(self) -> tuple[int, int, int]:
+        """The features' sizes in the order of memory."""
+        channels, height, width = self.features
+        return height, width, channels
 
 
 class Shared:
@@ -29,7 +39,7 @@ class Shared:
     def __init__(self, device: Device, shapes: Shapes, rows: int) -> None:
         self.rows = rows
         self.pixels = device.empty((rows, *shapes.image), torch.uint8)
-        self.features = device.empty((rows, *shapes.features), shapes.dtype)
+        self.features = device.empty((rows, *shapes.laid_out), shapes.dtype)
         self.answers = device.empty((rows, shapes.answer), torch.float32)
 
 
@@ -38,11 +48,11 @@ class Lane:
 
     def __init__(self, device: Device, shapes: Shapes, rows: int) -> None:
         self.pixels = device.empty((rows, *shapes.image), torch.uint8)
-        self.features = device.empty((rows, *shapes.features), shapes.dtype)
+        self.features = device.empty((rows, *shapes.laid_out), shapes.dtype)
         self.answers = device.empty((rows, shapes.answer), torch.float32)
         self.canaries = device.empty((MOST_CANARIES, shapes.answer), torch.float32)
         self.staged_pixels = device.staging((rows, *shapes.image), torch.uint8)
-        self.host_features = device.staging((rows, *shapes.features), shapes.dtype)
+        self.host_features = device.staging((rows, *shapes.laid_out), shapes.dtype)
         self.host_answers = device.staging((rows, shapes.answer), torch.float32)
         self.host_canaries = device.staging((MOST_CANARIES, shapes.answer), torch.float32)
 

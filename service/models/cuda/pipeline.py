@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +22,14 @@ from torch import Tensor
 
 from service.buckets import bucket_of, chunks
 from service.errors import ConfigurationError
+from service.fallback import Fallback, Fallbacks
 from service.models import plan
 from service.models.cuda import canary, measure
 from service.models.cuda.device import Device, Event
 from service.models.cuda.flight import Flight
 from service.models.cuda.lanes import MOST_CANARIES, Lane, neighbours
 from service.models.cuda.prepare import Maker, Prepared
-from service.models.cuda.program import Program
+from service.models.cuda.program import Choice
 from service.models.delivery import Delivery, longest
 from service.models.explain import Explainer
 from service.models.runtimes import Pixels
@@ -55,13 +56,18 @@ class StreamRunner:
 
     def __init__(
         self,
-        programs: Sequence[Callable[[], Program]],
+        choices: Sequence[Choice],
         device: Device,
         image: tuple[int, int, int],
         max_batch_size: int | None,
         explainer: Explainer | None = None,
+        fallbacks: Fallbacks | None = None,
     ) -> None:
-        """``programs`` make what runs: the first that works, here and in `warm_up`. Raises `StartError`."""
+        """The first of ``choices`` that works, here and in `warm_up`, is what runs. Raises `StartError`.
+
+        ``fallbacks`` hears of everything that did not.
+        """
+        self._fallbacks = fallbacks or Fallbacks()
         self._deliver = Delivery(explainer)
         self.capacity = 0.0
         """Images a second at the largest batch, as `warm_up` saw it."""
@@ -69,13 +75,14 @@ class StreamRunner:
         self._device = device
         self._canary = canary.image(image)
         self._copying, self._computing, self._answering = (device.stream() for _ in range(3))
-        self._programs = deque(programs)
+        self._choices = deque(choices)
+        self._without = ""
+        """What is given up if the program that is there fails."""
         self._maker = Maker(device, self._computing, self._canary)
         self._prepared: Prepared | None = None
         self._without_canary = 0
-        self._adopted: tuple[int, Tensor | None] | None = None
-        """The address of the arena's pixels, and the tensor over them if copies can start there."""
-        self._warm = False
+        self._adopted: Tensor | None = None
+        """Over the arena's pixels, if copies can start there."""
         self._take_program()
 
     def __repr__(self) -> str:
@@ -102,7 +109,9 @@ class StreamRunner:
         """The next program that runs an image, with the shapes of what it says."""
         while True:
             try:
-                self.runtime = self._programs.popleft()()
+                choice = self._choices.popleft()
+                self._without = choice.without
+                self.runtime = choice.make()
                 self._shapes = self._maker.look(self.runtime)
                 break
             except Exception as error:
@@ -116,8 +125,8 @@ class StreamRunner:
         """Returns if another program is left to be tried, else raises."""
         self._prepared = None
         self._blame(error)
-        if self._programs:
-            log.warning("this runtime cannot be used here, so the next one is taken: %s", error)
+        if self._choices:
+            self._fallbacks.note(self._without, error)
             self._device.release()
             return
         if self._device.out_of_memory(error):
@@ -140,13 +149,12 @@ class StreamRunner:
             except Exception as error:
                 self._go_on_after(error)
                 self._take_program()
-        self._programs.clear()
+        self._choices.clear()
         if self._wanted is None:
             by_size = [seconds[bucket_of(size, list(seconds))] for size in range(self.limit + 1)]
             self.max_batch_size = plan.best_size(by_size, list(seconds))
         self._limit_to(self.max_batch_size)
         self.capacity = measure.pipelined(self, self._canary, self.max_batch_size)
-        self._warm = True
         log.info(
             "%s %s, up to %d images a batch: %.0f images/s, one image in %.1f ms",
             *(self.runtime.name, self.runtime.precision, self.max_batch_size),
@@ -208,6 +216,17 @@ class StreamRunner:
             self._give_up(lane, error)
             raise
 
+    def adopt(self, pixels: Pixels) -> Sequence[Fallback]:
+        """Says where batches will come from, uint8 ``[slots, H, W, C]``: copies start there, if they can.
+
+        Returns what has to be done without because they cannot.
+        """
+        adopted = self._device.adopt(pixels)
+        if isinstance(adopted, str):
+            return [self._fallbacks.note("registered memory", adopted)]
+        self._adopted = adopted
+        return ()
+
     def check(self) -> Memory:
         """The device's memory, as a sign of its life. Raises `DeviceFailed`."""
         try:
@@ -257,14 +276,12 @@ class StreamRunner:
         self._copying.copy(lane.pixels[:images], lane.staged_pixels[:images])
 
     def _source(self, pixels: Pixels) -> Tensor | None:
-        """A tensor over ``pixels`` if copies can start there: the first ones after warm-up are the arena's."""
-        if not self._warm:
-            return None
-        if self._adopted is None:
-            self._adopted = pixels.ctypes.data, self._device.adopt(pixels)
-        address, tensor = self._adopted
-        same = tensor is not None and address == pixels.ctypes.data and tensor.shape == pixels.shape
-        return tensor if same else None
+        """A tensor over ``pixels`` if copies can start there."""
+        adopted = self._adopted
+        same = (
+            adopted is not None and adopted.data_ptr() == pixels.ctypes.data and adopted.shape == pixels.shape
+        )
+        return adopted if same else None
 
     def _compute(self, batch: Flight, row: int, count: int) -> None:
         """Rows of the batch from ``row`` on, in the smallest bucket that holds ``count``."""

@@ -81,7 +81,7 @@ class Maker:
             self._stream.run(work)
         self._stream.record().wait()
         if program.graphs:
-            work = self._device.capture(work)
+            work = self._device.capture(work, self._stream)
             self._stream.run(work)
         return work
 
@@ -94,7 +94,7 @@ class Maker:
 
 def _forward(program: Program, shared: Shared, bucket: int) -> None:
     features, answers = program.forward(shared.pixels[:bucket])
-    shared.features[:bucket].copy_(features)
+    shared.features[:bucket].copy_(features.permute(0, 2, 3, 1))
     shared.answers[:bucket].copy_(answers.flatten(1))
 
 

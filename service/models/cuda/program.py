@@ -11,6 +11,14 @@ from service.models.cuda.canary import Logits
 
 
 @dataclass(frozen=True)
+class Choice:
+    """A program that can be had by `make`, which raises `StartError`. ``without`` is what is given up if not."""
+
+    without: str
+    make: Callable[[], Program]
+
+
+@dataclass(frozen=True)
 class Program:
     """``forward``: uint8 ``[N, H, W, C]`` on the device → features ``[N, C', h, w]`` and logits ``[N, classes]``."""
 

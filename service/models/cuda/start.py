@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
 
 import torch
 
+from service.fallback import Fallbacks
 from service.models import fused, loader
 from service.models.checkpoints import Checkpoint
 from service.models.cuda import canary
 from service.models.cuda.pipeline import StreamRunner
-from service.models.cuda.program import Program
+from service.models.cuda.program import Choice, Program
 from service.models.cuda.torch_device import CudaDevice
 from service.models.explain import Explainer
 from service.models.placement import Placement
@@ -27,18 +30,29 @@ def start(
     largest: int | None,
     explainer: Explainer | None,
     report: Callable[[str], object],
+    fallbacks: Fallbacks | None = None,
+    given_up: Sequence[str] = (),
 ) -> StreamRunner:
-    """The checkpoint's model on its device, not yet warmed up. Raises `StartError`."""
+    """The checkpoint's model on its device, not yet warmed up. Raises `StartError`.
+
+    ``fallbacks`` hears of what cannot be used; of the ways to run the model, as many are left out as ``given_up`` has
+    reasons, but never the last.
+    """
+    fallbacks = fallbacks or Fallbacks()
     device = CudaDevice(placement.device)
     torch.cuda.set_device(device.device)
     settle_numerics()
-    programs = [program(checkpoint, placement, device.device, report)]
-    if placement.chosen:
-        log.info("runtime=auto: %s in %s, on %s", placement.runtime, placement.precision, device.device)
-        # Layer by layer always works. It is made only if it is needed.
-        plain = Placement(placement.device, placement.precision, "eager")
-        programs.append(lambda: program(checkpoint, plain, device.device, report)())
-    return StreamRunner(programs, device, checkpoint.preprocessing.shape, largest, explainer)
+    found = leave_out(choices(checkpoint, placement, device.device, report, fallbacks), given_up, fallbacks)
+    log.info("%s in %s, on %s", placement.runtime, placement.precision, device.device)
+    return StreamRunner(found, device, checkpoint.preprocessing.shape, largest, explainer, fallbacks)
+
+
+def leave_out(found: Sequence[Choice], given_up: Sequence[str], fallbacks: Fallbacks) -> list[Choice]:
+    """``found`` without its first ones, one for each reason, but never without its last."""
+    left = list(found)
+    for reason in given_up[: len(found) - 1]:
+        fallbacks.note(left.pop(0).without, f"the device failed with it: {reason}")
+    return left
 
 
 def settle_numerics() -> None:
@@ -61,29 +75,78 @@ def expected_of(checkpoint: Checkpoint) -> canary.Logits:
     return answer
 
 
-def program(
-    checkpoint: Checkpoint, placement: Placement, device: torch.device, report: Callable[[str], object]
-) -> Callable[[], Program]:
-    """What makes the program of ``placement``, when it is called: `StartError` comes from there."""
+def choices(
+    checkpoint: Checkpoint,
+    placement: Placement,
+    device: torch.device,
+    report: Callable[[str], object],
+    fallbacks: Fallbacks,
+) -> list[Choice]:
+    """What can run the model, what was decided on first, and what always works last.
 
-    def make() -> Program:
-        expected = expected_of(checkpoint)
-        image, has_head = checkpoint.preprocessing.shape, checkpoint.classes is not None
-        if placement.artifact is not None:
-            found = package.open_artifact(placement.artifact, checkpoint, device)
-            return Program("package", found.precision, found.forward, True, expected, found.most)
-        model, precision = loader.load(checkpoint), placement.precision
-        if placement.runtime == "cudagraph":
-            compiled.keep_kernels()
-            dtype = DTYPES[precision]
-            ops = fused.best(device, dtype)
-            log.info("faster than torch's own here: %s", ", ".join(ops.names) or "nothing")
-            network = fused.fuse(model, ops, device, dtype, has_head=has_head)
-            return Program("cudagraph", precision, network, True, expected)
-        plain = whole(model, device, precision, has_head=has_head)
-        if placement.runtime == "compile":
-            report("compiling the model; the next start finds the kernels in the cache")
-            return Program("compile", precision, compiled.compiled(plain, image, device), True, expected)
-        return Program("eager", precision, plain, False, expected)
+    Nothing that only makes it faster may keep the service from serving: our kernels give way to torch's, graphs to
+    kernels one by one, and half precision to fp32.
+    """
+    make = _Make(checkpoint, device, report, fallbacks)
+    precision = placement.precision
+    found = []
+    if placement.artifact is not None:
+        artifact = placement.artifact
+        return [
+            Choice("graphs", lambda: make.package(artifact, graphs=True)),
+            Choice("package", lambda: make.package(artifact, graphs=False)),
+        ]
+    if placement.runtime == "cudagraph":
+        found.append(Choice("fused", lambda: make.fused(precision)))
+        found.append(Choice("graphs", lambda: make.plain("cudagraph", precision, graphs=True)))
+    if placement.runtime == "compile":
+        found.append(Choice("compile", lambda: make.compiled(precision)))
+    found.append(Choice(precision, lambda: make.plain("eager", precision, graphs=False)))
+    if precision != "fp32":
+        found.append(Choice("fp32", lambda: make.plain("eager", "fp32", graphs=False)))
+    return found
 
-    return make
+
+class _Make:
+    """The programs of one checkpoint on one device."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        report: Callable[[str], object],
+        fallbacks: Fallbacks,
+    ) -> None:
+        self._checkpoint, self._device = checkpoint, device
+        self._report, self._fallbacks = report, fallbacks
+        self._image, self._has_head = checkpoint.preprocessing.shape, checkpoint.classes is not None
+
+    @cached_property
+    def _expected(self) -> canary.Logits:
+        return expected_of(self._checkpoint)
+
+    def package(self, artifact: Path, *, graphs: bool) -> Program:
+        found = package.open_artifact(artifact, self._checkpoint, self._device)
+        return Program("package", found.precision, found.forward, graphs, self._expected, found.most)
+
+    def fused(self, precision: str) -> Program:
+        compiled.keep_kernels()
+        dtype = DTYPES[precision]
+        ops = fused.best(self._device, dtype)
+        for told in ops.refused:
+            self._fallbacks.note(*told)
+        log.info("faster than torch's own here: %s", ", ".join(ops.names) or "nothing")
+        network = fused.fuse(loader.load(self._checkpoint), ops, self._device, dtype, has_head=self._has_head)
+        return Program("cudagraph", precision, network, True, self._expected)
+
+    def plain(self, name: str, precision: str, *, graphs: bool) -> Program:
+        return Program(name, precision, self._whole(precision), graphs, self._expected)
+
+    def compiled(self, precision: str) -> Program:
+        network = self._whole(precision)
+        self._report("compiling the model; the next start finds the kernels in the cache")
+        forward = compiled.compiled(network, self._image, self._device)
+        return Program("compile", precision, forward, True, self._expected)
+
+    def _whole(self, precision: str) -> Whole:
+        return whole(loader.load(self._checkpoint), self._device, precision, has_head=self._has_head)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from service.fallback import sentence
+from service.models.cuda import host_memory
 from service.models.cuda.device import Event, Work
 from service.models.runtimes import Pixels
 from service.running import Memory
-
-log = logging.getLogger(__name__)
 
 #: What CUDA's libraries say in place of `torch.OutOfMemoryError` when they want memory of their own.
 _NO_MEMORY = (
@@ -82,20 +81,23 @@ class CudaDevice:
     def staging(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
 
-    def adopt(self, pixels: Pixels) -> Tensor | None:
-        with torch.cuda.device(self.device):
-            error = torch.cuda.cudart().cudaHostRegister(pixels.ctypes.data, pixels.nbytes, 0)
-        if int(error) != 0:
-            log.info("the arena cannot be registered with CUDA (error %d); images are staged", int(error))
-            return None
-        return torch.from_numpy(pixels)
+    def adopt(self, pixels: Pixels) -> Tensor | str:
+        try:
+            with torch.cuda.device(self.device):
+                refused = host_memory.register(pixels, host_memory.driver())
+        except OSError as error:
+            refused = sentence(error)
+        return refused or torch.from_numpy(pixels)
 
-    def capture(self, work: Work) -> Work:
+    def capture(self, work: Work, stream: Any) -> Work:
+        assert isinstance(stream, _Stream)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(self.device)
         torch.cuda.synchronize(self.device)
-        with torch.cuda.stream(stream), torch.inference_mode():
+        # While a graph is captured, nothing can be given back: what the runs before it took would be held twice.
+        torch.cuda.empty_cache()
+        # On the stream of those runs, whose cuBLAS workspace is there; another stream would put its own into the pool.
+        with torch.cuda.stream(stream.stream), torch.inference_mode():
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 work()

@@ -1,7 +1,10 @@
 """The operations of `service.models.fused.ops` in Triton. Imported only where Triton is: torch's CUDA build brings it.
 
-Activations are channels-last, so a pixel's channels lie side by side: a matrix of ``N * H * W`` rows. The input may
-be the first columns of a wider one, which ``stride`` tells.
+Activations are channels-last, so a pixel's channels lie side by side: a matrix of ``N * H * W`` rows. Input and output
+may be the first columns, or some in the middle, of a wider one, which ``stride`` tells.
+
+Arguments of kernels have no annotations: Triton's front end resolves each name of a kernel, and knows no type of
+Python's. ReLU is a comparison, because a maximum would turn NaN into 0 and hide an overflow.
 """
 
 from __future__ import annotations
@@ -11,18 +14,37 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, nn
 
 from service.models.fused.ops import Norm
 
-_MOST_OUTPUTS = 128
+#: Channels that one program passes over where nothing is multiplied.
+_CHANNELS = 128
+#: Rows for each program of such a kernel, of the pool (whose addresses take registers), and numbers of the first one.
+_ROWS, _POOL_ROWS, _NUMBERS = 32, 16, 1024
+#: Columns of one product at most: more would not leave room for the sums in registers.
+_MOST_OUTPUTS = 256
+#: Multiprocessors of the GPUs in mind (A100 108, H100 132, B200 148). With fewer programs than that, smaller tiles
+#: bring more of them to work.
+_PROCESSORS = 128
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _norm_relu(
-    x: Any, scale: Any, shift: Any, out: Any, rows: Any, channels: Any, stride: Any,
-    block_rows: tl.constexpr, block_channels: tl.constexpr,
-) -> None:  # fmt: skip
+def _normalise(  # type: ignore[no-untyped-def, unused-ignore]
+    pixels, scale, shift, out, numbers, channels: tl.constexpr, block: tl.constexpr
+):
+    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    inside = at < numbers
+    channel = (at % channels).to(tl.int32)
+    levels = tl.load(pixels + at, mask=inside, other=0).to(tl.float32)
+    result = levels * tl.load(scale + channel) + tl.load(shift + channel)
+    tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _norm_relu(  # type: ignore[no-untyped-def, unused-ignore]
+    x, scale, shift, out, rows, channels, stride, block_rows: tl.constexpr, block_channels: tl.constexpr
+):
     row = (tl.program_id(0) * block_rows + tl.arange(0, block_rows)).to(tl.int64)[:, None]
     channel = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
     inside = channel < channels
@@ -30,16 +52,60 @@ def _norm_relu(
     numbers = tl.load(x + row * stride + channel[None, :], mask=mask, other=0.0).to(tl.float32)
     times = tl.load(scale + channel, mask=inside, other=0.0)[None, :]
     plus = tl.load(shift + channel, mask=inside, other=0.0)[None, :]
-    result = tl.maximum(numbers * times + plus, 0.0)
+    normed = numbers * times + plus
+    result = tl.where(normed < 0, 0.0, normed)
     tl.store(out + row * channels + channel[None, :], result.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _norm_relu_matmul(
-    x: Any, scale: Any, shift: Any, weight: Any, bias: Any, out: Any,
-    rows: Any, inputs: Any, outputs: Any, stride: Any,
+def _norm_relu_pool(  # type: ignore[no-untyped-def, unused-ignore]
+    x, scale, shift, out, rows, channels, stride, height, width,
+    block_rows: tl.constexpr, block_channels: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0) * block_rows + tl.arange(0, block_rows)).to(tl.int64)[:, None]
+    channel = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
+    inside = channel < channels
+    mask = (row < rows) & inside[None, :]
+    times = tl.load(scale + channel, mask=inside, other=0.0)[None, :]
+    plus = tl.load(shift + channel, mask=inside, other=0.0)[None, :]
+    columns, lines = width // 2, height // 2
+    corner = ((row // columns // lines) * height + (row // columns % lines) * 2) * width + row % columns * 2
+    total = tl.zeros((block_rows, block_channels), tl.float32)
+    for down in tl.static_range(2):
+        for right in tl.static_range(2):
+            at = x + (corner + down * width + right) * stride + channel[None, :]
+            normed = tl.load(at, mask=mask, other=0.0).to(tl.float32) * times + plus
+            total += tl.where(normed < 0, 0.0, normed)
+    tl.store(out + row * channels + channel[None, :], (total * 0.25).to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _max_pool(  # type: ignore[no-untyped-def, unused-ignore]
+    x, out, rows, channels, stride, height, width, lines, columns,
+    kernel: tl.constexpr, step: tl.constexpr, padding: tl.constexpr,
+    block_rows: tl.constexpr, block_channels: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0) * block_rows + tl.arange(0, block_rows)).to(tl.int64)[:, None]
+    channel = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
+    mask = (row < rows) & (channel < channels)[None, :]
+    image, top, left = row // columns // lines, row // columns % lines * step, row % columns * step
+    best = tl.full((block_rows, block_channels), float("-inf"), tl.float32)
+    for down in tl.static_range(kernel):
+        for right in tl.static_range(kernel):
+            line, column = top + (down - padding), left + (right - padding)
+            there = (line >= 0) & (line < height) & (column >= 0) & (column < width)
+            at = x + ((image * height + line) * width + column) * channels + channel[None, :]
+            numbers = tl.load(at, mask=mask & there, other=float("-inf")).to(tl.float32)
+            # The second half is for NaN, which is to be seen in the answer.
+            best = tl.where((numbers > best) | (numbers != numbers), numbers, best)
+    tl.store(out + row * stride + channel[None, :], best.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _norm_relu_matmul(  # type: ignore[no-untyped-def, unused-ignore]
+    x, scale, shift, weight, bias, out, rows, inputs, outputs, stride,
     block_rows: tl.constexpr, block_inputs: tl.constexpr, block_outputs: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     row = (tl.program_id(0) * block_rows + tl.arange(0, block_rows)).to(tl.int64)[:, None]
     column = tl.program_id(1) * block_outputs + tl.arange(0, block_outputs)
     total = tl.zeros((block_rows, block_outputs), tl.float32)
@@ -49,43 +115,153 @@ def _norm_relu_matmul(
         numbers = tl.load(x + row * stride + k[None, :], mask=(row < rows) & inside[None, :], other=0.0)
         times = tl.load(scale + k, mask=inside, other=0.0)[None, :]
         plus = tl.load(shift + k, mask=inside, other=0.0)[None, :]
-        normed = tl.maximum(numbers.to(tl.float32) * times + plus, 0.0).to(weight.dtype.element_ty)
+        normed = numbers.to(tl.float32) * times + plus
+        activated = tl.where(normed < 0, 0.0, normed).to(weight.dtype.element_ty)
         at = weight + column[None, :] * inputs + k[:, None]
         factors = tl.load(at, mask=inside[:, None] & (column < outputs)[None, :], other=0.0)
         # ieee: fp32 is to be fp32, not TF32. It means nothing to half precision.
-        total = tl.dot(normed, factors, total, input_precision="ieee")
+        total = tl.dot(activated, factors, total, input_precision="ieee")
     added = tl.load(bias + column, mask=column < outputs, other=0.0).to(tl.float32)
-    result = tl.maximum(total + added[None, :], 0.0).to(out.dtype.element_ty)
+    total += added[None, :]
+    result = tl.where(total < 0, 0.0, total).to(out.dtype.element_ty)
     tl.store(out + row * outputs + column[None, :], result, mask=(row < rows) & (column < outputs)[None, :])
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _conv3x3(  # type: ignore[no-untyped-def, unused-ignore]
+    x, weight, out, rows, inputs, outputs, stride, height, width,
+    block_rows: tl.constexpr, block_inputs: tl.constexpr, block_outputs: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0) * block_rows + tl.arange(0, block_rows)).to(tl.int64)[:, None]
+    column = tl.program_id(1) * block_outputs + tl.arange(0, block_outputs)
+    line, place = row // width % height, row % width
+    total = tl.zeros((block_rows, block_outputs), tl.float32)
+    # One loop over taps and channels: the compiler overlaps the loads of a loop, not those of two.
+    parts = tl.cdiv(inputs, block_inputs)
+    for number in range(9 * parts):
+        tap = number // parts
+        down, right = tap // 3 - 1, tap % 3 - 1
+        k = (number % parts) * block_inputs + tl.arange(0, block_inputs)
+        there = (line + down >= 0) & (line + down < height) & (place + right >= 0) & (place + right < width)
+        at = x + (row + down * width + right) * inputs + k[None, :]
+        numbers = tl.load(at, mask=there & (row < rows) & (k < inputs)[None, :], other=0.0)
+        factors = tl.load(
+            weight + (column[None, :] * 9 + tap) * inputs + k[:, None],
+            mask=(k < inputs)[:, None] & (column < outputs)[None, :], other=0.0,
+        )  # fmt: skip
+        total = tl.dot(numbers, factors, total, input_precision="ieee")
+    mask = (row < rows) & (column < outputs)[None, :]
+    tl.store(out + row * stride + column[None, :], total.to(out.dtype.element_ty), mask=mask)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], /, *arguments: Any, **constants: Any) -> None:
+    """The one place where a kernel starts, so that who counts or compiles them can stand in for it."""
+    kernel[grid](*arguments, **constants)
+
+
+def normalise(pixels: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
+    """See `service.models.fused.ops.Ops`."""
+    images, height, width, channels = pixels.shape
+    assert pixels.is_contiguous(), "pixels lie as rows of images"
+    out = _empty(pixels.device, (images, channels, height, width), dtype)
+    numbers = pixels.numel()
+    grid = (triton.cdiv(numbers, _NUMBERS),)
+    launch(_normalise, grid, pixels, scale, shift, out, numbers, channels=channels, block=_NUMBERS)
+    return out
 
 
 def norm_relu(x: Tensor, norm: Norm) -> Tensor:
     """See `service.models.fused.ops.Ops`."""
     rows, stride = _matrix(x)
     channels = x.shape[1]
-    out = _like(x, channels)
-    width = min(_MOST_OUTPUTS, triton.next_power_of_2(channels))
-    grid = (triton.cdiv(rows, 32), triton.cdiv(channels, width))
-    _norm_relu[grid](
-        x, norm.scale, norm.shift, out, rows, channels, stride, block_rows=32, block_channels=width
-    )
+    out = torch.empty_like(x, memory_format=torch.channels_last)
+    width = _columns(channels)
+    grid = (triton.cdiv(rows, _ROWS), triton.cdiv(channels, width))
+    launch(
+        _norm_relu, grid, x, norm.scale, norm.shift, out, rows, channels, stride,
+        block_rows=_ROWS, block_channels=width,
+    )  # fmt: skip
     return out
+
+
+def norm_relu_pool(x: Tensor, norm: Norm) -> Tensor:
+    """See `service.models.fused.ops.Ops`."""
+    _, stride = _matrix(x)
+    images, channels, height, width = x.shape
+    out = _empty(x.device, (images, channels, height // 2, width // 2), x.dtype)
+    rows, block = images * (height // 2) * (width // 2), _columns(channels)
+    grid = (triton.cdiv(rows, _ROWS), triton.cdiv(channels, block))
+    launch(
+        _norm_relu_pool, grid, x, norm.scale, norm.shift, out, rows, channels, stride, height, width,
+        block_rows=_ROWS, block_channels=block,
+    )  # fmt: skip
+    return out
+
+
+def max_pool(x: Tensor, kernel: int, step: int, padding: int, out: Tensor) -> None:
+    """See `service.models.fused.ops.Ops`."""
+    _, channels, height, width = x.shape
+    _, narrow = _matrix(x)
+    assert narrow == channels, "the input is part of a wider one"
+    rows, stride = _matrix(out)
+    lines, columns = out.shape[2:]
+    block = _columns(channels)
+    grid = (triton.cdiv(rows, _POOL_ROWS), triton.cdiv(channels, block))
+    launch(
+        _max_pool, grid, x, out, rows, channels, stride, height, width, lines, columns,
+        kernel=kernel, step=step, padding=padding, block_rows=_POOL_ROWS, block_channels=block,
+    )  # fmt: skip
 
 
 def norm_relu_conv(x: Tensor, norm: Norm, weight: Tensor, bias: Tensor) -> Tensor:
     """See `service.models.fused.ops.Ops`."""
     rows, stride = _matrix(x)
     outputs, inputs = weight.shape
-    out = _like(x, outputs)
-    # tl.dot wants sides of 16 at least; fp32 takes twice the shared memory.
-    width = max(16, min(_MOST_OUTPUTS, triton.next_power_of_2(outputs)))
-    height = 64 if x.dtype is torch.float32 else 128
-    grid = (triton.cdiv(rows, height), triton.cdiv(outputs, width))
-    _norm_relu_matmul[grid](
-        *(x, norm.scale, norm.shift, weight, bias, out, rows, inputs, outputs, stride),
-        block_rows=height, block_inputs=32, block_outputs=width, num_warps=8, num_stages=3,
+    images, _, *size = x.shape
+    out = _empty(x.device, (images, outputs, *size), x.dtype)
+    tile, warps = _tile(rows, outputs, x.dtype)
+    grid = (triton.cdiv(rows, tile["block_rows"]), triton.cdiv(outputs, tile["block_outputs"]))
+    launch(
+        _norm_relu_matmul, grid, x, norm.scale, norm.shift, weight, bias, out, rows, inputs, outputs, stride,
+        **tile, num_warps=warps, num_stages=3,
     )  # fmt: skip
     return out
+
+
+def conv_into(x: Tensor, conv: nn.Conv2d, out: Tensor) -> None:
+    """See `service.models.fused.ops.Ops`; for a 3x3 convolution without bias that keeps the size."""
+    rows, narrow = _matrix(x)
+    _, inputs, height, width = x.shape
+    outputs = conv.out_channels
+    assert narrow == inputs, "the input is part of a wider one"
+    assert conv.weight.stride() == (9 * inputs, 1, 3 * inputs, inputs), "the filters are not channels-last"
+    _, stride = _matrix(out)
+    tile, warps = _tile(rows, outputs, x.dtype)
+    grid = (triton.cdiv(rows, tile["block_rows"]), triton.cdiv(outputs, tile["block_outputs"]))
+    launch(
+        _conv3x3, grid, x, conv.weight, out, rows, inputs, outputs, stride, height, width,
+        **tile, num_warps=warps, num_stages=3,
+    )  # fmt: skip
+
+
+def _tile(rows: int, outputs: int, dtype: torch.dtype) -> tuple[dict[str, int], int]:
+    """Rows, inputs and outputs of one program's product, and its warps.
+
+    tl.dot wants sides of 16 at least. 64 inputs of half precision are a whole line of memory, 128 bytes, and so are
+    32 in fp32. As many outputs as there are, so that the input is read once; 192 take a tile of 256. These are the
+    largest with which two programs or more find room on a multiprocessor (``make verify-gpu`` prints the registers).
+    """
+    columns = max(16, min(_MOST_OUTPUTS, triton.next_power_of_2(outputs)))
+    wide = dtype is torch.float32 or columns > 128
+    inputs, warps = (32, 8) if wide else (64, 4)
+    if triton.cdiv(rows, 64) < _PROCESSORS:
+        # Few rows: several programs share them, each with some of the outputs.
+        columns, warps = min(columns, 32), 4
+    return {"block_rows": 64, "block_inputs": inputs, "block_outputs": columns}, warps
+
+
+def _columns(channels: int) -> int:
+    return min(_CHANNELS, int(triton.next_power_of_2(channels)))
 
 
 def _matrix(x: Tensor) -> tuple[int, int]:
@@ -98,7 +274,5 @@ def _matrix(x: Tensor) -> tuple[int, int]:
     return images * height * width, stride
 
 
-def _like(x: Tensor, channels: int) -> Tensor:
-    images, _, height, width = x.shape
-    shape = (images, channels, height, width)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+def _empty(device: torch.device, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Iterator, Sequence
+from typing import Protocol, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -24,30 +25,25 @@ class Fused(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, model: Uint8Model, body: nn.Module, dtype: torch.dtype, has_head: bool) -> None:
+    def __init__(
+        self, model: Uint8Model, body: nn.Module, ops: Ops, dtype: torch.dtype, has_head: bool
+    ) -> None:
         super().__init__()
         self.body = body
         self.network = model.network
         self.network.features = nn.Sequential()  # the body has what it needs of it, in another form
         self.network.to(dtype)
         self._head = self.network.forward_head if has_head else _means
-        self._channels, self._dtype = model.channels, dtype
-        self.register_buffer("scale", (1 / (255 * model.std.double())).float().view(-1, 1, 1))
-        self.register_buffer("shift", (-model.mean.double() / model.std.double()).float().view(-1, 1, 1))
+        self._channels, self._ops, self._dtype = model.channels, ops, dtype
+        self.register_buffer("scale", (1 / (255 * model.std.double())).float())
+        self.register_buffer("shift", (-model.mean.double() / model.std.double()).float())
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.body(self._normalised(pixels))
-        return features, self._head(features)
-
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        """In fp32, rounded once: in half precision each of the 256 levels would be off by an error of its own."""
         if self._channels == 1 and pixels.shape[-1] == 3:
             pixels = grey(pixels)
-        planes = pixels.permute(0, 3, 1, 2)
-        normalised = torch.empty(
-            planes.shape, dtype=self._dtype, device=pixels.device, memory_format=torch.channels_last
-        )
-        return torch.add(planes * self.scale, self.shift, out=normalised)
+        # In fp32, rounded once: in half precision each of the 256 levels would be off by an error of its own.
+        features = self.body(self._ops.normalise(pixels, self.scale, self.shift, self._dtype))
+        return features, self._head(features)
 
 
 def fuse(
@@ -56,37 +52,24 @@ def fuse(
     """``model``, which belongs to the result from now on, on ``device`` in ``dtype``."""
     features = model.network.features
     if isinstance(model.network, DenseNet):
-        body = nn.Sequential(*_densenet(features, ops, dtype))
+        body: nn.Module = _densenet(features, ops, dtype)
     else:
-        body = nn.Sequential(*_convolutions(list(features), ops, dtype))
-    return Fused(model, body, dtype, has_head).to(device).eval().requires_grad_(False)
+        body = nn.Sequential(*_layers(list(features), ops, dtype))
+    return Fused(model, body, ops, dtype, has_head).to(device).eval().requires_grad_(False)
 
 
 def _means(features: Tensor) -> Tensor:
     return features.mean((2, 3))
 
 
-def _densenet(features: nn.Sequential, ops: Ops, dtype: torch.dtype) -> Iterator[nn.Module]:
-    stem: list[nn.Module] = []
-    for name, module in features.named_children():
-        if not name.startswith(("denseblock", "transition", "norm5")):
-            stem.append(module)
-            continue
-        yield from _convolutions(stem, ops, dtype)
-        stem = []
-        if name.startswith("denseblock"):
-            yield _Block(list(module.children()), ops, dtype)
-        elif name.startswith("transition"):
-            yield _Transition(module, ops, dtype)
-        else:
-            yield _NormRelu(cast(nn.BatchNorm2d, module), ops)
-
-
-def _convolutions(modules: list[nn.Module], ops: Ops, dtype: torch.dtype) -> Iterator[nn.Module]:
+def _layers(modules: list[nn.Module], ops: Ops, dtype: torch.dtype) -> Iterator[nn.Module]:
     """Convolution, norm and ReLU become one; whatever else stands between stays."""
     waiting = deque(modules)
     while waiting:
         module = waiting.popleft()
+        if isinstance(module, nn.MaxPool2d):
+            yield _MaxPool(module, ops) if _MaxPool.suits(module) else module
+            continue
         if not isinstance(module, nn.Conv2d):
             yield module
             continue
@@ -113,36 +96,95 @@ class _ConvRelu(nn.Module):
         return self._ops.conv_relu(x, self.conv)
 
 
-class _NormRelu(nn.Module):
-    def __init__(self, norm: nn.BatchNorm2d, ops: Ops) -> None:
+class _Entrance(Protocol):
+    """What gives a dense block its input, written straight into the block's buffer."""
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Of the result, for an input of this size."""
+
+    def into(self, x: Tensor, out: Tensor) -> None: ...
+
+
+class _MaxPool(nn.Module):
+    def __init__(self, pool: nn.MaxPool2d, ops: Ops) -> None:
         super().__init__()
-        self.norm, self._ops = Norm(norm), ops
+        self._kernel, self._step, self._padding = map(int, (pool.kernel_size, pool.stride, pool.padding))  # type: ignore[arg-type]
+        self._ops = ops
+
+    @staticmethod
+    def suits(pool: nn.MaxPool2d) -> bool:
+        """Whether it is one of squares, without the rarer options."""
+        square = all(isinstance(side, int) for side in (pool.kernel_size, pool.stride, pool.padding))
+        return square and pool.dilation == 1 and not pool.ceil_mode and not pool.return_indices
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        height, width = (
+            (side + 2 * self._padding - self._kernel) // self._step + 1 for side in (height, width)
+        )
+        return height, width
+
+    def into(self, x: Tensor, out: Tensor) -> None:
+        self._ops.max_pool(x, self._kernel, self._step, self._padding, out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._ops.norm_relu(x, self.norm)
+        if self._ops.max_pool is TORCH.max_pool:
+            # It makes its own output, which `into` would copy.
+            return F.max_pool2d(x, self._kernel, self._step, self._padding)
+        images, channels, height, width = x.shape
+        out = _empty(x, (images, channels, *self.size(height, width)))
+        self.into(x, out)
+        return out
+
+
+class _Copy(nn.Module):
+    """For a stem that ends otherwise."""
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
+    def into(self, x: Tensor, out: Tensor) -> None:
+        out.copy_(x)
+
+
+class _Transition(nn.Module):
+    """The pool comes before the 1x1 convolution: both are linear, so that a quarter of the products is enough."""
+
+    weight: Tensor
+
+    def __init__(self, transition: nn.Module, ops: Ops, dtype: torch.dtype) -> None:
+        super().__init__()
+        parts = dict(transition.named_children())
+        self.norm, self._ops = Norm(cast(nn.BatchNorm2d, parts["norm"])), ops
+        self.register_buffer("weight", cast(nn.Conv2d, parts["conv"]).weight.flatten(1).to(dtype))
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        return height // 2, width // 2
+
+    def into(self, x: Tensor, out: Tensor) -> None:
+        smaller = self._ops.norm_relu_pool(x, self.norm)
+        # A product of matrices can leave a distance between its rows; a convolution's output cannot.
+        torch.mm(_rows(smaller), self.weight.T, out=_rows(out))
 
 
 class _Block(nn.Module):
     """A dense block with one buffer, which holds what came in and each layer's new features behind it."""
 
-    def __init__(self, layers: list[nn.Module], ops: Ops, dtype: torch.dtype) -> None:
+    def __init__(self, layers: Sequence[nn.Module], ops: Ops, dtype: torch.dtype) -> None:
         super().__init__()
         self.layers = nn.ModuleList(_Layer(layer, ops, dtype) for layer in layers)
+        self.inputs = cast(_Layer, self.layers[0]).inputs
         self._growth = sum(cast(_Layer, layer).growth for layer in self.layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        images, channels, height, width = x.shape
-        buffer = torch.empty(
-            (images, channels + self._growth, height, width),
-            dtype=x.dtype,
-            device=x.device,
-            memory_format=torch.channels_last,
-        )
-        buffer[:, :channels] = x
-        for layer in self.layers:
-            new = layer(buffer[:, :channels])
-            buffer[:, channels : channels + new.shape[1]] = new
-            channels += new.shape[1]
+    def buffer(self, like: Tensor, height: int, width: int) -> Tensor:
+        """Its first `inputs` channels are to be written before `forward`."""
+        return _empty(like, (len(like), self.inputs + self._growth, height, width))
+
+    def forward(self, buffer: Tensor) -> Tensor:
+        channels = self.inputs
+        for module in self.layers:
+            layer = cast(_Layer, module)
+            layer.into(buffer.narrow(1, 0, channels), buffer.narrow(1, channels, layer.growth))
+            channels += layer.growth
         return buffer
 
 
@@ -161,23 +203,52 @@ class _Layer(nn.Module):
         self.register_buffer("weight", folded.weight.flatten(1).to(dtype))
         self.register_buffer("bias", folded.bias.to(dtype))
         self.conv = _moved(cast(nn.Conv2d, parts["conv2"]), dtype)
-        self.growth = self.conv.out_channels
+        self.inputs, self.growth = folded.in_channels, self.conv.out_channels
 
-    def forward(self, x: Tensor) -> Tensor:
-        new: Tensor = self.conv(self._ops.norm_relu_conv(x, self.norm, self.weight, self.bias))
-        return new
+    def into(self, x: Tensor, out: Tensor) -> None:
+        self._ops.conv_into(self._ops.norm_relu_conv(x, self.norm, self.weight, self.bias), self.conv, out)
 
 
-class _Transition(nn.Module):
-    """The pool comes before the 1x1 convolution: both are linear, so that a quarter of the products is enough."""
-
-    def __init__(self, transition: nn.Module, ops: Ops, dtype: torch.dtype) -> None:
+class _DenseBody(nn.Module):
+    def __init__(
+        self, stem: list[nn.Module], entrances: list[nn.Module], blocks: list[_Block], last: Norm, ops: Ops
+    ) -> None:
         super().__init__()
-        parts = dict(transition.named_children())
-        self.norm, self._ops = Norm(cast(nn.BatchNorm2d, parts["norm"])), ops
-        self.pool = parts["pool"]
-        self.conv = _moved(cast(nn.Conv2d, parts["conv"]), dtype)
+        self.stem = nn.Sequential(*stem)
+        self.entrances, self.blocks = nn.ModuleList(entrances), nn.ModuleList(blocks)
+        self.last, self._ops = last, ops
 
     def forward(self, x: Tensor) -> Tensor:
-        smaller: Tensor = self.conv(self.pool(self._ops.norm_relu(x, self.norm)))
-        return smaller
+        x = self.stem(x)
+        for module, block in zip(self.entrances, self.blocks, strict=True):
+            entrance, block = cast(_Entrance, module), cast(_Block, block)
+            buffer = block.buffer(x, *entrance.size(*x.shape[2:]))
+            entrance.into(x, buffer.narrow(1, 0, block.inputs))
+            x = block(buffer)
+        return self._ops.norm_relu(x, self.last)
+
+
+def _densenet(features: nn.Sequential, ops: Ops, dtype: torch.dtype) -> _DenseBody:
+    parts = dict(features.named_children())
+    last = Norm(cast(nn.BatchNorm2d, parts.pop("norm5")))
+    blocks = [
+        _Block(list(parts.pop(name).children()), ops, dtype)
+        for name in [*parts]
+        if name.startswith("denseblock")
+    ]
+    transitions = [
+        _Transition(parts.pop(name), ops, dtype) for name in [*parts] if name.startswith("transition")
+    ]
+    stem = list(_layers(list(parts.values()), ops, dtype))
+    first = stem.pop() if isinstance(stem[-1], _MaxPool) else _Copy()
+    return _DenseBody(stem, [first, *transitions], blocks, last, ops)
+
+
+def _empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Channels-last ``[N, C, H, W]`` as a matrix ``[N * H * W, C]``, in its own memory."""
+    images, channels, height, width = x.shape
+    return x.as_strided((images * height * width, channels), (x.stride(3), 1))

@@ -1,4 +1,4 @@
-"""Three operations that a network spends its memory traffic on, and the door to them."""
+"""The operations that a network spends its memory traffic on, and the door to them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from service.fallback import Fallback, sentence
+
 log = logging.getLogger(__name__)
 
 #: How far a fast operation may be from torch's, as ‖a - b‖ / ‖b‖: both round, in another order.
 _LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+#: Of a batch norm with variance 1: torch wants it above 0, and 1 + 1e-12 is 1 in fp32.
+_NO_EPSILON = 1e-12
 
 
 class Norm(nn.Module):
@@ -22,6 +26,8 @@ class Norm(nn.Module):
 
     scale: Tensor
     shift: Tensor
+    zero: Tensor
+    one: Tensor
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -31,35 +37,67 @@ class Norm(nn.Module):
         shift = norm.bias.double() - norm.running_mean.double() * scale
         self.register_buffer("scale", scale.float())
         self.register_buffer("shift", shift.float())
+        # A mean and a variance that change nothing, for torch's own batch norm: made once, not at every call.
+        self.register_buffer("zero", torch.zeros_like(self.scale))
+        self.register_buffer("one", torch.ones_like(self.scale))
 
 
+Normalise = Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor]
 NormRelu = Callable[[Tensor, Norm], Tensor]
 NormReluConv = Callable[[Tensor, Norm, Tensor, Tensor], Tensor]
 ConvRelu = Callable[[Tensor, nn.Conv2d], Tensor]
+ConvInto = Callable[[Tensor, nn.Conv2d, Tensor], None]
+MaxPool = Callable[[Tensor, int, int, int, Tensor], None]
 
 
 @dataclass(frozen=True)
 class Ops:
-    """Activations are channels-last ``[N, C, H, W]``; an input may be the first channels of a wider block buffer."""
+    """Activations are channels-last ``[N, C, H, W]``; an input may be the first channels of a wider block buffer.
 
+    Where an operation is given its output, that is channels-last as well, and may be some channels of a buffer.
+    """
+
+    normalise: Normalise
+    """``pixels * scale + shift`` of whole numbers ``[N, H, W, C]``, computed in fp32 and rounded once to a dtype."""
     norm_relu: NormRelu
     """``relu(x * scale + shift)``, computed in fp32 and rounded once."""
+    norm_relu_pool: NormRelu
+    """The same, and of its result the mean of each 2x2."""
     norm_relu_conv: NormReluConv
-    """The same, and of its result ``relu(conv1x1(...) + bias)`` with a weight ``[outputs, C]``."""
+    """The same as ``norm_relu``, and of its result ``relu(conv1x1(...) + bias)`` with a weight ``[outputs, C]``."""
+    max_pool: MaxPool
+    """The largest of each window of ``kernel``, ``step`` apart, with a border of ``padding``: x, the three, out."""
     conv_relu: ConvRelu
     """``relu(conv(x))`` of a convolution with a bias."""
+    conv_into: ConvInto
+    """``conv(x)``, written to where it is wanted; the convolution is 3x3, without bias, and keeps the size."""
     names: tuple[str, ...] = ()
     """Of those that are not torch's own."""
+    refused: tuple[Fallback, ...] = ()
+    """Of those that were tried and are torch's own after all, with the reason."""
+
+
+def _normalise(pixels: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
+    planes = pixels.permute(0, 3, 1, 2)
+    out = torch.empty(planes.shape, dtype=dtype, device=pixels.device, memory_format=torch.channels_last)
+    return torch.add(planes * scale.view(-1, 1, 1), shift.view(-1, 1, 1), out=out)
 
 
 def _norm_relu(x: Tensor, norm: Norm) -> Tensor:
-    # Torch computes a batch norm of half precision in fp32, in one pass; 0 and 1 leave scale and shift alone.
-    zero, one = torch.zeros_like(norm.scale), torch.ones_like(norm.scale)
-    return F.batch_norm(x, zero, one, norm.scale, norm.shift, eps=0.0).relu_()
+    # Torch computes a batch norm of half precision in fp32, in one pass.
+    return F.batch_norm(x, norm.zero, norm.one, norm.scale, norm.shift, eps=_NO_EPSILON).relu_()
+
+
+def _norm_relu_pool(x: Tensor, norm: Norm) -> Tensor:
+    return F.avg_pool2d(_norm_relu(x, norm), 2)
 
 
 def _norm_relu_conv(x: Tensor, norm: Norm, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.conv2d(_norm_relu(x, norm), weight[:, :, None, None], bias).relu_()
+    return F.conv2d(_norm_relu(x, norm), weight.view(*weight.shape, 1, 1), bias).relu_()
+
+
+def _max_pool(x: Tensor, kernel: int, step: int, padding: int, out: Tensor) -> None:
+    out.copy_(F.max_pool2d(x, kernel, step, padding))
 
 
 def _conv_relu(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -67,7 +105,13 @@ def _conv_relu(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return y.relu_()
 
 
-TORCH = Ops(_norm_relu, _norm_relu_conv, _conv_relu)
+def _conv_into(x: Tensor, conv: nn.Conv2d, out: Tensor) -> None:
+    out.copy_(conv(x))
+
+
+TORCH = Ops(
+    _normalise, _norm_relu, _norm_relu_pool, _norm_relu_conv, _max_pool, _conv_relu, _conv_into
+)  # fmt: skip
 """On any device: what the others are held against."""
 
 
@@ -85,56 +129,126 @@ def _cudnn_conv_relu(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return result
 
 
+#: Those that pass over memory less often and multiply by themselves: no paper says whether they beat cuDNN's
+#: convolution, so that they are also timed.
+TIMED = frozenset({"conv_into"})
+
+Candidates = dict[str, Callable[..., Any]]
+#: Seconds that one call of a function takes on the device.
+Timer = Callable[[Callable[[], object]], float]
+
+
+def candidates() -> tuple[Candidates, tuple[Fallback, ...]]:
+    """Faster operations on CUDA, by their names in `Ops`; and why there are no more of them."""
+    cudnn: Candidates = {"conv_relu": _cudnn_conv_relu}
+    try:
+        from service.models.fused import kernels
+    except Exception as error:
+        # The border of another library: a broken installation raises whatever it meets.
+        return cudnn, (Fallback("triton", sentence(error)),)
+    names = ("normalise", "norm_relu", "norm_relu_pool", "norm_relu_conv", "max_pool", "conv_into")
+    return cudnn | {name: getattr(kernels, name) for name in names}, ()
+
+
 def best(device: torch.device, dtype: torch.dtype) -> Ops:
     """The fastest operations of this host that say what torch's say, tried one by one on random numbers."""
     if device.type != "cuda":
         return TORCH
-    candidates: dict[str, Callable[..., Any]] = {"conv_relu": _cudnn_conv_relu}
-    try:
-        from service.models.fused import kernels
-
-        candidates |= {"norm_relu": kernels.norm_relu, "norm_relu_conv": kernels.norm_relu_conv}
-    except ImportError as error:
-        log.warning("without Triton (%s) a DenseNet takes more passes over memory", error)
-    return chosen(candidates, device, dtype)
+    faster, missing = candidates()
+    found = chosen(faster, device, dtype, _seconds)
+    return replace(found, refused=(*missing, *found.refused))
 
 
 @torch.inference_mode()
-def chosen(candidates: dict[str, Callable[..., Any]], device: torch.device, dtype: torch.dtype) -> Ops:
-    """`TORCH`, with those of ``candidates`` in it that run here and agree with it."""
+def chosen(faster: Candidates, device: torch.device, dtype: torch.dtype, seconds: Timer | None = None) -> Ops:
+    """`TORCH`, with those of ``faster`` in it that run here and agree with it, and for `TIMED` ones: are faster."""
     found = TORCH
-    for name, candidate in candidates.items():
-        arguments = _example(name, device, dtype)
-        expected = getattr(TORCH, name)(*arguments)
+    for name, candidate in faster.items():
         try:
-            got = candidate(*arguments)
-            away = float((got.float() - expected.float()).norm() / expected.float().norm())
-            if not away <= _LIMITS[dtype]:
-                raise ArithmeticError(f"its answers are off by {away:.2g}")
+            _prove(name, candidate, device, dtype)
+            if (
+                seconds is not None
+                and name in TIMED
+                and not _is_faster(name, candidate, device, dtype, seconds)
+            ):
+                log.info("%s: torch's own is as fast here", name)
+                continue
         except Exception as error:
             # The border of what this host can compile: a missing compiler is a slower service, not a broken one.
-            log.warning("%s falls back to torch: %s", name, (str(error).splitlines() or [repr(error)])[0])
+            found = replace(found, refused=(*found.refused, Fallback(name, sentence(error))))
             continue
-        found = replace(found, **{name: candidate}, names=(*found.names, name))
+        taken: dict[str, Any] = {name: candidate, "names": (*found.names, name)}
+        found = replace(found, **taken)
     return found
 
 
-def _example(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Odd sizes, and the first channels of a wider buffer."""
+def _prove(name: str, candidate: Callable[..., Any], device: torch.device, dtype: torch.dtype) -> None:
+    """Raises unless the candidate says what torch's operation says."""
+    expected = called(getattr(TORCH, name), _example(name, device, dtype)).float()
+    got = called(candidate, _example(name, device, dtype)).float()
+    away = float((got - expected).norm() / expected.norm())
+    if not away <= _LIMITS[dtype]:
+        raise ArithmeticError(f"its answers are off by {away:.2g}")
+
+
+def called(operation: Callable[..., Any], arguments: tuple[Any, ...]) -> Tensor:
+    """What an operation makes of ``arguments``; the last one of those that are given their output."""
+    result = operation(*arguments)
+    return cast(Tensor, arguments[-1] if result is None else result)
+
+
+def _is_faster(
+    name: str, candidate: Callable[..., Any], device: torch.device, dtype: torch.dtype, seconds: Timer
+) -> bool:
+    arguments = _example(name, device, dtype, images=64, side=14)
+    own = getattr(TORCH, name)
+    return seconds(lambda: candidate(*arguments)) < seconds(lambda: own(*arguments))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The shortest of some calls, by the device's own clock, after some that load and tune."""
+    times: list[float] = []
+    for _ in range(8):
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began.record()
+        work()
+        ended.record()
+        ended.synchronize()
+        times.append(began.elapsed_time(ended) / 1000)
+    return min(times[3:])
+
+
+def _example(
+    name: str, device: torch.device, dtype: torch.dtype, images: int = 3, side: int = 7
+) -> tuple[Any, ...]:
+    """Odd sizes, and the first channels of a wider buffer; outputs in the middle of one."""
     chance = torch.Generator().manual_seed(0)
 
     def numbers(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=chance).to(device, dtype)
 
-    buffer = numbers(3, 120, 7, 5).to(memory_format=torch.channels_last)
-    if name == "conv_relu":
-        conv = nn.Conv2d(120, 48, 3, padding=1).requires_grad_(False)
-        conv.weight.copy_(numbers(48, 120, 3, 3) / 33)
+    def buffer(channels: int, lines: int = side, columns: int = side - 2) -> Tensor:
+        return numbers(images, channels, lines, columns).to(memory_format=torch.channels_last)
+
+    if name == "normalise":
+        pixels = torch.randint(0, 256, (images, side, side - 2, 3), dtype=torch.uint8, generator=chance)
+        return pixels.to(device), numbers(3).float() / 64, numbers(3).float(), dtype
+    if name == "max_pool":
+        lines, columns = (side + 1) // 2, (side - 1) // 2
+        return buffer(120), 3, 2, 1, buffer(184, lines, columns)[:, 32:152]
+    if name in ("conv_relu", "conv_into"):
+        outputs, inputs = (48, 120) if name == "conv_relu" else (32, 128)
+        conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=name == "conv_relu").requires_grad_(False)
+        conv.weight.copy_(numbers(outputs, inputs, 3, 3) / 33)
+        if conv.bias is not None:
+            conv.bias.copy_(numbers(outputs))
         moved = conv.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return buffer, moved
+        return (
+            (buffer(inputs), moved) if name == "conv_relu" else (buffer(inputs), moved, buffer(96)[:, 32:64])
+        )
     norm = Norm(nn.BatchNorm2d(88).eval().requires_grad_(False)).to(device)
     norm.scale.copy_(numbers(88))
     norm.shift.copy_(numbers(88))
-    if name == "norm_relu":
-        return buffer[:, :88], norm
-    return buffer[:, :88], norm, numbers(48, 88) / 9, numbers(48)
+    if name == "norm_relu_conv":
+        return buffer(120)[:, :88], norm, numbers(48, 88) / 9, numbers(48)
+    return buffer(120)[:, :88], norm

@@ -16,7 +16,6 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 Pixels = NDArray[np.uint8]
 
@@ -24,14 +23,18 @@ Pixels = NDArray[np.uint8]
 class Answer(NamedTuple):
     """What the model says to one image. Valid until the same way runs again."""
 
-    features: Tensor
-    """The last block's output, ``[C, h, w]``, on whichever device and in whichever precision."""
+    features: NDArray[np.float32]
+    """The last block's output, ``[C, h, w]``."""
     logits: NDArray[np.float32]
     """``[classes]``; empty for a checkpoint without a head."""
 
 
 class Way(Protocol):
     """One way to run images through the model, on its device."""
+
+    @property
+    def name(self) -> str:
+        """What notes call it; no other way of the runtime's has it."""
 
     @property
     def unit(self) -> int | None:
@@ -72,6 +75,9 @@ class Runtime(Protocol):
 
     def ways(self) -> list[Way]:
         """Every way worth trying on this host; the first one is good for any number of images."""
+
+    def settle(self, names: Sequence[str]) -> None:
+        """No way but these is going to be used from now on."""
 
 
 def gather(pixels: Pixels, slots: Sequence[int], staging: Pixels) -> Pixels:

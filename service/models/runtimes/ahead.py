@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -26,6 +26,9 @@ class Ahead:
 
     def ways(self) -> list[Way]:
         return [self._way]
+
+    def settle(self, names: Sequence[str]) -> None:
+        """There is one."""
 
 
 def load(

@@ -1,109 +1,252 @@
-"""A converted model on disk: what the cache holds, and what `imagenet-serve quantize` makes.
+"""A converted model on disk, with everything that serving it needs: what the cache holds and `quantize` makes.
 
-about.json    see `service.models.runtimes.manifest`; "precision" is "fp32" or "int8", "check" what int8 costs
-model.xml     OpenVINO's graph: uint8 [N, H, W, C] → features [N, C', h, w], logits [N, classes]
-model.bin     its weights
+about.json      see `service.models.runtimes.manifest`; "precision" is "fp32" or "int8", "check" what int8 costs,
+                "card" the description (`service.card`), "head" the layers behind the features and where they lie
+model.xml       OpenVINO's graph: uint8 [N, H, W, C] → features [N, C', h, w], logits [N, classes]
+winograd.xml    the same answers by other convolutions (winograd.py), where there are any that may be faster
+model.bin       the weights of both graphs, each once
+head.bin        arrays of the head that are not among those
+machines/       what was measured of it, for each kind of processor (machine.py)
+
+Reading one needs no torch.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
+import mmap
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from service.models._openvino import openvino
-from service.models.checkpoints import Checkpoint
-from service.models.runtimes import manifest
-from service.models.runtimes.manifest import fingerprint, libraries
+import numpy as np
 
-__all__ = [
-    "Artifact",
-    "cache_directory",
-    "cached",
-    "fingerprint",
-    "libraries",
-    "prune",
-    "read",
-    "refuse_another",
-    "write",
-]
+from service.card import ModelCard
+from service.errors import ConfigurationError
+from service.models import cache
+from service.models.gradients import Head
+from service.models.head import from_json, to_json
+from service.models.runtimes import manifest, merging
 
-KIND = manifest.Kind("imagenet-serve-openvino", 1, "quantize")
-_GRAPH, _WEIGHTS = "model.xml", "model.bin"
+if TYPE_CHECKING:
+    import openvino
+
+    from service.models.checkpoints import Checkpoint
+
+log = logging.getLogger(__name__)
+
+KIND = manifest.OPENVINO
+DIRECT, WINOGRAD = "model.xml", "winograd.xml"
+_WEIGHTS, _HEAD = "model.bin", "head.bin"
 
 #: Conversions that the cache keeps, the latest used: enough for a host that changes between some models,
-#: and not more of its disk (640 MB for a VGG16).
+#: and not more of its disk (a VGG16's is 0.7 GB).
 _KEPT = 4
+
+
+class Graph:
+    """One of an artifact's graphs, or a model that is in memory. ``nbytes`` is that of its weights."""
+
+    def __init__(self, path: Path | None, model: openvino.Model | None = None) -> None:
+        self._path, self._model = path, model
+        self._lock = threading.Lock()
+        self._mapped: mmap.mmap | None = None
+        self.nbytes = path.with_name(_WEIGHTS).stat().st_size if path else _weights(model)
+
+    def model(self) -> openvino.Model:
+        """The model; its weights are pages of the file. Raises `ConfigurationError` when OpenVINO cannot read it."""
+        with self._lock:
+            self._model = self._model or self._read()
+            return self._model
+
+    def _read(self) -> openvino.Model:
+        from service.models._openvino import openvino
+
+        assert self._path is not None
+        # Once for all: what was compiled from it goes on reading there, and OpenVINO does not keep it alive.
+        self._mapped = self._mapped or mapped(self._path.with_name(_WEIGHTS))
+        weights = openvino.Tensor(np.frombuffer(self._mapped, np.uint8), shared_memory=True)
+        try:
+            return openvino.Core().read_model(self._path.read_bytes(), weights)
+        except RuntimeError as error:
+            raise manifest.unreadable(KIND, self._path.parent, error) from error
+
+    def let_go(self) -> None:
+        """Nothing is compiled from it any more: gives the model back, and the pages that were read on the way."""
+        if self._mapped is not None:
+            self._model = None
+            forget(self._mapped)
+
+
+def mapped(path: Path) -> mmap.mmap:
+    """A file as memory. Nobody writes there, but OpenVINO's tensors insist that somebody could, on a copy of a page."""
+    with path.open("rb") as file:
+        flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
+        return mmap.mmap(file.fileno(), 0, flags, mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+def forget(memory: mmap.mmap) -> None:
+    """Lets the kernel take a mapped file's pages back; who reads there again finds them in the file."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        memory.madvise(mmap.MADV_DONTNEED)
+
+
+def _weights(model: Any) -> int:
+    """Bytes of all constants."""
+    constants = (operation for operation in model.get_ops() if operation.get_type_name() == "Constant")
+    return sum(operation.get_byte_size() for operation in constants)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A converted model with all that serving it needs. ``directory`` None is for one that could not be written."""
+
+    graphs: Mapping[str, Graph]
+    """By name: `DIRECT`, and `WINOGRAD` where there is one."""
+    head: Head | None
+    card: ModelCard
+    """But for what a start decides."""
+    precision: str
+    directory: Path | None = None
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A converted model with its description, as it was read from a directory."""
+    """A converted model as it lies in a directory."""
 
-    model: openvino.Model
+    directory: Path
     about: Mapping[str, Any]
 
     @property
     def precision(self) -> str:
         return str(self.about["precision"])
 
+    @property
+    def fingerprint(self) -> str:
+        return str(self.about["fingerprint"])
+
+    def open(self) -> Converted:
+        """What is in it. Nothing large is read before it is used."""
+        names = [name for name in (DIRECT, WINOGRAD) if name in self.about["files"]]
+        graphs = {name: Graph(self.directory / name) for name in names}
+        card = ModelCard.from_json(self.about["card"])
+        return Converted(graphs, self._head(), card, self.precision, self.directory)
+
+    def _head(self) -> Head | None:
+        """The layers behind the features, their arrays mapped from the files; None for a network without a head."""
+        document = self.about["head"]
+        layers = from_json(document["layers"])
+        arrays = {
+            name: np.memmap(
+                self.directory / place["file"], np.float32, "r", place["offset"], tuple(place["shape"])
+            )
+            for name, place in document["arrays"].items()
+        }
+        return Head(layers, arrays) if layers else None
+
 
 def write(
-    directory: Path, model: openvino.Model, checkpoint: Checkpoint, precision: str, **more: Any
+    directory: Path,
+    model: openvino.Model,
+    checkpoint: Checkpoint,
+    card: ModelCard,
+    head: Head | None,
+    precision: str,
+    *,
+    winograd: openvino.Model | None = None,
+    **more: Any,
 ) -> None:
     """Writes an artifact that `read` gives back: whole, or not at all. Replaces one that is there.
 
     ``more`` goes into ``about.json``. Raises `OSError`.
     """
+    places: dict[str, Any] = {}
 
     def save(folder: Path) -> Sequence[str]:
-        try:
-            openvino.save_model(model, folder / _GRAPH, compress_to_fp16=False)
-        except RuntimeError as error:
-            # OpenVINO has no error of its own for a full disk, and says so in five lines.
-            raise OSError(str(error).splitlines()[-1]) from error
-        return _GRAPH, _WEIGHTS
+        names = [DIRECT, _WEIGHTS]
+        _save(model, folder / DIRECT)
+        if winograd is not None:
+            _save(winograd, folder / WINOGRAD)
+            merging.join(folder / WINOGRAD, folder / DIRECT)
+            names.append(WINOGRAD)
+        if head is not None:
+            places.update(merging.place(head.arrays, folder / DIRECT, folder / _HEAD))
+            names.append(_HEAD)
+        return names
 
-    more = {"libraries": libraries("openvino", "torch"), **more}
-    manifest.write(KIND, directory, save, checkpoint, precision, **more)
+    described = {
+        "libraries": manifest.libraries("openvino", "torch"),
+        "card": card.to_json(),
+        "head": {"layers": to_json(head.layers if head else ()), "arrays": places},
+        **more,
+    }
+    manifest.write(KIND, directory, save, checkpoint, precision, **described)
+
+
+def _save(model: openvino.Model, path: Path) -> None:
+    from service.models._openvino import openvino
+
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:
+        # OpenVINO has no error of its own for a full disk, and says so in five lines.
+        raise OSError(str(error).splitlines()[-1]) from error
 
 
 def read(directory: Path) -> Artifact:
     """The artifact in a directory. Raises `ConfigurationError` for anything else, or when it is damaged."""
     about = manifest.read(KIND, directory)
     try:
-        return Artifact(openvino.Core().read_model(directory / _GRAPH), about)
-    except RuntimeError as error:
+        found = Artifact(directory, about)
+        found.open()
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise manifest.unreadable(KIND, directory, error) from error
+    return found
 
 
-def refuse_another(artifact: Artifact, checkpoint: Checkpoint, name: str) -> None:
-    """Raises `ConfigurationError` unless the artifact was made from this checkpoint."""
-    manifest.refuse_another(artifact.about, checkpoint, name, KIND)
+def is_one(path: Path) -> bool:
+    """Whether this is a directory of this kind, whole or not."""
+    return path.is_dir() and manifest.format_of(path) == KIND.format
 
 
 def cache_directory() -> Path:
     """Where conversions are kept."""
-    return manifest.cache_root() / "openvino"
+    return cache.root() / "openvino"
 
 
-def cached(checkpoint: Checkpoint, precision: str) -> Path:
-    """Where the conversion of this checkpoint lies, by these versions of the libraries and of our code.
+def cached(fingerprint: str, precision: str) -> Path:
+    """Where the conversion of these weights lies, by these versions of the libraries and of our code.
 
-    ``precision`` is what it is to be run in: it may decide how the same numbers are best arranged.
+    ``fingerprint`` is `manifest.fingerprint`'s; ``precision`` is what it is to be run in: it may decide how the same
+    numbers are best arranged.
     """
     key = {
         "precision": precision,
-        "fingerprint": fingerprint(checkpoint),
-        "libraries": libraries("openvino", "torch", "torchvision"),
+        "fingerprint": fingerprint,
+        "libraries": manifest.libraries("openvino", "torch", "torchvision"),
         "code": manifest.code_hash(),
     }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return cache_directory() / digest[:32]
+    return cache_directory() / cache.digest(key)
+
+
+def from_cache(directory: Path) -> Artifact | None:
+    """The artifact in a folder of the cache; None where there is none that can be used."""
+    if not directory.is_dir():
+        return None
+    try:
+        found = read(directory)
+    except (ConfigurationError, OSError) as error:
+        log.warning("the cached conversion cannot be used and is made again: %s", error)
+        return None
+    try:
+        directory.touch()  # for `prune`
+    except OSError:
+        log.debug("%s is read-only", directory)
+    log.info("converted model from the cache, %s", directory)
+    return found
 
 
 def prune() -> None:

@@ -39,6 +39,9 @@ class Eager:
     def ways(self) -> list[Way]:
         return [self._way]
 
+    def settle(self, names: Sequence[str]) -> None:
+        """There is one."""
+
 
 class Together:
     """One forward pass for all images, by a function of uint8 ``[N, H, W, C]`` on the CPU.
@@ -46,6 +49,7 @@ class Together:
     It gives features and logits; without a head the latter are not looked at.
     """
 
+    name = "together"
     unit: int | None = None
 
     def __init__(self, forward: Callable[[Tensor], tuple[Tensor, Tensor]], *, has_head: bool) -> None:
@@ -60,7 +64,7 @@ class Together:
         features, logits = self._forward(batch)
         if not self._has_head:
             logits = torch.empty((len(slots), 0))
-        return [Answer(*row) for row in zip(features, logits.float().numpy(), strict=True)]
+        return [Answer(*row) for row in zip(features.float().numpy(), logits.float().numpy(), strict=True)]
 
 
 def fold_batch_norms(model: nn.Module) -> int:

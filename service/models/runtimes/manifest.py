@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.errors import ConfigurationError
-from service.models.checkpoints import Checkpoint
-from service.models.checkpoints.download import file_sha256
+from service.models.cache import file_sha256
 from service.models.configuration import to_json
+
+if TYPE_CHECKING:
+    from service.models.checkpoints import Checkpoint
 
 _ABOUT = "about.json"
 
@@ -32,6 +33,12 @@ class Kind:
     format: str
     version: int
     command: str
+
+
+#: What `imagenet-serve quantize` and `export --runtime openvino` make, and what the cache holds (artifact.py).
+OPENVINO = Kind("imagenet-serve-openvino", 2, "quantize")
+#: What `imagenet-serve export` makes (package.py).
+PACKAGE = Kind("imagenet-serve-package", 1, "export")
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
@@ -58,8 +65,15 @@ def _state_hash(checkpoint: Checkpoint) -> str:
 
 
 def libraries(*names: str) -> dict[str, str]:
-    """The installed versions of these distributions."""
-    return {name: metadata.version(name) for name in names}
+    """The installed versions of these distributions; empty for one that is not there."""
+    return {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def code_hash() -> str:
@@ -68,12 +82,6 @@ def code_hash() -> str:
     for path in sorted(Path(__file__).resolve().parent.parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def cache_root() -> Path:
-    """Where prepared models are kept: ``$XDG_CACHE_HOME/imagenet-serve``, ``~/.cache/imagenet-serve`` without it."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "imagenet-serve"
 
 
 def write(

@@ -3,32 +3,32 @@
 Three ways to run a batch, since none is the best for every model and every number of cores:
 
     together       all cores work on the layers of one batch      large layers, few images, many cores
-    one at a time  the same for an image alone, its shape fixed   one image: the lowest latency
+    one            the same for an image alone, its shape fixed   one image: the lowest latency
     apart          every core has an image of its own             small layers: no core waits for another
 
 The last two know their shapes beforehand, which saves a DenseNet copies in its concatenations, and read the
-images where they lie in the arena.
+images where they lie in the arena. A way is compiled when it is first used, so one that the plan does not take costs
+nothing. No torch here.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from service.errors import ConfigurationError
 from service.models._openvino import openvino
-from service.models.checkpoints import Checkpoint
-from service.models.loader import Uint8Model
-from service.models.runtimes import Answer, Lane, Pixels, Way, artifact, conversion, gather, winograd
-from service.models.runtimes.conversion import ConversionError
+from service.models.runtimes import Answer, Lane, Pixels, Way, artifact, gather
+from service.models.runtimes.artifact import Converted, Graph
+from service.models.runtimes.machine import Notes
 
 log = logging.getLogger(__name__)
 
@@ -36,41 +36,55 @@ log = logging.getLogger(__name__)
 #: one way: it is VGG's dense layers that are so large, and they want their images together anyway.
 _SMALL = 256 << 20
 
-#: Passes that decide between two conversions, when one is made.
+#: Passes that decide between two graphs.
 _PASSES = 6
 
 
 class OpenVino:
-    """A converted model on this host's processor. ``cores`` is the number of threads that compute."""
+    """A converted model on this host's processor. ``cores`` is the number of threads that compute.
+
+    Raises `ConfigurationError` for a precision that the processor does not have.
+    """
 
     name = "openvino"
     most: int | None = None
 
-    def __init__(self, model: openvino.Model, precision: str, cores: int) -> None:
+    def __init__(self, graph: Graph, precision: str, cores: int, notes: Notes | None = None) -> None:
         self.precision = precision
-        self._model = model
-        self._cores = cores
+        self._graph, self._cores, self._notes = graph, cores, notes or Notes()
         self._core = openvino.Core()
         if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ConfigurationError("precision=bf16: this processor computes nothing in bf16; use fp32")
+        self._ways: dict[str, _Together | _Apart] = {}
 
     def ways(self) -> list[Way]:
-        together = _Together(self._compile(None, streams=1))
-        if _weights(self._model) > _SMALL:
-            return [together]
-        streams = {1, self._cores}
-        return [together, *(_Apart(partial(self._compile, 1, count), count) for count in sorted(streams))]
+        self._ways = {"together": _Together("together", self._compiled("together", None, 1))}
+        if self._graph.nbytes <= _SMALL:
+            for streams in sorted({1, self._cores}):
+                name = "one" if streams == 1 else "apart"
+                self._ways[name] = _Apart(name, self._compiled(name, 1, streams), streams)
+        return list(self._ways.values())
 
-    def constants(self) -> Iterator[NDArray[np.float32]]:
-        """The model's weights as they lie in its file, in no order; valid as long as this is there."""
-        return (operation.data for operation in _constants(self._model))
+    def settle(self, names: Sequence[str]) -> None:
+        """Keeps what these ways have compiled, and gives back the memory that compiling took."""
+        for name in names:
+            way = self._ways[name]
+            if self._graph.nbytes <= _SMALL and self._notes.blob(name) is None and way.compiled is not None:
+                exported: bytes = way.compiled.export_model().getvalue()
+                if self._notes.keep(name, exported) is not None:
+                    # From its file it takes less memory than as it was compiled: weights are pages there.
+                    way.reset(self._compiled(name, way.images, way.streams))
+                    way.prepare()
+        self._ways = {name: self._ways[name] for name in names}
+        for way in self._ways.values():
+            way.let_go()
+        self._graph.let_go()
+        _trim()
 
-    def _compile(self, images: int | None, streams: int) -> openvino.CompiledModel:
-        model = self._model
-        if images is not None:
-            model = model.clone()
-            image = list(model.inputs[0].partial_shape)[1:]
-            model.reshape(openvino.PartialShape([images, *image]))
+    def _compiled(self, name: str, images: int | None, streams: int) -> Callable[[], _Compiled]:
+        return partial(self._compile, name, images, streams)
+
+    def _compile(self, name: str, images: int | None, streams: int) -> _Compiled:
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": self._cores,
@@ -78,38 +92,97 @@ class OpenVino:
             # The front-ends decode on the same cores; the kernel knows better which one is free.
             "ENABLE_CPU_PINNING": False,
         }
-        return self._core.compile_model(model, "CPU", options)
+        path = self._notes.blob(name)
+        if path is not None:
+            try:
+                memory = artifact.mapped(path)
+                tensor = openvino.Tensor(np.frombuffer(memory, np.uint8), shared_memory=True)
+                return _Compiled(self._core.import_model(tensor, "CPU", options), memory)
+            except (RuntimeError, OSError, ValueError) as error:
+                log.warning(
+                    "the compiled model %s cannot be used: %s", path.name, str(error).splitlines()[-1]
+                )
+        model = self._graph.model()
+        if images is not None:
+            model = model.clone()
+            image = list(model.inputs[0].partial_shape)[1:]
+            model.reshape(openvino.PartialShape([images, *image]))
+        return _Compiled(self._core.compile_model(model, "CPU", options))
 
 
-class _Together:
+@dataclass
+class _Compiled:
+    """``memory`` is the file that the model came from."""
+
+    model: Any
+    memory: Any = None
+
+
+class _Lazy:
+    """A compiled model, from the first use on."""
+
+    def __init__(self, compile: Callable[[], _Compiled]) -> None:
+        self._compile = compile
+        self._made: _Compiled | None = None
+
+    @property
+    def compiled(self) -> openvino.CompiledModel | None:
+        return self._made.model if self._made else None
+
+    def prepare(self) -> openvino.CompiledModel:
+        """Compiles, unless that was done."""
+        self._made = self._made or self._compile()
+        return self._made.model
+
+    def let_go(self) -> None:
+        """Gives back the pages of the file that compiling has read."""
+        if self._made is not None and self._made.memory is not None:
+            artifact.forget(self._made.memory)
+
+
+class _Together(_Lazy):
+    images: int | None = None
     unit: int | None = None
+    streams = 1
 
-    def __init__(self, compiled: openvino.CompiledModel) -> None:
-        self._request = compiled.create_infer_request()
-        self._has_head = len(compiled.outputs) > 1
+    def __init__(self, name: str, compile: Callable[[], _Compiled]) -> None:
+        super().__init__(compile)
+        self.name = name
+        self._request: Any = None
         self._staging: Pixels = np.empty(0, np.uint8)
 
+    def reset(self, compile: Callable[[], _Compiled]) -> None:
+        self._compile, self._made, self._request = compile, None, None
+
     def __call__(self, pixels: Pixels, slots: Sequence[int]) -> list[Answer]:
+        if self._request is None:
+            self._request = self.prepare().create_infer_request()
         if len(self._staging) < len(slots) or self._staging.shape[1:] != pixels.shape[1:]:
             self._staging = np.empty((len(slots), *pixels.shape[1:]), np.uint8)
         batch = gather(pixels, slots, self._staging)
         self._request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
         self._request.infer()
-        return _answers(self._request, self._has_head)
+        return _answers(self._request)
 
 
-class _Apart:
-    """Each image is a request of its own; ``streams`` of them run at once. Compiled when it is first used."""
+class _Apart(_Lazy):
+    """Each image is a request of its own; ``streams`` of them run at once."""
 
-    def __init__(self, compile: Callable[[], openvino.CompiledModel], streams: int) -> None:
+    images: int | None = 1
+
+    def __init__(self, name: str, compile: Callable[[], _Compiled], streams: int) -> None:
+        super().__init__(compile)
+        self.name = name
+        self.streams = streams
         self.unit: int | None = streams
-        self._compile = compile
-        self._compiled: openvino.CompiledModel | None = None
         self._singles: list[_Single] = []
+
+    def reset(self, compile: Callable[[], _Compiled]) -> None:
+        self._compile, self._made, self._singles = compile, None, []
 
     def __call__(self, pixels: Pixels, slots: Sequence[int]) -> list[Answer]:
         while len(self._singles) < len(slots):
-            self._singles.append(self._single())
+            self._singles.append(_Single(self.prepare()))
         if len(slots) == 1:
             return [self._singles[0](pixels, slots[0])]
         singles = self._singles[: len(slots)]
@@ -125,11 +198,7 @@ class _Apart:
 
     def lanes(self) -> list[Lane]:
         assert self.unit is not None
-        return [self._single() for _ in range(self.unit)]
-
-    def _single(self) -> _Single:
-        self._compiled = self._compiled or self._compile()
-        return _Single(self._compiled)
+        return [_Single(self.prepare()) for _ in range(self.unit)]
 
 
 class _Single:
@@ -141,7 +210,7 @@ class _Single:
         for number, output in enumerate(outputs):
             self.request.set_output_tensor(number, openvino.Tensor(output, shared_memory=True))
         features, logits = (*outputs, np.empty((1, 0), np.float32))[:2]
-        self.answer = Answer(torch.from_numpy(features[0]), logits[0])
+        self.answer = Answer(features[0], logits[0])
 
     def __call__(self, pixels: Pixels, slot: int) -> Answer:
         self._look_at(pixels, slot)
@@ -164,75 +233,38 @@ def _finished(request: openvino.InferRequest) -> RuntimeError | None:
     return None
 
 
-def _answers(request: openvino.InferRequest, has_head: bool) -> list[Answer]:
+def _answers(request: openvino.InferRequest) -> list[Answer]:
     """What a request has computed, without copying it."""
-    features = torch.from_numpy(request.get_output_tensor(0).data)
+    features = request.get_output_tensor(0).data
+    has_head = len(request.model_outputs) > 1
     logits = request.get_output_tensor(1).data if has_head else np.empty((len(features), 0), np.float32)
     return [Answer(*row) for row in zip(features, logits, strict=True)]
 
 
-def _weights(model: openvino.Model) -> int:
-    """Bytes of all constants."""
-    return sum(operation.get_byte_size() for operation in _constants(model))
+def _trim() -> None:
+    """Gives memory that compiling took and freed back to the system, where the C library can (glibc)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
-def _constants(model: openvino.Model) -> Iterator[Any]:
-    return (operation for operation in model.get_ops() if operation.get_type_name() == "Constant")
-
-
-def load(
-    model: Uint8Model,
-    checkpoint: Checkpoint,
-    precision: str,
-    cores: int,
-    report: Callable[[str], object],
+def runtime(
+    converted: Converted, precision: str, cores: int, image: tuple[int, int, int], notes: Notes | None = None
 ) -> OpenVino:
-    """The checkpoint's model, converted or from the cache. ``report`` hears what takes its time.
-
-    Raises `ConversionError` when OpenVINO cannot run it.
-    """
-    directory = artifact.cached(checkpoint, precision)
-    converted = _from_cache(directory)
-    if converted is None:
-        report("converting the model for OpenVINO; the next start finds it in the cache")
-        log.info("converting the model for OpenVINO; the next start finds it in the cache")
-        began = time.monotonic()
-        has_head = checkpoint.classes is not None
-        converted = convert(model, checkpoint.preprocessing.shape, precision, cores, has_head=has_head)
-        log.info("converted in %.1f s", time.monotonic() - began)
-        converted = _keep(directory, converted, checkpoint)
-    return OpenVino(converted, precision, cores)
+    """A converted model in the graph that is the faster one here, as the notes have it or as is measured now."""
+    notes = notes or Notes()
+    measured = notes.read()
+    name = measured.graph if measured and measured.graph in converted.graphs else ""
+    notes.graph = name or faster(converted.graphs, precision, cores, image)
+    return OpenVino(converted.graphs[notes.graph], precision, cores, notes)
 
 
-def _from_cache(directory: Path) -> openvino.Model | None:
-    if not directory.is_dir():
-        return None
-    try:
-        found = artifact.read(directory)
-        directory.touch()  # for `artifact.prune`
-    except (ConfigurationError, OSError) as error:
-        log.warning("the cached conversion cannot be used and is made again: %s", error)
-        return None
-    log.info("converted model from the cache, %s", directory)
-    return found.model
-
-
-def convert(
-    model: Uint8Model, image: tuple[int, int, int], precision: str, cores: int, *, has_head: bool = True
-) -> openvino.Model:
-    """The conversion of ``model`` that is the fastest on this processor. Raises `ConversionError`."""
-    direct = conversion.convert(model, image, has_head=has_head)
-    features = winograd.features(model, *image[:2]) if precision == "fp32" else None
-    if features is None:
-        return direct
-    try:
-        fewer = conversion.convert(model, image, has_head=has_head, features=features)
-    except ConversionError as error:
-        log.warning("Winograd's convolutions are not used: %s", error)
-        return direct
-    before, after = (_milliseconds(OpenVino(each, precision, cores), image) for each in (direct, fewer))
-    log.info("one image: %.1f ms with direct convolutions, %.1f ms with Winograd's", before, after)
-    return fewer if after < before else direct
+def faster(graphs: Mapping[str, Graph], precision: str, cores: int, image: tuple[int, int, int]) -> str:
+    """The name of the graph that runs one image in the least time here; the first one where there is no other."""
+    if len(graphs) == 1:
+        return next(iter(graphs))
+    times = {name: _milliseconds(OpenVino(graph, precision, cores), image) for name, graph in graphs.items()}
+    log.info("one image: %s", ", ".join(f"{took:.1f} ms by {name}" for name, took in times.items()))
+    return min(times, key=lambda name: times[name])
 
 
 def _milliseconds(runtime: OpenVino, image: tuple[int, int, int]) -> float:
@@ -244,24 +276,3 @@ def _milliseconds(runtime: OpenVino, image: tuple[int, int, int]) -> float:
         way(pixels, [0])
         times.append(1000 * (time.monotonic() - began))
     return min(times[1:])
-
-
-def _keep(directory: Path, converted: openvino.Model, checkpoint: Checkpoint) -> openvino.Model:
-    """The conversion as the cache has it now, which maps it from its file; or itself."""
-    try:
-        artifact.write(directory, converted, checkpoint, "fp32")
-        artifact.prune()
-        return artifact.read(directory).model
-    except (OSError, ConfigurationError) as error:
-        log.warning("the conversion is not cached, so that every start takes this long: %s", error)
-        return converted
-
-
-def open_artifact(path: Path, checkpoint: Checkpoint, cores: int) -> OpenVino:
-    """The model of an artifact directory. Raises `ConfigurationError` unless it belongs to the checkpoint."""
-    found = artifact.read(path)
-    artifact.refuse_another(found, checkpoint, path.name)
-    return OpenVino(found.model, found.precision, cores)
-
-
-__all__ = ["ConversionError", "OpenVino", "convert", "load", "open_artifact"]

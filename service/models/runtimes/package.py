@@ -19,9 +19,17 @@ from torch import Tensor, nn
 from service.errors import ConfigurationError
 from service.models.checkpoints import Checkpoint
 from service.models.runtimes import manifest
-from service.models.runtimes.compiled import Forward, compiling, first_line, keep_kernels
+from service.models.runtimes.compiled import (
+    Forward,
+    compiler,
+    compiling,
+    example,
+    find_cuda,
+    first_line,
+    keep_kernels,
+)
 
-KIND = manifest.Kind("imagenet-serve-package", 1, "export")
+KIND = manifest.PACKAGE
 _PACKAGE = "model.pt2"
 
 
@@ -47,18 +55,24 @@ def build(
 ) -> None:
     """Compiles ``network`` for up to ``most`` images into the file ``path``. Raises `ConfigurationError`."""
     keep_kernels()
-    example = torch.zeros((2, *image), dtype=torch.uint8, device=device)
+    missing = compiler() or (find_cuda() if device.type == "cuda" else "")
+    images = example(image, device)[: max(2, most)]
     batch = {0: torch.export.Dim("batch", min=1, max=most)}
     try:
         with compiling(), torch.no_grad():
-            exported = torch.export.export(network, (example,), dynamic_shapes=(batch,))
+            exported = torch.export.export(network, (images,), dynamic_shapes=(batch,))
             torch._inductor.aoti_compile_and_package(
                 exported, package_path=str(path), inductor_configs={"max_autotune": device.type == "cuda"}
             )
     except Exception as error:
         # The border of a compiler: it raises whatever its parts do.
+        blame = (
+            f"missing: {missing}"
+            if missing
+            else "a compiler and headers are there, so this is a fault of torch's"
+        )
         raise ConfigurationError(
-            f"export: torch cannot compile this model here ({first_line(error)}); it needs a C++ compiler"
+            f"export: torch cannot compile this model here ({first_line(error)}); {blame}"
         ) from error
 
 
@@ -93,7 +107,10 @@ def load(path: Path, device: torch.device) -> Forward:
     try:
         index = -1 if device.type == "cpu" else device.index or 0
         with compiling():
-            loaded = torch._inductor.aoti_load_package(str(path), device_index=index)
+            # Without a pool of its own for several threads, whose events would break the capture of a graph.
+            loaded = torch._inductor.aoti_load_package(
+                str(path), run_single_threaded=device.type == "cuda", device_index=index
+            )
     except Exception as error:
         # The border of a dynamic loader.
         raise ConfigurationError(f"the artifact cannot be loaded: {first_line(error)}") from error

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from service.buckets import SIZES
 from service.errors import ConfigurationError
+from service.fallback import Fallbacks
 from service.models.cuda import canary, pipeline
 from service.models.cuda.pipeline import StreamRunner
 from service.models.cuda.prepare import UntrustedError
-from service.models.cuda.program import Program
+from service.models.cuda.program import Choice, Program
 from service.running import DeviceFailed
 from service.task import Task
 from tests.models.cuda.fake_device import FakeDevice, LostError
@@ -57,7 +58,7 @@ def make(
         return int(work.args[2]) if isinstance(work, partial) else 0
 
     device.images_of = images_of
-    return StreamRunner([lambda: program], device, IMAGE, largest)
+    return StreamRunner([Choice("all", lambda: program)], device, IMAGE, largest)
 
 
 def ready(device: FakeDevice | None = None, **more: Any) -> StreamRunner:
@@ -86,6 +87,7 @@ def test_everyone_gets_their_own_answer_in_whichever_order_the_device_works(
 ) -> None:
     runner = ready(FakeDevice(seed, adopts=adopts))
     arena = np.zeros((64, *IMAGE), np.uint8)
+    runner.adopt(arena)
     results = np.full((64, runner.results), np.nan, np.float32)
     flight: deque[tuple[Any, list[int], np.ndarray[Any, Any]]] = deque()
     free = list(range(64))
@@ -265,6 +267,7 @@ def test_only_the_arena_is_adopted() -> None:
     device = FakeDevice(adopts=True)
     runner = ready(device)
     arena, other = photos(8), photos(8, seed=1)
+    runner.adopt(arena)
     results = np.zeros((8, runner.results), np.float32)
     for pixels in (arena, other, arena):
         runner.run(pixels, [3, 4, 0], [Task.CLASSIFY] * 3, results)
@@ -280,18 +283,34 @@ def test_a_runtime_that_cannot_be_used_gives_way_to_the_next(caplog: pytest.LogC
     expected = network(torch.from_numpy(canary.image(IMAGE))[None])[1][0].numpy()
     wrong = Program("cudagraph", "fp32", network, True, expected * 1.01)
     plain = Program("eager", "fp32", network, False, expected)
-    runner = StreamRunner([cannot, lambda: wrong, lambda: plain], FakeDevice(), IMAGE, 4)
+    fallbacks = Fallbacks()
+    choices = [Choice("fused", cannot), Choice("graphs", lambda: wrong), Choice("fp16", lambda: plain)]
+    runner = StreamRunner(choices, FakeDevice(), IMAGE, 4, fallbacks=fallbacks)
     assert runner.runtime is wrong
     runner.warm_up()
     assert runner.runtime is plain
-    assert "no kernel image" in caplog.text
-    assert "off the network's answer" in caplog.text
+    assert [told.what for told in fallbacks] == ["fused", "graphs"]
+    for words in ("no kernel image", "off the network's answer"):
+        assert caplog.text.count(words) == 1
+        assert sum(words in told.why for told in fallbacks) == 1
     with pytest.raises(RuntimeError, match="no kernel image"):
-        StreamRunner([cannot], FakeDevice(), IMAGE, 4)
+        StreamRunner([Choice("all", cannot)], FakeDevice(), IMAGE, 4)
+
+
+def test_memory_that_cannot_be_registered_is_staged_and_told() -> None:
+    fallbacks = Fallbacks()
+    program = Program("eager", "fp32", Network(), False)
+    runner = StreamRunner([Choice("all", lambda: program)], FakeDevice(), IMAGE, 4, fallbacks=fallbacks)
+    runner.warm_up()
+    pixels, results = photos(4), np.zeros((4, runner.results), np.float32)
+    runner.adopt(pixels)
+    runner.run(pixels, [2, 0, 3], [Task.CLASSIFY] * 3, results)
+    assert (results[[2, 0, 3], :CLASSES] == right(pixels[[2, 0, 3]])).all()
+    assert [tuple(told) for told in fallbacks] == [("registered memory", "this device registers nothing")]
 
 
 def test_a_package_s_largest_batch_is_a_limit() -> None:
     program = Program("package", "fp32", Network(), True, most=6)
-    runner = StreamRunner([lambda: program], FakeDevice(), IMAGE, 16)
+    runner = StreamRunner([Choice("all", lambda: program)], FakeDevice(), IMAGE, 16)
     runner.warm_up()
     assert runner.limit == 6

@@ -13,7 +13,7 @@ import torch
 
 from service import export
 from service.errors import ConfigurationError
-from service.models import loader, serving
+from service.models import loader, placement, serving
 from service.models.checkpoints import Checkpoint
 from service.models.placement import place
 from service.models.runtimes import compiled, manifest, package
@@ -81,7 +81,8 @@ def test_a_runtime_that_this_host_has_not_is_one_sentence(runtime: str, says: st
 
 
 def test_on_cuda_auto_is_what_starts_and_serves_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(placement, "_has_cuda", lambda: True)
+    monkeypatch.setattr(placement, "_devices", lambda: 2)
     assert place("auto", "auto", "auto").runtime == "cudagraph"
     assert place("cuda:1", "auto", "compile").precision == "fp16"
     assert place("cuda", "bf16", "auto").chosen

@@ -16,8 +16,13 @@ from torch import nn
 from torch.nn import functional
 
 from service.models import loader
+from service.models.building import describe
+from service.models.checkpoints import Checkpoint
 from service.models.configuration import VGGConfig
-from service.models.runtimes import openvino, winograd
+from service.models.runner import ModelRunner
+from service.models.runtimes import artifact, converting, openvino, winograd
+from service.models.runtimes.artifact import Converted, Graph
+from service.models.runtimes.machine import Notes
 from tests import tiny
 
 #: Stages of 64 x 64, 32 x 32 and 16 x 16: the middle one is replaced but for its first convolution.
@@ -96,22 +101,30 @@ def test_a_densenet_is_left_as_it_is() -> None:
     assert winograd.features(loader.load(tiny.checkpoint()), 64, 64) is None
 
 
-def filters(converted: openvino.OpenVino) -> bool:
+def converted(chosen: Checkpoint, precision: str = "fp32") -> Converted:
+    model = loader.load(chosen)
+    return converting.load(model, chosen, describe(chosen, model), precision, lambda detail: None)
+
+
+def filters(graph: Graph) -> bool:
     """Whether the model has Winograd's filters of 128 channels."""
-    return any(array.shape == (6, 6, 128, 128) for array in converted.constants())
+    constants = (each for each in graph.model().get_ops() if each.get_type_name() == "Constant")
+    return any(list(constant.get_output_shape(0)) == [6, 6, 128, 128] for constant in constants)
 
 
 @pytest.mark.parametrize("faster", ["direct", "winograd"])
 def test_the_faster_conversion_is_kept_and_answers_like_torch(
-    faster: str, monkeypatch: pytest.MonkeyPatch
+    faster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     took = iter([1.0, 2.0] if faster == "direct" else [2.0, 1.0])
     monkeypatch.setattr(openvino, "_milliseconds", lambda *_: next(took))
     chosen, images = tiny.of(CONFIGURATION, 64), pixels(64, 4)
     model = loader.load(chosen)
     for start in ("converted", "from the cache"):
-        runtime = openvino.load(loader.load(chosen), chosen, "fp32", 2, lambda detail: None)
-        assert filters(runtime) == (faster == "winograd"), start
+        runtime = openvino.runtime(converted(chosen), "fp32", 2, (64, 64, 3), Notes((tmp_path / "notes",)))
+        assert filters(runtime._graph) == (faster == "winograd"), start
+        runner = ModelRunner(runtime, (64, 64, 3), 4, notes=runtime._notes)
+        runner.warm_up()  # the second start takes its choice from what this one notes
         wanted = model(images)
         for way in runtime.ways():
             for slots in ([2], [3, 0, 1]):
@@ -123,13 +136,13 @@ def test_the_faster_conversion_is_kept_and_answers_like_torch(
 
 def test_the_time_of_both_is_really_taken(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    openvino.convert(loader.load(tiny.of(CONFIGURATION, 64)), (64, 64, 3), "fp32", 1)
-    assert "ms with direct convolutions" in caplog.text
+    openvino.runtime(converted(tiny.of(CONFIGURATION, 64)), "fp32", 1, (64, 64, 3))
+    assert "ms by winograd.xml" in caplog.text
 
 
 def test_bf16_has_too_few_digits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino.winograd, "features", lambda *_: pytest.fail("tried"))
-    openvino.convert(loader.load(tiny.of(CONFIGURATION, 64)), (64, 64, 3), "bf16", 1)
+    monkeypatch.setattr(winograd, "features", lambda *_: pytest.fail("tried"))
+    assert list(converted(tiny.of(CONFIGURATION, 64), "bf16").graphs) == [artifact.DIRECT]
 
 
 def test_one_that_answers_otherwise_is_refused(
@@ -137,5 +150,5 @@ def test_one_that_answers_otherwise_is_refused(
 ) -> None:
     monkeypatch.setattr(winograd, "_OUTPUT", 1.01 * winograd._OUTPUT)
     chosen = tiny.of(CONFIGURATION, 64)
-    assert not filters(openvino.load(loader.load(chosen), chosen, "fp32", 1, lambda detail: None))
+    assert list(converted(chosen).graphs) == [artifact.DIRECT]
     assert "Winograd's convolutions are not used: its answers differ" in caplog.text

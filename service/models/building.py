@@ -1,0 +1,132 @@
+"""A runner from weights, with torch: what a first start does, and every start on a GPU or with another runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from service.card import ModelCard
+from service.errors import ConfigurationError
+from service.fallback import Fallbacks
+from service.models import loader, serving, sources
+from service.models.catalog import VARIANTS
+from service.models.checkpoints import Checkpoint, Progress, resolve
+from service.models.explain import Explainer
+from service.models.gradients import Head
+from service.models.loader import Uint8Model
+from service.models.placement import Placement
+from service.models.runner import ModelRunner
+from service.models.runtimes import Runtime, artifact, converting, manifest
+from service.models.runtimes.artifact import Converted
+from service.models.runtimes.converting import ConversionError
+from service.models.runtimes.eager import Eager
+from service.models.serving import Loaded, Report
+from service.settings import Settings, available_cores
+
+
+def load(
+    settings: Settings,
+    placement: Placement,
+    report: Report,
+    progress: Progress | None,
+    given_up: Sequence[str] = (),
+) -> Loaded:
+    """The settings' model on its device. Raises `StartError` with one sentence when it cannot be had.
+
+    ``given_up`` is what `service.models.serving.load` says.
+    """
+    fallbacks = Fallbacks()
+    torch.set_num_threads(available_cores())
+    checkpoint = resolve(settings.weights, settings.model, progress=progress)
+    model = loader.load(checkpoint)
+    card = describe(checkpoint, model)
+
+    def say(detail: str) -> object:
+        return report("loading", detail)
+
+    if placement.runtime == "openvino":
+        converted = _converted(model, checkpoint, card, placement, say, fallbacks)
+        if converted is not None:
+            sources.remember(settings.weights, settings.model, checkpoint, card)
+            return serving.openvino(converted, card, settings, placement)
+    explainer = _explainer(model, checkpoint)
+    largest = serving.chosen_largest(settings)
+    described = serving.labelled(card, settings.labels)
+    if placement.on_cuda:
+        # Of no use without a device, and not quick to import.
+        from service.models.cuda.start import start
+
+        started = start(checkpoint, placement, largest, explainer, say, fallbacks, given_up)
+        return Loaded(started, placement.device, described, fallbacks)
+    runtime = _runtime(model, checkpoint, placement, say)
+    runner = ModelRunner(runtime, checkpoint.preprocessing.shape, largest, explainer)
+    return Loaded(runner, placement.device, described, fallbacks)
+
+
+def describe(checkpoint: Checkpoint, model: Uint8Model) -> ModelCard:
+    """What there is to say of a checkpoint, but for what depends on where and how it runs."""
+    variant = next(
+        (item for item in VARIANTS.values() if item.configuration == checkpoint.configuration), None
+    )
+    published = variant if variant and checkpoint.name == variant.weights_name else None
+    return ModelCard(
+        name=variant.name if variant else checkpoint.configuration.family,
+        family=checkpoint.configuration.family,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        weights=checkpoint.name,
+        source=checkpoint.source,
+        sha256=checkpoint.sha256,
+        image=checkpoint.preprocessing.shape,
+        preprocessing=checkpoint.preprocessing,
+        classes=checkpoint.classes or (),
+        feature_shape=(0, 0, 0),
+        activation=checkpoint.activation,
+        precision="",
+        device="",
+        runtime="",
+        max_batch_size=0,
+        top1=published.top1 if published else None,
+        top5=published.top5 if published else None,
+    )
+
+
+def _converted(
+    model: Uint8Model,
+    checkpoint: Checkpoint,
+    card: ModelCard,
+    placement: Placement,
+    say: Callable[[str], object],
+    fallbacks: Fallbacks,
+) -> Converted | None:
+    """The model for OpenVINO. None where OpenVINO cannot run it and the runtime was left to us."""
+    if placement.artifact is not None:
+        found = artifact.read(placement.artifact)
+        manifest.refuse_another(found.about, checkpoint, placement.artifact.name, artifact.KIND)
+        return found.open()
+    try:
+        return converting.load(model, checkpoint, card, placement.precision, say)
+    except ConversionError as error:
+        if not placement.chosen:
+            raise ConfigurationError(
+                f"runtime=openvino: this model cannot be converted ({error}); use runtime=eager"
+            ) from error
+        fallbacks.note("openvino", error)
+        return None
+
+
+def _explainer(model: Uint8Model, checkpoint: Checkpoint) -> Explainer | None:
+    head: Head | None = converting.head_of(model, checkpoint)
+    return Explainer(head) if head is not None else None
+
+
+def _runtime(
+    model: Uint8Model, checkpoint: Checkpoint, placement: Placement, say: Callable[[str], object]
+) -> Runtime:
+    """The runtime that was asked for, or torch in the place of one that fails."""
+    if placement.runtime in ("compile", "package"):
+        # They bring torch's compiler along.
+        from service.models.runtimes import ahead
+
+        return ahead.load(model, checkpoint, placement, say)
+    return Eager(model, placement.precision, has_head=checkpoint.classes is not None)

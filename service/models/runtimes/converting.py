@@ -1,0 +1,96 @@
+"""A checkpoint → an artifact that serves without torch. The slow part of a first start."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.card import ModelCard
+from service.errors import ConfigurationError
+from service.models import gradients
+from service.models.checkpoints import Checkpoint
+from service.models.gradients import Head
+from service.models.head import layers_of
+from service.models.loader import Uint8Model
+from service.models.runtimes import artifact, conversion, manifest, winograd
+from service.models.runtimes.artifact import Converted
+from service.models.runtimes.conversion import ConversionError
+
+log = logging.getLogger(__name__)
+
+
+def load(
+    model: Uint8Model,
+    checkpoint: Checkpoint,
+    card: ModelCard,
+    precision: str,
+    report: Callable[[str], object],
+) -> Converted:
+    """The checkpoint's converted model, from the cache or made now. ``report`` hears what takes its time.
+
+    Raises `ConversionError` when OpenVINO cannot run the model.
+    """
+    directory = artifact.cached(manifest.fingerprint(checkpoint), precision)
+    found = artifact.from_cache(directory)
+    if found is not None:
+        return found.open()
+    report("converting the model for OpenVINO; the next start finds it in the cache")
+    log.info("converting the model for OpenVINO; the next start finds it in the cache")
+    began = time.monotonic()
+    made = convert(model, checkpoint, card, precision)
+    log.info("converted in %.1f s", time.monotonic() - began)
+    try:
+        write(directory, made, checkpoint)
+        artifact.prune()
+        return artifact.read(directory).open()
+    except (OSError, ConfigurationError) as error:
+        log.warning("the conversion is not cached, so that every start takes this long: %s", error)
+        return made
+
+
+def convert(model: Uint8Model, checkpoint: Checkpoint, card: ModelCard, precision: str) -> Converted:
+    """The model for OpenVINO, to be run in ``precision``. Raises `ConversionError`."""
+    image, has_head = checkpoint.preprocessing.shape, checkpoint.classes is not None
+    direct = conversion.convert(model, image, has_head=has_head)
+    graphs = {artifact.DIRECT: artifact.Graph(None, direct)}
+    features = winograd.features(model, *image[:2]) if precision == "fp32" else None
+    if features is not None:
+        try:
+            fewer = conversion.convert(model, image, has_head=has_head, features=features)
+            graphs[artifact.WINOGRAD] = artifact.Graph(None, fewer)
+        except ConversionError as error:
+            log.warning("Winograd's convolutions are not used: %s", error)
+    channels, height, width = (side.get_length() for side in list(direct.outputs[0].partial_shape)[1:])
+    card = replace(card, feature_shape=(channels, height, width))
+    return Converted(graphs, head_of(model, checkpoint), card, "fp32")
+
+
+def write(directory: Path, converted: Converted, checkpoint: Checkpoint) -> None:
+    """Makes an artifact of it. Raises `OSError`."""
+    graphs = converted.graphs
+    fewer = graphs[artifact.WINOGRAD].model() if artifact.WINOGRAD in graphs else None
+    direct = graphs[artifact.DIRECT].model()
+    artifact.write(
+        directory, direct, checkpoint, converted.card, converted.head, converted.precision, winograd=fewer
+    )
+
+
+def head_of(model: Uint8Model, checkpoint: Checkpoint) -> Head | None:
+    """The layers behind the features, with the network's own arrays; None without a head."""
+    if checkpoint.classes is None:
+        return None
+    layers = layers_of(checkpoint.configuration)
+    state = model.network.state_dict()
+    arrays: dict[str, NDArray[np.float32]] = {
+        name: state[name].detach().cpu().float().numpy() for name in gradients.array_names(layers)
+    }
+    return Head(layers, arrays)
+
+
+__all__ = ["ConversionError", "convert", "head_of", "load", "write"]

@@ -1,0 +1,156 @@
+"""What was measured of a converted model on this kind of processor, so that the next start need not measure again.
+
+    machines/<digest>/plan.json               the times of each way, which graph is faster, how often it was measured
+    machines/<digest>/<way>.<sha256>.blob     the model as OpenVINO compiled it for this processor, loaded in half the
+                                              time; a file whose bytes are not those of its name is not used
+
+The digest is over everything that the figures depend on and that the artifact's own folder does not stand for: the
+processor's model and extensions, the number of cores, OpenVINO's version, our code, the precision, the largest batch
+that was asked for. So nodes of several kinds may share one volume. Notes on an artifact outside the cache, which may
+be read-only, lie in the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from service import host
+from service.models import cache
+from service.models.runtimes import manifest
+
+log = logging.getLogger(__name__)
+
+_FOLDER, _PLAN = "machines", "plan.json"
+#: Of a hash in a file's name.
+_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of a pass, by way and number of images, as the least of ``rounds`` measurements."""
+
+    times: Mapping[str, Mapping[int, float]]
+    rounds: int = 1
+    graph: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Measured:
+        """What `to_json` gave. Raises ValueError, KeyError, TypeError or AttributeError for anything else."""
+        times = {
+            str(way): {int(images): float(took) for images, took in sizes.items()}
+            for way, sizes in document["times"].items()
+        }
+        if not all(sizes and min(sizes) > 0 and min(sizes.values()) > 0 for sizes in times.values()):
+            raise ValueError("a time that is none")
+        return cls(times, int(document["rounds"]), str(document["graph"]))
+
+    def merged(self, other: Measured) -> Measured:
+        """The least of both: what disturbs a measurement makes it longer."""
+        times = {way: dict(sizes) for way, sizes in self.times.items()}
+        for way, sizes in other.times.items():
+            mine = times.setdefault(way, {})
+            for images, took in sizes.items():
+                mine[images] = min(took, mine.get(images, took))
+        return Measured(times, self.rounds + other.rounds, other.graph or self.graph)
+
+
+@dataclass
+class Notes:
+    """On one artifact, one processor and one set of options. Without ``folders`` nothing is kept.
+
+    ``folders`` are looked through in their order; what is new goes into the last one.
+    """
+
+    folders: tuple[Path, ...] = ()
+    graph: str = field(default="", init=False)
+    """Which of the artifact's graphs they are about."""
+
+    def read(self) -> Measured | None:
+        """What was measured; None where nothing was, or nothing that makes sense."""
+        for folder in self.folders:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                return Measured.from_json(json.loads((folder / _PLAN).read_text("utf-8")))
+        return None
+
+    def write(self, measured: Measured) -> None:
+        """Replaces what was measured before. A folder that cannot be written costs the next start its time."""
+        if self.folders:
+            try:
+                cache.write(self.folders[-1] / _PLAN, measured.to_json())
+            except OSError as error:
+                log.warning("what was measured is not kept, and every start measures again: %s", error)
+
+    def blob(self, way: str) -> Path | None:
+        """The file with a way's compiled model, if there is one and it is whole."""
+        for path in self._blobs(way):
+            with contextlib.suppress(OSError):
+                if cache.file_sha256(path).startswith(path.name.split(".")[1]):
+                    return path
+                log.warning("the compiled model %s is damaged and is made again", path.name)
+        return None
+
+    def _blobs(self, way: str) -> list[Path]:
+        return [path for folder in self.folders for path in sorted(folder.glob(f"{way}.*.blob"))]
+
+    def keep(self, way: str, compiled: bytes) -> Path | None:
+        """Writes the compiled model of a way; None where that cannot be."""
+        if not self.folders:
+            return None
+        path = self.folders[-1] / f"{way}.{hashlib.sha256(compiled).hexdigest()[:_DIGITS]}.blob"
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for old in path.parent.glob(f"{way}.*.blob"):
+                old.unlink()
+            partial.write_bytes(compiled)
+            partial.replace(path)
+        except OSError as error:
+            log.warning("the compiled model is not kept: %s", error)
+            return None
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+        return path
+
+
+def notes(directory: Path, cores: int, precision: str, largest: int | None) -> Notes:
+    """On the artifact in ``directory``, for batches of up to ``largest`` images (None: as many as pay)."""
+    digest = cache.digest(
+        {
+            "processor": processor(),
+            "cores": cores,
+            "libraries": manifest.libraries("openvino"),
+            "precision": precision,
+            "largest": largest,
+            "code": manifest.code_hash(),
+        }
+    )
+    own = directory / _FOLDER / digest
+    if directory.is_relative_to(cache.root()):
+        return Notes((own,))
+    about = cache.digest((directory / "about.json").read_text("utf-8"))
+    return Notes((own, cache.root() / _FOLDER / about / digest))
+
+
+def processor() -> dict[str, str]:
+    """What decides how fast a model runs, but for the number of cores: model, extensions, and who is underneath."""
+    return {
+        "machine": platform.machine(),
+        "model": host.cpu_model(),
+        "flags": cache.digest(host.cpu_flags()),
+        # OpenVINO's and oneDNN's own limits on what they use of it.
+        "limits": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+    }

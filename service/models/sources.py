@@ -1,0 +1,79 @@
+"""Which converted model belongs to which weights: found again without reading them, and without torch.
+
+    sources/<digest>.json     {"files": {name: sha256 | null}, "fingerprint", "card"}
+
+The digest is over what the settings call the weights, the libraries that read them and our own code; ``files`` are
+those that reading them looked for. If each still holds the same bytes, reading them again would give the same model.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.card import ModelCard
+from service.models import cache
+from service.models.cache import file_sha256
+from service.models.checkpoints import Checkpoint, Progress, places
+from service.models.runtimes import manifest
+
+log = logging.getLogger(__name__)
+
+_LIBRARIES = ("torch", "torchvision", "safetensors", "h5py", "numpy")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is known of some weights: ``fingerprint`` is `manifest.fingerprint`'s, ``card`` their description."""
+
+    fingerprint: str
+    card: ModelCard
+
+
+def find(weights: str, model: str, progress: Progress | None = None) -> Source | None:
+    """What an earlier start has learnt of these weights; None if there was none, or they are others now.
+
+    May ask a hub, as reading the weights would. Raises `CheckpointError`.
+    """
+    try:
+        document = json.loads(_place(weights, model).read_text("utf-8"))
+        files = dict(document["files"])
+        source = Source(str(document["fingerprint"]), ModelCard.from_json(document["card"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    locate = places.locator(weights, model, progress)
+    try:
+        same = all(_sha256(locate(name)) == sha256 for name, sha256 in files.items())
+    except OSError:
+        return None
+    return source if same else None
+
+
+def remember(weights: str, model: str, checkpoint: Checkpoint, card: ModelCard) -> Source:
+    """Notes what reading these weights has shown. A cache that cannot be written is no matter."""
+    source = Source(manifest.fingerprint(checkpoint), card)
+    try:
+        files = {name: _sha256(path) for name, path in checkpoint.files.items()}
+        document = {"files": files, "fingerprint": source.fingerprint, "card": card.to_json()}
+        cache.write(_place(weights, model), document)
+    except OSError as error:
+        log.debug("%s: what belongs to it is not remembered: %s", weights, error)
+    return source
+
+
+def _place(weights: str, model: str) -> Path:
+    key: Mapping[str, object] = {
+        "weights": weights,
+        "folder": str(Path.cwd()),  # for a relative path
+        "model": model,
+        "libraries": manifest.libraries(*_LIBRARIES),
+        "code": manifest.code_hash(),
+    }
+    return cache.root() / "sources" / f"{cache.digest(key)}.json"
+
+
+def _sha256(path: Path | None) -> str | None:
+    return None if path is None else file_sha256(path)

@@ -1,0 +1,102 @@
+"""Every network on a CUDA device that is not there: devices, types, memory formats, and what it costs.
+
+`make verify-gpu` runs them all; here are the two of the goals and the odd ones.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.paper.trace import CUDA, Access, Paper, Trace
+from service.buckets import SIZES
+from service.models.catalog import VARIANTS
+from service.models.configuration import Configuration, DenseNetConfig, VGGConfig
+from service.models.runtimes.whole import DTYPES
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+
+IMAGE = (224, 224, 3)
+#: Heads, stems and pools that torchvision's networks do not have.
+ODD: dict[str, Configuration] = {
+    "densenet, no stem pool": DenseNetConfig((2, 2), 8, 8, num_classes=5, stem_pool=False),
+    "densenet, Keras": DenseNetConfig((2, 2), 8, 8, num_classes=5, padding="same", head_pooling="max"),
+    "densenet, blurred": DenseNetConfig((2, 2), 8, 12, num_classes=5, deep_stem=(6, 6), blur=True),
+    "densenet, grey": DenseNetConfig((2, 2), 12, 20, num_classes=5, channels=1),
+    "vgg, sliding": VGGConfig(((8,), (12,)), hidden=20, num_classes=7, head="sliding"),
+    "vgg, legacy": VGGConfig(((8,), (12,)), hidden=20, num_classes=7, head="legacy"),
+    "vgg, flatten": VGGConfig(((8,), (12,)), hidden=20, num_classes=7, head="flatten", image_size=(224, 224)),
+    "vgg, valid": VGGConfig(((8,), (12,)), hidden=20, num_classes=7, head="valid", head_pooling="max"),
+    "no head": VGGConfig(((8,), (12,)), num_classes=0),
+}
+#: What gives another format, and why it may: a head that flattens the map turns it once, into the order of its weights;
+#: torch's reflecting pad, of blurred stems alone, knows no other, and a mean keeps what it is given.
+TURNING = {"clone", "reflection_pad2d", "avg_pool2d"}
+#: Megabytes of activations an image in fp16, and kernels a forward pass, at most: what they are, and a little.
+COSTS = {"densenet121": (47.5, 130), "vgg16": (61.8, 28)}
+
+
+def check(trace: Trace, precision: str, *, fused: bool) -> None:
+    """Asserts at every step what the device would have to be given."""
+    dtype = DTYPES[precision]
+    floats = {dtype} if fused else {dtype, torch.float32}  # the plain ones normalise in fp32
+    assert trace.features is not None
+    assert trace.answers is not None
+    assert trace.features.dtype == trace.answers.dtype == dtype
+    assert len(trace.features) == len(trace.answers) == trace.images
+    for operation in trace.operations:
+        accesses = [*operation.reads, *operation.writes]
+        assert {access.device for access in accesses} == {CUDA}, operation
+        assert all(access.dtype != torch.float64 for access in accesses), operation
+        for access in operation.writes:
+            assert not access.dtype.is_floating_point or access.dtype in floats, operation
+            if fused and access.dtype == dtype and len(access.shape) == 4 and operation.name not in TURNING:
+                assert is_channels_last(access), operation
+
+    assert sum(operation.name == "clone" for operation in trace.operations) <= 1
+
+
+def is_channels_last(access: Access) -> bool:
+    """Whether neighbours in memory are a pixel's channels, perhaps of a wider buffer."""
+    _, _, height, width = access.shape
+    _, channel, row, pixel = access.strides
+    return channel == 1 and (height == 1 or row == width * pixel) and (width == 1 or pixel >= access.shape[1])
+
+
+def run(configuration: Configuration, precision: str, fused: bool, *images: int) -> list[Trace]:
+    paper = Paper(configuration, precision, fuse=fused, classes=configuration.num_classes > 0)
+    image: Any = IMAGE
+    traces = [paper.run(count, image) for count in images]
+    for trace in traces:
+        check(trace, precision, fused=fused)
+    return traces
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_networks_stay_on_the_device_in_their_precision(name: str) -> None:
+    for precision in ("fp16", "fp32"):
+        run(ODD[name], precision, True, 5)
+    run(ODD[name], "fp16", False, 1)
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_a_network_passes_over_memory_no_more_often_than_it_did(name: str) -> None:
+    alone, full = run(VARIANTS[name].configuration, "fp16", True, 1, 256)
+    megabytes, kernels = COSTS[name]
+    assert len(alone.operations) == len(full.operations) <= kernels
+    assert (full.bytes - full.weight_bytes) / 256 / 1e6 <= megabytes
+    wide = {
+        operation.name for operation in full.operations for a in operation.writes if a.dtype == torch.int64
+    }
+    assert not wide, "indices that nobody reads"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_network_in_every_bucket(name: str, precision: str) -> None:
+    for fused in (True, False):
+        run(VARIANTS[name].configuration, precision, fused, *SIZES)

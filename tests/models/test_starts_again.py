@@ -1,0 +1,260 @@
+"""A start that finds its model converted: the same answers, without torch, from what an earlier start has noted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.errors import CheckpointError, ConfigurationError
+from service.models import building, cache, serving, sources
+from service.models.checkpoints import resolve, write
+from service.models.configuration import VGGConfig
+from service.models.runtimes import artifact, machine
+from service.settings import Settings
+from service.settings import load as settings
+from service.task import Task
+from tests import tiny
+
+pytest.importorskip("openvino")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def vgg(parent: Path) -> Path:
+    path = parent / "vgg"
+    write(tiny.of(VGGConfig(((8,), (8, 8)), hidden=16, num_classes=10), 32), path)
+    return path
+
+
+MODELS = {"densenet": tiny.directory, "vgg": vgg}
+
+#: A start by itself: loads, warms up, answers every kind of question, and says which large modules that took.
+PROGRAM = """
+import json, sys
+import numpy as np
+from service.models import serving
+from service.settings import load
+from service.task import Explain, Task
+loaded = serving.load(load(weights=sys.argv[1], device="cpu"), lambda *_: None)
+loaded.runner.warm_up()
+wanted = [Task.CLASSIFY, Task.FEATURES_AVG, Task.FEATURES_MAX, Task.FEATURES_MAP, Explain(), Explain(3)]
+pixels = np.random.default_rng(0).integers(0, 256, (6, *loaded.card().image), np.uint8)
+results = np.zeros((6, loaded.runner.results), np.float32)
+for slot, want in enumerate(wanted):
+    loaded.runner.run(pixels, [slot], [want], results)
+heavy = sorted(name for name in ("torch", "torchvision") if name in sys.modules)
+print(json.dumps({"heavy": heavy, "results": results.tolist(), "name": loaded.card().weights}))
+"""
+
+
+def start(weights: Path) -> dict[str, object]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(weights)], capture_output=True, text=True, env={**os.environ}
+    )
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, object] = json.loads(done.stdout)
+    return answer
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_second_start_needs_no_torch_and_answers_the_same(tmp_path: Path, name: str) -> None:
+    weights = MODELS[name](tmp_path)
+    first, second = start(weights), start(weights)
+    assert first["heavy"] == ["torch", "torchvision"]
+    assert second["heavy"] == []
+    assert first["name"] == second["name"]
+    np.testing.assert_allclose(first["results"], second["results"], rtol=1e-5, atol=1e-5)
+
+
+def loaded(weights: Path, **more: object) -> serving.Loaded:
+    return serving.load(settings(weights=str(weights), device="cpu", **more), lambda *_: None)
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The weights that were read with torch, one for each time."""
+    seen: list[str] = []
+    really = building.load
+
+    def load(given: Settings, *rest: object) -> serving.Loaded:
+        seen.append(given.weights)
+        return really(given, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(building, "load", load)
+    return seen
+
+
+def test_other_weights_under_the_same_name_are_read_again(tmp_path: Path, built: list[str]) -> None:
+    weights = tiny.directory(tmp_path)
+    first = loaded(weights).card()
+    assert loaded(weights).card() == first
+    assert len(built) == 1
+    config = json.loads((weights / "config.json").read_text())
+    (weights / "config.json").write_text(json.dumps({**config, "name": "another"}))
+    assert loaded(weights).card().weights == "another"
+    assert len(built) == 2
+    (weights / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks its file model.safetensors"):
+        loaded(weights)
+
+
+def test_labels_are_those_of_this_start(tmp_path: Path, built: list[str]) -> None:
+    weights, labels = tiny.directory(tmp_path), tmp_path / "labels.txt"
+    for sort in "ab":
+        labels.write_text("".join(f"{sort}{number}\n" for number in range(10)))
+        assert loaded(weights, labels=labels).card().classes[3].label == f"{sort}3"
+    assert loaded(weights).card().classes[3].label == "thing 3"
+    assert len(built) == 1
+    labels.write_text("one\n")
+    with pytest.raises(CheckpointError, match="has 1 lines and the model 10 classes"):
+        loaded(weights, labels=labels)
+
+
+def test_a_converted_model_is_weights_of_its_own(tmp_path: Path, built: list[str]) -> None:
+    """Nothing but its folder is needed: not the weights, not the cache."""
+    first = loaded(tiny.directory(tmp_path))
+    first.runner.warm_up()
+    (made,) = artifact.cache_directory().iterdir()
+    made.rename(tmp_path / "baked")
+    (tmp_path / "tiny").rename(tmp_path / "gone")
+    second = loaded(tmp_path / "baked")
+    second.runner.warm_up()
+    assert second.card() == first.card()
+    assert len(built) == 1
+    with pytest.raises(ConfigurationError, match="'baked' is a model converted for OpenVINO"):
+        loaded(tmp_path / "baked", runtime="eager")
+
+
+def test_what_was_measured_is_kept_for_each_kind_of_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tiny.directory(tmp_path)
+    measured: list[str] = []
+    here, really = dict(machine.processor()), machine.Notes.write
+    monkeypatch.setattr(
+        machine.Notes,
+        "write",
+        lambda notes, found: (measured.append(kind), really(notes, found)),
+    )
+    for kind in ("here", "here", "elsewhere", "here", "elsewhere"):
+        other = here if kind == "here" else {**here, "flags": "fewer"}
+        monkeypatch.setattr(machine, "processor", lambda found=other: found)
+        runner = loaded(weights).runner
+        runner.warm_up()
+        assert runner.capacity > 0
+    assert measured == ["here", "elsewhere"]
+
+
+def test_the_number_of_cores_and_the_largest_batch_count_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = artifact.cache_directory() / "one"
+    found = {
+        machine.notes(folder, cores, precision, largest).folders
+        for cores in (1, 2)
+        for precision in ("fp32", "bf16")
+        for largest in (None, 4)
+    }
+    assert len(found) == 8
+    monkeypatch.setattr(machine.manifest, "libraries", lambda *names: dict.fromkeys(names, "0"))
+    assert machine.notes(folder, 1, "fp32", None).folders not in found
+
+
+@pytest.mark.parametrize(
+    "spoilt", ["{", "[]", '{"times": {"one": {"1": -1}}, "rounds": 1, "graph": ""}', "{}"]
+)
+def test_notes_that_make_no_sense_are_made_again(tmp_path: Path, spoilt: str) -> None:
+    weights = tiny.directory(tmp_path)
+    loaded(weights).runner.warm_up()
+    (plan,) = artifact.cache_directory().rglob("plan.json")
+    plan.write_text(spoilt)
+    runner = loaded(weights).runner
+    runner.warm_up()
+    assert runner.capacity > 0
+    assert machine.Measured.from_json(json.loads(plan.read_text())).times
+
+
+def test_a_compiled_model_that_is_damaged_is_compiled_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = tiny.directory(tmp_path)
+    first = loaded(weights)
+    first.runner.warm_up()
+    blobs = list(artifact.cache_directory().rglob("*.blob"))
+    assert blobs
+    for number, blob in enumerate(blobs):  # others under their names, as the first start still reads them
+        content = b"no model"
+        if number % 2:
+            content = bytes([blob.read_bytes()[0] ^ 1]) + blob.read_bytes()[1:]
+        blob.unlink()
+        blob.write_bytes(content)
+    second = loaded(weights)
+    second.runner.warm_up()
+    assert "is damaged" in caplog.text
+    for blob in artifact.cache_directory().rglob("*.blob"):
+        assert machine.Notes((blob.parent,)).blob(blob.name.split(".")[0]) == blob
+    pixels = np.random.default_rng(1).integers(0, 256, (1, *first.card().image), np.uint8)
+    answers = []
+    for each in (first, second):
+        results = np.zeros((1, each.runner.results), np.float32)
+        each.runner.run(pixels, [0], [Task.CLASSIFY], results)  # type: ignore[union-attr]
+        answers.append(results)
+    np.testing.assert_allclose(*answers, rtol=1e-5, atol=1e-5)
+
+
+def test_the_least_of_several_measurements_counts() -> None:
+    first = machine.Measured({"one": {1: 2.0}, "together": {1: 5.0, 4: 9.0}}, 1, "a")
+    second = machine.Measured({"one": {1: 3.0}, "together": {1: 4.0, 8: 20.0}}, 2, "a")
+    both = first.merged(second)
+    assert both.times == {"one": {1: 2.0}, "together": {1: 4.0, 4: 9.0, 8: 20.0}}
+    assert (both.rounds, both.graph) == (3, "a")
+    assert machine.Measured.from_json(json.loads(json.dumps(both.to_json()))) == both
+
+
+def test_a_large_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    really = cache._read
+    monkeypatch.setattr(cache, "_read", lambda path: (read.append(path), really(path))[1])
+    large, small = tmp_path / "large", tmp_path / "small"
+    large.write_bytes(bytes(2 << 20))
+    small.write_bytes(b"1")
+    assert cache.file_sha256(large) == cache.file_sha256(large)
+    assert len(read) == 2  # it was written a moment ago
+    monkeypatch.setattr(cache, "_SETTLED", -1.0)
+    first = cache.file_sha256(large)
+    del read[:]
+    assert cache.file_sha256(large) == first
+    assert read == []
+    content = bytearray(large.read_bytes())
+    content[5] = 1
+    status = large.stat()
+    large.write_bytes(content)
+    os.utime(large, ns=(status.st_atime_ns, status.st_mtime_ns))  # as whoever hides a change would
+    assert cache.file_sha256(large) != first
+    assert read == [large]
+
+
+def test_random_weights_are_told_apart_by_seed_and_model(
+    built: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR)
+    checkpoint = resolve("demo", "densenet121")
+    card = building.describe(checkpoint, building.loader.load(checkpoint))
+    assert sources.find("random:1", "densenet121") is None
+    sources.remember("random:1", "densenet121", replace(checkpoint, files={}), card)
+    found = sources.find("random:1", "densenet121")
+    assert found is not None
+    assert found.card == card
+    assert sources.find("random:2", "densenet121") is None
+    assert sources.find("random:1", "vgg16") is None
