@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib.util
 import logging
 import multiprocessing
 import os
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -23,6 +24,8 @@ from service.decoders import Decoders
 from service.engine.arena import Arena, Geometry
 from service.engine.client import EngineClient
 from service.engine.transport import Channel, Link, read_blob
+from service.errors import ConfigurationError
+from service.extras import install_command
 from service.listener import BACKLOG, refuse_newcomers
 from service.metrics import Metrics
 from service.protocol import Protocol
@@ -30,6 +33,9 @@ from service.settings import Settings, available_cores
 from service.status import Status
 from service.tls import Certificate
 from service.tracing import Tracing
+
+if TYPE_CHECKING:
+    from service.api.grpc.server import GrpcServer
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +69,8 @@ class FrontEnd:
         )
         self._context.client.on_cancelled(self._context.metrics.cancelled.inc)
         self._server = _server(self._context, self._keys, self._certificate)
+        self._grpc: GrpcServer | None = None
+        self._grpc_ended: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
         """Serves until the supervisor says drain, or dies. Returns how many requests were cut off unanswered."""
@@ -71,7 +79,14 @@ class FrontEnd:
         loop = asyncio.get_running_loop()
         loop.add_reader(self._channel.fileno(), self._hear)
         heart = asyncio.create_task(self._beat())
+        if self._settings.grpc_port is not None:
+            from service.api.grpc.server import GrpcServer  # an extra
+
+            self._grpc = GrpcServer(self._context, self._keys, self._settings.grpc_port)
+            await self._grpc.start()
         await self._server.serve(sockets=[self._listener])
+        if self._grpc_ended is not None:
+            await self._grpc_ended
         heart.cancel()
         # Those whose time was up have been cancelled; each still says so to its client.
         cut_off = self._server.server_state.tasks
@@ -127,6 +142,9 @@ class FrontEnd:
     async def _close_the_port(self) -> None:
         """Accepts whoever the kernel is connecting already, then lets uvicorn close and wait."""
         refuse_newcomers(self._listener)
+        if self._grpc is not None:
+            grace = self._settings.drain_timeout_ms / 1000
+            self._grpc_ended = asyncio.create_task(self._grpc.stop(grace))
         for _ in range(_LAME_DUCK_STEPS):  # a starved loop, too, looks at its sockets between two timers
             await asyncio.sleep(_LAME_DUCK / _LAME_DUCK_STEPS)
         self._server.should_exit = True
@@ -139,6 +157,8 @@ def _supervisor() -> int:
 
 def check(settings: Settings) -> tuple[Keys | None, Certificate | None]:
     """The files that a front-end wants. Raises `ConfigurationError` if one is no good."""
+    if settings.grpc_port is not None and importlib.util.find_spec("grpc_reflection") is None:
+        raise ConfigurationError(f"grpc_port needs the extra grpc: {install_command('grpc')}")
     keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
     return keys, Certificate.of(settings)
 

@@ -44,6 +44,26 @@ def bind(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def reserve(host: str, port: int) -> socket.socket:
+    """A socket that holds ``port`` for others of this user that bind it with SO_REUSEPORT; it never listens itself.
+
+    Raises `ConfigurationError` when the port cannot be had.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # Without the option first: with it, a bind succeeds beside another service's listeners.
+        socket.create_server(address[:2], family=family).close()
+        holder = socket.socket(family, kind)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigurationError(
+            f"cannot listen on {host} port {port}: {reason}; choose another with --grpc-port"
+        ) from error
+    return holder
+
+
 def bind_unix(path: Path) -> socket.socket:
     """A listening Unix socket at ``path``, open to everybody who may enter its folder.
 

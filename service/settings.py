@@ -60,6 +60,10 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
         8000, description="The port to listen on; 0 takes a free one and says which."
     )
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        None,
+        description="A port for the Open Inference Protocol over gRPC, beside HTTP; 0 takes a free one and says which.",
+    )
     uds: Path | None = Field(
         None,
         description="A Unix socket to listen on, in place of host and port: for a proxy on the same machine.",

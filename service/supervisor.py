@@ -82,6 +82,8 @@ class Supervisor:
         self._metrics: Path | None = None
         self._claim: Claim | None = None
         self._listener: socket.socket | None = None
+        self._grpc_port: socket.socket | None = None
+        """Holds the port that the front-ends share for gRPC."""
 
     def bind(self) -> str:
         """Takes the port, if it was not yet, and says at which URL the service is going to be.
@@ -94,6 +96,10 @@ class Supervisor:
             self._listener = (
                 listener.bind_unix(uds) if uds else listener.bind(self._settings.host, self._settings.port)
             )
+            if self._settings.grpc_port is not None:
+                self._grpc_port = listener.reserve(self._settings.host, self._settings.grpc_port)
+                port = self._grpc_port.getsockname()[1]
+                self._settings = self._settings.model_copy(update={"grpc_port": port})
         return listener.url(self._listener, "https" if self._settings.tls_certificate_file else "http")
 
     def run(self) -> int:
@@ -108,6 +114,8 @@ class Supervisor:
         self._catch_signals()
         try:
             log.info("listening on %s", url)
+            if self._settings.grpc_port is not None:
+                log.info("listening for gRPC on port %d", self._settings.grpc_port)
             if problem := tracing.obstacle():
                 log.warning("%s", problem)
             self._start_everything()
@@ -411,6 +419,8 @@ class Supervisor:
         self._selector.close()
         if self._listener is not None:
             self._listener.close()
+            if self._grpc_port is not None:
+                self._grpc_port.close()
             if self._settings.uds is not None:
                 listener.remove_unanswered(self._settings.uds)
         if self._metrics is not None:

@@ -41,7 +41,7 @@ CONTRACT = {
 
 #: What came later than the contract: off unless set.
 BEYOND = dict.fromkeys(
-    ("tls_certificate_file", "tls_key_file", "cors_origins", "allowed_hosts", "compat", "uds")
+    ("tls_certificate_file", "tls_key_file", "cors_origins", "allowed_hosts", "compat", "uds", "grpc_port")
 ) | {
     "v1_predictions": "probabilities",
     "vertex_health_route": "/health",

@@ -37,7 +37,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 router = APIRouter(prefix="/v2", tags=["open inference protocol"], responses=_PROBLEMS)
 
 #: There is one, and clients may leave it out.
-_VERSION = "1"
+VERSION = "1"
 _OUTPUTS = ("probabilities", "logits")
 _JSON_LENGTH = "inference-header-content-length"
 
@@ -75,39 +75,28 @@ async def server() -> dict[str, Any]:
 
 @router.get("/models/{model_name}")
 @router.get("/models/{model_name}/versions/{model_version}", include_in_schema=False)
-async def model_metadata(request: Request, model_name: str, model_version: str = _VERSION) -> dict[str, Any]:
+async def model_metadata(request: Request, model_name: str, model_version: str = VERSION) -> dict[str, Any]:
     """The model's inputs and outputs. Its name is the one that `/model` has."""
-    card = _named(context_of(request), model_name, model_version)
-    return {
-        "name": card.name,
-        "versions": [_VERSION],
-        "platform": card.runtime,
-        "inputs": [
-            {"name": "image", "datatype": "BYTES", "shape": [-1]},
-            {"name": "pixels", "datatype": "UINT8", "shape": [-1, *card.image]},
-        ],
-        "outputs": [
-            {"name": name, "datatype": "FP32", "shape": [-1, len(card.classes)]} for name in _OUTPUTS
-        ],
-    }
+    card = named(context_of(request), model_name, model_version)
+    return described(card)
 
 
 @router.get("/models/{model_name}/ready")
 @router.get("/models/{model_name}/versions/{model_version}/ready", include_in_schema=False)
-async def model_ready(request: Request, model_name: str, model_version: str = _VERSION) -> dict[str, Any]:
+async def model_ready(request: Request, model_name: str, model_version: str = VERSION) -> dict[str, Any]:
     """200 while this model should be asked."""
     context = context_of(request)
     context.check_ready()
-    return {"name": _named(context, model_name, model_version).name, "ready": True}
+    return {"name": named(context, model_name, model_version).name, "ready": True}
 
 
 @router.post("/models/{model_name}/infer", openapi_extra=_INFER_BODY)
 @router.post("/models/{model_name}/versions/{model_version}/infer", include_in_schema=False)
-async def infer(request: Request, model_name: str, model_version: str = _VERSION) -> Response:
+async def infer(request: Request, model_name: str, model_version: str = VERSION) -> Response:
     """Pictures, or pixels that are prepared already, to probabilities, logits or classes."""
     context, exchange = context_of(request), exchange_of(request)
     deadline = exchange.deadline(request, context.settings.request_timeout_ms)
-    model = _named(context, model_name, model_version)
+    model = named(context, model_name, model_version)
     if not model.classes:
         context.classifier()
     arrive(context, deadline)
@@ -120,11 +109,11 @@ async def infer(request: Request, model_name: str, model_version: str = _VERSION
             deadline = min(deadline, exchange.started + asked.parameters.timeout / 1e6)
 
         logits = await logits_of_all(context, exchange, writes, deadline, len(model.classes))
-        head = {"model_name": model.name, "model_version": _VERSION}
+        head = {"model_name": model.name, "model_version": VERSION}
         if asked.id is not None:
             head["id"] = asked.id
         content, json_length = await in_a_thread(
-            context, lambda: tensors.encode(head, _outputs(asked, logits, model)), deadline
+            context, lambda: tensors.encode(head, outputs_of(asked, logits, model)), deadline
         )
     exchange.timings()
     if json_length is None:
@@ -132,11 +121,27 @@ async def infer(request: Request, model_name: str, model_version: str = _VERSION
     return Response(content, media_type="application/octet-stream", headers={_JSON_LENGTH: str(json_length)})
 
 
-def _named(context: Context, name: str, version: str) -> ModelCard:
+def described(card: ModelCard) -> dict[str, Any]:
+    """The model's inputs and outputs, as the protocol describes them."""
+    return {
+        "name": card.name,
+        "versions": [VERSION],
+        "platform": card.runtime,
+        "inputs": [
+            {"name": "image", "datatype": "BYTES", "shape": [-1]},
+            {"name": "pixels", "datatype": "UINT8", "shape": [-1, *card.image]},
+        ],
+        "outputs": [
+            {"name": name, "datatype": "FP32", "shape": [-1, len(card.classes)]} for name in _OUTPUTS
+        ],
+    }
+
+
+def named(context: Context, name: str, version: str) -> ModelCard:
     """The model, if that is its name. Raises `NotReady`, `NotFound`."""
     card = context.model()
-    if name != card.name or version != _VERSION:
-        raise NotFound(f"there is no such model; the one that is loaded is {card.name}, version {_VERSION}")
+    if name != card.name or version != VERSION:
+        raise NotFound(f"there is no such model; the one that is loaded is {card.name}, version {VERSION}")
     return card
 
 
@@ -144,11 +149,12 @@ def _ask(context: Context, request: Request, raw: bytes, limit: int) -> tuple[In
     """What is asked, and what fills a slot with each image. In a thread: JSON may hold a million numbers."""
     encoding = request.headers.get("content-encoding", "").lower()
     asked, given = tensors.parse(tensors.inflate(raw, encoding, limit), request.headers.get(_JSON_LENGTH))
-    _check_outputs(asked, len(context.model().classes))
-    return asked, _writes(context, given)
+    check_outputs(asked, len(context.model().classes))
+    return asked, writes_of(context, given)
 
 
-def _writes(context: Context, given: dict[str, Tensor]) -> list[Write]:
+def writes_of(context: Context, given: dict[str, Tensor]) -> list[Write]:
+    """What fills a slot with each image of the one input. Raises `RequestError` for an input that cannot be."""
     if len(given) != 1 or not given.keys() <= {"image", "pixels"}:
         raise MissingFile(
             "give one input: 'image' (BYTES, pictures) or 'pixels' (UINT8, as the model sees them)"
@@ -165,7 +171,8 @@ def _writes(context: Context, given: dict[str, Tensor]) -> list[Write]:
     return [partial(np.copyto, src=image) for image in images]
 
 
-def _check_outputs(asked: InferRequest, classes: int) -> None:
+def check_outputs(asked: InferRequest, classes: int) -> None:
+    """Raises `InvalidParameter` for an output that there is not."""
     for output in asked.outputs or ():
         parameters = output.parameters or OutputParameters()
         if output.name not in _OUTPUTS:
@@ -180,7 +187,7 @@ def _check_outputs(asked: InferRequest, classes: int) -> None:
             )
 
 
-def _outputs(asked: InferRequest, logits: NDArray[np.float32], model: ModelCard) -> list[Output]:
+def outputs_of(asked: InferRequest, logits: NDArray[np.float32], model: ModelCard) -> list[Output]:
     everything_binary = bool(asked.parameters and asked.parameters.binary_data_output)
     outputs = []
     for wanted in asked.outputs or [InferOutput(name=name) for name in _OUTPUTS]:

@@ -250,24 +250,24 @@ class Output:
 
 def encode(head: Mapping[str, Any], outputs: Sequence[Output]) -> tuple[bytes, int | None]:
     """The response's body, and the length of its JSON where binary tensors follow it. ``head`` comes first in it."""
-    described, binary = [], []
+    entries, binary = [], []
     for output in outputs:
-        datatype, shape, flat = _described(output)
+        datatype, shape, flat = described(output)
         entry: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": shape}
         if output.binary:
-            data = flat.astype("<f4").tobytes() if isinstance(flat, np.ndarray) else _joined(flat)
+            data = flat.astype("<f4").tobytes() if isinstance(flat, np.ndarray) else joined(flat)
             entry["parameters"] = {"binary_data_size": len(data)}
             binary.append(data)
         else:
             entry["data"] = (
                 flat.tolist() if isinstance(flat, np.ndarray) else [element.decode() for element in flat]
             )
-        described.append(entry)
-    document = json.dumps({**head, "outputs": described}, ensure_ascii=False).encode()
+        entries.append(entry)
+    document = json.dumps({**head, "outputs": entries}, ensure_ascii=False).encode()
     return b"".join([document, *binary]), len(document) if binary else None
 
 
-def _described(output: Output) -> tuple[str, list[int], NDArray[np.float32] | list[bytes]]:
+def described(output: Output) -> tuple[str, list[int], NDArray[np.float32] | list[bytes]]:
     """An output's datatype, shape and elements in C order."""
     values = output.values
     if isinstance(values, np.ndarray):
@@ -275,5 +275,6 @@ def _described(output: Output) -> tuple[str, list[int], NDArray[np.float32] | li
     return "BYTES", [len(values), len(values[0])], [element for row in values for element in row]
 
 
-def _joined(elements: Sequence[bytes]) -> bytes:
+def joined(elements: Sequence[bytes]) -> bytes:
+    """BYTES elements as the binary extension has them, each behind its length."""
     return b"".join(_LENGTH.pack(len(element)) + element for element in elements)
