@@ -40,36 +40,6 @@ def imagenet_classes() -> tuple[ClassLabel, ...]:
     )
 
 
-def read_labels_of(path: Path, count: int) -> tuple[ClassLabel, ...]:
-    """`read_labels` for a model of ``count`` classes. Raises `CheckpointError` where that is another number."""
-    classes = read_labels(path)
-    if len(classes) != count:
-        raise CheckpointError(
-            f"the labels file '{path.name}' has {len(classes)} lines and the model {count} classes; "
-            "write one label a line, in the order of the logits"
-        )
-    return classes
-
-
-def read_labels(path: Path) -> tuple[ClassLabel, ...]:
-    """The classes of a text file with one label a line; blank lines at its end do not count.
-
-    Raises `CheckpointError` when the file cannot be read or a line within is blank.
-    """
-    try:
-        lines = path.read_text("utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"the labels file '{path.name}' cannot be read as UTF-8 text: {_reason(error)}"
-        ) from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            raise CheckpointError(
-                f"line {number} of the labels file '{path.name}' is blank; give every class a label"
-            )
-    return named_classes([line.strip() for line in lines])
-
-
 def named_classes(names: list[str]) -> tuple[ClassLabel, ...]:
     """Classes with these names, in this order, and no WordNet id."""
     return tuple(ClassLabel(class_id, None, name) for class_id, name in enumerate(names))
@@ -88,7 +58,3 @@ def _data_file(name: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise CheckpointError(f"the installation lacks its data file '{name}'; install imagenet-serve again")
-
-
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return (error.strerror or "input/output error") if isinstance(error, OSError) else "it is not UTF-8"

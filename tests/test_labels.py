@@ -8,7 +8,8 @@ import pytest
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from service.errors import CheckpointError
-from service.labels import ClassLabel, default_classes, imagenet_classes, read_labels
+from service.label_files import read_labels
+from service.labels import ClassLabel, default_classes, imagenet_classes
 from service.models import _torchvision as _torchvision
 
 

@@ -84,7 +84,7 @@ def test_labels_of_another_number_are_one_sentence(tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("cat\ndog\n")
     settings = Settings(weights=str(tiny.directory(tmp_path)), device="cpu", runtime="eager", labels=labels)
-    assert "2 lines and the model 10 classes" in refusal(settings)
+    assert "2 labels and the model 10 classes" in refusal(settings)
 
 
 def test_the_tiny_config_is_what_the_damages_expect(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from service.card import ModelCard
 from service.errors import ConfigurationError
 from service.fallback import Fallbacks
-from service.labels import read_labels_of
+from service.label_files import read_labels_of
 from service.models import sources
 from service.models.checkpoints import Progress
 from service.models.explain import Explainer

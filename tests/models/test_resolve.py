@@ -184,13 +184,11 @@ def test_a_pickled_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("classifier.weight"), "classifier.bias, which their network has no place for"),
-        (lambda t: t.update(other=torch.zeros(3)), "other"),
+        (lambda t: t.pop("classifier.weight"), "'classifier.bias' and no weights of a head with it"),
         (lambda t: t.update({"classifier.bias": torch.zeros(9)}), "classifier.bias"),
         (lambda t: t.update({"classifier.bias": torch.zeros(3, dtype=torch.int8)}), "torch.int8"),
         (lambda t: t.pop("features.norm5.weight"), "norm5"),
         (lambda t: t.clear(), "neither a VGG nor a DenseNet"),
-        (lambda t: t.update(epoch=3), "'epoch', which is no tensor"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(
@@ -246,5 +244,5 @@ def test_labels_replace_the_classes_and_must_be_as_many(tmp_path: Path) -> None:
     checkpoint = resolve(str(tmp_path / "a.pth"), "densenet121", labels=labels)
     assert [entry.label for entry in checkpoint.classes or ()] == ["ant", "bee", "cat"]
     labels.write_text("ant\nbee\n")
-    with pytest.raises(CheckpointError, match="has 2 lines and the model 3 classes"):
+    with pytest.raises(CheckpointError, match="has 2 labels and the model 3 classes"):
         resolve(str(tmp_path / "a.pth"), "densenet121", labels=labels)

@@ -3,7 +3,7 @@
     pretrained                    torchvision's, through torch hub's cache          torch_hub.py
     random, random:SEED           untrained, torchvision's initialisation           torch_hub.py
     demo                          the small model that ships with the service       directory.py
-    FILE.pth, FILE.safetensors    a state dict; its shapes say what network it is   state_dict_file.py
+    FILE of tensors               a state dict; its shapes say what network it is   tensors/
     FILE.keras, FILE.weights.h5   KerasCV's VGG16                                   keras_cv.py
     DIRECTORY                     our own format                                    directory.py
                                   a timm repository                                 timm.py
@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import CheckpointError
-from service.labels import read_labels_of
+from service.label_files import read_labels_of
 from service.models.catalog import VARIANTS
 from service.models.checkpoints import huggingface, kaggle, places
 from service.models.checkpoints.checkpoint import Activation, Checkpoint
 from service.models.checkpoints.download import Progress
 from service.models.checkpoints.folder import Folder, local
-from service.models.checkpoints.options import Options, parse
+from service.models.options import Options, parse
 
 __all__ = ["Activation", "Checkpoint", "Progress", "resolve", "write"]
 
@@ -66,7 +66,6 @@ def write(checkpoint: Checkpoint, directory: Path, *, notes: Mapping[str, Any] |
 
 
 def _origin(weights: str, model: str, progress: Progress | None) -> Checkpoint:
-    from service.models.checkpoints import files, keras_cv, state_dict_file
     from service.models.checkpoints.torch_hub import pretrained, untrained
 
     if weights == "pretrained":
@@ -89,13 +88,19 @@ def _origin(weights: str, model: str, progress: Progress | None) -> Checkpoint:
     path = Path(source).expanduser()
     if source and path.is_dir():
         return _from_folder(local(path), options)
-    if path.suffix in files.SUFFIXES and path.is_file():
-        options.only()
-        return _known(state_dict_file.read(path, model), path)
-    if path.suffix in keras_cv.SUFFIXES and path.is_file():
-        given = options.only("preprocessing", "classifier_activation", "image_size")
-        return _known(keras_cv.read(path, given), path)
+    if source and path.exists():
+        return _known(_from_file(path, model, options), path)
     raise CheckpointError(f"there are no weights '{weights}': give {_ACCEPTED}")
+
+
+def _from_file(path: Path, model: str, options: Options) -> Checkpoint:
+    """Its bytes say what it is; a name may say anything."""
+    from service.models.checkpoints import keras_cv
+    from service.models.checkpoints.tensors import file, recognise
+
+    if recognise.kind(path) in ("hdf5", "keras"):
+        return keras_cv.read(path, options.only("preprocessing", "classifier_activation", "image_size"))
+    return file.read(path, model, options)
 
 
 def _seed(weights: str) -> int:
@@ -125,10 +130,15 @@ def _from_folder(folder: Folder, options: Options) -> Checkpoint:
 def _of_folder(folder: Folder, options: Options) -> Checkpoint:
     """A folder says in its ``config.json`` whose format it is of; KerasHub asks in this order too."""
     from service.models.checkpoints import directory, keras_hub, timm
+    from service.models.checkpoints.tensors.recognise import SAVED_MODEL
 
     document = folder.json("config.json")
     if document is None:
-        raise CheckpointError(f"'{folder.name}' is no checkpoint directory: it has no config.json")
+        if folder.find("saved_model.pb") is not None:
+            raise CheckpointError(f"'{folder.name}' is a SavedModel; {SAVED_MODEL}")
+        raise CheckpointError(
+            f"'{folder.name}' is no checkpoint directory: it has no config.json; give the file of the weights itself"
+        )
     if document.get("format") == directory.FORMAT:
         options.only()
         return directory.read(folder, document)

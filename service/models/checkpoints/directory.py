@@ -20,8 +20,9 @@ from service.errors import CheckpointError
 from service.labels import ClassLabel
 from service.models.cache import file_sha256
 from service.models.checkpoints.checkpoint import Activation, Checkpoint
-from service.models.checkpoints.files import read_state_dict
 from service.models.checkpoints.folder import Folder
+from service.models.checkpoints.tensors.files import read_safetensors
+from service.models.checkpoints.tensors.state_dict import with_batch_counters
 from service.models.configuration import from_json, to_json
 from service.preprocess import Preprocessing
 
@@ -42,7 +43,7 @@ def read(folder: Folder, document: dict[str, Any]) -> Checkpoint:
         configuration = from_json(document["architecture"])
         return Checkpoint(
             configuration=configuration,
-            state_dict=read_state_dict(weights),
+            state_dict=_tensors(weights),
             preprocessing=Preprocessing.from_json(document["preprocessing"]),
             classes=_classes(document["classes"], configuration.num_classes),
             activation=_activation(document["activation"]),
@@ -80,6 +81,17 @@ def write(checkpoint: Checkpoint, directory: Path, *, notes: Mapping[str, Any] |
         raise CheckpointError(
             f"'{directory.name}' cannot be written: {error.strerror}; choose another folder"
         ) from error
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """As they are: a file of ours has the names that its network has."""
+    tensors = with_batch_counters(read_safetensors(path))
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point() and not key.endswith("num_batches_tracked"):
+            raise CheckpointError(
+                f"'{path.name}' holds '{key}' as {tensor.dtype}; only float weights can be served"
+            )
+    return tensors
 
 
 def _contiguous(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

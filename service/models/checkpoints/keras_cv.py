@@ -25,9 +25,10 @@ from service.models.checkpoints import keras_layers
 from service.models.checkpoints.checkpoint import Checkpoint
 from service.models.checkpoints.hdf5 import MOST_BYTES, Array, has_group, open_file, read_arrays
 from service.models.checkpoints.keras_layers import dense
-from service.models.checkpoints.options import Options
+from service.models.checkpoints.pixels import NORMALISING
 from service.models.configuration import VGGConfig
-from service.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from service.models.options import Options
+from service.preprocess import Preprocessing
 
 _log = logging.getLogger(__name__)
 
@@ -38,18 +39,6 @@ _LAYER_NAMES = [
     f"block{stage}_conv{n}" for stage, count in enumerate(_REPEATS, 1) for n in range(1, count + 1)
 ]
 _HEAD_NAMES = ["fc1", "fc2", "predictions"]
-
-#: `keras.applications.imagenet_utils.preprocess_input`, mode "caffe": BGR less the training set's mean,
-#: here red, green, blue; the first convolution is turned round instead of the image.
-_CAFFE_MEAN = (123.68 / 255, 116.779 / 255, 103.939 / 255)
-
-#: What a pixel goes through by name: mean and deviation of pixels scaled to [0, 1].
-_NORMALISING: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
-    "unit": ((0.0,) * 3, (1.0,) * 3),
-    "raw": ((0.0,) * 3, (1 / 255,) * 3),
-    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
-    "caffe": (_CAFFE_MEAN, (1 / 255,) * 3),
-}
 
 
 @dataclass(frozen=True)
@@ -189,5 +178,5 @@ def _normalising(file: _File, name: str) -> str:
 
 
 def _preprocessing(size: tuple[int, int], normalising: str) -> Preprocessing:
-    mean, std = _NORMALISING[normalising]
+    mean, std = NORMALISING[normalising]
     return Preprocessing(crop=size, antialias=False, fit="crop-resize", mean=mean, std=std)

@@ -13,7 +13,7 @@ from service.models.catalog import VARIANTS, Variant
 from service.models.checkpoints import huggingface, kaggle
 from service.models.checkpoints.download import Progress
 from service.models.checkpoints.folder import local
-from service.models.checkpoints.options import parse
+from service.models.options import parse
 
 #: The small model that comes along.
 DEMO = Path(__file__).resolve().parent.parent / "demo"

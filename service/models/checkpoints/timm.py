@@ -11,16 +11,18 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from service.errors import CheckpointError
 from service.labels import ClassLabel, default_classes, imagenet_classes, named_classes
 from service.models.cache import file_sha256
 from service.models.checkpoints.checkpoint import Checkpoint
-from service.models.checkpoints.files import read_state_dict
 from service.models.checkpoints.folder import Folder
-from service.models.checkpoints.shapes import infer
+from service.models.checkpoints.tensors.files import read_values
+from service.models.checkpoints.tensors.state_dict import read_network
 from service.models.configuration import Configuration, VGGConfig
+from service.models.head import Pooling
+from service.models.options import Options
 from service.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 #: `timm.data.constants.DEFAULT_CROP_PCT`
@@ -35,6 +37,20 @@ _FIXED_ARGUMENTS = {
 }
 
 
+#: timm's global poolings by its names; the fast ones compute the same.
+_POOLINGS: dict[Any, Pooling] = {
+    "avg": "avg",
+    "fast": "avg",
+    "fastavg": "avg",
+    "max": "max",
+    "fastmax": "max",
+    "avgmax": "avgmax",
+    "fastavgmax": "avgmax",
+    "catavgmax": "catavgmax",
+    "fastcatavgmax": "catavgmax",
+}
+
+
 def read(folder: Folder, document: dict[str, Any], *, test_size: bool = False) -> Checkpoint:
     """The checkpoint of a repository whose ``config.json`` is ``document``.
 
@@ -42,12 +58,17 @@ def read(folder: Folder, document: dict[str, Any], *, test_size: bool = False) -
     trained on. Raises `CheckpointError`.
     """
     architecture = str(document["architecture"])
-    if not architecture.startswith(("vgg", "densenet")):
+    # timm before 0.9 put the origin into the name: tv_densenet121.
+    plain = architecture.removeprefix("tv_")
+    if not plain.startswith(("vgg", "densenet")):
         raise CheckpointError(f"'{folder.name}' is a {architecture}; only VGGs and DenseNets can be served")
     settings, arguments = _settings(document), document.get("model_args") or {}
     _refuse_arguments(arguments, folder.name)
     weights = _weights(folder)
-    configuration, state_dict = infer(read_state_dict(weights), folder.name)
+    network = read_network(
+        read_values(weights), folder.name, Options(pooling=_wide_pooling(document, arguments))
+    )
+    configuration, state_dict = network.configuration, network.state_dict
     configuration = _as_timm_computes(configuration, architecture, _pooling(document, arguments, folder.name))
     return Checkpoint(
         configuration=configuration,
@@ -85,20 +106,26 @@ def _refuse_arguments(arguments: dict[str, Any], name: str) -> None:
             )
 
 
-def _pooling(document: dict[str, Any], arguments: dict[str, Any], name: str) -> str:
+def _pooling(document: dict[str, Any], arguments: dict[str, Any], name: str) -> Pooling:
     pooling = arguments.get("global_pool", document.get("global_pool", "avg"))
-    if pooling not in ("avg", "max"):
-        raise CheckpointError(f"'{name}' pools by '{pooling}', which cannot be served; only avg and max can")
-    return cast(str, pooling)
+    if not isinstance(pooling, str) or pooling not in _POOLINGS:
+        raise CheckpointError(
+            f"'{name}' pools by '{pooling}', which cannot be served; {', '.join(_POOLINGS)} can"
+        )
+    return _POOLINGS[pooling]
 
 
-def _as_timm_computes(configuration: Configuration, architecture: str, pooling: str) -> Configuration:
+def _wide_pooling(document: dict[str, Any], arguments: dict[str, Any]) -> Pooling | None:
+    """Where it gives two values a channel, which the shapes of the head do not tell apart."""
+    pooling = arguments.get("global_pool", document.get("global_pool", "avg"))
+    return "catavgmax" if pooling == "catavgmax" else None
+
+
+def _as_timm_computes(configuration: Configuration, architecture: str, pooling: Pooling) -> Configuration:
     if isinstance(configuration, VGGConfig):
-        return replace(configuration, head="sliding", head_pooling=cast(Any, pooling))
+        return replace(configuration, head="sliding", head_pooling=pooling)
     # The blur's filter is a constant and in no file; only the name tells.
-    return replace(
-        configuration, head_pooling=cast(Any, pooling), blur=architecture.startswith("densenetblur")
-    )
+    return replace(configuration, head_pooling=pooling, blur=architecture.startswith("densenetblur"))
 
 
 def _preprocessing(settings: dict[str, Any], name: str, *, test_size: bool) -> Preprocessing:

@@ -19,10 +19,12 @@ from service.models.cache import file_sha256
 from service.models.catalog import VARIANTS, Variant
 from service.models.checkpoints.checkpoint import Checkpoint
 from service.models.checkpoints.download import DownloadError, Progress, fetch
-from service.models.checkpoints.files import read_state_dict
 from service.models.checkpoints.partial import sweep
 from service.models.checkpoints.places import BAKED, published
+from service.models.checkpoints.tensors.files import read_values
+from service.models.checkpoints.tensors.state_dict import read_network
 from service.models.network import build
+from service.models.options import Options
 from service.preprocess import Preprocessing
 
 _log = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ def pretrained(model: str, progress: Progress | None = None) -> Checkpoint:
     path, sha256 = _cached_or_fetched(variant, progress)
     return Checkpoint(
         configuration=variant.configuration,
-        state_dict=read_state_dict(path),
+        state_dict=read_network(read_values(path), path.name, Options()).state_dict,
         preprocessing=Preprocessing(),
         classes=imagenet_classes(),
         activation="softmax",

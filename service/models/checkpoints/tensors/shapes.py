@@ -3,62 +3,36 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from service.errors import CheckpointError
 from service.models.configuration import Configuration, DenseNetConfig, VGGConfig
 
-#: timm's names for the head of a VGG, whose first two layers are convolutions there.
-_TIMM_HEAD = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
-
 StateDict = dict[str, Tensor]
 
 
-def infer(state_dict: StateDict, name: str) -> tuple[Configuration, StateDict]:
-    """The configuration whose parameters have these shapes, and the tensors under torchvision's names.
+def body(state_dict: StateDict, name: str) -> Configuration:
+    """The configuration, without a head, whose ``features`` have these shapes, under torchvision's names.
 
-    Names may be torchvision's or timm's; with timm's come timm's head and stem. What shapes cannot say is
-    taken to be as in torchvision: strides, padding, where DenseNet's stem pools. A head without a last layer
-    is none. Raises `CheckpointError` when the tensors are of neither family.
+    What shapes cannot say is taken to be as in torchvision: strides, padding, where DenseNet's stem pools.
+    Raises `CheckpointError` when the tensors are of neither family.
     """
     try:
         if "features.conv0.weight" in state_dict:
-            return _densenet(state_dict), state_dict
-        if "features.0.weight" in state_dict:
-            return _vgg(state_dict)
+            return _densenet(state_dict)
+        return _vgg(state_dict)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"'{name}' is not a whole VGG or DenseNet: {_what_lacks(error)}") from error
-    raise CheckpointError(f"'{name}' holds neither a VGG nor a DenseNet; only these two families are served")
 
 
-def _vgg(state_dict: StateDict) -> tuple[VGGConfig, StateDict]:
-    timm = "pre_logits.fc1.weight" in state_dict
-    state_dict = _with_torchvisions_head(state_dict) if timm else state_dict
+def _vgg(state_dict: StateDict) -> VGGConfig:
     batch_norm = bool(_numbered(state_dict, "running_mean", dimensions=1))
-    configuration = VGGConfig(
-        stages=_stages(state_dict, batch_norm),
-        batch_norm=batch_norm,
-        channels=state_dict["features.0.weight"].shape[1],
-        head="sliding" if timm else "adaptive",
-        num_classes=0,
-    )
-    if "classifier.6.weight" not in state_dict:
-        return configuration, {key: state_dict[key] for key in state_dict if key.startswith("features.")}
-    first, hidden, classes = (len(state_dict[f"classifier.{number}.weight"]) for number in (0, 3, 6))
-    other_first = None if first == hidden else first
-    return replace(configuration, num_classes=classes, hidden=hidden, hidden_first=other_first), state_dict
-
-
-def _with_torchvisions_head(state_dict: StateDict) -> StateDict:
-    renamed: StateDict = {}
-    for key, tensor in state_dict.items():
-        layer, _, part = key.rpartition(".")
-        flat = tensor.flatten(1) if layer in _TIMM_HEAD and part == "weight" else tensor
-        renamed[f"{_TIMM_HEAD.get(layer, layer)}.{part}"] = flat
-    return renamed
+    stages = _stages(state_dict, batch_norm)
+    first = min(_numbered(state_dict, "weight", dimensions=4).items())
+    if first[0] != 0:
+        raise KeyError("features.0.weight")
+    return VGGConfig(stages=stages, batch_norm=batch_norm, channels=first[1].shape[1], num_classes=0)
 
 
 def _stages(state_dict: StateDict, batch_norm: bool) -> tuple[tuple[int, ...], ...]:
@@ -74,11 +48,12 @@ def _stages(state_dict: StateDict, batch_norm: bool) -> tuple[tuple[int, ...], .
 
 
 def _densenet(state_dict: StateDict) -> DenseNetConfig:
+    if any(tensor.ndim != 4 for key, tensor in state_dict.items() if re.search(r"conv\d?\.weight$", key)):
+        raise ValueError("one of its convolutions is none")
     stem = [state_dict[f"features.conv{number}.weight"] for number in _stem_layers(state_dict)]
     growth_rate = len(state_dict["features.denseblock1.denselayer1.conv2.weight"])
     blocks = _blocks(state_dict)
     transitions = [state_dict[f"features.transition{number}.conv.weight"] for number in range(1, len(blocks))]
-    head = state_dict.get("classifier.weight", torch.empty(0))
     return DenseNetConfig(
         blocks=blocks,
         growth_rate=growth_rate,
@@ -88,7 +63,7 @@ def _densenet(state_dict: StateDict) -> DenseNetConfig:
         bottleneck=len(state_dict["features.denseblock1.denselayer1.conv1.weight"]) // growth_rate,
         compression=_compression([(len(weight), weight.shape[1]) for weight in transitions]),
         channels=stem[0].shape[1],
-        num_classes=len(head),
+        num_classes=0,
     )
 
 

@@ -1,0 +1,68 @@
+"""Classes that a file of weights names beside them."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from service.errors import CheckpointError
+from service.label_files import classes_of
+from service.labels import ClassLabel, default_classes
+
+_log = logging.getLogger(__name__)
+
+#: What training scripts and libraries call them, best first.
+_KEYS = (
+    "class_to_idx",
+    "idx_to_class",
+    "id2label",
+    "label2id",
+    "class_names",
+    "label_names",
+    "classes",
+    "CLASSES",
+    "labels",
+    "categories",
+)
+
+#: Deeper than anybody puts them.
+_DEEPEST = 6
+
+
+def classes_beside(values: Any, count: int, name: str) -> tuple[ClassLabel, ...]:
+    """The names of ``count`` classes as ``values`` have them, else the usual ones."""
+    for key in _KEYS:
+        for found in _under(values, key, 0):
+            classes = _read(found)
+            if classes is None:
+                continue
+            if len(classes) == count or (count == 1 and len(classes) == 2):
+                return classes
+            _log.warning(
+                "%s names %d classes in %s and has %d; that is left out", name, len(classes), key, count
+            )
+    return default_classes(count)
+
+
+def _under(values: Any, key: str, depth: int) -> Iterator[Any]:
+    if isinstance(values, Namespace):
+        values = vars(values)
+    if not isinstance(values, Mapping) or depth > _DEEPEST:
+        return
+    if key in values:
+        yield values[key]
+    for value in values.values():
+        yield from _under(value, key, depth + 1)
+
+
+def _read(found: Any) -> tuple[ClassLabel, ...] | None:
+    if isinstance(found, np.ndarray):
+        found = found.tolist()
+    try:
+        return classes_of(list(found) if isinstance(found, tuple) else found, "the file")
+    except CheckpointError:
+        return None

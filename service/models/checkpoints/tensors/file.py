@@ -1,0 +1,111 @@
+"""One file of tensors and nothing else: what network it is follows from their shapes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields, replace
+from pathlib import Path
+
+from service.errors import CheckpointError
+from service.models.cache import file_sha256
+from service.models.catalog import VARIANTS
+from service.models.checkpoints.binary import with_both_classes
+from service.models.checkpoints.checkpoint import Activation, Checkpoint
+from service.models.checkpoints.classes import classes_beside
+from service.models.checkpoints.pixels import with_pixels
+from service.models.checkpoints.tensors.files import read_values
+from service.models.checkpoints.tensors.state_dict import read_network
+from service.models.configuration import Configuration, VGGConfig
+from service.models.options import Options
+from service.preprocess import Preprocessing
+
+_log = logging.getLogger(__name__)
+
+#: torchvision's ``VGG16_Weights.IMAGENET1K_FEATURES``: the classifier's values are missing in it.
+_WITHOUT_A_HEAD = "vgg16_features-amdegroot-"
+
+
+#: Sides of the image before torchvision's presets cut its centre out, to the side of what they cut.
+_MARGIN = 256 / 224
+
+_OPTIONS = (
+    "preprocessing",
+    "classifier_activation",
+    "image_size",
+    "pooling",
+    "head_activation",
+    "key",
+    "head",
+)
+
+
+def read(path: Path, model: str, options: Options) -> Checkpoint:
+    """The checkpoint of a file of tensors, with torchvision's preprocessing unless ``options`` say otherwise.
+
+    Raises `CheckpointError` for a file that is no VGG or DenseNet, or is one of the twelve and not ``model``.
+    """
+    options = options.only(*_OPTIONS)
+    if path.name.startswith(_WITHOUT_A_HEAD):
+        raise CheckpointError(f"'{path.name}' holds no values for its classifier; set weights to pretrained")
+    values = read_values(path)
+    network = read_network(values, path.name, options)
+    configuration = network.configuration
+    _refuse_another_variant(configuration, model, path.name)
+    classes = configuration.num_classes
+    checkpoint = with_pixels(
+        Checkpoint(
+            configuration=configuration,
+            state_dict=network.state_dict,
+            preprocessing=_preprocessing(options),
+            classes=classes_beside(values, classes, path.name) if classes else None,
+            activation=_activation(classes, options.classifier_activation),
+            name=path.stem,
+            source=f"file {path.name}",
+            sha256=file_sha256(path),
+        ),
+        options.preprocessing,
+    )
+    return with_both_classes(checkpoint)
+
+
+def _preprocessing(options: Options) -> Preprocessing:
+    if options.image_size is None:
+        return Preprocessing()
+    return Preprocessing(resize=round(min(options.image_size) * _MARGIN), crop=options.image_size)
+
+
+def _activation(classes: int, wanted: str | None) -> Activation:
+    if wanted is not None:
+        return "sigmoid" if wanted == "sigmoid" else "softmax"
+    # A softmax over one value is 1 whatever it is.
+    return "sigmoid" if classes == 1 else "softmax"
+
+
+def _refuse_another_variant(configuration: Configuration, model: str, name: str) -> None:
+    """One variant under the name of another is a slip; a network that is none of the twelve is a choice."""
+    wanted, found = _body(VARIANTS[model].configuration), _body(configuration)
+    if found == wanted:
+        return
+    for variant in VARIANTS.values():
+        if found == _body(variant.configuration):
+            raise CheckpointError(
+                f"'{name}' holds a {variant.name}, and model is {model}; set model to {variant.name}"
+            )
+    _log.warning("%s is no %s but a network of its own: %s", name, model, _difference(found, wanted))
+
+
+def _body(configuration: Configuration) -> Configuration:
+    """Without what a fine-tuned network may have of its own."""
+    plain = replace(configuration, num_classes=0, channels=3, layers=())
+    if isinstance(plain, VGGConfig):
+        return replace(plain, hidden=4096, hidden_first=None, head="adaptive", head_pooling="avg")
+    return replace(plain, head_pooling="avg")
+
+
+def _difference(found: Configuration, wanted: Configuration) -> str:
+    if found.family != wanted.family:
+        return f"a {found.family} and not a {wanted.family}"
+    differing = (
+        field.name for field in fields(found) if getattr(found, field.name) != getattr(wanted, field.name)
+    )
+    return ", ".join(f"{name} {getattr(found, name)} for {getattr(wanted, name)}" for name in differing)

@@ -1,0 +1,317 @@
+"""The values of a file → one network: its configuration, its tensors under torchvision's names, its classes."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from service.errors import CheckpointError
+from service.models.checkpoints.tensors import chain, search
+from service.models.checkpoints.tensors.chain import Stored
+from service.models.checkpoints.tensors.search import Flat, Found
+from service.models.checkpoints.tensors.shapes import body
+from service.models.configuration import Configuration, VGGConfig
+from service.models.head import KERNEL, Activate, Adapt, Flatten, Layer, Linear, Pool
+from service.models.options import Options
+
+_log = logging.getLogger(__name__)
+
+#: torchvision before 0.3 wrote ``denselayer1.norm.1.weight`` for ``denselayer1.norm1.weight``, and its
+#: published DenseNet files still do (``torchvision.models.densenet._load_state_dict``).
+_OLD_DENSENET_KEY = re.compile(
+    r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var|num_batches_tracked))$"
+)
+
+#: timm's names for the head of a VGG, whose first two layers are convolutions there.
+_TIMM_HEAD = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
+
+
+#: The layers of torchvision's VGG head.
+_TORCHVISIONS = [Adapt, Flatten, Linear, Activate, Linear, Activate, Linear]
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a file comes down to."""
+
+    configuration: Configuration
+    state_dict: dict[str, Tensor]
+
+
+def read_network(values: Any, name: str, options: Options) -> Network:
+    """The network in ``values``. Raises `CheckpointError` where there is none, or none that can be told."""
+    flat = search.flatten(values)
+    found = _chosen(flat, name, options.key)
+    features = with_batch_counters(
+        {_OLD_DENSENET_KEY.sub(r"\1\2", key): tensor for key, tensor in search.features(flat, found).items()}
+    )
+    configuration = body(features, name)
+    configuration, head = _head(flat, found, configuration, name, options)
+    return Network(configuration, _checked(features | with_batch_counters(head), name))
+
+
+def _chosen(flat: Flat, name: str, key: str | None) -> Found:
+    found = search.networks(flat)
+    if not found:
+        what = "holds neither a VGG nor a DenseNet; only these two families are served"
+        raise CheckpointError(
+            f"'{name}' {what}" if flat else f"'{name}' holds no weights at all and so {what}"
+        )
+    if key is not None:
+        called = [one for one in found if one.called(key)]
+        if len(called) != 1:
+            raise CheckpointError(
+                f"'{name}' holds {len(called)} networks that are called '{key}'; there are {_names(found)}"
+            )
+        return called[0]
+    if len(found) == 1:
+        return found[0]
+    averages = [one for one in found if search.is_average(flat, one)]
+    raw = [one for one in found if one not in averages]
+    if len(averages) == len(raw) == 1:
+        taken, left = (averages[0], raw[0]) if _is_whole(flat, averages[0], raw[0]) else (raw[0], averages[0])
+        what = (
+            "the average of its weights"
+            if taken in averages
+            else "the raw weights, since the average is not whole"
+        )
+        _log.warning(
+            "%s holds a network twice; %s is taken, '%s'. For '%s' add ?key=%s to its name",
+            *(name, what, taken.name, left.name, left.name),
+        )
+        return taken
+    raise CheckpointError(
+        f"'{name}' holds {len(found)} networks: {_names(found)}; choose one by adding ?key= and its name"
+    )
+
+
+def _names(found: list[Found]) -> str:
+    return ", ".join(f"'{one.name}'" for one in found[:8])
+
+
+def _is_whole(flat: Flat, average: Found, raw: Found) -> bool:
+    """Whether the average has every tensor of the raw network that evaluation reads."""
+
+    def keys(found: Found) -> set[str]:
+        return {key for key in search.features(flat, found) if not key.endswith("num_batches_tracked")}
+
+    return keys(average) >= keys(raw)
+
+
+def _head(
+    flat: Flat, found: Found, configuration: Configuration, name: str, options: Options
+) -> tuple[Configuration, Flat]:
+    """The configuration with its head, and the head's tensors; unchanged where the file has none at all."""
+    others = [one for one in search.networks(flat) if one != found]
+    scope = found.scope
+    while True:
+        rest = _beside(flat, found, others, scope)
+        if isinstance(configuration, VGGConfig) and "pre_logits.fc1.weight" in rest:
+            return _timm_head(rest, configuration, name)
+        layers = chain.stored_layers(rest)
+        if any(layer.is_linear for layer in layers):
+            return _read_head(layers, configuration, name, options)
+        if not scope:
+            break
+        scope = "".join(f"{part}." for part in scope.split(".")[:-2])
+    _refuse_what_may_be_a_head(_beside(flat, found, others, ""), name)
+    _log.warning("%s holds no head: it serves features only", name)
+    return configuration, {}
+
+
+def _beside(flat: Flat, found: Found, others: list[Found], scope: str) -> Flat:
+    """The tensors within ``scope`` that belong to no network's layers, under their names in it."""
+    taken = {found.root + key.removeprefix("features.") for key in search.features(flat, found)}
+    return {
+        key.removeprefix(scope): tensor
+        for key, tensor in flat.items()
+        if key.startswith(scope)
+        and key not in taken
+        and not (found.root and key.startswith(found.root))
+        and not any(
+            key.startswith(other.scope or other.root) for other in others if other.scope != found.scope
+        )
+    }
+
+
+def _refuse_what_may_be_a_head(rest: Flat, name: str) -> None:
+    for key, tensor in rest.items():
+        if re.search(r"(^|\.)classifier\.", key):
+            raise CheckpointError(
+                f"'{name}' holds '{key}' and no weights of a head with it; give a whole checkpoint"
+            )
+        if key.endswith("weight") and tensor.ndim > 1 and tensor.is_floating_point():
+            raise CheckpointError(
+                f"'{name}' holds '{key}' {list(tensor.shape)} behind its features, which is no head that can be read "
+                "(a chain of Linear, BatchNorm1d, activations, dropout); export the model's own format instead"
+            )
+
+
+def _read_head(
+    layers: list[Stored], configuration: Configuration, name: str, options: Options
+) -> tuple[Configuration, Flat]:
+    width = configuration.width
+    chosen = _candidates(layers, width, name, options.head)
+    order = chain.ordered(chosen, width)
+    if order is None:
+        raise CheckpointError(_no_chain(chosen, width, name))
+    if _is_cut_off(order, configuration):
+        _log.warning("%s holds a head without its last layer: it serves features only", name)
+        return configuration, {}
+    stored, tensors = chain.layers_of(order, width, options, name)
+    classes = order[-1].outputs
+    return _canonical(configuration, stored, tensors, classes)
+
+
+def _candidates(layers: list[Stored], width: int, name: str, wanted: str | None) -> list[Stored]:
+    """The layers of the head. What else is there is left out aloud, or refused where it may be the head itself."""
+    groups: dict[str, list[Stored]] = {}
+    for layer in layers:
+        first = layer.name.partition(".")[0]
+        groups.setdefault("" if first.isdecimal() else first, []).append(layer)
+    if wanted is not None:
+        if wanted not in groups:
+            raise CheckpointError(
+                f"'{name}' has no head '{wanted}'; there are {', '.join(filter(None, groups))}"
+            )
+        return _plain(groups[wanted], name)
+    if "classifier" in groups:
+        chosen = groups["classifier"]
+        left = [layer for layer in layers if layer not in chosen]
+    else:
+        chosen = [layer for layer in layers if layer.is_linear or layer.is_norm]
+        left = [layer for layer in layers if layer not in chosen]
+        fitting = [group for group, members in groups.items() if chain.ordered(_readable(members), width)]
+        if len(groups) > 1 and chain.ordered(chosen, width) is None and fitting:
+            _refuse_several(fitting, name)
+            chosen, left = (
+                _readable(groups[fitting[0]]),
+                [one for one in layers if one not in groups[fitting[0]]],
+            )
+    chosen = _plain(chosen, name)
+    end = next((layer.outputs for layer in reversed(chosen) if layer.is_linear), 0)
+    for layer in left:
+        if layer.is_linear and layer.inputs in (width, end):
+            raise CheckpointError(
+                f"'{name}' holds '{layer.name}' {list(layer.parts['weight'].shape)} beside its head, and both may be "
+                f"the head; say which by adding ?head={chosen[0].name.partition('.')[0]} or "
+                f"?head={layer.name.partition('.')[0]}"
+            )
+    left = [layer for layer in left if {*layer.parts} & {"weight", "bias"}]
+    if left:
+        _log.warning("%s: left out are %s, which are no part of the network", name, _some(left))
+    return chosen
+
+
+def _readable(layers: list[Stored]) -> list[Stored]:
+    return [layer for layer in layers if layer.is_linear or layer.is_norm]
+
+
+def _plain(layers: list[Stored], name: str) -> list[Stored]:
+    """Raises `CheckpointError` for a layer among them that is neither dense nor a batch norm of a vector."""
+    for layer in layers:
+        if not (layer.is_linear or layer.is_norm):
+            shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in layer.parts.items())
+            raise CheckpointError(
+                f"the head of '{name}' has a layer '{layer.name}' ({shapes}) that cannot be read; Linear, BatchNorm1d, "
+                "activations and dropout can"
+            )
+    return layers
+
+
+def _refuse_several(fitting: list[str], name: str) -> None:
+    if len(fitting) > 1:
+        raise CheckpointError(
+            f"'{name}' holds several heads: {', '.join(fitting[:8])}; choose one by adding ?head={fitting[0]}"
+        )
+
+
+def _some(layers: list[Stored]) -> str:
+    names = [layer.name or "(no name)" for layer in layers]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _no_chain(layers: list[Stored], width: int, name: str) -> str:
+    shapes = ", ".join(f"{layer.name} {layer.inputs} → {layer.outputs}" for layer in layers[:8])
+    return (
+        f"the head of '{name}' cannot be read: {shapes} do not follow each other in one way behind {width} channels; "
+        "put the layers into one nn.Sequential and save its state dict again"
+    )
+
+
+def _is_cut_off(order: list[Stored], configuration: Configuration) -> bool:
+    """torchvision's ``classifier[:-1]``, for the features of its second layer."""
+    places = [layer.place for layer in order]
+    return (
+        isinstance(configuration, VGGConfig)
+        and places == [("classifier", 0), ("classifier", 3)]
+        and order[0].outputs == order[1].outputs == order[1].inputs
+    )
+
+
+def _canonical(
+    configuration: Configuration, layers: tuple[Layer, ...], tensors: Flat, classes: int
+) -> tuple[Configuration, Flat]:
+    """A head that is torchvision's own gets its name and its numbers, so that one network has one configuration."""
+    kinds = [type(layer) for layer in layers]
+    dense = [layer for layer in layers if isinstance(layer, Linear)]
+    usual = {layer for layer in layers if isinstance(layer, Activate)} <= {Activate()}
+    named = usual and all(layer.bias for layer in dense)
+    if isinstance(configuration, VGGConfig):
+        if named and kinds == _TORCHVISIONS and layers[0] == Adapt((KERNEL, KERNEL)):
+            first, second = (layer.outputs for layer in dense[:2])
+            other_first = None if first == second else first
+            configuration = replace(
+                configuration, hidden=second, hidden_first=other_first, num_classes=classes
+            )
+            return configuration, {_renumbered(key): tensor for key, tensor in tensors.items()}
+    elif named and kinds == [Pool, Linear]:
+        configuration = replace(configuration, num_classes=classes, head_pooling=cast(Pool, layers[0]).by)
+        return configuration, {key.replace(".0.", "."): tensor for key, tensor in tensors.items()}
+    return replace(configuration, num_classes=classes, layers=layers), tensors
+
+
+def _renumbered(key: str) -> str:
+    name, number, part = key.split(".")
+    return f"{name}.{3 * int(number)}.{part}"
+
+
+def _timm_head(rest: Flat, configuration: VGGConfig, name: str) -> tuple[Configuration, Flat]:
+    renamed: Flat = {}
+    for key, tensor in rest.items():
+        layer, _, part = key.rpartition(".")
+        if layer in _TIMM_HEAD and part in ("weight", "bias"):
+            renamed[f"{_TIMM_HEAD[layer]}.{part}"] = tensor.flatten(1) if part == "weight" else tensor
+    configuration = replace(configuration, head="sliding")
+    if "classifier.6.weight" not in renamed:
+        return configuration, {}
+    try:
+        first, hidden, classes = (len(renamed[f"classifier.{number}.weight"]) for number in (0, 3, 6))
+    except KeyError as error:
+        raise CheckpointError(
+            f"'{name}' lacks {error.args[0]} of its head; give a whole checkpoint"
+        ) from error
+    other_first = None if first == hidden else first
+    return replace(configuration, num_classes=classes, hidden=hidden, hidden_first=other_first), renamed
+
+
+def _checked(state_dict: Flat, name: str) -> Flat:
+    for key, value in state_dict.items():
+        if not value.is_floating_point() and not key.endswith("num_batches_tracked"):
+            raise CheckpointError(
+                f"'{name}' holds '{key}' as {value.dtype}; only float weights can be served"
+            )
+    return state_dict
+
+
+def with_batch_counters(state_dict: Flat) -> Flat:
+    """Old files lack the counter that batch norm keeps while it trains; evaluation never reads it."""
+    for key in [key for key in state_dict if key.endswith("running_mean")]:
+        counter = key.removesuffix("running_mean") + "num_batches_tracked"
+        state_dict.setdefault(counter, torch.zeros((), dtype=torch.long))
+    return state_dict
