@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from service import samples as room
-from service.models.checkpoints.places import DEMO
 from service.samples import samples
 from tests.server import HTTP, Server
 
-#: Among a cat's relatives the demo model may take one for the other: ImageNet's five kinds of house cat.
-CATS = {"tabby", "tiger cat", "Persian cat", "Siamese cat", "Egyptian cat"}
+ATTRIBUTION = (Path(__file__).resolve().parents[1] / "samples" / "ATTRIBUTION.md").read_text("utf-8")
+#: Licences that let anybody pass the photographs on, with the author's name.
+FREE = ("CC0 1.0", "public domain", "CC BY 2.0")
+
+
+def attributed() -> dict[str, list[str]]:
+    """The table's lines by file: what it shows, ImageNet's class with its id, author, licence, source."""
+    lines = re.findall(r"^\| `(\S+)` \| (.+) \|$", ATTRIBUTION, re.M)
+    return {name: rest.split(" | ") for name, rest in lines}
 
 
 def test_they_are_photographs_with_a_name_for_people() -> None:
-    assert {"chelsea.jpg", "coffee.jpg", "rocket.jpg"} <= {path.name for _, path in samples()}
+    assert 3 <= len(samples()) <= 6
     for name, path in samples():
         assert name[0].isupper()
         with Image.open(path) as image:
@@ -35,13 +42,24 @@ def test_an_installed_wheel_has_them_inside(tmp_path: Path, monkeypatch: pytest.
     assert samples() == []
 
 
-@pytest.mark.skipif(not DEMO.is_dir(), reason="service/models/demo is not there: no model comes along yet")
-def test_the_demo_model_recognises_them() -> None:
+def test_each_has_an_author_and_a_licence_that_lets_it_come_along() -> None:
+    table = attributed()
+    assert table.keys() == {path.name for _, path in samples()}
+    for _, _, author, licence, source in table.values():
+        assert author
+        assert source
+        assert licence.startswith(FREE)
+
+
+def test_the_demo_model_knows_them_and_is_sure_best_first() -> None:
+    table = attributed()
     with Server(weights="demo", frontends=1, max_batch_size=4) as server:
-        answers = {}
+        sure = []
         for _, path in samples():
             answer = HTTP.post(f"{server.url}/predict", files={"file": path.read_bytes()}).json()
             assert answer["weights"] == "demo"
-            answers[path.name] = [entry["label"] for entry in answer["predictions"]]
-    assert answers["chelsea.jpg"][0] in CATS
-    assert answers["coffee.jpg"][0] == "espresso"
+            best = answer["predictions"][0]
+            assert f"{best['label']} ({best['class_id']})" == table[path.name][1]
+            sure.append(best["probability"])
+    assert min(sure) >= 0.5
+    assert sure == sorted(sure, reverse=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-SAMPLE = Path(__file__).resolve().parents[1] / "samples" / "chelsea.jpg"
+SAMPLE = Path(__file__).resolve().parents[1] / "samples" / "red-panda.jpg"
 #: Seconds: a start on a busy machine.
 PATIENCE = 120.0
 

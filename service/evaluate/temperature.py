@@ -7,7 +7,6 @@ is the largest, and it goes into the last layer: a model with it costs nothing m
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import ConfigurationError
+from service.models.head import Activate, Linear, Weighted, key, layers_of
 
 if TYPE_CHECKING:
     from service.models.checkpoints import Checkpoint
@@ -25,8 +25,8 @@ _LEAST, _MOST = 0.05, 20.0
 _ACCURACY = 1e-4
 #: Photos whose softmax is in memory at once.
 _ROWS = 4096
-#: torchvision's names of the layer whose output are the logits: DenseNet's, and VGG's last of several.
-_LAST_LAYER = re.compile(r"classifier(?:\.(\d+))?\.(weight|bias)")
+#: Nonlinearities that a positive factor passes through.
+_HOMOGENEOUS = ("linear", "relu", "leaky_relu")
 
 
 def fitted(logits: NDArray[np.float32], truths: NDArray[np.intp]) -> float:
@@ -70,17 +70,39 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 def folded(checkpoint: Checkpoint, temperature: float) -> Checkpoint:
     """The checkpoint with its logits divided by ``temperature``, in the same number formats.
 
-    Raises `ConfigurationError` for a checkpoint whose answers are no softmax of logits.
+    It goes into the head's last layer with arrays. Where something stands behind that which a factor does not pass
+    through, such as a tanh, the head gets one layer more. Raises `ConfigurationError` for a checkpoint whose answers
+    are no softmax of logits.
     """
     require_softmax(checkpoint)
-    places = {key: match for key in checkpoint.state_dict if (match := _LAST_LAYER.fullmatch(key))}
-    last = max(int(match[1] or 0) for match in places.values())
-    scaled = {
-        key: (tensor.float() / temperature).to(tensor.dtype)
-        for key, tensor in checkpoint.state_dict.items()
-        if key in places and int(places[key][1] or 0) == last
-    }
-    return replace(checkpoint, state_dict={**checkpoint.state_dict, **scaled}, sha256=None)
+    for layer in reversed(layers_of(checkpoint.configuration)):
+        if isinstance(layer, Weighted):
+            return _scaled(checkpoint, key(layer), temperature)
+        if isinstance(layer, Activate) and layer.by not in _HOMOGENEOUS:
+            break
+    return _lengthened(checkpoint, temperature)
+
+
+def _scaled(checkpoint: Checkpoint, prefix: str, temperature: float) -> Checkpoint:
+    """With the two arrays that a layer's output is proportional to divided by ``temperature``."""
+    arrays = dict(checkpoint.state_dict)
+    for name in (f"{prefix}weight", f"{prefix}bias"):
+        if name in arrays:
+            arrays[name] = (arrays[name].float() / temperature).to(arrays[name].dtype)
+    return replace(checkpoint, state_dict=arrays, sha256=None)
+
+
+def _lengthened(checkpoint: Checkpoint, temperature: float) -> Checkpoint:
+    """With a dense layer at the end that does nothing but divide."""
+    import torch
+
+    layers = layers_of(checkpoint.configuration)
+    classes = checkpoint.configuration.num_classes
+    number = 1 + max((int(layer.name) for layer in layers if isinstance(layer, Weighted)), default=-1)
+    last = Linear(str(number), classes, classes, bias=False)
+    configuration = replace(checkpoint.configuration, layers=(*layers, last))
+    arrays = {**checkpoint.state_dict, f"{key(last)}weight": torch.eye(classes) / temperature}
+    return replace(checkpoint, configuration=configuration, state_dict=arrays, sha256=None)
 
 
 def require_softmax(checkpoint: Checkpoint) -> None:

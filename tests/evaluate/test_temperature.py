@@ -17,6 +17,7 @@ from service.evaluate.temperature import fitted, folded, softmax
 from service.models import loader
 from service.models.checkpoints.checkpoint import Checkpoint
 from service.models.configuration import Head, VGGConfig
+from service.models.head import Activate, Convolution, Layer, Linear, Norm, Pool
 from tests import tiny
 
 
@@ -90,25 +91,39 @@ def test_certainties_and_edges_have_an_interval(entries: list[tuple[float, bool]
     assert 0 <= reliability.error <= 100
 
 
+_LAST = (Linear("0", 8, 6), Activate(), Linear("1", 6, tiny.CLASSES))
+#: Heads of other training scripts: what stands behind the last dense layer, or in its place.
+CHAINS: dict[str, tuple[Layer, ...]] = {
+    "no bias": (Pool(), Linear("4", 8, tiny.CLASSES, bias=False)),
+    "a convolution, then pooling": (Convolution("0", 8, tiny.CLASSES, 1), Pool("max")),
+    "a norm": (Pool(), *_LAST, Norm("7", tiny.CLASSES)),
+    "relu": (Pool(), *_LAST, Activate("relu")),
+    "leaky relu": (Pool(), *_LAST, Activate("leaky_relu", 0.2)),
+    "elu": (Pool(), *_LAST, Activate("elu", 1.0)),
+    "tanh": (Pool(), *_LAST, Activate("tanh")),
+    "softmax": (Pool(), *_LAST, Activate("softmax")),
+}
+
+
 def network(kind: str) -> Checkpoint:
-    """The tiny DenseNet, or a VGG with this head: several dense layers, of which the last one alone gives logits."""
+    """The tiny DenseNet, or a VGG with this head, of which the last layer alone may be scaled."""
     if kind == "densenet":
         return tiny.checkpoint()
-    head = cast(Head, kind)
-    flattening = "flatten" in kind
+    named = kind in get_args(Head)
     configuration = VGGConfig(
         ((4,), (8,), (8,)),
         hidden=8,
         num_classes=tiny.CLASSES,
-        head=head,
+        head=cast(Head, kind) if named else "adaptive",
         hidden_dense=6 if kind == "legacy-flatten" else None,
-        image_size=(64, 64) if flattening else None,
+        image_size=(64, 64) if "flatten" in kind else None,
+        layers=() if named else CHAINS[kind],
     )
     return tiny.of(configuration, 64)
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.7])
-@pytest.mark.parametrize("kind", ["densenet", *get_args(Head)])
+@pytest.mark.parametrize("kind", ["densenet", *get_args(Head), *CHAINS])
 def test_a_folded_checkpoint_gives_the_divided_logits(kind: str, temperature: float) -> None:
     checkpoint = network(kind)
     pixels = torch.randint(0, 256, (3, *checkpoint.preprocessing.shape), dtype=torch.uint8)
