@@ -3,11 +3,11 @@
 import sys
 import time
 
-from verification import files, image, manifests, monitoring, scrape  # noqa: F401  # each registers its steps
+from verification import chart, files, image, manifests, monitoring, scrape  # noqa: F401  # each registers its steps
 from verification.steps import STEPS, Failure, Skip
 
 #: Seconds together, with nothing but Python, kubectl and promtool; what is not there is skipped.
-QUICK = ("agreement", "alerts", "dashboard", "declared", "locks")
+QUICK = ("agreement", "helm", "alerts", "dashboard", "declared", "locks")
 
 
 def run(name: str) -> bool:

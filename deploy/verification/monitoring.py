@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from verification.steps import ROOT, Failure, need, output, step
+from verification.steps import QUICKLY, ROOT, Failure, need, output, step
 
 PLACE = ROOT / "k8s" / "overlays" / "monitoring"
 PROMTOOL = "Debian: prometheus"
@@ -51,7 +51,7 @@ def alerts() -> str:
     output([ROOT / "deploy" / "generate", "--check"])
     output([promtool, "check", "rules", PLACE / "rules.yml"])
     tests = sorted(PLACE.glob("*_test.yml"))
-    output([promtool, "test", "rules", *tests])
+    output([promtool, "test", "rules", *(tests if not QUICKLY else [PLACE / "rules_test.yml"])])
     cases = "".join(path.read_text(encoding="utf-8") for path in tests)
     runbook = (ROOT / "docs" / "OPERATIONS.md").read_text(encoding="utf-8")
     names = [rule["alert"] for rule in rules() if "alert" in rule]

@@ -1,0 +1,27 @@
+"""The Helm chart's values: each says what it does to whoever sets it. (`deploy/verify helm` renders them.)"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+CHART = Path(__file__).parent.parent.parent / "deploy" / "helm"
+
+
+def test_every_value_says_what_it_does() -> None:
+    lines = [
+        line for line in (CHART / "values.yaml").read_text().splitlines() if re.match(r" *\w+: \S", line)
+    ]
+    assert len(lines) > 20
+    assert [line for line in lines if "  # " not in line] == []
+
+
+def test_every_value_is_read() -> None:
+    yaml = pytest.importorskip("yaml")
+    templates = "".join(path.read_text() for path in (CHART / "templates").iterdir())
+    for name, value in yaml.safe_load((CHART / "values.yaml").read_text()).items():
+        for inner in value if isinstance(value, dict) and value else [None]:
+            path = f"Values.{name}" + (f".{inner}" if inner else "")
+            assert path in templates or f'"{name}"' in templates, path
