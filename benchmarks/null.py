@@ -3,7 +3,7 @@
     python -m benchmarks.null serve --port 8000        (the flags of `imagenet-serve serve`)
 
 The engine's loader is replaced before the supervisor forks, so no setting of the service knows of this.
-With BENCHMARK_NO_DECODE=1 decoding costs nothing either; the hand-over to the decoding thread stays.
+With BENCHMARK_NO_DECODE=1 decoding costs nothing either; the hand-over to a decoder stays.
 
 BENCHMARK_FIXED_MS, _IMAGE_MS and _DECODE_MS give a batch, each of its images and each decoding a time that is
 slept away: a server whose parts take what one says, on any machine (`benchmarks.check_simulation`).
@@ -101,7 +101,7 @@ def _no_decode(*_: Any, **__: Any) -> None:
 if __name__ == "__main__":
     process._load = load  # type: ignore[assignment]
     if os.environ.get("BENCHMARK_NO_DECODE"):
-        from service.api import context
+        from service.decoders import picture
 
-        context.prepare = _no_decode
+        picture.prepare = _no_decode
     main()

@@ -19,6 +19,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
@@ -133,6 +134,9 @@ _TURNED_POINTS: dict[Image.Transpose, Callable[[float, float, int, int], tuple[f
     Image.Transpose.ROTATE_90: lambda x, y, w, h: (y, w - x),
 }
 
+#: Chunks of a PNG that may hold an orientation.
+_PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
+
 #: Modes without a conversion to RGB of Pillow's own, and the mode on the way to it. ``La`` is ``LA``
 #: with the alpha multiplied in; Pillow itself takes it back to ``LA`` after a resize.
 _DETOURS = {"La": "LA"}
@@ -140,6 +144,23 @@ _DETOURS = {"La": "LA"}
 _PILLOW_IS_QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 Data = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A picture before its pixels are decoded."""
+
+    data: bytes
+    pixels: int
+    """That the file declares; a scaled JPEG has fewer."""
+    image: ImageFile | None
+    """None for a format whose reader takes the memory of the whole picture already when it is opened (WebP)."""
+    turned: bool
+    """Whether it may be turned when it is decoded."""
+
+
+#: Told of each picture before its pixels are decoded; what it raises ends the decoding.
+Admit = Callable[[Opened], None]
 
 
 def sniff(head: bytes) -> str | None:
@@ -184,15 +205,18 @@ def decode(data: Data, *, max_pixels: int, at_least: int | None = None) -> Image
     return to_rgb(load(data, max_pixels=max_pixels, at_least=at_least))
 
 
-def load(data: Data, *, max_pixels: int, at_least: int | None = None) -> Image.Image:
+def load(
+    data: Data, *, max_pixels: int, at_least: int | None = None, admit: Admit | None = None
+) -> Image.Image:
     """`decode` without the last step: RGB, or L, whose grey stands for three equal channels.
 
-    A resize gives the same bits before and after L becomes RGB, at a third of the work.
+    A resize gives the same bits before and after L becomes RGB, at a third of the work. ``admit`` is told of
+    the picture before its pixels are decoded.
     """
     name = judge_header(data[:HEADER_BYTES], max_pixels)
     _let_pillow_follow(max_pixels)
     try:
-        image: Image.Image = _read(name, data, max_pixels, at_least)
+        image: Image.Image = _read(name, data, max_pixels, at_least, admit)
         image = _upright(image)
         return image if image.mode == "L" else to_rgb(image)
     except Image.DecompressionBombError as error:
@@ -220,17 +244,31 @@ def _recognise(data: Data) -> str:
     return name
 
 
-def _read(name: str, data: Data, max_pixels: int, at_least: int | None) -> Image.Image:
+def _read(
+    name: str, data: Data, max_pixels: int, at_least: int | None, admit: Admit | None = None
+) -> Image.Image:
     data = data if isinstance(data, bytes) else bytes(data)
     effort.judge(name, data)
+    if admit is not None and name == "WEBP" and (canvas := declared(name, data[:HEADER_BYTES])):
+        admit(Opened(data, canvas[0] * canvas[1], None, turned=True))
     image = _READERS[name](io.BytesIO(data))  # shares bytes, copies anything else
     _judge(image.width, image.height, max_pixels)
+    pixels = image.width * image.height
     if at_least is not None and isinstance(image, JpegImageFile):
         drafted = image.draft("RGB", (at_least, at_least))
         if drafted is not None:
             image.info[EXTENT] = drafted[1]
+    if admit is not None:
+        admit(Opened(data, pixels, image, _may_be_turned(name, image, data)))
     image.load()
     return image
+
+
+def _may_be_turned(name: str, image: Image.Image, data: bytes) -> bool:
+    """Whether the file asks for it, as far as that can be told without decoding it."""
+    if name == "PNG":  # its metadata may lie behind the pixels, and Pillow decodes these to find it
+        return any(kind in data for kind in _PNG_METADATA)
+    return _orientation(image) is not None
 
 
 def _judge(width: int, height: int, max_pixels: int) -> None:

@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +18,19 @@ import uvicorn
 
 from service import logs
 from service.api.app import create_app
+from service.api.body import ENVELOPE
 from service.api.context import Context
 from service.api.keys import Keys
 from service.card import ModelCard
-from service.decoders import Decoders
+from service.decoders.cost import SMALL
+from service.decoders.keeper import Keeper
+from service.decoders.pool import Pool
+from service.decoders.threads import Threads
+from service.engine import transport
 from service.engine.arena import Arena, Geometry
 from service.engine.client import EngineClient
 from service.engine.transport import Channel, Link, read_blob
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, Draining, EngineFailed
 from service.extras import install_command
 from service.listener import BACKLOG, refuse_newcomers
 from service.metrics import Metrics
@@ -47,22 +53,40 @@ _KEEP_ALIVE = 75
 _LAME_DUCK, _LAME_DUCK_STEPS = 0.2, 4
 #: Seconds for the last answers to requests that were cut off.
 _LAST_WORDS = 0.5
+#: Seconds before the end of a drain, or a tenth of it, in which no image is decoded any more: whoever waits is told so.
+_LAST_SECOND = 1.0
 
 
 class FrontEnd:
     """Construct with the listening socket and the channel to the supervisor, then `run`."""
 
-    def __init__(self, settings: Settings, listener: socket.socket, channel: Channel) -> None:
+    def __init__(
+        self, settings: Settings, listener: socket.socket, channel: Channel, keeper: Keeper | None = None
+    ) -> None:
+        """Decodes in processes of the ``keeper``, or in threads without one."""
         self._settings = settings
         self._listener = listener
         self._channel = channel
         self._keys, self._certificate = check(settings)
         threads = -(-available_cores() // settings.resolved_frontends)
-        self._decoders = Decoders(threads)
+        metrics, self._lost = Metrics.declare(), False
+        client = EngineClient(threads=threads, thread_memory=SMALL.memory if keeper else 0)
+        self._pool = (
+            Pool(
+                keeper,
+                threads,
+                client,
+                killed=lambda kind, reason: metrics.decodes_killed.labels(kind, reason).inc(),
+                lost=self._lost_the_keeper,
+            )
+            if keeper is not None
+            else None
+        )
+        self._decoders = self._pool or Threads(threads)
         self._context = Context(
             settings=settings,
-            client=EngineClient(threads=threads),
-            metrics=Metrics.declare(),
+            client=client,
+            metrics=metrics,
             decoders=self._decoders,
             tracing=Tracing.from_environment(),
             supervisor=_supervisor(),
@@ -95,18 +119,20 @@ class FrontEnd:
             await asyncio.wait(cut_off, timeout=_LAST_WORDS)
         loop.remove_reader(self._channel.fileno())
         # The engine takes back what a closed link held, so no thread may write any more by then.
-        await asyncio.to_thread(self._decoders.shutdown)
+        await self._decoders.close()
         await asyncio.sleep(0)
         self._context.client.detach()
         if self._context.tracing is not None:
             self._context.tracing.close()
         self._channel.close()
-        return lost
+        return lost + self._lost
 
     async def _beat(self) -> None:
         while self._channel.send("alive"):
             if self._certificate is not None:
                 self._certificate.refresh()
+            if self._pool is not None:
+                self._context.client.note_busy(self._pool.busy_seconds)
             await asyncio.sleep(HEARTBEAT)
 
     def _hear(self) -> None:
@@ -129,11 +155,27 @@ class FrontEnd:
             case "engine":
                 self._attach(message["number"], Geometry.from_json(message["geometry"]), *descriptors)
             case "drain":
-                asyncio.get_running_loop().call_later(message["delay"], self._end)
+                self._drain(message["delay"])
 
     def _attach(self, number: int, geometry: Geometry, arena: int, link: int, card: int) -> None:
         self._context.card = ModelCard.from_bytes(read_blob(card))
         self._context.client.attach(Arena(arena, geometry), Link.of(link), number)
+        if self._pool is not None:
+            self._pool.configure(self._context.recipe, self._settings.max_upload_bytes + ENVELOPE)
+
+    def _drain(self, delay: float) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(delay, self._end)
+        if self._pool is not None:
+            patience = self._settings.drain_timeout_ms / 1000
+            loop.call_later(delay + patience - min(_LAST_SECOND, patience / 10), self._pool.give_up, _no_time)
+
+    def _lost_the_keeper(self) -> None:
+        """Another front-end has to take this one's place."""
+        self._lost = True
+        assert self._pool is not None
+        self._pool.give_up(_no_decoders)
+        self._end()
 
     def _end(self) -> None:
         """Takes no new connection, finishes what is open, lets `run` return."""
@@ -153,6 +195,14 @@ class FrontEnd:
 def _supervisor() -> int:
     """The process of the supervisor: the parent, or this one where every part is a thread."""
     return os.getpid() if multiprocessing.parent_process() is None else os.getppid()
+
+
+def _no_time() -> Exception:
+    return Draining("the service ends, and the image is not decoded yet (drain_timeout_ms)")
+
+
+def _no_decoders() -> Exception:
+    return EngineFailed("the decoders have failed and are being started again")
 
 
 def check(settings: Settings) -> tuple[Keys | None, Certificate | None]:
@@ -195,15 +245,18 @@ def _server(context: Context, keys: Keys | None, certificate: Certificate | None
 def main(settings: Settings, listener: socket.socket, name: str, channel: Channel) -> None:
     """The life of a front-end, in a process or a thread of its own. Ends with exit code 1 if requests were lost."""
     logs.configure(settings, name)
+    # Forked before there is a thread, a connection or a key here. In a thread of the supervisor nothing may be forked.
+    alone = transport.PROCESSES and threading.current_thread() is threading.main_thread()
+    keeper = Keeper() if alone else None
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        lost = runner.run(_run(settings, listener, channel))
+        lost = runner.run(_run(settings, listener, channel, keeper))
     if lost:
         log.error("%d requests were cut off: drain_timeout_ms was too short for them", lost)
         raise SystemExit(1)
 
 
-async def _run(settings: Settings, listener: socket.socket, channel: Channel) -> int:
-    return await FrontEnd(settings, listener, channel).run()
+async def _run(settings: Settings, listener: socket.socket, channel: Channel, keeper: Keeper | None) -> int:
+    return await FrontEnd(settings, listener, channel, keeper).run()
 
 
 def _loop_factory() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -12,6 +13,9 @@ _EXTENSIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx
 _CGROUP = Path("/sys/fs/cgroup")
 #: cgroup v1 says "no limit" with the largest number of pages that there could be.
 _NO_LIMIT = 2**60
+#: Bytes, and the share of the cgroup's limit, that are not for pictures: bodies on their way, and what processes grow
+#: by.
+_RESERVE, _RESERVED_SHARE = 128 << 20, 0.1
 
 
 def cpu_model() -> str:
@@ -49,6 +53,17 @@ def free_memory(root: Path = _CGROUP) -> int | None:
     """Bytes that a new process could have: the host's, or what is left of the cgroup's limit. None where unknown."""
     left = [value for value in (_memory_available(), _cgroup_memory_left(root)) if value is not None]
     return min(left, default=None)
+
+
+def memory_for_pictures(root: Path = _CGROUP) -> float:
+    """Bytes that pictures may take while they are decoded: what is left now, when the model is warm, but for a reserve.
+
+    Infinite where nothing says what there is.
+    """
+    left = free_memory(root)
+    if left is None:
+        return math.inf
+    return max(0.0, left - max(_RESERVE, _RESERVED_SHARE * (_cgroup_memory_limit(root) or 0)))
 
 
 def nvidia_driver() -> str | None:
@@ -102,16 +117,36 @@ def _memory_available() -> int | None:
         return None
 
 
-def _cgroup_memory_left(root: Path) -> int | None:
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+def _cgroup_memory_limit(root: Path) -> int | None:
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
         try:
-            most = (root / limit).read_text().strip()
-            if most == "max" or int(most) >= _NO_LIMIT:
-                return None
-            return max(0, int(most) - int((root / used).read_text()))
-        except (OSError, ValueError):
+            most = int((root / name).read_text())
+            return None if most >= _NO_LIMIT else most
+        except (OSError, ValueError):  # no such file, or "max"
             continue
     return None
+
+
+def _cgroup_memory_left(root: Path) -> int | None:
+    limit = _cgroup_memory_limit(root)
+    if limit is None:
+        return None
+    for used, statistics, idle in (
+        ("memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    ):
+        try:
+            taken = int((root / used).read_text())
+        except (OSError, ValueError):
+            continue
+        # What was read from files and is not needed goes first: the kubelet does not count it either.
+        return max(0, limit - max(0, taken - _statistic(root / statistics, idle)))
+    return None
+
+
+def _statistic(path: Path, name: str) -> int:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)

@@ -115,6 +115,7 @@ class Metrics:
     expired: Counter
     late_work: Counter
     nan_outputs: Counter
+    decodes_killed: Labelled[Counter]
 
     @classmethod
     def declare(cls) -> Metrics:
@@ -155,6 +156,11 @@ class Metrics:
             expired=counter("expired", "Requests answered 504."),
             late_work=counter("late_work", "Images that the model ran after their deadline; stays 0."),
             nan_outputs=counter("nan_outputs", "Images that the model answered with NaN or infinity."),
+            decodes_killed=Labelled(
+                counter(
+                    "decodes_killed", "Decodes that were ended, by format and reason.", ("format", "reason")
+                )
+            ),
         )
         for stage in STAGES:
             metrics.stage_duration.labels(stage)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service.decode import EXTENT, Data, decode, load, sniff, to_rgb
+from service.decode import EXTENT, Admit, Data, decode, load, sniff, to_rgb
 from service.errors import CheckpointError
 from service.resample import FILTERS, Part, Window, interpolate, resize_window
 
@@ -138,20 +138,26 @@ def _is_triple(value: Any) -> bool:
 
 
 def prepare(
-    data: Data, spec: Preprocessing, out: Pixels, *, max_pixels: int, fast: bool = False
+    data: Data,
+    spec: Preprocessing,
+    out: Pixels,
+    *,
+    max_pixels: int,
+    fast: bool = False,
+    admit: Admit | None = None,
 ) -> Image.Image:
     """Decode, fit, and write into ``out``: uint8 ``spec.shape``, a row of shared memory.
 
     Returns the whole photo, upright, RGB or L; ``out`` shows the `seen_box` of it.
 
     ``fast`` decodes large JPEGs at a fraction of their size where the spec shrinks with antialiasing anyway,
-    and resizes no more than the crop keeps; the pixels then differ a little (how much: tests). ``out`` stays
-    as it is when this raises:
+    and resizes no more than the crop keeps; the pixels then differ a little (how much: tests). ``admit`` is told
+    of the picture before its pixels are decoded. ``out`` stays as it is when this raises:
     `EmptyBody`, `UnsupportedMediaType`, `ImageTooLarge`, `InvalidImage` (see `decode`).
     """
     if out.shape != spec.shape or out.dtype != np.uint8:
         raise ValueError(f"out must be uint8 {spec.shape}, not {out.dtype} {out.shape}")
-    image = load(data, max_pixels=max_pixels, at_least=_fast_size(spec) if fast else None)
+    image = load(data, max_pixels=max_pixels, at_least=_fast_size(spec) if fast else None, admit=admit)
     if spec.fit == RESIZE_CROP:
         _resize_crop(image, spec, out, exact=not fast or spec.interpolation == "nearest")
     else:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Self
+
+from service.decoders.threads import Threads
 
 _PATIENCE = 120.0
 
@@ -25,3 +28,13 @@ class Crew:
         self._stop.set()
         for thread in self._threads:
             thread.join(_PATIENCE)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[Threads]:
+    """Decoding threads until the block ends."""
+    some = Threads(count)
+    try:
+        yield some
+    finally:
+        some.shutdown()

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
 from fastapi import Request
-from numpy.typing import NDArray
-from PIL import Image
 
 from service.card import ModelCard
-from service.engine.client import EngineClient, Threads
+from service.decoders.picture import Picture, Recipe
+from service.engine.client import EngineClient
+from service.engine.writing import Decoders
 from service.errors import Draining, EngineFailed, NotFound, NotReady
 from service.metrics import Metrics
-from service.preprocess import prepare
 from service.settings import Settings
 from service.status import Status
 from service.tracing import Tracing
@@ -23,9 +20,6 @@ from service.tracing import Tracing
 #: Seconds without a byte of a download or another phase, after which a start is taken for hung. No single step of a
 #: start is known to take this long: not the read of the largest checkpoint, not one kernel's compilation.
 START_PATIENCE = 600.0
-
-#: Fills a slot's pixels, in a decoding thread.
-Write = Callable[[NDArray[np.uint8]], None]
 
 
 @dataclass
@@ -35,7 +29,7 @@ class Context:
     settings: Settings
     client: EngineClient
     metrics: Metrics
-    decoders: Threads
+    decoders: Decoders
     status: Status = field(default_factory=Status)
     card: ModelCard | None = None
     tracing: Tracing | None = None
@@ -80,6 +74,8 @@ class Context:
         if self.draining:
             raise Draining("the service is draining and about to end")
         if self.client.connected and self.status.state == "ready":
+            if self.decoders.stuck:
+                raise NotReady("the decoders are stuck: pictures wait, and none has been begun for seconds")
             return
         if self.card is not None:
             raise EngineFailed("the engine has failed and is being started again")
@@ -102,20 +98,15 @@ class Context:
             )
         return card
 
-    def writer(
-        self, data: bytes | memoryview, keep: Callable[[Image.Image], object] = lambda photo: None
-    ) -> Write:
-        """A function that decodes and prepares ``data`` into a slot's pixels, uint8 ``[H, W, 3]``.
+    @property
+    def recipe(self) -> Recipe:
+        """How pictures are prepared for the model. Raises `NotReady` without one."""
+        settings = self.settings
+        return Recipe(self.model().preprocessing, settings.max_image_pixels, settings.decode == "fast")
 
-        It gives the whole upright photo to ``keep``, in its thread.
-        """
-        preprocessing = self.model().preprocessing
-        limit, fast = self.settings.max_image_pixels, self.settings.decode == "fast"
-
-        def write(pixels: NDArray[np.uint8]) -> None:
-            keep(prepare(data, preprocessing, pixels, max_pixels=limit, fast=fast))
-
-        return write
+    def picture(self, data: bytes | memoryview, drawn: bool = False) -> Picture:
+        """``data``, to fill a slot with. ``drawn`` keeps the photo, too."""
+        return Picture(data, self.recipe, drawn)
 
 
 def context_of(request: Request) -> Context:

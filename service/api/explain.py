@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Query, Request
 from numpy.typing import NDArray
-from PIL import Image
 from starlette.responses import Response
 
 from service.api import body
@@ -21,7 +21,7 @@ from service.api.ranking import activate
 from service.api.schemas import ExplainResponse
 from service.errors import InvalidParameter
 from service.labels import ClassLabel
-from service.overlay import overlay, reduced
+from service.overlay import overlay
 from service.preprocess import seen_box
 from service.task import Explain
 
@@ -99,12 +99,11 @@ async def explain_image(
     arrive(context, deadline)
     image = await receive()
     exchange.stages["receive"] = time.monotonic() - exchange.started
-    photo = _Photo(drawn)
+    photo = context.picture(image, drawn)
     classes, (_, height, width) = len(model.classes), model.feature_shape
     async with hang_up_cancels(request):
         with context.client.take(deadline) as slot:
-            write = context.writer(image, photo.keep)
-            seen = await look(context, slot, write, deadline, classes + height * width, wanted)
+            seen = await look(context, slot, photo, deadline, classes + height * width, wanted)
         exchange.note(seen.stages, seen.answer)
         result = seen.answer.result
         logits, grid = result[:classes], result[classes:].reshape(height, width)
@@ -112,28 +111,10 @@ async def explain_image(
         box = seen_box(photo.size, model.preprocessing)
         picture = None
         if drawn:
-            picture = await in_a_thread(context, lambda: overlay(photo.reduced(), grid, box), deadline)
+            assert photo.photo is not None
+            picture = await in_a_thread(context, partial(overlay, photo.photo, grid, box), deadline)
     probability = float(activate(logits, model.activation)[index])
     return Explanation(model.classes[index], probability, grid, box, exchange.timings(), picture)
-
-
-class _Photo:
-    """What is kept of the photo when its pixels are in the slot: its size, and itself, smaller, if it is drawn."""
-
-    def __init__(self, drawn: bool) -> None:
-        self.size = (0, 0)
-        self._drawn = drawn
-        self._reduced: Image.Image | None = None
-
-    def keep(self, photo: Image.Image) -> None:
-        """In a decoding thread."""
-        self.size = (photo.height, photo.width)
-        if self._drawn:
-            self._reduced = reduced(photo)
-
-    def reduced(self) -> Image.Image:
-        assert self._reduced is not None
-        return self._reduced
 
 
 def _index(classes: Sequence[ClassLabel], class_id: int) -> int:

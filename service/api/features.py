@@ -52,7 +52,7 @@ async def features(request: Request, pooling: Pooling = "avg") -> Response:
     async with hang_up_cancels(request):
         with context.client.take(deadline) as slot:
             seen = await look(
-                context, slot, context.writer(image), deadline, math.prod(shape), _TASKS[pooling]
+                context, slot, context.picture(image), deadline, math.prod(shape), _TASKS[pooling]
             )
     exchange.note(seen.stages, seen.answer)
     array = seen.answer.result.reshape(shape)

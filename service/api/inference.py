@@ -14,12 +14,13 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from service.api.context import Context, Write
+from service.api.context import Context
 from service.api.exchange import Exchange
 from service.api.ranking import finite
 from service.api.schemas import Problem
 from service.card import ModelCard
 from service.engine.client import Answer, Slot
+from service.engine.writing import Work
 from service.errors import DeadlineExceeded, NotANumber, RequestError
 from service.task import Task, Wanted
 
@@ -69,17 +70,17 @@ class Seen:
 async def look(
     context: Context,
     slot: Slot,
-    write: Write,
+    work: Work,
     deadline: float,
     length: int,
     wanted: Wanted = Task.CLASSIFY,
 ) -> Seen:
-    """Lets ``write`` fill ``slot`` and waits for ``length`` float32 of what is ``wanted`` of the model.
+    """Lets ``work`` fill ``slot`` and waits for ``length`` float32 of what is ``wanted`` of the model.
 
     Raises `NotANumber`, beside what the slot's methods raise.
     """
     began = time.monotonic()
-    await slot.fill(context.decoders, write, deadline)
+    await slot.fill(context.decoders, work, deadline)
     decode = time.monotonic() - began
     answer = await slot.answer(deadline, length, wanted)
     try:
@@ -120,14 +121,14 @@ async def each(
 
 
 async def logits_of_all(
-    context: Context, exchange: Exchange, writes: Sequence[Write], deadline: float, classes: int
+    context: Context, exchange: Exchange, writes: Sequence[Work], deadline: float, classes: int
 ) -> NDArray[np.float32]:
     """The logits of every image that ``writes`` put into slots, float32 ``[N, classes]``, in order.
 
     All or nothing: the first `RequestError` is raised, with the image's number if there are several.
     """
 
-    async def one(numbered: tuple[int, Write], slot: Slot) -> NDArray[np.float32]:
+    async def one(numbered: tuple[int, Work], slot: Slot) -> NDArray[np.float32]:
         number, write = numbered
         try:
             seen = await look(context, slot, write, deadline, classes)

@@ -20,12 +20,13 @@ from starlette.responses import Response
 
 from service import __version__
 from service.api import body, tensors
-from service.api.context import Context, Write, context_of
+from service.api.context import Context, context_of
 from service.api.exchange import exchange_of, hang_up_cancels
 from service.api.inference import arrive, in_a_thread, logits_of_all
 from service.api.ranking import activate, top
 from service.api.tensors import InferOutput, InferRequest, Output, OutputParameters, Tensor
 from service.card import ModelCard
+from service.engine.writing import Work
 from service.errors import EmptyBody, InvalidParameter, MissingFile, NotFound
 
 #: For the schema: every error here is the protocol's ``{"error": "…"}``.
@@ -145,7 +146,7 @@ def named(context: Context, name: str, version: str) -> ModelCard:
     return card
 
 
-def _ask(context: Context, request: Request, raw: bytes, limit: int) -> tuple[InferRequest, list[Write]]:
+def _ask(context: Context, request: Request, raw: bytes, limit: int) -> tuple[InferRequest, list[Work]]:
     """What is asked, and what fills a slot with each image. In a thread: JSON may hold a million numbers."""
     encoding = request.headers.get("content-encoding", "").lower()
     asked, given = tensors.parse(tensors.inflate(raw, encoding, limit), request.headers.get(_JSON_LENGTH))
@@ -153,7 +154,7 @@ def _ask(context: Context, request: Request, raw: bytes, limit: int) -> tuple[In
     return asked, writes_of(context, given)
 
 
-def writes_of(context: Context, given: dict[str, Tensor]) -> list[Write]:
+def writes_of(context: Context, given: dict[str, Tensor]) -> list[Work]:
     """What fills a slot with each image of the one input. Raises `RequestError` for an input that cannot be."""
     if len(given) != 1 or not given.keys() <= {"image", "pixels"}:
         raise MissingFile(
@@ -166,7 +167,7 @@ def writes_of(context: Context, given: dict[str, Tensor]) -> list[Write]:
     if count == 0:
         raise EmptyBody(f"{tensor.name}: there is no image in it")
     if tensor.name == "image":
-        return [context.writer(picture) for picture in tensors.pictures(tensor)]
+        return [context.picture(picture) for picture in tensors.pictures(tensor)]
     images = tensors.pixels(tensor, context.model().image)
     return [partial(np.copyto, src=image) for image in images]
 

@@ -68,7 +68,7 @@ async def _predict(
     exchange.stages["receive"] = time.monotonic() - exchange.started
     async with hang_up_cancels(request):
         with context.client.take(deadline) as slot:
-            seen = await look(context, slot, context.writer(image), deadline, len(model.classes))
+            seen = await look(context, slot, context.picture(image), deadline, len(model.classes))
     exchange.note(seen.stages, seen.answer)
     predictions = ranking.predictions(seen.answer.result, model.classes, model.activation)
     return reply({**head(exchange, model), "predictions": predictions, "timings_ms": exchange.timings()})
@@ -96,7 +96,7 @@ async def predict_batch(request: Request, top_k: TopK = None, activation: Activa
 
     async def result(part: body.Part, slot: Slot) -> dict[str, Any]:
         try:
-            seen = await look(context, slot, context.writer(part.data), deadline, len(model.classes))
+            seen = await look(context, slot, context.picture(part.data), deadline, len(model.classes))
         except (RequestError, NotANumber) as error:
             document = problem(error, exchange.id)
             return {"filename": part.filename, "status": status_of(error), "error": document}

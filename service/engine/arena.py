@@ -24,10 +24,13 @@ drops that lock when its holder dies.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import math
 import mmap
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -73,16 +76,22 @@ class Gauge(IntEnum):
     PASS = 8
     """Seconds that a forward pass takes lately, 0 before the first."""
     MAX_BATCH_SIZE = 9
+    DECODE_MEMORY = 10
+    """Bytes that the decoding of all front-ends may take; infinite where nothing limits it."""
 
 
 class Decoding(IntEnum):
-    """What each front-end tells of its decoding, each a float64. The first two only grow."""
+    """What each front-end tells of its decoding, each a float64. Images and seconds only grow."""
 
     IMAGES = 0
     SECONDS = 1
     """Time that its threads have spent on them."""
     THREADS = 2
-    """0 once it has gone."""
+    """Decoders, or threads that decode; 0 once it has gone."""
+    BUSY = 3
+    """Time that they have spent, on images that are not done as well. Only grows."""
+    MEMORY = 4
+    """Bytes that large images have reserved."""
 
 
 _DECODING = (MOST_FRONTENDS + 2, len(Decoding))
@@ -178,7 +187,9 @@ class Arena:
     @classmethod
     def create(cls, geometry: Geometry) -> Arena:
         """A new arena, every slot free."""
-        return cls(anonymous_memory(_size(geometry)), geometry)
+        arena = cls(anonymous_memory(_size(geometry)), geometry)
+        arena.gauges[Gauge.DECODE_MEMORY] = math.inf
+        return arena
 
     def __repr__(self) -> str:
         return f"<Arena {self.free}/{self.geometry.slots} free>"
@@ -204,6 +215,15 @@ class Arena:
             return at - self._owners_at
         finally:
             fcntl.lockf(self.descriptor, fcntl.LOCK_UN, 1)
+
+    @contextlib.contextmanager
+    def deciding_about_memory(self) -> Iterator[None]:
+        """Nobody else does, inside the block."""
+        fcntl.lockf(self.descriptor, fcntl.LOCK_EX, 1, 1)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self.descriptor, fcntl.LOCK_UN, 1, 1)
 
     def release(self, slot: int) -> None:
         """Makes ``slot`` free. Only whoever holds it may."""

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from service.engine.arena import Arena, Decoding, Gauge, Outcome
 from service.engine.estimate import Backlog, Pace, seconds_until_answered
 from service.engine.transport import Link
-from service.engine.writing import Writing
+from service.engine.writing import Decoders, Work, Writing
 from service.errors import DeadlineExceeded, EngineFailed, InternalError, NotReady, Overloaded
 from service.task import Task, Wanted
 
@@ -38,12 +37,6 @@ _LOOK_AGAIN = 0.005
 _SHORTEST_RETRY, _LONGEST_RETRY, _SPREAD = 1.0, 60.0, 0.25
 #: The weight of the newest image in what decoding one takes.
 _NEWEST = 0.1
-
-
-class Threads(Protocol):
-    """Where a slot's pixels are written: `service.decoders.Decoders`, or any executor."""
-
-    def submit(self, job: Callable[[], None], /) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -63,10 +56,19 @@ class Answer:
 class EngineClient:
     """Slots of the engine that is there now. Construct, `attach`; `attach` again when it was replaced."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, threads: int = 0) -> None:
-        """``threads`` decode; 0 where nobody counts them."""
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, threads: int = 0, thread_memory: int = 0
+    ) -> None:
+        """``threads`` decode, in processes or threads; 0 where nobody counts them.
+
+        Each may take ``thread_memory`` bytes without asking.
+        """
         self.clock = clock
         self._threads = threads
+        self._thread_memory = thread_memory
+        self._memory = 0
+        """Bytes that images here have reserved, whatever engine there is."""
+        self._busy = 0.0
         self._connection: _Connection | None = None
         self._cancelled: Callable[[], None] = lambda: None
 
@@ -82,6 +84,7 @@ class EngineClient:
         self.detach()
         self._connection = _Connection(arena, link, number, self._cancelled, self._threads)
         self._connection.listen()
+        arena.decoding[number, Decoding.MEMORY] = self._memory
 
     def detach(self) -> None:
         """Lets go of the engine; whoever waits for it gets `EngineFailed`."""
@@ -103,6 +106,42 @@ class EngineClient:
     def pending(self) -> int:
         """Slots that this front-end has with the engine."""
         return len(self._connection.submitted) if self._connection is not None else 0
+
+    @property
+    def memory_limit(self) -> float:
+        """Bytes that one image may reserve at most."""
+        arena = self.arena
+        if arena is None:
+            return math.inf
+        threads = float(arena.decoding[:, Decoding.THREADS].sum())
+        return float(arena.gauges[Gauge.DECODE_MEMORY]) - threads * self._thread_memory
+
+    def take_memory(self, size: int) -> bool:
+        """Reserves ``size`` bytes for decoding, if all front-ends together still fit their limit."""
+        connection = self._connection
+        if connection is not None and not connection.failed:
+            arena = connection.arena
+            with arena.deciding_about_memory():
+                reserved = float(arena.decoding[:, Decoding.MEMORY].sum())
+                if reserved + size > self.memory_limit:
+                    return False
+                arena.decoding[connection.number, Decoding.MEMORY] += size
+        self._memory += size
+        return True
+
+    def give_memory(self, size: int) -> None:
+        """Gives back what was taken."""
+        self._memory -= size
+        connection = self._connection
+        if connection is not None and not connection.failed:
+            connection.arena.decoding[connection.number, Decoding.MEMORY] = self._memory
+
+    def note_busy(self, seconds: float) -> None:
+        """Tells everyone that the decoders here have been busy for ``seconds``, since they began."""
+        connection = self._connection
+        if connection is not None and not connection.failed:
+            connection.arena.decoding[connection.number, Decoding.BUSY] += seconds - self._busy
+        self._busy = seconds
 
     def offer(self, images: int = 1) -> None:
         """Counts ``images`` as arrived, admitted or not: what an autoscaler follows."""
@@ -203,17 +242,14 @@ class Slot:
         pixels: NDArray[np.uint8] = self._connection.arena.pixels[self.number]
         return pixels
 
-    async def fill(
-        self, threads: Threads, write: Callable[[NDArray[np.uint8]], None], deadline: float
-    ) -> None:
-        """Runs ``write(pixels)`` in one of ``threads``. Raises what it raises, or `DeadlineExceeded`.
+    async def fill(self, decoders: Decoders, work: Work, deadline: float) -> None:
+        """Lets one of ``decoders`` run ``work(pixels)``. Raises what it raises, or `DeadlineExceeded`.
 
-        The slot stays taken until the thread is done with it, however early the caller leaves.
+        The slot stays taken until nobody writes into it, however early the caller leaves.
         """
         loop = asyncio.get_running_loop()
-        self._writing = writing = Writing(loop, write, self.pixels, self._connection.decoded)
         self._connection.decoding += 1
-        threads.submit(writing)
+        self._writing = writing = decoders.begin(work, self.pixels, self._connection.decoded)
         timer = loop.call_later(max(0.0, deadline - self._clock()), _fail, writing.done, _not_decoded_in_time)
         try:
             await writing.done

@@ -204,7 +204,7 @@ class EngineCore:
         self._selector.unregister(front_end.link)
         front_end.link.close()
         front_end.gone = True
-        self._arena.decoding[front_end.number, Decoding.THREADS] = 0
+        self._arena.decoding[front_end.number, [Decoding.THREADS, Decoding.MEMORY]] = 0
         for slot in front_end.submitted:
             self._batcher.cancel(slot)
         front_end.submitted &= {slot for batch in self._running.values() for slot in batch.slots}
@@ -317,7 +317,11 @@ class EngineCore:
                 front_end.link.flush()
 
     def _update_gauges(self, now: float) -> None:
-        self._load.update(now, int(self._arena.arrivals.sum()), *self._arena.decoding.sum(axis=0).tolist())
+        self._load.update(
+            now,
+            int(self._arena.arrivals.sum()),
+            *self._arena.decoding.sum(axis=0)[: Decoding.MEMORY].tolist(),
+        )
         gauges = self._arena.gauges
         gauges[Gauge.BUSY_RATIO] = self._load.busy_ratio
         gauges[Gauge.CAPACITY] = self._load.capacity

@@ -33,12 +33,16 @@ class LoadMeter:
         self._arrivals = 0
         self._busy = 0.0
         self._decoded = self._decode_seconds = self._decode_mean = 0.0
+        self._decode_busy = self._decode_ratio = 0.0
 
     @property
     def saturation(self) -> float:
-        """Arrivals over the capacity of the narrower side, device or decoding: 1 is as much as can be served."""
+        """Arrivals over the capacity of the narrower side, device or decoding: 1 is as much as can be served.
+
+        Decoders that are busy with few images that take long are full as well, though little arrives.
+        """
         narrowest = min((rate for rate in (self.capacity, self.decode_capacity) if rate), default=0.0)
-        return self.arrival_rate / narrowest if narrowest else 0.0
+        return max(self.arrival_rate / narrowest if narrowest else 0.0, self._decode_ratio)
 
     def ran(self, images: int, seconds: float) -> None:
         """Takes note of one forward pass that had the whole device."""
@@ -71,11 +75,12 @@ class LoadMeter:
         decoded: float = 0.0,
         decode_seconds: float = 0.0,
         threads: float = 0.0,
+        decode_busy: float = 0.0,
     ) -> None:
         """Brings the rates up to ``now``.
 
         Since the beginning, ``arrivals`` images were offered and ``decoded`` of them decoded, for which threads
-        have spent ``decode_seconds``. There are ``threads`` now.
+        have spent ``decode_seconds``, and ``decode_busy`` with those that are not done. There are ``threads`` now.
         """
         elapsed = now - self._at
         if elapsed <= 0:
@@ -84,6 +89,9 @@ class LoadMeter:
         self.arrival_rate += weight * ((arrivals - self._arrivals) / elapsed - self.arrival_rate)
         self.busy_ratio += weight * (min(1.0, self._busy / elapsed) - self.busy_ratio)
         self._at, self._arrivals, self._busy = now, arrivals, 0.0
+        busy = (decode_busy - self._decode_busy) / elapsed / threads if threads else 0.0
+        self._decode_busy = decode_busy
+        self._decode_ratio += weight * (busy - self._decode_ratio)
         self._update_decoding(weight, decoded, decode_seconds, threads)
 
     def _update_decoding(self, weight: float, decoded: float, seconds: float, threads: float) -> None:

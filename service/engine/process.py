@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, NoReturn
 from service import logs
 from service.buckets import bucket_of
 from service.card import ModelCard
-from service.engine.arena import Arena, Geometry
+from service.engine.arena import Arena, Gauge, Geometry
 from service.engine.batcher import Batcher
 from service.engine.core import EngineCore
 from service.engine.device import Batch
 from service.engine.owner import Owner
 from service.engine.transport import Channel, Link, blob
 from service.errors import StartError
+from service.host import memory_for_pictures
 from service.metrics import Metrics
 from service.running import DeviceFailed, Ran
 from service.settings import Settings
@@ -95,6 +96,7 @@ def _prepare(
         log.warning("weights=%s: this model is UNTRAINED and its answers mean nothing", card.weights)
     arena = Arena.create(_geometry(settings, runner, card))
     told = runner.adopt(arena.pixels)
+    arena.gauges[Gauge.DECODE_MEMORY] = memory_for_pictures()
     return runner, replace(card, fallbacks=(*card.fallbacks, *told)), arena
 
 

@@ -1,29 +1,59 @@
-"""One image on its way into its slot: a thread writes it, the event loop waits for it or gives it up."""
+"""One image on its way into its slot: what a front-end waits for, and gives up."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+#: Fills a slot's pixels, uint8 ``[H, W, C]``.
+Work = Callable[[NDArray[np.uint8]], Any]
 
-class Writing:
-    """A thread's write into a slot, as the event loop sees it. Called in the thread.
+
+class Writing(Protocol):
+    """A write into a slot, as the event loop sees it."""
+
+    done: asyncio.Future[None]
+
+    def afterwards(self, callback: Callable[[], None]) -> None:
+        """Gives the write up, if it has not ended, and calls ``callback`` when nobody writes into the slot any more."""
+
+
+#: Told on the loop, once: how many seconds a decoder was occupied, None when none was.
+Ended = Callable[[float | None], None]
+
+
+class Decoders(Protocol):
+    """Where pixels are written."""
+
+    @property
+    def stuck(self) -> bool:
+        """Whether images wait and none has been begun for long."""
+
+    def begin(self, work: Work, pixels: NDArray[np.uint8], ended: Ended) -> Writing:
+        """Lets ``work`` fill ``pixels``. To be called on the event loop."""
+
+    def submit(self, job: Callable[[], object], /) -> object:
+        """Runs ``job``, which must not raise, in a thread."""
+
+
+class ThreadWriting:
+    """A thread's write into a slot. Called in the thread.
 
     Whoever takes the one claim decides whether it runs: the thread that begins it, or the loop that
-    gives it up before. Everything else happens on the loop; ``ended`` is told there how many seconds the
-    thread has spent, None when none began.
+    gives it up before. Everything else happens on the loop.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        write: Callable[[NDArray[np.uint8]], None],
+        write: Work,
         pixels: NDArray[np.uint8],
-        ended: Callable[[float | None], None],
+        ended: Ended,
     ) -> None:
         self.done: asyncio.Future[None] = loop.create_future()
         self._loop = loop

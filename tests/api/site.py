@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from service.metrics import Metrics
 from service.preprocess import Preprocessing, prepare
 from service.settings import Settings
 from service.status import Status
+from tests.crew import threads
 from tests.engine.harness import IMAGE, Engine
 from tests.fakes import fingerprint
 
@@ -59,7 +59,7 @@ class Site:
 @contextmanager
 def ready(settings: dict[str, Any] | None, **engine: Any) -> Iterator[tuple[Engine, Context]]:
     """A fake engine and the context of a front-end that has it. To be used on the event loop."""
-    with Engine("thread", **engine) as running, ThreadPoolExecutor(2) as decoders:
+    with Engine("thread", **engine) as running, threads(2) as decoders:
         context = Context(
             Settings(**settings or {}),
             EngineClient(),

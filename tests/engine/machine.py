@@ -24,6 +24,7 @@ from service.engine.client import Answer, EngineClient
 from service.engine.core import EngineCore
 from service.engine.device import Batch, DeviceThread
 from service.engine.transport import Link, socket_pair
+from service.engine.writing import Ended, ThreadWriting, Work
 from service.errors import DeadlineExceeded, EngineFailed, InternalError, InvalidImage, Overloaded
 from tests.engine.histories import Counted
 from tests.fakes import FakeRunner, VirtualClock, fingerprint
@@ -118,8 +119,15 @@ class FrontEnd:
     arena: MortalArena
     jobs: list[Callable[[], None]] = field(default_factory=list)
 
-    def submit(self, job: Callable[[], None], /) -> None:
-        self.jobs.append(job)
+    stuck = False
+
+    def begin(self, work: Work, pixels: NDArray[np.uint8], ended: Ended) -> ThreadWriting:
+        writing = ThreadWriting(asyncio.get_running_loop(), work, pixels, ended)
+        self.jobs.append(writing)
+        return writing
+
+    def submit(self, job: Callable[[], object], /) -> None:
+        raise AssertionError("nothing but images is decoded here")
 
 
 class Service(Counted):

@@ -6,15 +6,16 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from service.decoders.threads import Threads
 from service.engine.arena import Gauge
 from service.engine.client import Answer, EngineClient, Slot
 from service.errors import DeadlineExceeded, EngineFailed, InternalError, NotReady, Overloaded
+from tests.crew import threads
 from tests.engine.harness import IMAGE, Engine
 from tests.fakes import FakeLanes, fingerprint
 from tests.loops import on_a_loop, until
@@ -23,9 +24,9 @@ LATER = 60.0
 
 
 @pytest.fixture
-def decoders() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(2) as executor:
-        yield executor
+def decoders() -> Iterator[Threads]:
+    with threads(2) as some:
+        yield some
 
 
 def picture(seed: int) -> NDArray[np.uint8]:
@@ -136,7 +137,7 @@ async def test_expired_and_cancelled_work_never_runs_and_only_hang_ups_count_as_
 
 @KINDS
 @on_a_loop
-async def test_a_cancellation_at_any_moment_loses_no_slot(kind: str, decoders: ThreadPoolExecutor) -> None:
+async def test_a_cancellation_at_any_moment_loses_no_slot(kind: str, decoders: Threads) -> None:
     async def one(client: EngineClient, seed: int) -> None:
         image = picture(seed)
 
@@ -166,7 +167,7 @@ async def test_a_cancellation_at_any_moment_loses_no_slot(kind: str, decoders: T
 
 
 @on_a_loop
-async def test_a_slot_is_not_free_while_a_thread_writes_into_it(decoders: ThreadPoolExecutor) -> None:
+async def test_a_slot_is_not_free_while_a_thread_writes_into_it(decoders: Threads) -> None:
     import threading
 
     may_end = threading.Event()
@@ -290,13 +291,13 @@ async def test_taking_in_turn_waits_for_room_until_the_deadline() -> None:
 
 
 @on_a_loop
-async def test_what_decoding_costs_is_told_to_everyone(decoders: ThreadPoolExecutor) -> None:
+async def test_what_decoding_costs_is_told_to_everyone(decoders: Threads) -> None:
     with Engine("thread") as engine:
         client = engine.connect(EngineClient(threads=3))
         with client.take() as slot:
             await slot.fill(decoders, lambda pixels: time.sleep(0.01), client.clock() + LATER)
             await slot.answer(client.clock() + LATER, 10)
-        images, seconds, threads = engine.arena.decoding[1]
+        images, seconds, threads = engine.arena.decoding[1, :3]
         assert (images, threads) == (1, 3)
         assert seconds >= 0.01
         client.detach()

@@ -102,7 +102,7 @@ class Work:
     async def logits(self, images: Sequence[bytes | memoryview]) -> NDArray[np.float32]:
         """The logits of every image, float32 ``[N, classes]``: all of them, or the first one's error."""
         self.exchange.stages["receive"] = time.monotonic() - self.exchange.started
-        writes = [self.context.writer(image) for image in images]
+        writes = [self.context.picture(image) for image in images]
         async with hang_up_cancels(self.request):
             logits = await logits_of_all(
                 self.context, self.exchange, writes, self.deadline, len(self.model.classes)

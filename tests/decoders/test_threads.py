@@ -6,11 +6,11 @@ import threading
 import time
 from collections import Counter
 
-from service.decoders import Decoders
+from service.decoders.threads import Threads
 
 
 def test_every_job_runs_once() -> None:
-    decoders = Decoders(3)
+    decoders = Threads(3)
     ran: Counter[tuple[int, int]] = Counter()
     lock = threading.Lock()
 
@@ -35,7 +35,7 @@ def test_every_job_runs_once() -> None:
 
 
 def test_jobs_run_beside_each_other() -> None:
-    decoders = Decoders(2)
+    decoders = Threads(2)
     both = threading.Barrier(2, timeout=10)
     done = [threading.Event(), threading.Event()]
     for event in done:
@@ -45,7 +45,7 @@ def test_jobs_run_beside_each_other() -> None:
 
 
 def test_a_job_that_comes_when_all_sleep_is_begun() -> None:
-    decoders = Decoders(2)
+    decoders = Threads(2)
     for _ in range(300):
         ran = threading.Event()
         decoders.submit(ran.set)

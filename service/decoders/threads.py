@@ -1,13 +1,19 @@
-"""Threads that decode: Pillow lets go of the interpreter's lock while it works."""
+"""Threads that decode where there are no processes, and that do what is no picture."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
 
-class Decoders:
+from service.engine.writing import Ended, ThreadWriting, Work
+
+
+class Threads:
     """A few threads and a queue. What `ThreadPoolExecutor` adds to that (futures, their locks, counting idle
     threads) costs several times the hand-over itself, and nobody here asks for it.
 
@@ -27,14 +33,27 @@ class Decoders:
             thread.start()
 
     def __repr__(self) -> str:
-        return f"<Decoders {len(self._threads)} threads, {len(self._jobs)} waiting>"
+        return f"<Threads {len(self._threads)}, {len(self._jobs)} waiting>"
+
+    stuck = False
+    """Nobody could end a thread, so nobody asks."""
+
+    def begin(self, work: Work, pixels: NDArray[np.uint8], ended: Ended) -> ThreadWriting:
+        """Lets one of the threads run ``work(pixels)``."""
+        writing = ThreadWriting(asyncio.get_running_loop(), work, pixels, ended)
+        self._put(writing)
+        return writing
 
     def submit(self, job: Callable[[], object], /) -> None:
         """Runs ``job``, which must not raise, in one of the threads."""
         self._put(job)
 
-    def shutdown(self) -> None:
+    async def close(self) -> None:
         """Lets the threads end after what was submitted, and waits for that."""
+        await asyncio.to_thread(self.shutdown)
+
+    def shutdown(self) -> None:
+        """The same, for whoever has no loop."""
         for _ in self._threads:
             self._put(None)
         for thread in self._threads:

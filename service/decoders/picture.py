@@ -1,0 +1,55 @@
+"""One picture that a slot is to be filled with, and what is kept of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.decode import HEAD_BYTES, Admit, Data, sniff
+from service.overlay import reduced
+from service.preprocess import Preprocessing, prepare
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every picture is prepared, for as long as one model is served."""
+
+    preprocessing: Preprocessing
+    max_pixels: int
+    fast: bool
+
+
+@dataclass(eq=False)
+class Picture:
+    """Called with a slot's pixels, uint8 ``[H, W, 3]``, it fills them. Raises what `prepare` does."""
+
+    data: Data
+    recipe: Recipe
+    drawn: bool = False
+    """Whether the photo itself is wanted, too."""
+    size: tuple[int, int] = (0, 0)
+    """(height, width) of the whole upright photo, once it is known."""
+    photo: Image.Image | None = None
+    """The photo in RGB, no larger than an answer may be, if it is drawn."""
+
+    def __call__(self, pixels: NDArray[np.uint8], admit: Admit | None = None) -> None:
+        recipe = self.recipe
+        image = prepare(
+            self.data,
+            recipe.preprocessing,
+            pixels,
+            max_pixels=recipe.max_pixels,
+            fast=recipe.fast,
+            admit=admit,
+        )
+        if image is not None:  # benchmarks have a `prepare` that does nothing
+            self.size = (image.height, image.width)
+            self.photo = reduced(image) if self.drawn else None
+
+    @property
+    def format(self) -> str:
+        """What the first bytes say, in small letters; for metrics."""
+        return (sniff(bytes(self.data[:HEAD_BYTES])) or "none").lower()
