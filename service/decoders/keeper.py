@@ -22,6 +22,7 @@ from service.decoders import process, rights, wire
 from service.decoders.picture import Recipe
 from service.decoders.wire import Layout
 from service.engine.transport import Channel, socket_pair
+from service.usage import name_process
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def _live(end: socket.socket) -> None:
     """The keeper's life. Never returns."""
     code = 1
     try:
+        name_process("decoder-keeper")
         rights.close_all_but({0, 1, 2, end.fileno()})
         _serve(end)
         code = 0
@@ -124,6 +126,7 @@ def _fork(channel: Channel, descriptors: list[int], layout: Layout, recipe: Reci
         return pid
     try:
         rights.die_with(keeper)
+        name_process("decoder")
         channel.close()
         process.main(socket.socket(fileno=descriptors[0]), descriptors[1], layout, recipe)
         os._exit(0)

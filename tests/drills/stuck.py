@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from typing import NoReturn
 
-from service.api import context
 from service.cli import main
+from service.decoders import picture
 from service.engine import process
 from tests.drills import hostile
 
@@ -18,5 +18,5 @@ def prepare(*_: object, **__: object) -> NoReturn:
 
 if __name__ == "__main__":
     process._load = hostile.load  # type: ignore[assignment]
-    context.prepare = prepare  # type: ignore[assignment]
+    picture.prepare = prepare  # type: ignore[assignment]
     main()
