@@ -10,7 +10,8 @@
 #                     of CUDA: right for `gpu`, correct but far too large for `cpu`.
 #   BASE_IMAGE        a Debian with Python 3.11 or newer as `python`
 #   WEIGHTS           a variant whose published weights are baked in, so that a start needs no network
-#   APT_PACKAGES      Debian packages for the final image; "g++ libc6-dev" is what Triton and runtime=compile need
+#   APT_PACKAGES      Debian packages for the final image; "g++ libc6-dev" is what runtime=compile needs on the CPU
+#   GPU_APT_PACKAGES  the same for `gpu` alone, which has the compiler that Triton needs unless this says otherwise
 #   VERSION REVISION CREATED   for the OCI labels
 ARG BASE_IMAGE=python:3.12-slim
 
@@ -108,6 +109,14 @@ LABEL org.opencontainers.image.title="imagenet-serve" \
 ENV BUILD_REVISION="${REVISION}"
 
 FROM runtime AS gpu
+# Triton builds a launcher for each kernel at the first start, and runtime=compile whole kernels: both with the system's
+# compiler and Python's headers, which a base of Debian's own Python has in python3-dev.
+ARG GPU_APT_PACKAGES="g++ libc6-dev"
+USER root
+# hadolint ignore=DL3008,SC2086
+RUN apt-get update && apt-get install -y --no-install-recommends ${GPU_APT_PACKAGES} \
+    && rm -rf /var/lib/apt/lists/*
+USER 10001:10001
 # NVIDIA's container runtime mounts the driver for these; CUDA itself came with torch.
 # cuda and not auto: without a GPU the start fails, instead of a service that is quietly slow.
 ENV NVIDIA_VISIBLE_DEVICES=all \

@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed-run
 STAMP     := $(VENV)/.installed
 
-.PHONY: help run test test-slow alert-series drill-rollouts drill soak test-page test-originals test-kserve fuzz audit check format clean verify-deploy
+.PHONY: help run test test-oldest verify-gpu test-slow alert-series drill-rollouts drill soak test-page test-originals test-kserve fuzz audit check format clean verify-deploy
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -39,6 +39,23 @@ run: $(RUN_STAMP)  ## serve on http://127.0.0.1:8000 with the page at /; MODEL=d
 
 test: $(STAMP)  ## the default test run
 	$(BIN)/python -m pytest
+
+# The oldest torch that pyproject.toml allows, which hosts with GPUs have; PYTHON=python3.11 and python3.12 are both meant.
+OLDEST := build/oldest-$(notdir $(PYTHON))
+
+test-oldest: $(OLDEST)/.installed  ## the default test run on the oldest torch and torchvision
+	$(OLDEST)/bin/python -m pytest
+
+$(OLDEST)/.installed: pyproject.toml tests/requirements/oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet $(PIP_ARGS) --editable '.[dev]' -r tests/requirements/oldest.txt
+	touch $@
+
+# Needs no GPU: Triton compiles for GPUs that are not here, and fake tensors run the networks on one.
+verify-gpu:  ## the GPU path without a GPU: kernels compiled, networks traced, bytes and launches counted
+	@$(MAKE) --no-print-directory build/gpu/.installed || { echo "verify-gpu: SKIPPED, torch's CUDA build and Triton cannot be installed here"; exit 0; }; \
+	test ! -f build/gpu/.installed || { build/gpu/bin/python -m benchmarks.paper --arithmetic \
+		&& build/gpu/bin/python -m pytest -m 'slow or not slow' tests/models/cuda tests/models/fused; }
 
 test-slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

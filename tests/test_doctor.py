@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from service import settings
 from service.cli import cli
 from service.doctor import Level, libraries, machine, weights
+from service.fallback import Fallback
 from tests import tiny
 
 GB = 10**9
@@ -154,3 +155,14 @@ def test_what_would_not_run_fails_as_json(tmp_path: Path) -> None:
     bad = {one["check"]: one for one in document["findings"] if one["level"] == "FAIL"}
     assert set(bad) == {"port", "weights"}
     assert all(one["advice"] for one in document["findings"] if one["level"] != "PASS")
+
+
+def test_what_a_gpu_would_go_on_without_is_named() -> None:
+    assert libraries.judge_steps_down((), "").level is Level.PASS
+    refused = (Fallback("norm_relu", "it disagrees"), Fallback("max_pool", "no launcher"))
+    for missing, advice in (("", "the model runs"), ("a C++ compiler (g++)", "install a C++ compiler")):
+        finding = libraries.judge_steps_down(refused, missing)
+        assert finding.level is Level.WARN
+        assert "norm_relu: it disagrees" in finding.found
+        assert "max_pool: no launcher" in finding.found
+        assert advice in finding.advice

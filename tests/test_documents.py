@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,6 +110,14 @@ def test_the_targets_of_make_exist() -> None:
     assert len(found) > 5
     for where, arguments in found:
         assert arguments[0] in targets, where
+
+
+def test_the_oldest_torch_is_the_one_that_is_tested() -> None:
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    tested = (ROOT / "tests/requirements/oldest.txt").read_text()
+    for name in ("torch", "torchvision"):
+        least = next(match[1] for line in required if (match := re.match(rf"{name}>=([\d.]+)", line)))
+        assert f"{name}=={least}.*" in tested
 
 
 def test_the_benchmarks_exist() -> None:

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from service import host
 from service.doctor.finding import Finding, failed, passed, warned
 from service.extras import install_command
+from service.fallback import Fallback
 from service.settings import Settings
 
 
@@ -117,6 +118,34 @@ def _works(device: str) -> str:
         return ""
 
 
+def steps_down(settings: Settings) -> Finding | None:
+    """What a start on this GPU would go on without; None where there is no such start."""
+    import torch
+
+    if settings.runtime not in ("auto", "cudagraph", "compile") or not _works(settings.device):
+        return None
+    from service.models import fused
+    from service.models.runtimes import compiled
+    from service.models.runtimes.whole import DTYPES
+
+    device = torch.device(settings.device if settings.device.startswith("cuda") else "cuda")
+    precision = "fp16" if settings.precision == "auto" else settings.precision
+    if settings.runtime == "compile":
+        return judge_steps_down((), compiled.compiler())
+    return judge_steps_down(fused.best(device, DTYPES[precision]).refused, compiled.compiler())
+
+
+def judge_steps_down(refused: Sequence[Fallback], missing: str) -> Finding:
+    """``refused`` operations take torch's place; ``missing`` is what a compiler lacks, empty for nothing."""
+    if not refused and not missing:
+        return passed("gpu kernels", "all of them compile here and agree with torch")
+    found = "; ".join(f"without {what}: {why}" for what, why in refused) or "nothing new can be compiled"
+    advice = (
+        f"install {missing}" if missing else "the model runs, with more passes over memory; the log has more"
+    )
+    return warned("gpu kernels", found, advice)
+
+
 def openvino(settings: Settings) -> Finding:
     """The fast way on a CPU."""
     name = "openvino"
@@ -143,6 +172,8 @@ def checks(settings: Settings) -> list[Finding]:
         findings.append(alone)
     if find_spec("torch") is not None and not findings[0].advice:
         findings.append(cuda(settings))
+        if settings.device != "cpu" and (finding := steps_down(settings)) is not None:
+            findings.append(finding)
     if settings.device in ("auto", "cpu"):
         findings.append(openvino(settings))
     return findings

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import gpu, gpu_checks, report
+from benchmarks import gpu, gpu_checks, gpu_steps, report
 from service.models import fused, loader
+from service.models.catalog import VARIANTS
 from service.models.checkpoints import Checkpoint
 from service.models.cuda.pipeline import StreamRunner
 from service.models.cuda.program import Choice, Program
 from tests import tiny
 from tests.models.cuda.fake_device import FakeDevice
-
-RAW = gpu.raw
 
 
 @pytest.fixture(autouse=True)
@@ -68,44 +66,92 @@ def test_a_bucket_that_is_off_and_padding_that_shows_fail(fault: str, passes: bo
         assert not found.padding
 
 
-def test_every_variant_precision_and_runtime_has_its_line_and_what_is_served_comes_first() -> None:
-    wanted = list(gpu.cases(["densenet121", "vgg11"]))
-    assert wanted[:2] == [("densenet121", "fp16", "cudagraph"), ("vgg11", "fp16", "cudagraph")]
-    assert len(set(wanted)) == len(wanted) == 2 * 3 * 2 + 1
-    assert ("densenet121", "fp16", "compile") in wanted
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_rates_stand_beside_what_this_gpu_should_do() -> None:
+    made = runner(tiny.checkpoint(), largest=8)
+    rows = gpu_steps.rates(made, "densenet121", "NVIDIA H100 80GB HBM3", 0.01)
+    assert [row["batch"] for row in rows] == [1, 8]
+    assert all(
+        row["images/s"] > 0 and row["forward alone, images/s"] > 0 and row["expected"] > 0 for row in rows
+    )
+    assert rows[-1]["goal"] == gpu_steps.GOALS["densenet121"]
+    assert rows[0]["arena"] == "not registered"
+    assert "expected" not in gpu_steps.rates(made, "densenet121", "A GPU of tomorrow", 0.01)[0]
 
 
-def test_what_fails_is_a_line_and_what_there_is_no_time_for_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def steps(ran: list[str], broken: set[str]) -> list[gpu.Step]:
+    def step(name: str, needs: float) -> gpu.Step:
+        def run(plan: gpu.Plan, before: dict[str, gpu.Outcome]) -> gpu.Outcome:
+            assert name != "b" or "a" in before
+            ran.append(name)
+            if name in broken:
+                raise RuntimeError(f"{name} broke\nand more")
+            return gpu.Outcome("passed", f"{name} is well", [{"check": "passed", "of": name}])
+
+        return gpu.Step(name, "about", needs, run)
+
+    return [step("a", 1), step("b", 1), step("c", 1e6), step("d", 1)]
+
+
+def test_a_run_goes_on_where_it_was_cut_off_and_a_failure_keeps_nothing_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu, "resolve", lambda *_: tiny.checkpoint())
-    monkeypatch.setattr(gpu, "_PHOTOS", 4)
-    monkeypatch.setattr(report, "RESULTS", tmp_path)
-    monkeypatch.setattr(gpu, "raw", lambda made, model: RAW(made, model, 0.01))
-    now = iter(np.arange(0, 1000, 1.0))
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    file, ran, broken = tmp_path / "state" / "gpu.json", list[str](), {"b"}
+    plan = gpu.Plan(["vgg16"], "random:0", time.monotonic() + 1000)
+    for expected_to_run, again in (
+        (["a", "b", "d"], []),
+        (["b"], []),
+        (["a"], ["a"]),
+        (["a", "b", "d"], ["all"]),
+    ):
+        ran.clear()
+        state = gpu.State(file, "H100")
+        gpu.go(steps(ran, broken), plan, state, again)
+        assert ran == expected_to_run
+        verdicts = {name: outcome.verdict for name, outcome in state.outcomes.items()}
+        assert verdicts == {
+            "a": "passed",
+            "b": "FAILED" if broken else "passed",
+            "c": "left out",
+            "d": "passed",
+        }
+        if broken:
+            assert "RuntimeError: b broke" in "".join(state.outcomes["b"].story)
+            gpu.publish(steps(ran, broken), state, "random:0")
+        broken = set[str]()
+    assert gpu.State(file, "another GPU").outcomes == {}
+    printed = capsys.readouterr()
+    assert "b broke" in printed.err
+    last = printed.out.splitlines()[-6:]
+    assert last[0].startswith("| step")
+    assert "left out" in last[4]
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"gpu.json", "gpu.md"}
 
-    def make(checkpoint: Checkpoint, precision: str, runtime: str) -> StreamRunner:
-        if precision == "bf16":
-            raise ValueError("no bf16 here")
-        made = runner(checkpoint, largest=2)
-        made.runtime = replace(made.runtime, precision="fp32", name=runtime)
-        return made
 
-    checks, raws, left_out = gpu.numbers(["vgg16"], "random:0", make, 10.0, lambda: float(next(now)))
-    assert [row["check"] for row in checks] == [
-        "passed",
-        "passed",
-        "FAILED: ValueError: no bf16 here",
-        "passed",
-    ]
-    assert left_out == ["vgg16 fp32 eager", "vgg16 bf16 eager", "vgg16 fp16 compile"]
-    assert len(raws) == 1
-    assert raws[0]["forward alone, images/s"] > 0
-    over_http: list[dict[str, Any]] = [{"model": "vgg16", "decode": "exact", "served, requests/s": 7}]
-    gpu.publish(checks, raws, over_http, left_out, "random:0")
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert "3 of 4 passed" in last
-    assert {path.name for path in tmp_path.iterdir()} == {"gpu.json", "gpu.md"}
+def test_every_step_says_what_it_is_and_the_last_table_is_short() -> None:
+    names = [step.name for step in gpu_steps.STEPS]
+    assert len(set(names)) == len(names)
+    outcomes = {name: gpu.Outcome("passed") for name in names}
+    assert len(report.table(gpu.summary(gpu_steps.STEPS, outcomes))) <= 40
+    assert all(step.run.__doc__ for step in gpu_steps.STEPS)
+
+
+def test_expected_figures_show_their_arithmetic() -> None:
+    pytest.importorskip("triton")
+    from benchmarks.paper import expected
+    from benchmarks.paper.trace import Paper
+
+    trace = Paper(VARIANTS["densenet121"].configuration, "fp16", fuse=True).run(256, (224, 224, 3))
+    h100, h200 = (expected.gpu_of(f"NVIDIA {name} 80GB") for name in ("H100", "H200"))
+    assert h100 is not None
+    assert h200 is not None
+    rates = [expected.images_a_second(trace, gpu, "fp16") for gpu in (h100, h200)]
+    assert 20_000 < rates[0] < rates[1]
+    head, *parts = expected.arithmetic(trace, h100, "fp16")
+    assert f"{rates[0]:,.0f} images/s" in head
+    assert sum(int(part.split("%")[0]) for part in parts) in range(95, 105)
+    assert expected.images_a_second(trace, h100, "fp32") < rates[0]
 
 
 @pytest.mark.parametrize(("flags", "code"), [([], 1), (["--allow-no-gpu"], 0)])

@@ -181,9 +181,10 @@ class StreamRunner:
         ready = self._ready()
         ready.steps = {bucket: step for bucket, step in ready.steps.items() if bucket <= size}
 
-    def forward_rate(self, seconds: float) -> float:
-        """Images a second of forward passes of the largest batch, for about ``seconds``, without any copy."""
-        step, size, images = self._ready().steps[self.limit], self.limit, 0
+    def forward_rate(self, seconds: float, size: int | None = None) -> float:
+        """Images a second of forward passes of ``size``, else the largest, for about ``seconds``, without any copy."""
+        size = size or self.limit
+        step, images = self._ready().steps[size], 0
         began = time.perf_counter()
         while time.perf_counter() - began < seconds:
             for _ in range(measure.ROUNDS):

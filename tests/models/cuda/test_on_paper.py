@@ -5,19 +5,18 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.paper.trace import CUDA, Access, Paper, Trace
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from benchmarks.paper.trace import CUDA, Access, Paper, Trace  # it needs the above
 from service.buckets import SIZES
 from service.models.catalog import VARIANTS
 from service.models.configuration import Configuration, DenseNetConfig, VGGConfig
 from service.models.runtimes.whole import DTYPES
-
-pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
 IMAGE = (224, 224, 3)
 #: Heads, stems and pools that torchvision's networks do not have.

@@ -1,0 +1,355 @@
+"""The steps of `benchmarks.gpu`, from what the machine is to how fast it serves."""
+
+from __future__ import annotations
+
+import gc
+import sysconfig
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import decode, gpu_checks, processes
+from benchmarks.gpu import Outcome, Plan, Row, Step
+from benchmarks.serve import scrape
+from service import bench, host, loadgen
+from service.fallback import Fallbacks
+from service.models import fused
+from service.models.catalog import VARIANTS
+from service.models.checkpoints import Checkpoint, resolve
+from service.models.cuda import canary, start
+from service.models.cuda.pipeline import StreamRunner
+from service.models.loader import load
+from service.models.placement import Placement
+from service.models.runtimes import compiled
+from service.models.runtimes.whole import DTYPES, whole
+from service.running import DeviceFailed
+from service.settings import available_cores
+from service.task import Task
+
+#: Of these there are goals, in images a second in fp16 on one H100 or H200, and with these the server is loaded.
+GOALS = {"densenet121": 20_000, "vgg16": 12_000}
+#: Requests a second over HTTP with 16 cores, by lanes that decode.
+SERVED_GOALS = {"exact": 10_000, "gpu": 14_000}
+_PHOTOS, _SECONDS, _WARM_UP, _LOAD = 16, 1.5, 3.0, 0.8
+_BUCKETS = (1, 8, 32, 64, 128, 256)
+
+
+def make(
+    checkpoint: Checkpoint, precision: str, runtime: str, fallbacks: Fallbacks | None = None
+) -> StreamRunner:
+    """A runner of this very runtime, warmed up; raises where it would step down."""
+    noted = fallbacks or Fallbacks()
+    runner = start.start(
+        checkpoint, Placement("cuda", precision, runtime), None, None, lambda detail: None, noted
+    )
+    runner.warm_up()
+    return runner
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Nothing of the last runner's is left on the device, before and after."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    try:
+        yield
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def machine(plan: Plan, before: dict[str, Outcome]) -> Outcome:
+    """GPU, driver, versions, and what compiles."""
+    properties = torch.cuda.get_device_properties(0)
+    missing = compiled.compiler()
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    found = {
+        "GPU": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory GB": round(properties.total_memory / 1e9, 1),
+        "multiprocessors": properties.multi_processor_count,
+        "driver": str(host.nvidia_driver()),
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),
+        "cores": available_cores(),
+        "Python.h": header.is_file(),
+    }
+    says = f"{properties.name}, torch {torch.__version__}; {missing or 'a compiler is there'}"
+    return Outcome("FAILED" if missing else "passed", says, [found])
+
+
+def numbers(plan: Plan, before: dict[str, Outcome]) -> Outcome:
+    """One image of each network, layer by layer in fp32 and fp16, against fp32 on the CPU."""
+    start.settle_numerics()
+    rows = []
+    for model in plan.models:
+        checkpoint = resolve(plan.weights, model)
+        wanted = start.expected_of(checkpoint)
+        pixels = torch.from_numpy(canary.image(checkpoint.preprocessing.shape))[None].cuda()
+        for precision in ("fp32", "fp16"):
+            with alone(), torch.inference_mode():
+                network = whole(load(checkpoint), torch.device("cuda", 0), precision, has_head=True)
+                away = canary.distance(network(pixels)[1][0].float().cpu().numpy(), wanted)
+                del network
+            rows.append(_judged(model, precision, away))
+    return _verdict(rows)
+
+
+def kernels(plan: Plan, before: dict[str, Outcome]) -> Outcome:
+    """Each fused operation against torch's, in every precision."""
+    compiled.keep_kernels()
+    rows: list[Row] = []
+    for precision, dtype in DTYPES.items():
+        ops = fused.best(torch.device("cuda", 0), dtype)
+        rows += [{"precision": precision, "operation": name, "check": "passed"} for name in ops.names]
+        rows += [
+            {"precision": precision, "operation": told.what, "check": f"FAILED: {told.why}"}
+            for told in ops.refused
+        ]
+    return _verdict(rows)
+
+
+def graphs(plan: Plan, before: dict[str, Outcome]) -> Outcome:
+    """Every network in fp16 as CUDA graphs: each bucket against fp32 on the CPU, padding, and nothing stepped down."""
+    rows = []
+    for model in plan.models:
+        if plan.left() < 30:
+            rows.append({"model": model, "check": "left out"})
+            continue
+        checkpoint = resolve(plan.weights, model)
+        pixels = gpu_checks.photos(_PHOTOS, checkpoint.preprocessing.shape)
+        wanted = gpu_checks.reference(checkpoint, pixels)
+        with alone():
+            noted, began = Fallbacks(), time.monotonic()
+            runner = make(checkpoint, "fp16", "cudagraph", noted)
+            row = {
+                "model": model,
+                "ready in s": round(time.monotonic() - began, 1),
+                "batch": runner.max_batch_size,
+            }
+            row |= gpu_checks.check(runner, pixels, wanted).row(runner.runtime.precision)
+            if runner.runtime.name != "cudagraph" or list(noted):
+                row["check"] = f"FAILED: {'; '.join(f'without {what}: {why}' for what, why in noted)}"
+            del runner
+        rows.append(row)
+    return _verdict(rows)
+
+
+def wrong(plan: Plan, before: dict[str, Outcome]) -> Outcome:
+    """A weight is damaged on the device: the canary says so, twice, and nobody is answered."""
+    with alone():
+        runner = make(resolve(plan.weights, plan.models[0]), "fp16", "eager")
+        pixels = gpu_checks.photos(3, runner.image)
+        results = np.zeros((3, runner.results), np.float32)
+        batch = (pixels, [0, 1, 2], [Task.CLASSIFY] * 3, results)
+        runner.run(*batch)
+        network: Any = runner.runtime.forward
+        with torch.inference_mode():
+            next(network.parameters()).mul_(2)
+        try:
+            runner.run(*batch)
+        except DeviceFailed as error:
+            return Outcome("passed", str(error)[:100])
+    return Outcome("FAILED", "a damaged weight went unnoticed")
+
+
+def memory(plan: Plan, before: dict[str, Outcome]) -> Outcome:
+    """Most of the memory is taken: the batches become smaller, and answers stay right."""
+    with alone():
+        free, _ = torch.cuda.mem_get_info()
+        hog = torch.empty(max(0, free - (2 << 30)), dtype=torch.uint8, device="cuda")
+        checkpoint = resolve(plan.weights, "vgg16")
+        pixels = gpu_checks.photos(_PHOTOS, checkpoint.preprocessing.shape)
+        runner = make(checkpoint, "fp16", "cudagraph")
+        row = {"model": "vgg16", "free GB": 2, "largest batch": runner.limit}
+        row |= gpu_checks.check(runner, pixels, gpu_checks.reference(checkpoint, pixels)).row(
+            runner.runtime.precision
+        )
+        del runner, hog
+    return _verdict([row])
+
+
+def service(plan: Plan, before: dict[str, Outcome]) -> Outcome:
+    """The real server: it is ready, answers, knows its GPU's memory, and goes on without nothing."""
+    photos = [bench.synthetic_photo(500, 375, seed) for seed in range(8)]
+    rows = []
+    for model in (name for name in GOALS if name in plan.models):
+        began = time.monotonic()
+        with processes.serve(model=model, weights=plan.weights, device="cuda", environment={}) as server:
+            ready = time.monotonic() - began
+            tally = _load(server.url, photos, 3.0, clients=32)
+            found = scrape(server.url)
+        down = [name for name in found if name.startswith("imagenet_fallback_info")]
+        answered = not set(tally.statuses) - {200} and not tally.failures
+        wrong = found.get("imagenet_canary_mismatch_total", 0)
+        fine = answered and not down and not wrong
+        rows.append(
+            {
+                "model": model,
+                "ready in s": round(ready, 1),
+                "answers": dict(tally.statuses),
+                "fallbacks": down,
+            }
+            | {"check": "passed" if fine else f"FAILED: mismatches {wrong}, failures {tally.failures}"}
+        )
+    return _verdict(rows)
+
+
+def raw(plan: Plan, before: dict[str, Outcome]) -> Outcome:
+    """Images a second by bucket: from registered slots to results, and of the graphs alone, beside what is expected."""
+    rows: list[Row] = []
+    for model in sorted(plan.models, key=lambda name: name not in GOALS):
+        if plan.left() < 60:
+            rows.append({"model": model, "check": "left out"})
+            continue
+        with alone():
+            runner = make(resolve(plan.weights, model), "fp16", "cudagraph")
+            rows += rates(runner, model, torch.cuda.get_device_name(), _SECONDS)
+            del runner
+    short = [f"{row['model']} {row['images/s']:,}" for row in rows if row.get("goal")]
+    missed = [row for row in rows if row.get("goal") and row["forward alone, images/s"] < row["goal"]]
+    return Outcome("FAILED" if missed else "passed", "; ".join(short), rows)
+
+
+def rates(runner: StreamRunner, model: str, device: str, seconds: float) -> list[Row]:
+    """A line for each bucket. The pixels are the ones that the runner has adopted, as an arena's are."""
+    largest = runner.limit
+    pixels = np.random.default_rng(0).integers(0, 256, (2 * largest, *runner.image), np.uint8)
+    results = np.zeros((2 * largest, runner.results), np.float32)
+    refused = runner.adopt(pixels)
+    expects = _expecting(model, device, runner)
+    rows = []
+    for size in sorted({bucket for bucket in _BUCKETS if bucket <= largest} | {largest}):
+        row: Row = {
+            "model": model,
+            "precision": runner.runtime.precision,
+            "batch": size,
+            "images/s": round(overlapped(runner, pixels, results, size, seconds)),
+            "forward alone, images/s": round(runner.forward_rate(seconds, size)),
+        }
+        if expects is not None:
+            row["expected"] = round(expects(size))
+        if size == largest and model in GOALS:
+            row["goal"] = GOALS[model]
+        if refused:
+            row["arena"] = "not registered"
+        rows.append(row)
+    return rows
+
+
+def _expecting(model: str, device: str, runner: StreamRunner) -> Callable[[int], float] | None:
+    """Images a second by batch size, on paper; None for a GPU that nobody has described, or without Triton."""
+    if find_spec("triton") is None:
+        return None
+    from benchmarks.paper import expected
+    from benchmarks.paper.trace import Paper
+
+    gpu, precision = expected.gpu_of(device), runner.runtime.precision
+    if gpu is None:
+        return None
+    paper = Paper(VARIANTS[model].configuration, precision, fuse=True)
+    return lambda size: expected.images_a_second(paper.run(size, runner.image), gpu, precision)
+
+
+def overlapped(runner: StreamRunner, pixels: Any, results: Any, size: int, seconds: float) -> float:
+    """Images a second with two batches in flight and the copies both ways."""
+    tasks, halves = [Task.CLASSIFY] * size, (list(range(size)), list(range(size, 2 * size)))
+    images, turn, began = 0, 1, time.perf_counter()
+    running = runner.start(pixels, halves[0], tasks, results)
+    while time.perf_counter() - began < seconds:
+        following = runner.start(pixels, halves[turn % 2], tasks, results)
+        running.finish()
+        running, turn, images = following, turn + 1, images + size
+    running.finish()
+    return (images + size) / (time.perf_counter() - began)
+
+
+def decoding(plan: Plan, before: dict[str, Outcome]) -> Outcome:
+    """Photos a second of one core, by the setting ``decode``, and of all cores on paper."""
+    photos = [bench.synthetic_photo(500, 375, seed) for seed in range(8)]
+    cores, rows = available_cores(), []
+    for way in ("exact", "fast"):
+        rate = 1000 / decode.milliseconds(decode.KINDS[way], photos, 0.5)
+        rows.append({"decode": way, "a core": round(rate), f"{cores} cores, at most": round(cores * rate)})
+    return Outcome("passed", "; ".join(f"{row['decode']} {row['a core']}/s a core" for row in rows), rows)
+
+
+def served(plan: Plan, before: dict[str, Outcome]) -> Outcome:
+    """The server under load: requests a second beside the bound of device and cores; p50 and p99 at 80 % of it."""
+    photos = [bench.synthetic_photo(500, 375, seed) for seed in range(8)]
+    rates_of = {row["model"]: row["images/s"] for row in before["raw"].rows if row.get("goal")}
+    cores_at = {row["decode"]: row["a core"] * available_cores() for row in before["decoding"].rows}
+    rows: list[Row] = []
+    for way in ("exact", "fast"):
+        for model in rates_of:
+            if plan.left() < 60:
+                rows.append({"model": model, "decode": way, "check": "left out"})
+                continue
+            setting = {"IMAGENET_DECODE": way}
+            with processes.serve(
+                model=model, weights=plan.weights, device="cuda", environment=setting
+            ) as server:
+                full = _load(server.url, photos, 8.0, clients=1024)
+                steady = _load(server.url, photos, 8.0, rate=_LOAD * full.throughput)
+            at = bench.percentiles(steady.latencies)
+            rows.append(
+                {
+                    "model": model,
+                    "decode": way,
+                    "requests/s": round(full.throughput),
+                    "bound": round(min(rates_of[model], cores_at[way])),
+                    "goal with 16 cores": SERVED_GOALS.get(way, ""),
+                    "p50 ms at 80 %": round(at["p50"], 1),
+                    "p99 ms at 80 %": round(at["p99"], 1),
+                    "generator CPU us": round(1e6 * full.cpu / max(1, full.cpu_requests), 1),
+                }
+            )
+    says = "; ".join(
+        f"{row['model']} {row['decode']} {row['requests/s']:,}/s" for row in rows if "requests/s" in row
+    )
+    return Outcome("passed", says, rows)
+
+
+def _load(url: str, photos: list[bytes], seconds: float, **load: Any) -> loadgen.Tally:
+    return loadgen.generate(
+        bench.plan(url, photos, bench.Upload(), duration=seconds + _WARM_UP, warm_up=_WARM_UP, **load)
+    )
+
+
+def _judged(model: str, precision: str, away: float) -> Row:
+    limit = canary.right_within(precision)
+    fine = away <= limit
+    return {"model": model, "precision": precision, "distance": float(f"{away:.2g}"), "limit": limit} | {
+        "check": "passed" if fine else "FAILED"
+    }
+
+
+def _verdict(rows: Iterable[Row]) -> Outcome:
+    rows = list(rows)
+    failed = [row for row in rows if str(row["check"]).startswith("FAILED")]
+    says = f"{sum(row['check'] == 'passed' for row in rows)} of {len(rows)} passed"
+    if failed:
+        says += f"; first: {' '.join(str(value) for value in failed[0].values())}"[:120]
+    return Outcome("FAILED" if failed else "passed", says, rows)
+
+
+#: In the order in which trust grows; seconds are what each wants at least.
+STEPS = (
+    Step("machine", "what the machine is, and whether kernels can be compiled", 1, machine),
+    Step("numbers", "one image of each network against fp32 on the CPU", 30, numbers),
+    Step("kernels", "each fused operation against torch's", 20, kernels),
+    Step("graphs", "every network as CUDA graphs, every bucket, padding", 60, graphs),
+    Step("canary", "a damaged weight is found", 20, wrong),
+    Step("memory", "out of memory: smaller batches, right answers", 30, memory),
+    Step("service", "the service end to end", 60, service),
+    Step("raw", "images a second by bucket, beside what is expected", 60, raw),
+    Step("decoding", "photos a second of a core", 5, decoding),
+    Step("served", "requests a second, p99 at 80 %", 60, served),
+)
