@@ -33,7 +33,7 @@ def serve(**given: Any) -> None:
     """
     from service.supervisor import Supervisor
 
-    sys.exit(Supervisor(from_flags(given)).run())
+    sys.exit(Supervisor(from_flags(given, warn=False)).run())
 
 
 #: What `demo` takes where neither a flag nor the environment says otherwise.
@@ -52,7 +52,7 @@ def demo(**given: Any) -> None:
     for name, value in _DEMO.items():
         if given[name] is None and f"IMAGENET_{name.upper()}" not in os.environ:
             given[name] = value
-    sys.exit(room.run(from_flags(given)))
+    sys.exit(room.run(from_flags(given, warn=False)))
 
 
 @cli.command()
@@ -63,10 +63,10 @@ def models(form: tables.Form) -> None:
         {
             "model": variant.name,
             "parameters": variant.parameters,
-            "GFLOP": variant.gflops,
+            "10^9 multiply-adds": variant.gflops,
             "top-1 %": variant.top1,
             "top-5 %": variant.top5,
-            "download MB": variant.download_mb,
+            "download MiB": variant.download_mb,
         }
         for variant in VARIANTS.values()
     ]
@@ -75,7 +75,7 @@ def models(form: tables.Form) -> None:
 
 @cli.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@settings_flags([*MODEL_SETTINGS, "max_batch_size", "top_k"])
+@settings_flags([*MODEL_SETTINGS, "max_batch_size", "top_k"], server=False)
 @form_flag
 def classify(paths: tuple[str, ...], form: tables.Form, **given: Any) -> None:
     """Classify image files, and the images in folders, without a server; - is an image on standard input.
@@ -122,7 +122,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=click.Path(path_type=Path, file_okay=False),
     help="Fit a temperature on these photos, and write a checkpoint with it, for --weights DIRECTORY.",
 )
-@settings_flags([*MODEL_SETTINGS, "max_batch_size"])
+@settings_flags([*MODEL_SETTINGS, "max_batch_size"], server=False)
 @form_flag
 def evaluate(
     folder: Path,
@@ -176,7 +176,7 @@ def doctor(as_json: bool, **given: Any) -> None:
     """
     from service import doctor as room
 
-    sys.exit(room.run(room.examine(from_flags(given)), as_json=as_json))
+    sys.exit(room.run(room.examine(from_flags(given, warn=False)), as_json=as_json))
 
 
 @cli.command()
@@ -206,7 +206,7 @@ def completion(shell: str) -> None:
 @click.option(
     "--force", is_flag=True, help="Write it even when the models agree on less than 98 % of the images."
 )
-@settings_flags(["model", "weights", "labels", "max_image_pixels"])
+@settings_flags(["model", "weights", "labels", "max_image_pixels"], server=False)
 def quantize(out: Path, calibrate: Path, force: bool, **given: Any) -> None:
     """Make an int8 artifact of a model, for --runtime OUT.
 
@@ -220,7 +220,7 @@ def quantize(out: Path, calibrate: Path, force: bool, **given: Any) -> None:
 
 @cli.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@settings_flags(["model", "weights", "labels", "device", "precision", "max_batch_size"])
+@settings_flags(["model", "weights", "labels", "device", "precision", "max_batch_size"], server=False)
 def export(out: Path, **given: Any) -> None:
     """Compile a model ahead of time, for --runtime OUT.
 
@@ -235,10 +235,7 @@ def export(out: Path, **given: Any) -> None:
 @cli.command()
 @click.argument("source")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
-@click.option(
-    "--model", metavar="VALUE", help="Which variant, for pretrained and random. [default: densenet121]"
-)
-@click.option("--labels", metavar="VALUE", help="A text file, one label a line.")
+@settings_flags(["model", "labels"], server=False)
 def convert(source: str, directory: Path, **given: Any) -> None:
     """Write any weights that the service reads, SOURCE, into a checkpoint DIRECTORY of its own format.
 
@@ -352,7 +349,7 @@ _FIXED_BY_THE_USER = ("model", "weights", "labels", "device", "precision", "deco
 @click.option(
     "--runtime", "runtimes", multiple=True, metavar="VALUE", help="Compare these. [default: all here]"
 )
-@settings_flags(_FIXED_BY_THE_USER)
+@settings_flags(_FIXED_BY_THE_USER, server=False)
 def plan(
     objective_ms: float,
     out: Path,

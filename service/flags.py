@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal, get_args, get_origin
@@ -11,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from service.errors import ConfigurationError
 from service.models.catalog import VARIANTS
-from service.settings import Settings, load
+from service.settings import Settings, read, strangers, values
 
 
 def all_settings(command: Any) -> Any:
@@ -19,16 +20,31 @@ def all_settings(command: Any) -> Any:
     return settings_flags(Settings.model_fields)(command)
 
 
-def settings_flags(names: Iterable[str], **defaults: str) -> Callable[[Any], Any]:
-    """Some settings as flags. ``defaults`` are those of the command, where it has its own."""
+#: What a setting means to a command that has no server: its declaration speaks of requests and answers.
+_WITHOUT_A_SERVER = {
+    "model": "Which of the twelve variants is taken.",
+    "top_k": "How many classes are shown for each image.",
+    "max_image_pixels": "An image of more pixels is refused before any is decoded.",
+    "runtime": "How the model is executed: auto for what is fast here (openvino on a CPU, cudagraph on CUDA), eager, "
+    "compile (minutes the first time), or a directory that quantize or export has made.",
+}
+
+
+def settings_flags(names: Iterable[str], *, server: bool = True, **defaults: str) -> Callable[[Any], Any]:
+    """Some settings as flags. ``defaults`` are those of the command, where it has its own; ``server`` is whether
+    the command serves."""
 
     def decorate(command: Any) -> Any:
         for name in reversed(list(names)):
             field = Settings.model_fields[name]
             default = defaults.get(name, "none" if field.default is None else field.default)
-            text = f"{field.description} [default: {default}]"
+            words = field.description if server else _WITHOUT_A_SERVER.get(name, field.description)
+            fitting = values(name)
+            text = " ".join(
+                filter(None, [words, f"Values: {fitting}." if fitting else "", f"[default: {default}]"])
+            )
             command = click.option(
-                f"--{name.replace('_', '-')}",
+                flag(name),
                 name,
                 metavar="VALUE",
                 help=text,
@@ -37,6 +53,11 @@ def settings_flags(names: Iterable[str], **defaults: str) -> Callable[[Any], Any
         return command
 
     return decorate
+
+
+def flag(name: str) -> str:
+    """A setting's flag."""
+    return f"--{name.replace('_', '-')}"
 
 
 #: Settings whose values are files and folders, so that a shell offers those.
@@ -79,9 +100,16 @@ MODEL_SETTINGS = (
 )
 
 
-def from_flags(given: dict[str, Any]) -> Settings:
-    """The settings of flags and environment; a value that cannot be is a usage error."""
+def from_flags(given: dict[str, Any], *, warn: bool = True) -> Settings:
+    """The settings of flags and environment; a value that cannot be is a usage error.
+
+    ``warn`` says on standard error which variables of the environment look like settings and are none; what serves
+    says it in its log.
+    """
+    if warn:
+        for sentence in strangers(os.environ):
+            click.echo(f"imagenet-serve: {sentence}", err=True)
     try:
-        return load(**{name: value for name, value in given.items() if value is not None})
+        return read({name: value for name, value in given.items() if value is not None}, spelled=flag)
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from error

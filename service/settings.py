@@ -8,6 +8,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,9 +20,11 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from service import wording
 from service.errors import ConfigurationError
 from service.host import cpu_quota
 from service.models.catalog import VARIANTS
+from service.nearest import did_you_mean, one_of
 from service.platforms import CONTRACTS, implied_settings, listed
 
 Auto = Literal["auto"]
@@ -29,8 +32,18 @@ AutoInt = Auto | PositiveInt
 
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9._\[\]:-]+")
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
-_ROUTE = r"^/[A-Za-z0-9._~:/-]+$"
-_DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
+_ROUTE = re.compile(r"/[A-Za-z0-9._~:/-]+")
+_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+#: What settings take that are words to people and free text to the types.
+_WORDS = {"model": tuple(VARIANTS), "device": ("auto", "cpu", "cuda", "cuda:N")}
+#: Variables with the prefix that are no settings: the key that clients send.
+_NO_SETTINGS = frozenset({"IMAGENET_API_KEY"})
+#: What Kubernetes sets in every pod for a Service whose name begins with "imagenet".
+_SERVICE_LINK = re.compile(
+    r"IMAGENET_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?|PORT)"
+)
 
 
 class Settings(BaseSettings):
@@ -44,9 +57,7 @@ class Settings(BaseSettings):
         description="Where its numbers come from: pretrained, random[:SEED], demo, a .pth or .safetensors "
         "file, a checkpoint directory, hf://owner/repo or kaggle://owner/model/framework/variation.",
     )
-    device: Annotated[str, Field(pattern=_DEVICE)] = Field(
-        "auto", description="auto takes CUDA where there is one; else cpu, cuda or cuda:N."
-    )
+    device: str = Field("auto", description="auto takes CUDA where there is one; else cpu, cuda or cuda:N.")
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         "auto", description="auto is fp16 on CUDA and fp32 on the CPU."
     )
@@ -133,11 +144,16 @@ class Settings(BaseSettings):
         description="What a prediction of tfserving, kserve-v1 and vertex is: every class's probability, or the best "
         "classes with their labels.",
     )
-    vertex_health_route: Annotated[str, Field(pattern=_ROUTE)] = Field(
+    vertex_health_route: str = Field(
         "/health", description="Where Vertex AI asks whether the service is ready, with compat=vertex."
     )
-    vertex_predict_route: Annotated[str, Field(pattern=_ROUTE)] = Field(
+    vertex_predict_route: str = Field(
         "/predict", description="Where Vertex AI posts its instances, with compat=vertex."
+    )
+    root_path: str | None = Field(
+        None,
+        description="The prefix under which a proxy offers the service, such as /classify; the proxy may strip it "
+        "or not.",
     )
     drain_delay_ms: Annotated[float, Field(ge=0, le=600_000)] = Field(
         0,
@@ -170,7 +186,15 @@ class Settings(BaseSettings):
     @classmethod
     def _known_variant(cls, name: str) -> str:
         if name not in VARIANTS:
-            raise ValueError(f"must be one of {', '.join(VARIANTS)}")
+            raise ValueError(_not_among(name, _WORDS["model"]))
+        return name
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, name: str) -> str:
+        if not _DEVICE.fullmatch(name):
+            meant = "cuda" if name.lower().startswith(("gpu", "nvidia")) else name
+            raise ValueError(_not_among(meant, _WORDS["device"]))
         return name
 
     @field_validator("cors_origins")
@@ -195,10 +219,25 @@ class Settings(BaseSettings):
         names = listed(text)
         for name in names:
             if name not in CONTRACTS:
-                raise ValueError(f"each must be one of {', '.join(CONTRACTS)}")
+                raise ValueError(f"each must be {one_of(CONTRACTS)}{did_you_mean(name, CONTRACTS)}")
         if {"tfserving", "kserve-v1"} <= set(names):
             raise ValueError("tfserving and kserve-v1 answer the same routes: take one of them")
         return text
+
+    @field_validator("vertex_health_route", "vertex_predict_route")
+    @classmethod
+    def _routes(cls, text: str) -> str:
+        if not _ROUTE.fullmatch(text):
+            raise ValueError("must be a path that begins with /, such as /predict")
+        return text
+
+    @field_validator("root_path")
+    @classmethod
+    def _root_path(cls, text: str | None) -> str | None:
+        prefix = (text or "").rstrip("/")
+        if prefix and not _PREFIX.fullmatch(prefix):
+            raise ValueError("must be a path that begins with /, such as /classify")
+        return prefix or None
 
     @model_validator(mode="after")
     def _pair(self) -> Settings:
@@ -241,25 +280,65 @@ def load(**given: Any) -> Settings:
 
     Raises `ConfigurationError` with one sentence for each value that cannot be, naming the setting.
     """
+    return read(given, spelled=str)
+
+
+def read(given: Mapping[str, Any], spelled: Callable[[str], str]) -> Settings:
+    """As `load`. ``spelled`` turns a setting's name into what the caller wrote, such as ``--top-k``."""
     try:
         return Settings(**given)
     except ValidationError as error:
-        raise ConfigurationError("; ".join(_sentence(item) for item in error.errors())) from error
+        told: dict[str, str] = {}  # a value that fits neither kind of a setting is wrong once
+        for item in error.errors():
+            name = ".".join(map(str, item["loc"][:1]))
+            written = spelled(name) if name in given else variable(name)
+            told.setdefault(name, _sentence(item, name, written))
+        raise ConfigurationError("; ".join(told.values())) from error
 
 
-def _sentence(item: Any) -> str:
-    if not item["loc"]:  # of several settings together
-        return str(item["msg"].removeprefix("Value error, "))
-    name = str(item["loc"][0])
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return f"IMAGENET_{name.upper()}"
+
+
+def values(name: str) -> str:
+    """What a setting may be, in words; empty where any text may be."""
+    if name in _WORDS:
+        return one_of(_WORDS[name])
+    field = Settings.model_fields[name]
+    return wording.allowed(field.annotation, field.metadata)
+
+
+def strangers(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each variable that looks like a setting and is none: most likely a slip."""
+    known = {variable(name) for name in Settings.model_fields} | _NO_SETTINGS
+    return [
+        f"{name} is set, and there is no such setting{did_you_mean(name, known)}"
+        for name in sorted(environment)
+        if name.upper().startswith("IMAGENET_")
+        and name.upper() not in known
+        and not _SERVICE_LINK.fullmatch(name.upper())
+    ]
+
+
+def _not_among(value: str, words: Sequence[str]) -> str:
+    return f"must be {one_of(words)}{did_you_mean(value, words)}"
+
+
+def _sentence(item: Any, name: str, written: str) -> str:
+    if not name:  # of several settings together
+        return wording.sentence_of(item["msg"])
     value = item["input"]
+    if item["type"] == "extra_forbidden":
+        return f"there is no setting '{name}'{did_you_mean(name, Settings.model_fields)}"
     if isinstance(value, str) and value.startswith("tcp://"):
         # Kubernetes sets such variables for every Service of the namespace: IMAGENET_PORT for one named imagenet.
-        return (
-            f"IMAGENET_{name.upper()} holds {value!r}, a Kubernetes service link: "
-            "set enableServiceLinks: false in the pod's spec"
-        )
-    reason = item["msg"].removeprefix("Value error, ")
-    return f"{name}={value!r}: {reason[0].lower()}{reason[1:]}"
+        return f"{written} holds {value!r}, a Kubernetes service link: set enableServiceLinks: false in the pod's spec"
+    field = Settings.model_fields[name]
+    reason = None
+    if item["type"] != "value_error":
+        reason = wording.unfit(value, field.annotation, field.metadata)
+    return f"{written}={value}: {reason or wording.sentence_of(item['msg'])}"
 
 
 def available_cores() -> int:

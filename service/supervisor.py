@@ -30,7 +30,7 @@ from service.engine import transport
 from service.engine.arena import MOST_FRONTENDS
 from service.leftovers import Claim
 from service.restarts import Lives
-from service.settings import Settings
+from service.settings import Settings, strangers
 from service.status import State, Status
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class Supervisor:
             log.info("listening on %s", url)
             if self._settings.grpc_port is not None:
                 log.info("listening for gRPC on port %d", self._settings.grpc_port)
-            if problem := tracing.obstacle():
+            for problem in filter(None, [tracing.obstacle(), *strangers(os.environ)]):
                 log.warning("%s", problem)
             self._start_everything()
             while self._exit_code is None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import assume, given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 
 from service import settings
 from service.cli import cli
@@ -41,7 +45,16 @@ CONTRACT = {
 
 #: What came later than the contract: off unless set.
 BEYOND = dict.fromkeys(
-    ("tls_certificate_file", "tls_key_file", "cors_origins", "allowed_hosts", "compat", "uds", "grpc_port")
+    (
+        "tls_certificate_file",
+        "tls_key_file",
+        "cors_origins",
+        "allowed_hosts",
+        "compat",
+        "uds",
+        "grpc_port",
+        "root_path",
+    )
 ) | {
     "v1_predictions": "probabilities",
     "vertex_health_route": "/health",
@@ -94,6 +107,73 @@ def test_a_wrong_value_is_one_sentence_that_names_the_setting(name: str, value: 
         settings.load(**{name: value})
     assert str(error.value).startswith(f"{name}=")
     assert "\n" not in str(error.value)
+
+
+#: Nothing of pydantic's, of Python's or of a regular expression's is said to people.
+NOT_WORDS = re.compile(
+    r"[Ii]nput should|valid integer|literal|pattern|\^|\\d|Error|\{|\}|Traceback|greater than"
+)
+
+
+@given(st.sampled_from(sorted(CONTRACT | BEYOND)), st.text(min_size=1, max_size=20))
+@settings_of_hypothesis(max_examples=200, deadline=None)
+def test_any_wrong_value_is_told_in_words(name: str, value: str) -> None:
+    assume(not NOT_WORDS.search(value))
+    try:
+        settings.load(**{name: value})
+    except ConfigurationError as error:
+        said = str(error)
+        if "go together" in said:
+            return
+        assert said.startswith(f"{name}={value}: ")
+        assert "must be" in said
+        assert not NOT_WORDS.search(said)
+
+
+def test_what_was_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(*arguments: str) -> str:
+        return " ".join(invoke(*arguments).output.split())
+
+    assert "--top-k=x: must be a whole number from 1" in said("serve", "--top-k=x")
+    assert "--device=gpu: must be auto, cpu, cuda or cuda:N; did you mean 'cuda'?" in said(
+        "serve", "--device=gpu"
+    )
+    monkeypatch.setenv("IMAGENET_PORT", "70,000")
+    assert "IMAGENET_PORT=70,000: must be a whole number from 0 to 65,535" in said("serve")
+
+
+def test_a_variable_that_is_no_setting_is_told_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {
+        "IMAGENET_MAX_BATCHSIZE": "8",
+        "IMAGENET_PORT": "1",
+        "imagenet_top_k": "1",
+        "IMAGENET_API_KEY": "k",
+        "IMAGENET_SERVE_SERVICE_HOST": "10.0.0.1",
+        "IMAGENET_SERVE_SERVICE_PORT_HTTP": "80",
+        "IMAGENET_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "IMAGENET_SERVE_PORT": "tcp://10.0.0.1:80",
+        "HOME": "/",
+    }
+    (sentence,) = settings.strangers(environment)
+    assert "IMAGENET_MAX_BATCHSIZE" in sentence
+    assert "did you mean 'IMAGENET_MAX_BATCH_SIZE'?" in sentence
+    monkeypatch.setenv("IMAGENET_WEIGHT", "demo")
+    monkeypatch.setenv("IMAGENET_TOP_K", "none")
+    assert "did you mean 'IMAGENET_WEIGHTS'?" in invoke("classify", "no-such.jpg").output
+
+
+def test_an_unknown_setting_of_the_library_is_told() -> None:
+    with pytest.raises(ConfigurationError, match="no setting 'prot'; did you mean 'port'"):
+        settings.load(prot=1)
+
+
+@pytest.mark.parametrize("command", ["serve", "classify", "plan", "export", "doctor"])
+def test_help_lists_what_a_setting_may_be(command: str) -> None:
+    text = " ".join(invoke(command, "--help").output.split())
+    assert "Values: auto, cpu, cuda or cuda:N." in text
+    assert "densenet201" in text
+    if command not in ("serve", "doctor"):
+        assert "413" not in text
 
 
 def test_a_kubernetes_service_link_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -13,7 +13,9 @@ from service.api import compat, docs, errors, explain, features, health, models,
 from service.api.context import Context
 from service.api.exchange import Envelope
 from service.api.hosts import Hosts
-from service.api.keys import Guard, Keys
+from service.api.keys import Guard, Keys, describe_keys
+from service.api.mount import Mount
+from service.api.queries import known_only
 from service.api.shortcut import ShortCut
 from service.settings import Settings
 
@@ -29,14 +31,19 @@ _TO_SCRIPTS = ["Retry-After", "Server-Timing", "X-Class-Id", "X-Request-ID"]
 def create_app(context: Context, keys: Keys | None = None) -> ASGIApp:
     """The ASGI application of one front-end. ``keys`` None serves everyone."""
     around = _around(context, keys)
-    app = create_api(context.settings)
+    app = create_api(context.settings, guarded=keys is not None)
     for layer in reversed(around):  # the last that is added is the first that is asked
         app.add_middleware(layer.cls, *layer.args, **layer.kwargs)
-    return app if compat.takes_predict(context.settings) else ShortCut(app, around)
+    whole = app if compat.takes_predict(context.settings) else ShortCut(app, around)
+    root_path = context.settings.root_path
+    return Mount(whole, root_path) if root_path else whole
 
 
-def create_api(settings: Settings) -> FastAPI:
-    """Every route that ``settings`` ask for, and what FastAPI says of them; nothing yet of who may ask."""
+def create_api(settings: Settings, *, guarded: bool = False) -> FastAPI:
+    """Every route that ``settings`` ask for, and what the schema says of them; nothing yet of who may ask.
+
+    ``guarded``: the service needs API keys.
+    """
     app = FastAPI(
         title="imagenet-serve",
         version=__version__,
@@ -44,12 +51,19 @@ def create_api(settings: Settings) -> FastAPI:
         generate_unique_id_function=_operation_id,
         docs_url=None,  # FastAPI's pages take their scripts from another host
         redoc_url=None,
+        # Relative to the schema's own address, so that a prefix which a proxy strips is kept.
+        servers=[{"url": settings.root_path or "."}],
+        root_path_in_servers=False,
     )
     for router in compat.routers(settings):  # first: a platform may name its routes as ours are named
         app.include_router(router)
-    for room in (predict, features, explain, models, health, open_inference, docs, page):
+    for room in (predict, features, explain, models, open_inference):
+        app.include_router(room.router, dependencies=[Depends(known_only)])
+    for room in (health, docs, page):
         app.include_router(room.router)
     errors.install(app)
+    if guarded:
+        describe_keys(app)
     return app
 
 

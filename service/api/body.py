@@ -12,6 +12,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
+from service import wording
 from service.api.context import context_of
 from service.api.exchange import exchange_of
 from service.decode import HEADER_BYTES, judge_header
@@ -56,24 +57,25 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read(request: Request, limit: int, look: Look | None = None) -> bytes:
-    """The whole body. ``look`` gets its first `HEADER_BYTES` or more, once, if there is more to come.
+async def read(request: Request, limit: int, look: Look | None = None, *, spare: int = 0) -> bytes:
+    """The whole body. ``look`` gets its first `HEADER_BYTES` or more, once, if there is more to come. ``spare``
+    bytes may come on top of ``limit``, for what is around the images.
 
-    Raises `PayloadTooLarge` past ``limit`` bytes, before the rest is read, `DeadlineExceeded` when it has not
+    Raises `PayloadTooLarge` past them, before the rest is read, `DeadlineExceeded` when it has not
     come by the request's deadline, and whatever ``look`` raises.
     """
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared[:19]) > limit:
+    if declared.isdigit() and int(declared[:19]) > limit + spare:
         raise _too_large(limit)
     left = exchange_of(request).due - time.monotonic()
     try:
         async with asyncio.timeout(left if left < _EVER else None):
-            return await _receive(request, limit, look)
+            return await _receive(request, limit, look, spare)
     except TimeoutError:
         raise DeadlineExceeded("the body had not come when the deadline passed") from None
 
 
-async def _receive(request: Request, limit: int, look: Look | None) -> bytes:
+async def _receive(request: Request, limit: int, look: Look | None, spare: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -82,7 +84,7 @@ async def _receive(request: Request, limit: int, look: Look | None) -> bytes:
             raise ClientDisconnect
         chunk = message.get("body", b"")
         size += len(chunk)
-        if size > limit:
+        if size > limit + spare:
             raise _too_large(limit)
         if chunk:  # a chunk may be one byte, and a list of ten million of them large
             chunks.append(chunk)
@@ -116,7 +118,7 @@ async def one_image(request: Request, limit: int, *, any_type: bool = False) -> 
             if part.name == "file" and len(part.data) >= HEADER_BYTES // 2:
                 judge_header(part.data, max_pixels)
 
-    body = await read(request, limit + ENVELOPE, look_inside)
+    body = await read(request, limit, look_inside, spare=ENVELOPE)
     images = [part.data for part in parse(content_type, body, most=_MOST) if part.name == "file"]
     if not images:
         raise MissingFile("the form has no part named 'file'; send one with: curl -F file=@photo.jpg")
@@ -140,7 +142,7 @@ async def several_images(request: Request, limit: int, most: int) -> list[Part]:
     content_type = request.headers.get("content-type", "")
     if not content_type.lower().startswith("multipart/"):
         raise UnsupportedMediaType("several images travel as multipart/form-data, in parts named 'files'")
-    parts = parse(content_type, await read(request, limit + ENVELOPE), most=most + _OTHER_PARTS)
+    parts = parse(content_type, await read(request, limit, spare=ENVELOPE), most=most + _OTHER_PARTS)
     images = [part for part in parts if part.name == "files"]
     if not images:
         raise MissingFile(
@@ -250,4 +252,4 @@ def _checked(image: memoryview, limit: int) -> memoryview:
 
 
 def _too_large(limit: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"more than {limit:,} bytes (max_upload_bytes)")
+    return PayloadTooLarge(f"the upload is larger than {wording.size(limit)} (max_upload_bytes)")

@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from service import errors
+from service import errors, wording
 from service.api.context import context_of
 
 _STATUS: dict[type[errors.ServiceError], int] = {
@@ -49,6 +49,8 @@ ErrorDocument = Callable[[errors.ServiceError, int], dict[str, Any]]
 _OPEN_INFERENCE = re.compile(r"/v2(/|$)")
 #: Refused before any work was done; counted by reason.
 _REJECTIONS = frozenset({401, 413, 415, 429, 503})
+#: Characters of a wrong value that its answer repeats.
+_SHOWN = 40
 #: Seconds after which an engine that is being loaded or replaced is worth another try.
 _RETRY_UNAVAILABLE = 1
 
@@ -103,6 +105,15 @@ def defect() -> errors.InternalError:
     return errors.InternalError("something went wrong inside the service; its log has the reason")
 
 
+def _unfit(request: Request, item: Any) -> str:
+    """What a parameter should have been, in words."""
+    name, value = str(item["loc"][-1]), str(item["input"])
+    parameters = request.scope["route"].dependant.query_params
+    info = next((one.field_info for one in parameters if one.alias == name), None)
+    reason = wording.unfit(value, info.annotation, info.metadata) if info is not None else None
+    return f"{name}={value[:_SHOWN]}: {reason or wording.sentence_of(item['msg'])}"
+
+
 def install(app: FastAPI) -> None:
     """Lets every error that leaves a route become a problem document."""
 
@@ -112,9 +123,7 @@ def install(app: FastAPI) -> None:
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        message = f"{first['loc'][-1]}: {first['msg'][0].lower()}{first['msg'][1:]}"
-        return respond(request, errors.InvalidParameter(message))
+        return respond(request, errors.InvalidParameter(_unfit(request, error.errors()[0])))
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hmac
+import re
 from pathlib import Path
+from typing import Any
 
-from fastapi import Request
+from fastapi import FastAPI, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.errors import respond
@@ -60,10 +62,12 @@ def keys_in(data: bytes) -> list[bytes]:
 
 #: What the orchestrator and the scraper ask for without a key.
 OPEN = frozenset({"/livez", "/readyz", "/metrics"})
+#: The page, Swagger UI and the schema: files that are the same for everybody, and ask for the key themselves.
+_STATIC = re.compile(r"/|/page/.+|/docs|/docs/.+|/openapi\.json")
 
 
 class Guard:
-    """Middleware: nobody without a key gets further, but to the few open routes."""
+    """Middleware: nobody without a key gets further, but to probes, the scrape and what is static."""
 
     def __init__(self, app: ASGIApp, keys: Keys, probes: frozenset[str] = frozenset()) -> None:
         """``probes`` are paths that a hosting platform asks without a key."""
@@ -72,11 +76,37 @@ class Guard:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in self._open or self._keys.admit(_offered(scope)):
+        if scope["type"] != "http" or self._is_open(scope) or self._keys.admit(_offered(scope)):
             await self._app(scope, receive, send)
             return
-        error = Unauthorized("this service wants an API key: Authorization: Bearer KEY, or X-API-Key: KEY")
+        error = Unauthorized(
+            "this service needs an API key: send Authorization: Bearer KEY or X-API-Key: KEY"
+        )
         await respond(Request(scope), error)(scope, receive, send)
+
+    def _is_open(self, scope: Scope) -> bool:
+        path, reads = scope["path"], scope["method"] in ("GET", "HEAD")
+        return path in self._open or (reads and _STATIC.fullmatch(path) is not None)
+
+
+def describe_keys(app: FastAPI) -> None:
+    """Puts the two ways to send a key into the schema, so that Swagger UI offers *Authorize*."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = plain()
+        schemes = {
+            "bearer": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer KEY"},
+            "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+        schema.setdefault("components", {})["securitySchemes"] = schemes
+        schema["security"] = [{name: []} for name in schemes]
+        for path in OPEN & schema["paths"].keys():
+            for operation in schema["paths"][path].values():
+                operation["security"] = []
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
 
 
 def _offered(scope: Scope) -> bytes:

@@ -11,6 +11,7 @@ only to ask for weights that are not here.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
@@ -18,9 +19,9 @@ from rich.text import Text
 
 from service import tables
 from service.doctor import libraries, machine, weights
-from service.doctor.finding import Finding, Level, passed
+from service.doctor.finding import Finding, Level, passed, warned
 from service.models.catalog import VARIANTS
-from service.settings import Settings
+from service.settings import Settings, strangers
 
 __all__ = ["Finding", "Level", "examine", "report", "run"]
 
@@ -32,6 +33,8 @@ _DEMO_PARAMETERS = 2_400_000
 def examine(settings: Settings) -> Iterator[Finding]:
     """Every check, one after the other."""
     parameters = _DEMO_PARAMETERS if settings.weights == "demo" else VARIANTS[settings.model].parameters
+    for sentence in strangers(os.environ):
+        yield warned("settings", sentence, "correct its name, or unset it")
     yield passed("settings", f"model {settings.model}, weights {settings.weights}, device {settings.device}")
     yield from machine.checks(settings, parameters)
     yield from libraries.checks(settings)

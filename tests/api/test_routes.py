@@ -124,7 +124,9 @@ async def test_keys_guard_everything_but_probes_and_scrape(tmp_path: Path) -> No
     async with site(keys=Keys(file)) as here:
         for path in ("/livez", "/readyz", "/metrics"):
             assert (await here.http.get(path)).status_code == 200
-        for path in ("/healthz", "/model", "/labels", "/docs", "/openapi.json", "/", "/nothing"):
+        for path in ("/", "/page/app.js", "/page/samples.json", "/docs", "/docs/start.js", "/openapi.json"):
+            assert (await here.http.get(path)).status_code == 200, "static, and it asks for the key itself"
+        for path in ("/healthz", "/model", "/labels", "/nothing", "/page", "/pagemodel"):
             answer = await here.http.get(path)
             problem(answer, 401, "unauthorized")
             assert answer.headers["www-authenticate"] == "Bearer"
@@ -141,6 +143,22 @@ async def test_keys_guard_everything_but_probes_and_scrape(tmp_path: Path) -> No
         file.unlink()  # in the middle of a rotation: the last good keys stay
         headers = {"x-api-key": "second-key-of-another-length"}
         assert (await here.http.get("/model", headers=headers)).status_code == 200
+
+
+@on_a_loop
+async def test_the_schema_tells_of_keys_where_there_are_some(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("a-key\n")
+    async with site(keys=Keys(file)) as here:
+        schema = (await here.http.get("/openapi.json")).json()
+        kinds = {name: one["type"] for name, one in schema["components"]["securitySchemes"].items()}
+        assert kinds == {"bearer": "http", "header": "apiKey"}
+        assert {name for one in schema["security"] for name in one} == set(kinds)
+        assert schema["paths"]["/livez"]["get"]["security"] == []
+        assert "security" not in schema["paths"]["/predict"]["post"]
+        assert (await here.http.post("/docs")).status_code == 401, "what is static is read, not written"
+    async with site() as here:
+        assert "security" not in (await here.http.get("/openapi.json")).json()
 
 
 def test_a_file_without_keys_ends_the_start(tmp_path: Path) -> None:
