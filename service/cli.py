@@ -41,7 +41,7 @@ _DEMO = {"weights": "demo", "log_format": "text", "log_level": "warning"}
 
 
 @cli.command()
-@settings_flags(Settings.model_fields, **_DEMO)
+@settings_flags(Settings.model_fields, defaults=_DEMO)
 def demo(**given: Any) -> None:
     """Serve the small model that comes along, and classify its sample photos.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin
 
 import click
@@ -30,7 +31,9 @@ _WITHOUT_A_SERVER = {
 }
 
 
-def settings_flags(names: Iterable[str], *, server: bool = True, **defaults: str) -> Callable[[Any], Any]:
+def settings_flags(
+    names: Iterable[str], *, server: bool = True, defaults: Mapping[str, str] = MappingProxyType({})
+) -> Callable[[Any], Any]:
     """Some settings as flags. ``defaults`` are those of the command, where it has its own; ``server`` is whether
     the command serves."""
 

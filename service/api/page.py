@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from service.api.context import context_of
 from service.samples import samples
 
 router = APIRouter(include_in_schema=False)
@@ -52,6 +53,14 @@ async def sample_list() -> Response:
     """``[{"name", "url"}]``, the addresses relative to ``/page/``."""
     listed = [{"name": name, "url": f"samples/{quote(path.name)}"} for name, path in samples()]
     return JSONResponse(listed, headers=HEADERS)
+
+
+@router.api_route("/page/limits.json", methods=_READ)
+async def limits(request: Request) -> Response:
+    """What one upload may be, so that the page can say it before a picture is sent."""
+    settings = context_of(request).settings
+    names = ("max_upload_bytes", "max_image_pixels", "max_images_per_request")
+    return JSONResponse({name: getattr(settings, name) for name in names}, headers=HEADERS)
 
 
 @router.api_route("/page/samples/{name}", methods=_READ)

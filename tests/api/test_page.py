@@ -29,6 +29,7 @@ POLICY = {
         ("/page/style.css", "text/css"),
         ("/page/favicon.svg", "image/svg+xml"),
         ("/page/samples.json", "application/json"),
+        ("/page/limits.json", "application/json"),
         ("/page/samples/coffee.jpg", "image/jpeg"),
     ],
 )
@@ -60,6 +61,13 @@ async def test_the_samples_are_listed_and_are_their_bytes() -> None:
         for entry, (_, path) in zip(listed, samples(), strict=True):
             url = urljoin("http://service/page/samples.json", entry["url"])
             assert (await here.http.get(url)).content == path.read_bytes()
+
+
+@on_a_loop
+async def test_the_limits_are_those_of_the_settings() -> None:
+    given = {"max_upload_bytes": 1000, "max_image_pixels": 2000, "max_images_per_request": 3}
+    async with site(settings=given) as here:
+        assert (await here.http.get("/page/limits.json")).json() == given
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,22 +53,18 @@ def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if given := os.environ.get("IMAGENET_PAGE_URL"):
         yield given.rstrip("/")
         return
-    port = free_port()
     log = tmp_path_factory.mktemp("server") / "log.txt"
+    with serving(log, "--model", "densenet121", "--weights", "random:0") as url:
+        yield url
+
+
+@contextmanager
+def serving(log: Path, *flags: str) -> Iterator[str]:
+    """A real server that is ready, until the block ends; its address without the slash at its end."""
+    port = free_port()
     with log.open("wb") as output:
         server = subprocess.Popen(
-            [
-                service_python(),
-                "-m",
-                "service",
-                "serve",
-                "--model",
-                "densenet121",
-                "--weights",
-                "random:0",
-                "--port",
-                str(port),
-            ],
+            [service_python(), "-m", "service", "serve", "--port", str(port), *flags],
             cwd=ROOT,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -1,5 +1,7 @@
 // The service's routes as functions. Whatever goes wrong is thrown as a Problem; an aborted request as AbortError.
 
+import { titleOf } from "./words.js";
+
 /** What the API says of a failure (RFC 9457), or the same words for one that never reached it (`status` 0). */
 export class Problem extends Error {
   constructor({ title, detail, status = 0, code, request_id: requestId, retryAfter }) {
@@ -7,18 +9,44 @@ export class Problem extends Error {
     Object.assign(this, { title, detail, status, code, requestId, retryAfter });
   }
 
+  /** Did nobody answer? What this page refuses itself has a code. */
+  get lost() {
+    return this.status === 0 && !this.code;
+  }
+
+  /** Is the service away for now, so that the same request is worth another try when it is back? */
+  get away() {
+    return this.lost || ["not_ready", "draining", "engine_failed"].includes(this.code);
+  }
+
   /** Would the same request have a chance later? */
   get passing() {
-    return this.status === 0 || this.status === 429 || this.status >= 500;
+    return this.lost || this.status === 429 || this.status >= 500;
   }
 }
 
-let key = "";
+const KEY = "imagenet-serve-key";
+
+let key = stored();
+let limits = {};
 let unauthorized = () => {};
 
-/** The API key of this tab. In memory only: never stored, never in an address. */
+/** The API key of this tab: it survives a reload and ends with the tab. Never in an address. */
 export function useKey(value) {
   key = value;
+  try {
+    sessionStorage.setItem(KEY, value);
+  } catch {
+    // A browser that keeps nothing: the key lives until the page is left.
+  }
+}
+
+function stored() {
+  try {
+    return sessionStorage.getItem(KEY) ?? "";
+  } catch {
+    return "";
+  }
 }
 
 /** `handler()` is called whenever an answer is 401. */
@@ -35,12 +63,22 @@ export function address(route, query = {}) {
 
 /** The image travels as it is: the original bytes in one part named `file`. */
 export const predict = (file, topK, signal) =>
-  json(address("predict", { top_k: topK }), { method: "POST", body: form(file), signal });
+  json(address("predict", { top_k: topK }), { method: "POST", body: form([file]), signal });
+
+/** Several images in one request: `results` in their order. */
+export const predictBatch = (files, topK, signal) =>
+  json(address("predict/batch", { top_k: topK }), { method: "POST", body: form(files, "files"), signal });
 
 export const explain = (file, classId, signal) =>
-  json(address("explain", { class_id: classId }), { method: "POST", body: form(file), signal });
+  json(address("explain", { class_id: classId }), { method: "POST", body: form([file]), signal });
 
 export const model = () => json(address("model"));
+
+/** What one upload may be: `max_upload_bytes`, `max_image_pixels`, `max_images_per_request`; empty if nobody says. */
+export async function knowLimits() {
+  limits = await json(address("page/limits.json")).catch(() => ({}));
+  return limits;
+}
 
 /** Does the service offer `POST /explain`? Its own schema says so. */
 export async function canExplain() {
@@ -109,9 +147,14 @@ async function reach(url, options) {
     if (error.name === "AbortError") throw error;
     throw new Problem({
       title: "No answer from the service",
-      detail: "It cannot be reached, or it ended the connection before the picture was sent, as it may with a file past its limit.",
+      detail: "It cannot be reached, or the connection broke before the picture was sent.",
     });
   }
+}
+
+/** A problem document inside an answer that is good as a whole. */
+export function problemIn(error) {
+  return new Problem({ ...error, title: titleOf(error.code, error.title, limits) });
 }
 
 /** The body's own words where it is a problem; the status line where something in between has answered. */
@@ -122,7 +165,7 @@ async function problemOf(response) {
     detail: "",
     request_id: response.headers.get("X-Request-ID"),
     ...body,
-    title: body.title ?? `${response.status} ${response.statusText}`,
+    title: titleOf(body.code, body.title ?? `${response.status} ${response.statusText}`, limits),
     status: response.status,
     retryAfter: seconds > 0 ? seconds : undefined,
   });
@@ -132,23 +175,24 @@ function headers() {
   return key ? { Accept: "application/json", Authorization: `Bearer ${key}` } : { Accept: "application/json" };
 }
 
-function form(file) {
+function form(files, part = "file") {
   const body = new FormData();
-  body.append("file", file, file.name);
+  for (const file of files) body.append(part, file, file.name);
   return body;
 }
 
-/** The request of this page for a shell. The key is named, never shown. */
-export function curl(fileName, topK) {
-  const lines = [`curl -F ${quoted(part(fileName))}`];
+/** The request of this page for a shell: one file by name, or several. The key is named, never shown. */
+export function curl(names, topK) {
+  const several = Array.isArray(names);
+  const lines = several ? ["curl", ...names.map((name) => `-F ${quoted(part("files", name))}`)] : [`curl -F ${quoted(part("file", names))}`];
   if (key) lines.push('-H "Authorization: Bearer $IMAGENET_API_KEY"');
-  lines.push(quoted(address("predict", { top_k: topK })));
+  lines.push(quoted(address(several ? "predict/batch" : "predict", { top_k: topK })));
   return lines.join(" \\\n  ");
 }
 
 /** curl splits a plain name at `,` and `;`; a quoted one it reads with backslashes before `"` and `\`. */
-function part(name) {
-  return /[,;"\\]/.test(name) ? `file=@"${name.replace(/["\\]/g, "\\$&")}"` : `file=@${name}`;
+function part(field, name) {
+  return /[,;"\\]/.test(name) ? `${field}=@"${name.replace(/["\\]/g, "\\$&")}"` : `${field}=@${name}`;
 }
 
 const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);

@@ -2,18 +2,25 @@
 //
 //     follow ── ready ──▶ introduce (model, map available?)
 //     drop, paste, pick, photograph, sample ──▶ take ──▶ classify ──▶ result ──▶ look (the map, when wanted)
-//                                                          └── Problem ──▶ the API's words
+//                                         │                └── Problem ──▶ words, and if the service is away: follow
+//                                         └── several ──▶ takeSeveral ──▶ ask, portion by portion ──▶ a table
 //
-// A new picture aborts the request before it; a picture that was taken too early waits for `ready`.
+// A new picture aborts the request before it; what was asked too early, or was lost with the service, waits for `ready`.
 
 import * as api from "./api.js";
-import { gridOf, paint, paintScale, seenBox } from "./heatmap.js";
+import { portions } from "./batch.js";
+import { gridOf, isFramed, paint, paintScale, seenBox } from "./heatmap.js";
 import * as view from "./view.js";
+import { tooLarge } from "./words.js";
 
 const { $ } = view;
 
-/** Pause between two looks at a service that is not ready. */
+/** Pause between two looks at a service that is not ready, and at one that is. */
 const POLL_MS = 1000;
+const WATCH_MS = 5000;
+
+/** How often one picture is sent again by itself: it may be what ends the model each time. */
+const TRIES = 3;
 
 /** An answer that is quicker than this replaces the one before it without a flicker. */
 const PATIENCE_MS = 150;
@@ -24,10 +31,14 @@ const NO_FILE = { title: "No picture in that", detail: "What was dropped holds n
 const state = {
   ready: false,
   following: false,
-  waiting: false, // a picture was taken before the service was ready
+  again: false, // whether to look and introduce once more
+  waiting: false, // a picture is to be sent when the service is ready
+  tries: 0, // how often this picture was sent again by itself
+  limits: {},
   model: {},
   explains: false,
   file: null,
+  several: [], // the pictures of the table; empty unless several were brought at once
   url: "", // of the preview
   answer: null,
   picked: null, // class_id of the map that is shown
@@ -42,24 +53,46 @@ const pause = (ms) => new Promise((resolve) => { setTimeout(resolve, ms); });
 
 /** Polls until the service is ready, then introduces its model and sends the picture that has waited. */
 async function follow() {
+  state.again = true; // also for one who follows already: a key may have come since it asked
   if (state.following) return;
   state.following = true;
   state.ready = false;
+  while (state.again) {
+    state.again = false;
+    await becomeReady();
+    await introduce();
+  }
+  state.ready = true;
+  state.following = false;
+  if (state.waiting) ask();
+}
+
+async function becomeReady() {
   for (;;) {
     const health = await api.health();
     view.showHealth(health);
-    if (health.state === "ready") break;
+    if (health.state === "ready") return;
     await pause(POLL_MS);
   }
-  await introduce();
-  state.ready = true;
-  state.following = false;
-  if (state.waiting) classify();
 }
 
+/** Looks now and then whether the service is still ready, so that the page says it when it is not. */
+async function watch() {
+  for (;;) {
+    await pause(WATCH_MS);
+    if (!state.ready || document.hidden) continue;
+    const health = await api.health();
+    if (health.state !== "ready") follow();
+  }
+}
+
+/** Sends what is on the page: one picture, or all of the table. */
+const ask = () => (state.file ? classify() : classifySeveral());
+
 async function introduce() {
-  const [model, explains] = await Promise.all([api.model().catch(() => ({})), api.canExplain()]);
-  Object.assign(state, { model, explains });
+  const [model, explains, limits] = await Promise.all([api.model().catch(() => ({})), api.canExplain(), api.knowLimits()]);
+  Object.assign(state, { model, explains, limits });
+  view.showLimits(limits);
   if (!Object.keys(model).length) return;
   view.showModel(model);
   view.showBanner(model.weights, model.classes);
@@ -88,7 +121,7 @@ function useKey(event) {
   $("key-title").textContent = "This key was not accepted"; // is read only if the form comes back
   $("key").value = "";
   $("picture-title").focus();
-  state.waiting ||= Boolean(state.file);
+  state.waiting ||= Boolean(state.file) || state.several.length > 0;
   showCurl();
   offerSamples();
   follow();
@@ -97,21 +130,39 @@ function useKey(event) {
 // ---- the picture ------------------------------------------------------------------------------------------------
 
 /** Takes a new picture in place of the one before, and asks what it shows. */
-function take(file) {
+function take(file, { several = [] } = {}) {
   if (!file) return;
-  URL.revokeObjectURL(state.url);
-  Object.assign(state, { file, url: URL.createObjectURL(file), answer: null, maps: new Map() });
-  state.looking.abort();
+  clear();
+  Object.assign(state, { file, several, url: URL.createObjectURL(file) });
   view.showPicture(file, state.url);
-  view.showMapText("", false);
+  view.showBack(several.length);
   showCurl();
   classify();
 }
 
-/** The first file that a drop, a paste or an input holds. */
+/** Takes several pictures at once, for the table. */
+function takeSeveral(files) {
+  clear();
+  Object.assign(state, { file: null, several: files });
+  view.hidePicture();
+  view.showBack(0);
+  showCurl();
+  classifySeveral();
+}
+
+/** Ends whatever belongs to the picture before. */
+function clear() {
+  URL.revokeObjectURL(state.url);
+  Object.assign(state, { url: "", answer: null, maps: new Map(), tries: 0, waiting: false });
+  state.asking.abort();
+  state.looking.abort();
+  view.showMapText("", false);
+}
+
+/** What a drop, a paste or an input holds. */
 function takeFrom(files) {
-  if (files.length > 1) view.speak(`Only the first of ${files.length} files is used.`);
-  take(files[0]);
+  if (files.length > 1) takeSeveral([...files]);
+  else take(files[0]);
 }
 
 function takeFromInput({ target }) {
@@ -143,6 +194,8 @@ function listenForDrops() {
 async function classify() {
   state.asking.abort();
   state.asking = new AbortController();
+  const refused = tooLarge(state.file, state.limits);
+  if (refused) return fail(new api.Problem(refused));
   state.waiting = !state.ready;
   if (state.waiting) return view.showBusy(`${state.file.name} will be sent when the service is ready.`);
   const { signal } = state.asking;
@@ -173,15 +226,69 @@ function showAnswer(answer, seen) {
 }
 
 async function fail(problem) {
-  view.showProblem(problem);
+  const goesOn = problem instanceof api.Problem && problem.away && state.tries < TRIES;
+  view.showProblem(problem, goesOn);
   $("explain").hidden = true;
   if (!(problem instanceof api.Problem)) throw problem; // a defect of this page: also for the console
   if (problem.status !== 401) view.reveal();
-  const away = problem.status === 0 || ["not_ready", "draining", "engine_failed"].includes(problem.code);
-  if (!away) return;
-  state.waiting = problem.code === "not_ready";
+  if (problem.away) comeBack(goesOn);
+}
+
+/** Waits for a service that is away, and then, if `goesOn`, sends again what it did not answer. */
+async function comeBack(goesOn) {
+  state.tries += 1;
+  state.waiting = goesOn;
+  state.ready = false;
   await pause(POLL_MS);
   follow();
+}
+
+// ---- several pictures -------------------------------------------------------------------------------------------
+
+/** Asks for the best class of each picture of the table; what was asked before is aborted. */
+async function classifySeveral() {
+  state.asking.abort();
+  state.asking = new AbortController();
+  const { several: files, asking: { signal }, limits } = state;
+  view.showSeveral(files, (place) => take(files[place], { several: files }));
+  state.waiting = !state.ready;
+  if (state.waiting) return view.showSeveralText(`${files.length} pictures will be sent when the service is ready.`);
+  files.forEach((file, place) => {
+    const refused = tooLarge(file, limits);
+    if (refused) view.showOne(place, { problem: refused });
+  });
+  let done = 0;
+  for (const places of portions(files, limits)) {
+    view.showSeveralText(`${done} of ${files.length} pictures are done.`);
+    try {
+      await askPortion(files, places, signal);
+    } catch (problem) {
+      if (signal.aborted) return;
+      for (const place of places) view.showOne(place, { problem });
+      if (problem.status === 401) return;
+      if (problem.away) return severalFailed(problem);
+    }
+    if (signal.aborted) return;
+    done += places.length;
+  }
+  const text = `${files.length} pictures. Choose one to see its classes and where the model looked.`;
+  view.showSeveralText(text);
+  view.speak(text);
+}
+
+async function askPortion(files, places, signal) {
+  const { results } = await api.predictBatch(places.map((place) => files[place]), 1, signal);
+  if (signal.aborted) return;
+  results.forEach(({ predictions, error }, index) => {
+    view.showOne(places[index], error ? { problem: api.problemIn(error) } : { best: predictions[0] });
+  });
+}
+
+function severalFailed(problem) {
+  const goesOn = state.tries < TRIES;
+  const next = goesOn ? "The pictures are sent again by themselves as soon as the service is ready." : "Bring the pictures again to try once more.";
+  view.showSeveralText(`${problem.title}. ${next}`);
+  comeBack(goesOn);
 }
 
 // ---- the map ----------------------------------------------------------------------------------------------------
@@ -222,8 +329,10 @@ async function drawMap(map, classId) {
   if (!photo.naturalWidth) return view.showMapText("This browser cannot show the picture, so there is nothing to lay a map on.", false);
   if (!grid) return view.showMapText(`Nothing in the picture spoke for ${label}.`, false);
   paint($("map"), grid);
-  view.placeMap(seenBox(map, state.model.preprocessing, photo.naturalWidth, photo.naturalHeight));
-  view.showMapText(`What spoke for ${label}. The frame is the part that the model saw.`, true);
+  const box = seenBox(map, state.model.preprocessing, photo.naturalWidth, photo.naturalHeight);
+  view.placeMap(box);
+  const framed = isFramed(box) ? " The frame is the part that the model saw." : "";
+  view.showMapText(`What spoke for ${label}.${framed}`, true);
 }
 
 function setOpacity() {
@@ -234,7 +343,8 @@ function setOpacity() {
 // ---- the command ------------------------------------------------------------------------------------------------
 
 function showCurl() {
-  $("curl").textContent = api.curl(state.file?.name ?? "photo.jpg", $("top-k").value);
+  const names = state.file || !state.several.length ? (state.file?.name ?? "photo.jpg") : state.several.map(({ name }) => name);
+  $("curl").textContent = api.curl(names, $("top-k").value);
 }
 
 async function copyCurl() {
@@ -265,6 +375,7 @@ function listen() {
   addEventListener("paste", (event) => event.clipboardData.files.length && takeFrom(event.clipboardData.files));
   listenForDrops();
   $("top-k").addEventListener("change", () => { showCurl(); if (state.file) classify(); });
+  $("back").addEventListener("click", () => takeSeveral(state.several));
   $("retry").addEventListener("click", () => { $("answer-title").focus(); classify(); });
   $("map-on").addEventListener("change", () => look(state.picked));
   $("opacity").addEventListener("input", setOpacity);
@@ -279,3 +390,4 @@ paintScale($("scale"));
 showCurl();
 offerSamples();
 follow();
+watch();

@@ -82,6 +82,12 @@ export function seenBox(answer, preprocessing, width, height) {
   return [0.5 - across / 2, 0.5 - down / 2, 0.5 + across / 2, 0.5 + down / 2];
 }
 
+/** Whether a part `[left, top, right, bottom]` has an edge that can be seen inside the photo. */
+export function isFramed([left, top, right, bottom]) {
+  const least = 0.005; // less than a line's width on most screens
+  return left > least || top > least || right < 1 - least || bottom < 1 - least;
+}
+
 /** How much of the photo's width and height is kept. Sizes are `[height, width]`; one number is the short side. */
 function sharesSeen({ fit, resize, crop }, width, height) {
   const shorter = Math.min(width, height);

@@ -1,5 +1,7 @@
 // What the visitor sees: each function puts one thing on the page and decides nothing.
 
+import { sentence, sizeOf } from "./words.js";
+
 export const $ = (id) => document.getElementById(id);
 
 const percent = new Intl.NumberFormat("en", { style: "percent", minimumFractionDigits: 2, maximumFractionDigits: 2 });
@@ -7,8 +9,6 @@ const whole = new Intl.NumberFormat("en");
 const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 2 });
 
 const milliseconds = (value) => `${value.toFixed(value < 100 ? 1 : 0)} ms`;
-const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
-const bytesOf = (bytes) => (bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1e3))} kB` : megabytes(bytes));
 
 /** 0.0004 is not "0.00%": what is small says so. */
 export const chance = (value) => (value > 0 && value < 0.0001 ? "<0.01%" : percent.format(value));
@@ -46,7 +46,7 @@ const STATES = {
   ready: ["Ready", ""],
   draining: ["Shutting down", "The service finishes what it has and takes nothing new. This page looks for it again."],
   failed: ["Failed", "The model is not running. Its log says why. This page looks for it again."],
-  unreachable: ["Unreachable", "The service cannot be reached. This page tries again every few seconds."],
+  unreachable: ["Unreachable", "The service cannot be reached. This page tries again every second."],
 };
 
 /** The state chip, and below it a notice while the service cannot answer. */
@@ -58,8 +58,8 @@ export function showHealth({ state, detail, fraction, received, total }) {
   $("waiting").hidden = state === "ready";
   $("waiting-title").textContent = downloading ? "Downloading the weights" : word;
   $("waiting-text").textContent = downloading
-    ? `${megabytes(received)} of ${megabytes(total)} (${Math.round(fraction * 100)}%). This page goes on by itself when the service is ready.`
-    : [detail, explanation].filter(Boolean).join(" ");
+    ? `${sizeOf(received)} of ${sizeOf(total)} (${Math.round(fraction * 100)}%). This page goes on by itself when the service is ready.`
+    : [sentence(detail ?? ""), explanation].filter(Boolean).join(" ");
   $("download").hidden = !downloading;
   $("download").value = fraction ?? 0;
 }
@@ -69,6 +69,7 @@ export function showBanner(weights, classes) {
   const text = bannerOf(String(weights ?? ""), classes);
   $("banner").hidden = !text;
   $("banner").textContent = text;
+  $("advice").hidden = weights !== "demo";
 }
 
 function bannerOf(weights, classes) {
@@ -117,7 +118,7 @@ export function showSamples(samples, choose) {
 
 /** Shows the picture at `url`; the caption gains its width and height once they are known. */
 export function showPicture(file, url) {
-  const caption = `${file.name} · ${bytesOf(file.size)}`;
+  const caption = `${file.name} · ${sizeOf(file.size)}`;
   $("invite").hidden = true;
   $("preview").hidden = false;
   $("stage").hidden = false;
@@ -131,6 +132,18 @@ export function showPicture(file, url) {
   photo.onerror = () => { $("stage").hidden = true; $("no-preview").hidden = false; };
   photo.alt = `Your picture, ${file.name}`;
   photo.src = url;
+}
+
+/** Takes the picture away, for one that is to come or for several. */
+export function hidePicture() {
+  $("invite").hidden = false;
+  $("preview").hidden = true;
+  $("explain").hidden = true;
+}
+
+/** Says how large an upload may be, where the pictures are chosen. */
+export function showLimits({ max_upload_bytes: bytes }) {
+  $("limit").textContent = bytes ? `, up to ${sizeOf(bytes)}` : "";
 }
 
 /** Lays the map's canvas over `box`, the part of the photo that the model saw. */
@@ -187,6 +200,37 @@ export function markPicked(classId) {
   }
 }
 
+// ---- several pictures -------------------------------------------------------------------------------------------
+
+/** One row for each file; `choose(place)` is called when a picture's name is pressed. */
+export function showSeveral(files, choose) {
+  $("several").replaceChildren(...files.map(({ name }, place) => {
+    const button = element("button", { type: "button", className: "label", textContent: name, title: "Show this picture" });
+    button.addEventListener("click", () => choose(place));
+    return element("tr", {}, element("th", { scope: "row" }, button), element("td", { textContent: "…" }), element("td", { className: "number" }));
+  }));
+  show("several");
+}
+
+/** What became of the picture at `place`: its best class, or what is wrong with it. */
+export function showOne(place, { best, problem }) {
+  const row = $("several").children[place];
+  row.classList.toggle("wrong", Boolean(problem));
+  row.children[1].textContent = problem ? problem.title : best.label;
+  row.children[1].title = problem?.detail ?? "";
+  row.children[2].textContent = best ? chance(best.probability) : "";
+}
+
+export function showSeveralText(text) {
+  $("several-text").textContent = text;
+}
+
+/** The way from one picture back to the table of `count`; none for 0. */
+export function showBack(count) {
+  $("back").hidden = count === 0;
+  $("back").textContent = `Back to all ${count} pictures`;
+}
+
 const PARTS = { receive: "Receive", decode: "Decode", queue: "Queue", inference: "Inference", respond: "Respond", rest: "Other" };
 
 /** The service's own timings; what they leave of the total is `rest`. `seen` is the round trip in this browser. */
@@ -211,11 +255,12 @@ export function showOrigin({ model, weights, request_id: requestId }) {
 }
 
 /** A problem in the API's words; an error of this page in its own. `passing`: trying again makes sense. */
-export function showProblem({ message, title = message, detail = "", status, code, requestId, retryAfter, passing }) {
+export function showProblem({ message, title = message, detail = "", status, code, requestId, retryAfter, passing }, goesOn = false) {
   const facts = [["Status", status || null], ["Code", code], ["Request", requestId], ["Try again after", retryAfter && `${retryAfter} s`]];
   $("error-title").textContent = title;
   $("error-detail").textContent = detail;
+  $("error-next").hidden = !goesOn;
   $("error-facts").replaceChildren(...facts.filter(([, value]) => isPlain(value)).map(fact));
-  $("retry").hidden = !passing;
+  $("retry").hidden = !passing || goesOn;
   show("error");
 }
