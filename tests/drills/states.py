@@ -279,12 +279,7 @@ def main() -> int:
             seen = watch(server)
         print(f"{name}: {len(seen.second)} series", file=sys.stderr, flush=True)
         lines += test(name, happened(written(seen, "a")), {20: alerts})
-    gone = [re.sub(r"values: (\S+)x\d+", r"values: \1x20 _x40", line) for line in written(well, "a")]
-    lines += test("gone", gone, {9: set(), 20: {"Absent", "Gone"}})
-    down = [line.replace("1x60", "0x60") if "up{" in line else line for line in gone]
-    unreachable = {"TargetDown", "Unreachable"}
-    alerts = {3: unreachable, 20: {"Absent", "Gone", *unreachable}}
-    lines += test("there, and answers no scrape", down, alerts)
+    lines += vanished(written(well, "a"))
     (PLACE / "rules_states_test.yml").write_text("".join(lines))
     return 0
 
@@ -302,6 +297,20 @@ group_eval_order:
   - imagenet-serve.objectives
 tests:
 """
+
+
+def vanished(series_lines: list[str]) -> list[str]:
+    """Without any target, and with one that answers no scrape. A series is stale five minutes after its last sample."""
+    ended = [
+        re.sub(r"values: (\S+)x\d+", rf"values: \1x{STEPS // 3} _x{STEPS}", line) for line in series_lines
+    ]
+    up = next(line for line in series_lines if "up{" in line)
+    down = [up.replace("1x", "0x"), *(line for line in ended if "up{" not in line)]
+    unreachable = {"TargetDown", "Unreachable"}
+    return [
+        *test("gone", ended, {9: set(), 22: {"Absent", "Gone"}}),
+        *test("there, and answers no scrape", down, {3: unreachable, 22: {"Absent", "Gone", *unreachable}}),
+    ]
 
 
 def happened(lines: list[str]) -> list[str]:
