@@ -82,7 +82,8 @@ def locks() -> str:
 #: What is imported under another name than it is installed by, or comes with a dependency that is declared.
 INSTALLED_BY = {"PIL": "pillow", "python_multipart": "python-multipart", "prometheus_client": "prometheus-client",
                 "pydantic_settings": "pydantic-settings", "starlette": "fastapi", "triton": "torch",
-                "pydantic_core": "pydantic"}  # fmt: skip
+                "pydantic_core": "pydantic", "grpc": "grpcio", "grpc_health": "grpcio-health-checking",
+                "grpc_reflection": "grpcio-reflection", "google": "grpcio-health-checking"}  # fmt: skip
 
 
 @step

@@ -31,13 +31,13 @@ NOT_FOR_US = {
 #: Overlays with components on top, and devices with an owner of the number of pods: what the files and
 #: docs/OPERATIONS.md say can be put together.
 STACKED = {
-    "cpu": ["autoscale-keda", "autoscale-adapter", "weights-pvc", "weights-pvc-single", "tls", "priority"],
+    "cpu": ["autoscale-keda", "autoscale-adapter", "weights-pvc", "weights-pvc-single", "tls", "grpc", "priority"],
     "gpu": ["autoscale-keda", "autoscale-adapter", "weights-pvc-single", "tracing", "egress-private",
             "gpu-product", "gpu-runtime-class", "gpu-shared", "gpu-mig", "gpu-large"],
 }  # fmt: skip
 TOGETHER = [
     ("cpu", ["weights-pvc", "weights-read-only", "tls", "tracing", "egress-private"]),
-    ("gpu", ["weights-pvc", "autoscale-keda", "tls", "tracing", "egress-private", "priority",
+    ("gpu", ["weights-pvc", "autoscale-keda", "tls", "grpc", "tracing", "egress-private", "priority",
              "gpu-product", "gpu-runtime-class", "gpu-mig", "gpu-large"]),
 ]  # fmt: skip
 OWNERS = {
