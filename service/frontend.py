@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import importlib.util
 import logging
 import multiprocessing
 import os
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from service import logs
+from service import credentials, logs
 from service.api.app import create_app
 from service.api.body import ENVELOPE
 from service.api.context import Context
@@ -30,8 +29,7 @@ from service.engine import transport
 from service.engine.arena import Arena, Geometry
 from service.engine.client import EngineClient
 from service.engine.transport import Channel, Link, read_blob
-from service.errors import ConfigurationError, Draining, EngineFailed
-from service.extras import install_command
+from service.errors import Draining, EngineFailed
 from service.listener import BACKLOG, refuse_newcomers
 from service.metrics import Metrics
 from service.protocol import Protocol
@@ -67,7 +65,7 @@ class FrontEnd:
         self._settings = settings
         self._listener = listener
         self._channel = channel
-        self._keys, self._certificate = check(settings)
+        self._keys, self._certificate = credentials.check(settings)
         threads = -(-available_cores() // settings.resolved_frontends)
         metrics, self._lost = Metrics.declare(), False
         client = EngineClient(threads=threads, thread_memory=SMALL.memory if keeper else 0)
@@ -203,14 +201,6 @@ def _no_time() -> Exception:
 
 def _no_decoders() -> Exception:
     return EngineFailed("the decoders have failed and are being started again")
-
-
-def check(settings: Settings) -> tuple[Keys | None, Certificate | None]:
-    """The files that a front-end wants. Raises `ConfigurationError` if one is no good."""
-    if settings.grpc_port is not None and importlib.util.find_spec("grpc_reflection") is None:
-        raise ConfigurationError(f"grpc_port needs the extra grpc: {install_command('grpc')}")
-    keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
-    return keys, Certificate.of(settings)
 
 
 class _Server(uvicorn.Server):

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from service import frontend, listener, logs, metrics, tracing
+from service import credentials, listener, logs, metrics, tracing
 from service.child import Child, Closable, ProcessChild, ThreadChild
 from service.engine import process as engine
 from service.engine import transport
@@ -91,7 +91,7 @@ class Supervisor:
         Raises `ConfigurationError` when the port cannot be had, or a file that a front-end wants is no good.
         """
         if self._listener is None:
-            frontend.check(self._settings)
+            credentials.check(self._settings)
             uds = self._settings.uds
             self._listener = (
                 listener.bind_unix(uds) if uds else listener.bind(self._settings.host, self._settings.port)
@@ -128,12 +128,16 @@ class Supervisor:
     # Starting
 
     def _start_everything(self) -> None:
+        # The engine first: it loads while this process imports what front-ends are made of.
+        self._start_engine()
         count = self._settings.resolved_frontends if self._processes else 1
         for index in range(count):
             self._start_front_end(f"frontend-{index + 1}")
-        self._start_engine()
 
     def _start_front_end(self, name: str) -> None:
+        # FastAPI takes half a second: imported once, in the parent of all, and after the engine's start.
+        from service import frontend
+
         assert self._listener is not None
         # A fork has its own copy of the socket; a thread needs one, since each side closes its own.
         port = self._listener if self._processes else self._listener.dup()

@@ -6,11 +6,12 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 Form = Literal["table", "json", "csv"]
 
@@ -33,10 +34,15 @@ def show(rows: Sequence[dict[str, Any]], form: Form, title: str | None = None) -
 
 def screen() -> Console:
     """Standard output, as wide as it is, or wide enough where it is no terminal."""
+    # A server shows no table, and starts sooner without what draws them.
+    from rich.console import Console
+
     return Console() if sys.stdout.isatty() else Console(width=_WIDE)
 
 
 def _table(rows: Sequence[dict[str, Any]], title: str | None) -> Table:
+    from rich.table import Table
+
     table = Table(header_style="bold", title=title, title_justify="left", title_style="bold")
     for name in rows[0] if rows else ():
         number = all(isinstance(row[name], int | float) for row in rows)
@@ -48,6 +54,8 @@ def _table(rows: Sequence[dict[str, Any]], title: str | None) -> Table:
 
 def _cell(value: Any) -> Text | str:
     """What stands there to the letter: a file's name is no markup."""
+    from rich.text import Text
+
     if isinstance(value, Text):
         return value
     return f"{value:,}" if isinstance(value, int) else Text(str(value))

@@ -216,7 +216,7 @@ def test_the_histogram_holds_everything_once() -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    weights = tiny.directory(tmp_path_factory.mktemp("weights"))
+    weights = tiny.shared()
     with Server(weights=weights, frontends=2, queue_capacity=64) as running:
         yield running
 

@@ -23,7 +23,7 @@ DEMO = [sys.executable, "-m", "service", "demo", "--port=0", "--frontends=1", "-
 def test_it_classifies_the_samples_stays_up_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# for the test\nsecret\n")
-    command = [*DEMO, "--weights", str(tiny.directory(tmp_path)), "--api-keys-file", str(keys)]
+    command = [*DEMO, "--weights", str(tiny.shared()), "--api-keys-file", str(keys)]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

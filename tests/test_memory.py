@@ -46,7 +46,7 @@ def send(server: Server, requests: int) -> None:
 
 @pytest.mark.slow
 def test_twenty_thousand_requests_leave_nothing_behind(tmp_path: Path) -> None:
-    with Server(weights=tiny.directory(tmp_path), frontends=2) as server:
+    with Server(weights=tiny.shared(), frontends=2) as server:
         send(server, REQUESTS // 10)
         pids = server.children()
         before = {name: resident(pid) for name, pid in pids.items()}

@@ -23,7 +23,7 @@ sys.exit(Supervisor(settings.load(weights=sys.argv[1], port=0, log_format="json"
 
 
 def test_a_laptop_can_try_it(tmp_path: Path) -> None:
-    weights = tiny.directory(tmp_path)
+    weights = tiny.shared()
     service = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(weights)], stderr=subprocess.PIPE, text=True
     )

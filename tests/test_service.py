@@ -32,7 +32,7 @@ PATIENCE = 30.0
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.directory(tmp_path_factory.mktemp("weights"))
+    return tiny.shared()
 
 
 @pytest.fixture(scope="module")
@@ -286,3 +286,14 @@ def test_a_taken_port_is_named(server: Server) -> None:
     assert second.wait() == 1
     second.__exit__(None, None, None)
     assert any(f"port {port}" in line for line in second.lines)
+
+
+def test_an_engine_holds_no_torch(weights: Path, tmp_path: Path) -> None:
+    """Not after its first start either: what needs torch is done by a process that goes."""
+    pytest.importorskip("openvino")
+    for _ in range(2):
+        with Server(weights=weights, frontends=1, environment={"XDG_CACHE_HOME": str(tmp_path)}) as server:
+            mapped = Path(f"/proc/{server.children()['engine']}/maps").read_text()
+            assert "openvino" in mapped
+            assert "libtorch" not in mapped
+            assert server.terminate() == 0

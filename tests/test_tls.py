@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from service import frontend
+from service import credentials
 from service.errors import ConfigurationError
 from service.settings import load
 from service.tls import Certificate
@@ -87,12 +87,12 @@ def test_files_that_are_no_pair_end_the_start(tmp_path: Path) -> None:
     for wrong in (other, locked, tmp_path / "missing"):
         settings = load(tls_certificate_file=certificate, tls_key_file=wrong)
         with pytest.raises(ConfigurationError, match="tls_certificate_file and tls_key_file"):
-            frontend.check(settings)
+            credentials.check(settings)
 
 
 def test_the_whole_service_over_https(tmp_path: Path) -> None:
     certificate, key = make(tmp_path, "here")
-    weights = tiny.directory(tmp_path)
+    weights = tiny.shared()
     with Server(weights=weights, frontends=1, tls_certificate_file=certificate, tls_key_file=key) as server:
         assert server.url.startswith("https://")
         assert HTTP.get(server.url + "/model").status_code == 200

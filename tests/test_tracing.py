@@ -85,7 +85,7 @@ def server(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> It
         "OTEL_BSP_SCHEDULE_DELAY": "50",
         "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment=test",
     }
-    weights = tiny.directory(tmp_path_factory.mktemp("weights"))
+    weights = tiny.shared()
     with Server(weights=weights, runtime="eager", frontends=1, environment=environment) as server:
         yield server
 

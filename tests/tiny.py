@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -62,3 +65,13 @@ def directory(parent: Path) -> Path:
     path = parent / "tiny"
     write(checkpoint(), path)
     return path
+
+
+@cache
+def shared() -> Path:
+    """`directory`, the same one for all tests that only serve it: one of their services converts it for all."""
+    return directory(_SHARED)
+
+
+#: In the tests' own cache, as it is before a test takes another one for itself; it goes with it.
+_SHARED = Path(os.environ.get("XDG_CACHE_HOME", tempfile.gettempdir())) / "weights"

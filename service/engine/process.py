@@ -1,6 +1,6 @@
-"""The engine's life: find the weights, load, warm up, serve. The only place where HTTP's side meets torch.
+"""The engine's life: find the weights, load, warm up, serve. The only place where HTTP's side meets the model.
 
-torch is imported inside `main`, so that the supervisor, which forks from here, stays small.
+The model's rooms are imported inside `main`, so that the supervisor, which forks from here, stays small.
 """
 
 from __future__ import annotations
@@ -106,10 +106,11 @@ def _load(
     def report(state: str, detail: str) -> None:
         channel.send("phase", state=state, detail=detail)
 
-    report("loading", "importing torch")
-    from service.models import serving
+    from service.models import preparing, serving
 
-    loaded = serving.load(settings, report, _Progress(channel), given_up)
+    progress = _Progress(channel)
+    preparing.prepare(settings, report, progress)
+    loaded = serving.load(settings, report, progress, given_up)
     report("warming", f"first batches on {loaded.device}")
     loaded.runner.warm_up()
     return loaded.runner, loaded.card()

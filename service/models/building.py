@@ -25,6 +25,24 @@ from service.models.serving import Loaded, Report
 from service.settings import Settings, available_cores
 
 
+def prepare(settings: Settings, placement: Placement, report: Report, progress: Progress) -> None:
+    """Leaves in the cache what `load` would leave there, and no more. Raises `StartError`."""
+    torch.set_num_threads(available_cores())
+    checkpoint, model, card = _read(settings, progress)
+
+    def say(detail: str) -> object:
+        return report("loading", detail)
+
+    if _converted(model, checkpoint, card, placement, say, Fallbacks()) is not None:
+        sources.remember(settings.weights, settings.model, checkpoint, card)
+
+
+def _read(settings: Settings, progress: Progress | None) -> tuple[Checkpoint, Uint8Model, ModelCard]:
+    checkpoint = resolve(settings.weights, settings.model, progress=progress)
+    model = loader.load(checkpoint)
+    return checkpoint, model, describe(checkpoint, model)
+
+
 def load(
     settings: Settings,
     placement: Placement,
@@ -38,9 +56,7 @@ def load(
     """
     fallbacks = Fallbacks()
     torch.set_num_threads(available_cores())
-    checkpoint = resolve(settings.weights, settings.model, progress=progress)
-    model = loader.load(checkpoint)
-    card = describe(checkpoint, model)
+    checkpoint, model, card = _read(settings, progress)
 
     def say(detail: str) -> object:
         return report("loading", detail)

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -29,6 +30,16 @@ def root() -> Path:
     """Where all of it lies."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(home).expanduser() / "imagenet-serve"
+
+
+def is_writable() -> bool:
+    """Whether something new can be kept."""
+    try:
+        root().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root()):
+            return True
+    except OSError:
+        return False
 
 
 def digest(document: Any) -> str:

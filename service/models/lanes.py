@@ -30,11 +30,6 @@ class Lanes:
         """Whether this many run sooner in lanes than as one batch; of more than the largest, as many of it."""
         return self._sooner[min(images, len(self._sooner) - 1)]
 
-    def try_out(self, pixels: Pixels) -> None:
-        """Runs a first image in each, whose answer nobody wants."""
-        for lane in self._lanes:
-            lane(pixels, 0)
-
     def run(self, lane: int, pixels: Pixels, slot: int, want: Wanted, results: NDArray[np.float32]) -> None:
         """Runs ``pixels[slot]`` in ``lane`` and writes what is wanted to ``results[slot]``."""
         self._deliver([slot], [want], [self._lanes[lane](pixels, slot)], results)

@@ -91,8 +91,6 @@ class ModelRunner:
         self._steps = found.steps[: self.max_batch_size + 1]
         self._settle(pixels)
         self.lanes = self._lanes()
-        if self.lanes is not None:
-            self.lanes.try_out(pixels)
         log.info(
             "%s, up to %d images a batch: %.1f images/s, one image in %.1f ms",
             *(self.runtime.name, self.max_batch_size, self.capacity, found.seconds[1] * 1000),

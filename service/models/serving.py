@@ -16,7 +16,7 @@ from service.card import ModelCard
 from service.errors import ConfigurationError
 from service.fallback import Fallbacks
 from service.label_files import read_labels_of
-from service.models import sources
+from service.models import cache, sources
 from service.models.checkpoints import Progress
 from service.models.explain import Explainer
 from service.models.placement import Placement, place
@@ -72,6 +72,20 @@ def load(
     from service.models import building
 
     return building.load(settings, placement, report, progress, given_up)
+
+
+def wants_preparing(settings: Settings, progress: Progress | None = None) -> bool:
+    """Whether a start with these settings converts a model first, into a cache that keeps it."""
+    placement = place(settings.device, settings.precision, settings.runtime)
+    if placement.runtime != "openvino" or artifact.is_one(Path(settings.weights).expanduser()):
+        return False
+    source = sources.find(settings.weights, settings.model, progress)
+    if source is not None and placement.artifact is None:
+        if artifact.cached(source.fingerprint, placement.precision).is_dir():
+            return False
+    elif source is not None:
+        return False
+    return cache.is_writable()
 
 
 def _prepared(settings: Settings, placement: Placement, progress: Progress | None) -> Loaded | None:

@@ -117,7 +117,7 @@ def test_labels_are_those_of_this_start(tmp_path: Path, built: list[str]) -> Non
     assert loaded(weights).card().classes[3].label == "thing 3"
     assert len(built) == 1
     labels.write_text("one\n")
-    with pytest.raises(CheckpointError, match="has 1 lines and the model 10 classes"):
+    with pytest.raises(CheckpointError, match="and the model 10 classes"):
         loaded(weights, labels=labels)
 
 

@@ -181,11 +181,9 @@ class _Apart(_Lazy):
         self._compile, self._made, self._singles = compile, None, []
 
     def __call__(self, pixels: Pixels, slots: Sequence[int]) -> list[Answer]:
-        while len(self._singles) < len(slots):
-            self._singles.append(_Single(self.prepare()))
+        singles = self._requests(len(slots))
         if len(slots) == 1:
-            return [self._singles[0](pixels, slots[0])]
-        singles = self._singles[: len(slots)]
+            return [singles[0](pixels, slots[0])]
         try:
             for single, slot in zip(singles, slots, strict=True):
                 single.start(pixels, slot)
@@ -197,8 +195,13 @@ class _Apart(_Lazy):
         return [single.answer for single in singles]
 
     def lanes(self) -> list[Lane]:
-        assert self.unit is not None
-        return [_Single(self.prepare()) for _ in range(self.unit)]
+        # The same that a batch uses: images run in lanes or as a batch, never both at a time.
+        return list(self._requests(self.streams))
+
+    def _requests(self, count: int) -> list[_Single]:
+        while len(self._singles) < count:
+            self._singles.append(_Single(self.prepare()))
+        return self._singles[:count]
 
 
 class _Single:
