@@ -42,6 +42,10 @@ class Child:
         self.heard_at = time.monotonic()
         """When it last said that it is alive."""
         self.began_at = self.heard_at
+        self.introduced_at = self.began_at
+        """When a front-end was last joined to an engine, as far as the supervisor could do that."""
+        self.unjoined = 0
+        """How often it has said since then that it is not."""
         self.sentence: str | None = None
         """Why it was killed by us, in the words that end "the engine …"."""
 
@@ -137,8 +141,8 @@ class ThreadChild(Child):
 
 
 def _forget_signals() -> None:
-    """A terminal's Ctrl-C reaches every process of the group; only the supervisor acts on it."""
+    """A terminal's Ctrl-C and its end reach every process of the group; only the supervisor acts on them."""
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin = open(os.devnull)  # noqa: SIM115  # for the life of the process

@@ -5,6 +5,8 @@
     │   ├── MalformedRequest        malformed_request
     │   ├── RequestTimeout          request_timeout
     │   ├── HeadersTooLarge         headers_too_large
+    │   ├── VersionUnknown          http_version_not_supported
+    │   ├── TransferCodingUnknown   not_implemented
     │   ├── MisdirectedRequest      misdirected_request
     │   ├── MissingFile             missing_file
     │   ├── EmptyBody               empty_body
@@ -20,6 +22,7 @@
     │   └── InvalidParameter        invalid_parameter
     ├── Unavailable                 the request was fine, the service cannot answer it now
     │   ├── Overloaded              overloaded         (carries retry_after, seconds)
+    │   ├── IntakeFull              intake_full
     │   ├── NotReady                not_ready
     │   ├── Draining                draining
     │   ├── EngineFailed            engine_failed
@@ -63,6 +66,18 @@ class HeadersTooLarge(RequestError):
     """A request line and headers beyond what anybody needs."""
 
     code = "headers_too_large"
+
+
+class VersionUnknown(RequestError):
+    """A version of HTTP that is not spoken here."""
+
+    code = "http_version_not_supported"
+
+
+class TransferCodingUnknown(RequestError):
+    """A transfer coding other than chunked."""
+
+    code = "not_implemented"
 
 
 class MisdirectedRequest(RequestError):
@@ -155,6 +170,12 @@ class Overloaded(Unavailable):
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class IntakeFull(Unavailable):
+    """More bytes of requests are on their way than the service may hold."""
+
+    code = "intake_full"
 
 
 class NotReady(Unavailable):

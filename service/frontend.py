@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -21,10 +22,12 @@ from service.api.body import ENVELOPE
 from service.api.context import Context
 from service.api.keys import Keys
 from service.card import ModelCard
+from service.connections import HEAD_SECONDS, Connections
 from service.decoders.cost import SMALL
 from service.decoders.keeper import Keeper
 from service.decoders.pool import Pool
 from service.decoders.threads import Threads
+from service.descriptors import Reserve, connections
 from service.engine import transport
 from service.engine.arena import Arena, Geometry
 from service.engine.client import EngineClient
@@ -45,8 +48,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two signs of life to the supervisor.
 HEARTBEAT = 1.0
-#: Seconds that a connection may idle: longer than load balancers keep theirs, so that they close first.
-_KEEP_ALIVE = 75
 #: Seconds between refusing new connections and closing the port and what idles: who is on the way still gets in.
 _LAME_DUCK, _LAME_DUCK_STEPS = 0.2, 4
 #: Seconds for the last answers to requests that were cut off.
@@ -93,6 +94,9 @@ class FrontEnd:
         self._server = _server(self._context, self._keys, self._certificate)
         self._grpc: GrpcServer | None = None
         self._grpc_ended: asyncio.Task[None] | None = None
+        self._reserve = Reserve()
+        self._number = 0
+        """What the engine knows this front-end by; 0 before there is one."""
 
     async def run(self) -> int:
         """Serves until the supervisor says drain, or dies. Returns how many requests were cut off unanswered."""
@@ -126,7 +130,8 @@ class FrontEnd:
         return lost + self._lost
 
     async def _beat(self) -> None:
-        while self._channel.send("alive"):
+        while self._channel.send("alive", joined=self._number if self._context.client.connected else 0):
+            self._reserve.hold()
             if self._certificate is not None:
                 self._certificate.refresh()
             if self._pool is not None:
@@ -135,9 +140,11 @@ class FrontEnd:
 
     def _hear(self) -> None:
         while True:
+            self._reserve.let_go()
             try:
                 received = self._channel.receive()
             except BlockingIOError:
+                self._reserve.hold()
                 return
             if received is None:
                 log.error("the supervisor has gone")
@@ -152,12 +159,16 @@ class FrontEnd:
                 self._context.hear(Status.from_json(message["status"]))
             case "engine":
                 self._attach(message["number"], Geometry.from_json(message["geometry"]), *descriptors)
+            case "truncated":
+                log.error("no descriptors are left for what the supervisor sent: asking again")
+                self._channel.send("again")
             case "drain":
                 self._drain(message["delay"])
 
     def _attach(self, number: int, geometry: Geometry, arena: int, link: int, card: int) -> None:
         self._context.card = ModelCard.from_bytes(read_blob(card))
         self._context.client.attach(Arena(arena, geometry), Link.of(link), number)
+        self._number = number
         if self._pool is not None:
             self._pool.configure(self._context.recipe, self._settings.max_upload_bytes + ENVELOPE)
 
@@ -204,17 +215,44 @@ def _no_decoders() -> Exception:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, since the supervisor decides when to end."""
+    """uvicorn without its signal handlers, since the supervisor decides when to end, and with our `Connections`."""
+
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+        super().__init__(config)
+        self._connections = connections
+        connections.make = partial(Protocol, config=config, server_state=self.server_state, app_state={})
+        self.server_state.connections = connections  # type: ignore[assignment]
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        context = self.config.ssl
+        self.servers = [
+            await asyncio.get_running_loop().create_server(
+                self._connections.wait,
+                sock=port,
+                backlog=BACKLOG,
+                ssl=context,
+                ssl_handshake_timeout=None if context is None else HEAD_SECONDS,
+            )
+            for port in sockets or ()
+        ]
+        self.started = True
+
+    async def on_tick(self, counter: int) -> bool:
+        self._connections.sweep()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._connections.ending = True
+        await super().shutdown(sockets)
+
 
 def _server(context: Context, keys: Keys | None, certificate: Certificate | None = None) -> _Server:
     config = uvicorn.Config(
         create_app(context, keys),
-        http=Protocol,
         ws="none",
         lifespan="off",
         interface="asgi3",
@@ -222,14 +260,12 @@ def _server(context: Context, keys: Keys | None, certificate: Certificate | None
         log_config=None,
         proxy_headers=False,
         server_header=False,
-        backlog=BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, round(context.settings.drain_timeout_ms / 1000)),
     )
+    config.load()
     if certificate is not None:
-        config.load()
         config.ssl = certificate.context
-    return _Server(config)
+    return _Server(config, Connections(connections(context.settings.asked_connections), context.intake))
 
 
 def main(settings: Settings, listener: socket.socket, name: str, channel: Channel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import platform
@@ -47,6 +48,14 @@ def cpu_quota(root: Path = _CGROUP) -> float | None:
         return None if quota in ("max", "-1") else int(quota) / int(period)
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+def memory_limit(root: Path = _CGROUP) -> int | None:
+    """Bytes that this service may use at most: the cgroup's limit or the host's memory. None where unknown."""
+    known = [_cgroup_memory_limit(root)]
+    with contextlib.suppress(OSError, ValueError):
+        known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min((value for value in known if value is not None), default=None)
 
 
 def free_memory(root: Path = _CGROUP) -> int | None:

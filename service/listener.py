@@ -33,10 +33,14 @@ _DROP_SYN = (
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `ConfigurationError` when the port cannot be had."""
+    """A listening socket; ``::`` is every address of the host, IPv4 as well.
+
+    Raises `ConfigurationError` when the port cannot be had.
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        every = family == socket.AF_INET6 and address[0] == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=every)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigurationError(

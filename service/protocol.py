@@ -1,75 +1,84 @@
-"""uvicorn's HTTP protocol, with what it leaves open towards clients that are slow, endless, broken or half gone.
+"""One request after the other on a connection: uvicorn's HTTP protocol, with what it leaves open.
 
+    Waiting ── a whole head ──▶ body ──▶ whole ── answered, and the kernel has taken the answer ──▶ the next one
+
+- One request is worked on at a time. What its client sends behind it stays unread, or, as far as it came in the same
+  read, unparsed.
+- An offer to upgrade, and CONNECT, are passed over: what comes is an ordinary request, body included (9110 7.8).
 - A response's head is sent together with its body.
-- A request's head has to be there within `HEAD_SECONDS` of its first byte and within about `HEAD_BYTES`; a new
-  connection may be silent for `SILENT_SECONDS`. A body has until the request's deadline, which runs from
-  the first byte as well (``scope["began"]``).
+- A head has its limits in `service.connections`, and its meaning in `service.head`. A body has until the request's
+  deadline, which runs from the first byte of the head (``scope["began"]``).
 - What is no HTTP is answered by a problem document, like every other error; whoever was asked before it, first.
 - After an answer that did not wait for its request's body, the rest of that is thrown away, for `LINGER_SECONDS`
   at most: long enough for the client to read the answer, and no way to go on for ever.
-- Who does not read what was answered is cut off after `STALLED_SECONDS`.
-- A client that closes its sending half is taken for gone, since one that closes altogether looks the same; only
-  what costs nothing (GET) is still answered.
-- When the service ends, what is being asked, or is about to be, is answered.
+- Who does not read what was answered is cut off after `STALLED_SECONDS` without progress.
+- A client that closes its sending half behind a whole request waits for the answer (9112 9.6). One that has gone
+  altogether looks the same, until a write fails; so its request may cost a forward pass.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import select
 import time
 from asyncio import TimerHandle
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application, ASGISendEvent
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.api.errors import problem, status_of
+from service.api.errors import headers_of, problem, status_of
 from service.api.exchange import new_id
-from service.errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError
+from service.connections import END, HEAD_BYTES, Connections, readable
+from service.errors import HeadersTooLarge, MalformedRequest, ServiceError
+from service.head import examine
+from service.joining import Joining
 
-log = logging.getLogger(__name__)
-
-#: Seconds from the first byte of a request's head to its last: two kilobytes over the worst of networks.
-HEAD_SECONDS = 10.0
-#: Seconds that a new connection may be silent. Browsers open some ahead of need; load balancers keep pools.
-SILENT_SECONDS = 75.0
-#: Bytes of request line and headers, twice what nginx allows. One read of the socket may go beyond.
-HEAD_BYTES = 64 * 1024
-#: Bytes of framing for each byte of a body, beyond that: chunks of one byte need five, some more with extensions.
-#: What is more are trailers and chunk extensions, which no limit of the body sees; a line is kept until it ends.
+#: Bytes of framing for each byte of a body, beyond `HEAD_BYTES`: chunks of one byte need five, some more with
+#: extensions. What is more are trailers and chunk extensions, which no limit of the body sees.
 _FRAMING = 16
 #: Seconds for a client to stop sending and to read the answer that it got early.
 LINGER_SECONDS = 5.0
-#: Seconds that a client may leave an answer in our buffer.
+#: Seconds that a client may leave an answer in our buffer without taking a byte of it.
 STALLED_SECONDS = 30.0
-#: Seconds that a connection which has not said anything yet may still bring its request when the service ends.
-_LAST_CHANCE = 1.0
-#: Answered although the client's sending half is closed.
-_CHEAP = ("GET", "HEAD")
+#: Bytes in our buffer from which on the kernel has not taken the answer, and down to which it has.
+_NOT_TAKEN, _TAKEN = 1, 0
 
 
 class Protocol(HttpToolsProtocol):
-    """For `uvicorn.Config(http=Protocol)`."""
+    """For `uvicorn.Config(http=Protocol)`. Made when a connection has something to say, see `Connections`."""
+
+    connections: Connections  # type: ignore[assignment]
+    began = 0.0
+    """When the first byte of the head came that is shown next, on the monotonic clock."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._last = False
+        self.bare_transport = transport
         self._deaf = False  # whatever still comes is thrown away
         self._in_head = False
-        self._head_bytes = 0
-        self._framing = 0  # bytes since a request began that were no body, less what its body pays for
-        self._began = 0.0
+        self._connects = False  # the head that is parsed again, as another method's, is that of CONNECT
+        self._wants_no_content = False
+        self._whole = True  # nothing of a request's body is outstanding
+        self._left: int | None = 0  # bytes of it; None while it comes in chunks
+        self._tail = b""  # the last bytes of what came in chunks
+        self._rest = b""  # what came behind a whole request
+        self._framing = 0  # bytes of the body that were no content, less what its content pays for
+        self._clock: TimerHandle | None = None
+        """Of what the client owes us: the rest of a body that nobody waits for."""
         self._stalled: TimerHandle | None = None
-        self._clock: TimerHandle | None = self.loop.call_later(SILENT_SECONDS, transport.abort)
-        """Of what the client owes us first: any byte, the rest of a head, the rest of a body nobody waits for."""
-        super().connection_made(_Joining(transport, self.loop, self._close))  # type: ignore[arg-type]
+        self._untaken = 0
+        transport.set_write_buffer_limits(high=_NOT_TAKEN, low=_TAKEN)
+        super().connection_made(Joining(transport, self.loop, self._close))  # type: ignore[arg-type]
+        self.flow: _Flow = _Flow(self.transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._deaf = True
         self._stop_clock()
         self.resume_writing()
+        self._drop_rest()
         super().connection_lost(exc)
 
     # What arrives
@@ -77,36 +86,111 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        self._unset_keepalive_if_required()
-        if self._in_head:
-            self._head_bytes += len(data)
-        self._framing += len(data)
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserError:
-            self._refuse(MalformedRequest("this is not HTTP/1.1 as RFC 9112 has it"))
-        except httptools.HttpParserUpgrade:
-            log.debug("an upgrade was asked for that is not offered")
+        if not self._whole:
+            self._body_came(data)
+        elif self._busy():
+            self._keep(data)
         else:
-            self._supervise()
+            self.connections.wake(self)
+            self._next(data)
+
+    def _next(self, data: bytes) -> None:
+        """``data`` follows a request that was answered, or is the first."""
+        data = data.lstrip(b"\r\n")
+        end = data.find(END)
+        if self.cycle is not None and not 0 <= end <= HEAD_BYTES:
+            self.connections.put_aside(self, data)
+            return
+        before, self.began = self.cycle, self.began or time.monotonic()
+        head = data[: end + len(END)] if end >= 0 else data
+        self._feed(head)
+        if self.cycle is before and not self._deaf:
+            self.refuse(MalformedRequest("this is not the head of a request"))
+        elif len(data) > len(head):
+            self.data_received(data[len(head) :])
+
+    def _body_came(self, data: bytes) -> None:
+        """Shows the parser no more than belongs to this request."""
+        at = 0
+        while at < len(data) and not self._whole and not self._deaf:
+            end = self._chunks_end(data, at) if self._left is None else min(at + self._left, len(data))
+            if self._left is not None:
+                self._left -= end - at
+            self._feed(memoryview(data)[at:end])
+            at = end
+        if at < len(data):
+            self.data_received(data[at:])
+        else:
+            self._go_on()
+
+    def _chunks_end(self, data: bytes, at: int) -> int:
+        """How far ``data`` may be parsed: a body in chunks ends with `END`, wherever else that may be."""
+        seam = self._tail + data[at : at + len(END) - 1]
+        found = seam.find(END)
+        if found >= 0:
+            end = at + found + len(END) - len(self._tail)
+        else:
+            found = data.find(END, at)
+            end = found + len(END) if found >= 0 else len(data)
+        self._tail = (self._tail + data[max(at, end - len(END) + 1) : end])[1 - len(END) :]
+        return end
+
+    def _feed(self, piece: bytes | memoryview) -> None:
+        self._framing += len(piece)
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade:
+            self._show_again()
+        except httptools.HttpParserError as error:
+            ours = error.__context__
+            if not isinstance(ours, ServiceError):
+                ours = MalformedRequest("this is not HTTP/1.1 as RFC 9112 has it")
+            self.refuse(ours)
+        else:
+            if self._framing > HEAD_BYTES and self._asking() and self.cycle.more_body:
+                self.refuse(HeadersTooLarge("trailers or chunk extensions are far more than the body"))
+
+    def _show_again(self) -> None:
+        """The parser skips the body of a request that offers an upgrade: another is shown the head without that."""
+        self._connects = self.parser.get_method() == b"CONNECT"
+        line = b"POST /" if self._connects else self.parser.get_method() + b" " + self.url
+        lines = [line + b" HTTP/" + self.parser.get_http_version().encode()]
+        for name, value in self.headers:
+            if name == b"connection":
+                options = [option for option in value.split(b",") if option.strip().lower() != b"upgrade"]
+                value = b",".join(options)
+            if name != b"upgrade":
+                lines.append(name + b": " + value)
+        self.parser = httptools.HttpRequestParser(self)
+        self._feed(b"\r\n".join(lines) + END)
+        self._connects = False
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._began = time.monotonic()
-        self._in_head = True
-        self._head_bytes = 0
-        self._framing = 0
+        self._in_head, self._whole = True, False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # else it is a trailer, of which there may be any number
-            super().on_header(name, value)
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        if self.parser.should_upgrade():
+            return
         self._stop_clock()
+        method = b"CONNECT" if self._connects else self.parser.get_method()
+        self._wants_no_content = method == b"HEAD"
+        head = examine(method, self.parser.get_http_version(), self.url, self.headers)
+        self.url, self.expect_100_continue = head.target, head.expects
+        self._left, self._tail, self._framing = head.length, b"", 0
+        if head.host is not None:  # 9112 3.2.2: it counts, and not what the header says
+            self.headers[:] = [
+                (name, head.host if name == b"host" else value) for name, value in self.headers
+            ]
         super().on_headers_complete()
-        self.scope["began"] = self._began  # type: ignore[typeddict-unknown-key]
-        if self._last:
+        self.scope["method"] = method.decode()
+        self.scope["began"], self.began = self.began, 0.0  # type: ignore[typeddict-unknown-key]
+        if self.connections.ending:
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -114,41 +198,50 @@ class Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
+        self._whole = True
         if self.cycle.response_complete:
             self._stop_clock()  # the rest of a body that nobody waited for
             self.cycle.more_body = False
         super().on_message_complete()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        if self._deaf or not self._asking() or self.cycle.more_body or self.scheme == "https":
-            return False
-        if self.scope["method"] not in _CHEAP:
+        if self._deaf or not self._asking() or not self._whole or self.scheme == "https":
             return False
         self.cycle.keep_alive = False
         return True
 
-    def _supervise(self) -> None:
-        """Between two reads: the clock runs while a head is incomplete, and while nothing is asked."""
-        if self._in_head:
-            if self._head_bytes > HEAD_BYTES:
-                self._refuse(HeadersTooLarge(f"request line and headers are more than {HEAD_BYTES:,} bytes"))
-            elif not self._head_bytes or self._clock is None:
-                self._start_clock(HEAD_SECONDS, self._too_slow)
-        elif self._framing > HEAD_BYTES and self._asking() and self.cycle.more_body:
-            self._refuse(HeadersTooLarge("trailers or chunk extensions are far more than the body"))
-        elif not self._asking() and self._clock is None and not self.transport.is_closing():
-            # Empty lines between requests. The timer was stopped for them.
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+    def _keep(self, data: bytes) -> None:
+        """For when its predecessor is answered. Nothing more is read until then."""
+        if self.connections.intake.take(len(data)):
+            self._rest += data
+            self.flow.hold()
+            return
+        self._deaf = True  # no answer is owed to what follows the last one of a connection
+        if self._asking():
+            self.cycle.keep_alive = False
+        else:
+            self.transport.close()
 
-    def _too_slow(self) -> None:
-        self._refuse(
-            RequestTimeout(f"the request's head was not there {HEAD_SECONDS:g} s after its first byte")
-        )
+    def _drop_rest(self) -> bytes:
+        rest, self._rest = self._rest, b""
+        self.connections.intake.give(len(rest))
+        return rest
 
-    def _refuse(self, error: ServiceError) -> None:
-        """Answers what is no request. Requests that came whole before it are answered instead, then it ends."""
+    def _go_on(self) -> None:
+        """With the next request, once the last one is done with and the kernel has taken its answer."""
+        if self._deaf or not self._whole or self._busy() or self.transport.is_closing():
+            return
+        rest = self._drop_rest()
+        self.flow.release()
+        if rest:
+            self._next(rest)
+        else:
+            self.connections.rest(self)
+
+    def refuse(self, error: ServiceError) -> None:
+        """Answers what is no request. A request that came whole before it is answered instead, then it ends."""
         self._in_head, self._deaf = False, True
         self._stop_clock()
         if self._asking() and not self.cycle.more_body:
@@ -158,29 +251,70 @@ class Protocol(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if not self._asking() or not self.cycle.response_started:
-            self.transport.write(_document(error))
+            self.transport.write(self._document(error))
         self._linger()
+
+    def _document(self, error: ServiceError) -> bytes:
+        """The whole response to something that is no request."""
+        status, request_id = status_of(error), new_id()
+        body = json.dumps(problem(error, request_id)).encode()
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", b"application/problem+json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"x-request-id", request_id.encode()),
+            *((name.lower().encode(), value.encode()) for name, value in headers_of(error).items()),
+            (b"connection", b"close"),
+        ]
+        head = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+        return STATUS_LINE[status] + head + b"\r\n" + (b"" if self._wants_no_content else body)
 
     # What is answered
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        if cycle.waiting_for_100_continue:
+            cycle.send = partial(self._send_unasked, cycle)  # type: ignore[method-assign]
+        super()._start_asgi_task(cycle, app)
+
+    async def _send_unasked(self, cycle: RequestResponseCycle, message: ASGISendEvent) -> None:
+        """After an answer in place of 100, the client may send the body or not (9110 10.1.1), so that nobody could
+        tell whether what comes is a body or a request: such a connection ends."""
+        if cycle.waiting_for_100_continue and cycle.more_body:
+            cycle.keep_alive = False
+        await RequestResponseCycle.send(cycle, message)
+
     def on_response_complete(self) -> None:
-        if self._deaf and not self.pipeline:
-            self.flow.resume_reading()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
             return
-        super().on_response_complete()
-        if self._owed() and not self.pipeline:
+        if self._deaf or self._owed():
+            self.flow.release()
+        if self._owed() and not self._deaf:
             self._start_clock(LINGER_SECONDS, self.transport.abort)
+        self._go_on()
 
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._stalled is None:
-            self._stalled = self.loop.call_later(STALLED_SECONDS, self.transport.abort)
+            self._watch_reader()
+
+    def _watch_reader(self) -> None:
+        self._untaken = self.bare_transport.get_write_buffer_size()
+        self._stalled = self.loop.call_later(STALLED_SECONDS, self._look_at_reader)
+
+    def _look_at_reader(self) -> None:
+        if self.bare_transport.get_write_buffer_size() < self._untaken:
+            self._watch_reader()
+        else:
+            self.transport.abort()
 
     def resume_writing(self) -> None:
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
         super().resume_writing()
+        if self.cycle is not None:
+            self._go_on()
 
     def _owed(self) -> bool:
         """Whether the last request was answered before its body had come."""
@@ -190,14 +324,13 @@ class Protocol(HttpToolsProtocol):
         """uvicorn closes. Into the face of a client that still sends, this would be a reset, and no answer."""
         if self._owed() and not self._deaf:
             self._linger()
-            return
-        transport.close()
-        if transport.get_write_buffer_size():
-            self._start_clock(STALLED_SECONDS, transport.abort)
+        else:
+            transport.close()
 
     def _linger(self) -> None:
         self._deaf = True
-        self.flow.resume_reading()
+        self._drop_rest()
+        self.flow.release()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._start_clock(LINGER_SECONDS, self.transport.abort)
@@ -211,87 +344,50 @@ class Protocol(HttpToolsProtocol):
             self._clock.cancel()
             self._clock = None
 
-    # The service ends
+    # The end
+
+    def close(self) -> None:
+        """Ends a connection that rests."""
+        self.connections.discard(self)
+        self.transport.close()
+
+    def retire(self) -> asyncio.Transport:
+        """The connection, for whoever takes over; nothing here holds anything any more."""
+        self.parser = self.cycle = self.scope = None  # type: ignore[assignment]
+        self.transport = self.flow = None  # type: ignore[assignment]
+        return self.bare_transport
 
     def shutdown(self) -> None:
         """Answers what is being asked, or is about to be, and closes."""
-        if self._asking() or self.transport.is_closing():
+        if self._asking() or self.transport.is_closing() or self._rest:
             super().shutdown()
-        elif self.cycle is None or _readable(self.transport):
-            self._last = True
-            self.loop.call_later(_LAST_CHANCE, self._give_up)
+        elif self._whole and readable(self.bare_transport):
+            self.connections.put_aside(self)
         else:
-            self.transport.close()
-
-    def _give_up(self) -> None:
-        if not self._asking():
             self.transport.close()
 
     def _asking(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-
-def _document(error: ServiceError) -> bytes:
-    """The whole response to something that has no request."""
-    status, request_id = status_of(error), new_id()
-    body = json.dumps(problem(error, request_id)).encode()
-    head = (
-        f"content-type: application/problem+json\r\ncontent-length: {len(body)}\r\n"
-        f"x-request-id: {request_id}\r\nconnection: close\r\n\r\n"
-    )
-    return STATUS_LINE[status] + head.encode() + body
+    def _busy(self) -> bool:
+        """Whether a request is being worked on, or its answer waits for the kernel."""
+        return self._asking() or self.flow.write_paused
 
 
-def _readable(transport: asyncio.Transport) -> bool:
-    """Whether something has arrived that the event loop has not read yet: closing now would reset it."""
-    poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
-    return bool(poll.poll(0))
+class _Flow(FlowControl):
+    """uvicorn's, which resumes reading whenever the application looks whether its client is there."""
 
+    _held = False
 
-class _Joining:
-    """A transport that joins two writes of one turn of the event loop.
+    def hold(self) -> None:
+        """Reads nothing until `release`."""
+        self._held = True
+        self.pause_reading()
 
-    uvicorn writes head and body separately and uvloop sends each write at once: two system calls, two
-    segments, and a client that wakes twice. What no second write follows is sent in the next turn.
-    ``close`` is told what to close when all is sent.
-    """
+    def release(self) -> None:
+        self._held = False
+        self.resume_reading()
 
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        loop: asyncio.AbstractEventLoop,
-        close: Callable[[asyncio.Transport], None],
-    ) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._close = close
-        self._first = b""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        """Sends ``data`` with what was written before it, or after this turn of the loop."""
-        if self._first:
-            first, self._first = self._first, b""
-            self._transport.write(first + data)
-        else:
-            self._first = data
-            self._loop.call_soon(self._flush)
-
-    def write_eof(self) -> None:
-        """Sends what waits, and that nothing follows."""
-        self._flush()
-        self._transport.write_eof()
-
-    def close(self) -> None:
-        """Sends what waits, and closes."""
-        self._flush()
-        self._close(self._transport)
-
-    def _flush(self) -> None:
-        if self._first:
-            first, self._first = self._first, b""
-            if not self._transport.is_closing():
-                self._transport.write(first)
+    def resume_reading(self) -> None:
+        if not self._held:
+            super().resume_reading()

@@ -67,7 +67,9 @@ class Settings(BaseSettings):
         "cudagraph on CUDA), eager, compile (minutes at the first start), or a directory that quantize or export "
         "has made.",
     )
-    host: str = Field("127.0.0.1", description="The address to listen on; 0.0.0.0 for every interface.")
+    host: str = Field(
+        "127.0.0.1", description="The address to listen on; 0.0.0.0 for every interface, :: for IPv6 as well."
+    )
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
         8000, description="The port to listen on; 0 takes a free one and says which."
     )
@@ -92,6 +94,11 @@ class Settings(BaseSettings):
     )
     queue_capacity: Auto | Annotated[int, Field(ge=1, le=65_536)] = Field(
         "auto", description="Images admitted and not yet answered; past it requests get 429."
+    )
+    max_connections: AutoInt = Field(
+        "auto",
+        description="Open connections of each front-end; past it the longest idle ones are closed. auto is what the "
+        "limit on open files (ulimit -n) has room for.",
     )
     request_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = Field(
         30_000,
@@ -259,6 +266,11 @@ class Settings(BaseSettings):
     def listed_allowed_hosts(self) -> list[str]:
         """The hosts one by one."""
         return listed(self.allowed_hosts)
+
+    @property
+    def asked_connections(self) -> int | None:
+        """None for as many as fit."""
+        return None if self.max_connections == "auto" else self.max_connections
 
     @property
     def resolved_log_format(self) -> Literal["text", "json"]:

@@ -3,7 +3,7 @@
     supervisor ──channel──▶ engine          told: front-end N at this link · stop
         │      ◀──────────                  tells: phase · progress · ready (arena, card) · failed · distrusted · alive
         └──────channel──▶ front-end 1…F     told: status · engine (arena, link, card) · drain
-               ◀──────────                  tells: alive
+               ◀──────────                  tells: alive (which engine it is joined to) · again
 
 One thread, one ``select`` loop, no torch. Whatever dies is started again: a front-end always, the
 engine unless it said why it cannot start or dies again and again.
@@ -12,6 +12,7 @@ engine unless it said why it cannot start or dies again and again.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import selectors
 import signal
@@ -23,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from service import credentials, listener, logs, metrics, tracing
+from service import credentials, descriptors, listener, logs, metrics, tracing
 from service.child import Child, Closable, ProcessChild, ThreadChild
 from service.engine import process as engine
 from service.engine import transport
@@ -42,6 +43,12 @@ _ENGINE_LIVES, _FRONT_END_LIVES = (5, 120.0), (5, 5.0)
 _MOST_GIVEN_UP = 3
 #: Seconds of silence after which a child is taken for hung. Far above any pause that a loaded host causes.
 _SILENCE = 30.0
+#: Times the first start that an engine which was ready may be silent while it loads again, if that is longer.
+_TIMES_FIRST = 5.0
+#: Seconds after an introduction in which a front-end joins the engine, and how often it has to say that it has not.
+_UNJOINED, _UNJOINED_BEATS = 5.0, 3
+#: Signals that end the service after what was admitted. SIGHUP is what a closed terminal sends.
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: Seconds beyond its timeout that a front-end gets to close its connections, and the engine to end.
 _LAST_GRACE = 2.0
 _TICK = 0.5
@@ -71,6 +78,8 @@ class Supervisor:
         self._last_number = 0
         self._exit_code: int | None = None
         self._was_ready = False
+        self._first_start = 0.0
+        """Seconds from the first engine's start until it was ready."""
         self._distrust = ""
         """What the engine said of its device before it ended."""
         self._given_up: list[str] = []
@@ -109,6 +118,9 @@ class Supervisor:
         """
         url = self.bind()
         logs.configure(self._settings, "supervisor")
+        descriptors.raise_limit()
+        if complaint := descriptors.complaint(self._settings.asked_connections):
+            log.warning("%s", complaint)
         self._metrics = metrics.prepare(processes=self._settings.resolved_frontends + 1)
         self._claim = Claim(self._metrics)
         self._catch_signals()
@@ -199,16 +211,18 @@ class Supervisor:
             callback()
         now = time.monotonic()
         for child in self._children():
-            if self._processes and now - child.heard_at > _SILENCE and self._expected_to_speak(child):
+            if self._processes and now - child.heard_at > self._patience(child):
                 self._kill(child, f"was silent for {now - child.heard_at:.0f} s and was killed")
                 child.heard_at = now
         if self._give_up_at is not None and now >= self._give_up_at:
             log.error("not everything ended within drain_timeout_ms")
             self._exit_code = 1
 
-    def _expected_to_speak(self, child: Child) -> bool:
-        """An engine that loads is busy in one call; it speaks regularly once it serves."""
-        return child is not self._engine or self._serving is not None
+    def _patience(self, child: Child) -> float:
+        """Seconds of silence. An engine that loads is busy in one call; how long the first takes, nobody knows."""
+        if child is not self._engine or self._serving is not None:
+            return _SILENCE
+        return max(_SILENCE, _TIMES_FIRST * self._first_start) if self._was_ready else math.inf
 
     def _kill(self, child: Child, sentence: str) -> None:
         log.error("%s %s", child.name, sentence)
@@ -230,7 +244,20 @@ class Supervisor:
     # Front-ends
 
     def _front_end_spoke(self, child: Child, message: dict[str, Any], descriptors: list[int]) -> None:
-        """Only signs of life."""
+        if message["kind"] == "again" and self._serving is not None:
+            self._introduce(child)
+        elif message["kind"] == "alive":
+            self._check_joined(child, message["joined"])
+
+    def _check_joined(self, child: Child, number: int) -> None:
+        """A front-end that has not found to the engine answers 503 for ever: another does better."""
+        if self._serving is None or number == self._numbers.get(child.name):
+            child.unjoined = 0
+            return
+        child.unjoined += 1
+        late = time.monotonic() - child.introduced_at > _UNJOINED
+        if self._processes and late and child.unjoined >= _UNJOINED_BEATS:
+            self._kill(child, "was not joined to the engine and was killed")
 
     def _front_end_ended(self, child: Child) -> None:
         outcome = child.sentence or child.outcome()
@@ -261,6 +288,7 @@ class Supervisor:
         assert self._engine is not None
         assert self._serving is not None
         number = self._numbers[child.name] = self._free_number(child.name)
+        child.introduced_at, child.unjoined = time.monotonic(), 0
         ours, theirs = transport.socket_pair()
         self._engine.channel.send("front-end", number=number, descriptors=[ours.fileno()])
         child.channel.send(
@@ -300,7 +328,8 @@ class Supervisor:
                 for front_end in self._front_ends:
                     self._introduce(front_end)
                 self._enter("ready", "")
-                self._was_ready = True
+                if not self._was_ready:
+                    self._was_ready, self._first_start = True, time.monotonic() - child.began_at
                 self._ready_at = time.monotonic()
                 phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._status.phases.items())
                 log.info("ready on %s (%s)", self.bind(), phases)
@@ -389,7 +418,9 @@ class Supervisor:
     def _catch_signals(self) -> None:
         reader, writer = self._wake
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _ENDING:
+            if signal.getsignal(number) is signal.SIG_IGN:
+                continue  # nohup asked for that
             signal.signal(number, lambda *_: None)  # the wake-up descriptor carries the number into the loop
         self._callbacks[reader.fileno()] = self._signalled
         self._selector.register(reader.fileno(), selectors.EVENT_READ)

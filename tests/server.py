@@ -32,7 +32,8 @@ class Server:
 
     Settings are those of ``imagenet-serve serve``. The log is collected and shown when a start fails.
     Without ``access_log`` its lines are not kept.
-    ``module`` may name another program with that command line, ``environment`` adds to this process's.
+    ``module`` may name another program with that command line, ``environment`` adds to this process's, and
+    ``descriptors`` is how many it may open.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class Server:
         module: str = "service",
         access_log: bool = True,
         environment: dict[str, str] | None = None,
+        descriptors: int | None = None,
         **settings: Any,
     ) -> None:
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+        limit = ["prlimit", f"--nofile={descriptors}:{descriptors}"] if descriptors else []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, "serve", "--port=0", *flags],
+            [*limit, sys.executable, "-m", module, "serve", "--port=0", *flags],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **(environment or {})},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -142,6 +143,8 @@ def test_a_client_that_hangs_up_frees_its_place(weights: Path) -> None:
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(head.encode() + body)
             until(lambda: in_flight(server) == 1, "it was never admitted")
+            # A reset: who only closes may still read.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         wait_idle(server)
         after = server.metrics()
         assert after["imagenet_cancelled_total"] == 1

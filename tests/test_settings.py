@@ -59,6 +59,7 @@ BEYOND = dict.fromkeys(
     "v1_predictions": "probabilities",
     "vertex_health_route": "/health",
     "vertex_predict_route": "/predict",
+    "max_connections": "auto",
 }
 
 

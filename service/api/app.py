@@ -6,6 +6,7 @@ from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Router
 from starlette.types import ASGIApp
 
 from service import __version__
@@ -14,6 +15,7 @@ from service.api.context import Context
 from service.api.exchange import Envelope
 from service.api.hosts import Hosts
 from service.api.keys import Guard, Keys, describe_keys
+from service.api.methods import Methods
 from service.api.mount import Mount
 from service.api.queries import known_only
 from service.api.shortcut import ShortCut
@@ -24,14 +26,32 @@ _DESCRIPTION = (
 )
 
 #: What a page of another origin may send beside what every form can, and what its script gets to read.
-_FROM_SCRIPTS = ["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "X-Request-Timeout-Ms"]
-_TO_SCRIPTS = ["Retry-After", "Server-Timing", "X-Class-Id", "X-Request-ID"]
+#: The last three are what tracers in a browser add by themselves (W3C Trace Context and Baggage).
+_FROM_SCRIPTS = [
+    "Authorization",
+    "Content-Encoding",
+    "Content-Type",
+    "Inference-Header-Content-Length",
+    "X-API-Key",
+    "X-Request-ID",
+    "X-Request-Timeout-Ms",
+    "traceparent",
+    "tracestate",
+    "baggage",
+]
+_TO_SCRIPTS = [
+    "Inference-Header-Content-Length",
+    "Retry-After",
+    "Server-Timing",
+    "X-Class-Id",
+    "X-Request-ID",
+]
 
 
 def create_app(context: Context, keys: Keys | None = None) -> ASGIApp:
     """The ASGI application of one front-end. ``keys`` None serves everyone."""
-    around = _around(context, keys)
     app = create_api(context.settings, guarded=keys is not None)
+    around = _around(context, keys, app.router)
     for layer in reversed(around):  # the last that is added is the first that is asked
         app.add_middleware(layer.cls, *layer.args, **layer.kwargs)
     whole = app if compat.takes_predict(context.settings) else ShortCut(app, around)
@@ -51,6 +71,7 @@ def create_api(settings: Settings, *, guarded: bool = False) -> FastAPI:
         generate_unique_id_function=_operation_id,
         docs_url=None,  # FastAPI's pages take their scripts from another host
         redoc_url=None,
+        redirect_slashes=False,
         # Relative to the schema's own address, so that a prefix which a proxy strips is kept.
         servers=[{"url": settings.root_path or "."}],
         root_path_in_servers=False,
@@ -67,7 +88,7 @@ def create_api(settings: Settings, *, guarded: bool = False) -> FastAPI:
     return app
 
 
-def _around(context: Context, keys: Keys | None) -> list[Middleware]:
+def _around(context: Context, keys: Keys | None, router: Router) -> list[Middleware]:
     """What stands around every route, the outermost first."""
     probes = compat.probes(context.settings)
     around = [Middleware(Envelope, context=context, probes=probes)]
@@ -76,11 +97,12 @@ def _around(context: Context, keys: Keys | None) -> list[Middleware]:
             Middleware(
                 CORSMiddleware,
                 allow_origins=context.settings.listed_cors_origins,
-                allow_methods=["GET", "POST"],
+                allow_methods=["GET", "HEAD", "POST"],
                 allow_headers=_FROM_SCRIPTS,
                 expose_headers=_TO_SCRIPTS,
             )
         )
+    around.append(Middleware(Methods, router=router))
     if context.settings.listed_allowed_hosts:
         around.append(Middleware(Hosts, allowed=context.settings.listed_allowed_hosts, probes=probes))
     if keys is not None:

@@ -13,25 +13,30 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from service import wording
+from service.api.context import ENVELOPE as ENVELOPE
 from service.api.context import context_of
 from service.api.exchange import exchange_of
+from service.api.inflate import check, inflate
+from service.api.numbers import digits
 from service.decode import HEADER_BYTES, judge_header
 from service.errors import (
     DeadlineExceeded,
     EmptyBody,
+    IntakeFull,
     MalformedMultipart,
     MissingFile,
     PayloadTooLarge,
     TooManyImages,
     UnsupportedMediaType,
 )
+from service.intake import Share
 
-#: Room for a multipart body's own lines around an image of exactly ``max_upload_bytes``.
-ENVELOPE = 64 * 1024
 #: Parts that are no image: a form may have a few fields, not thousands.
 _OTHER_PARTS = 16
 #: A multipart Content-Type is 100 characters long; its parser takes seconds for a megabyte.
 _LONGEST_TYPE = 1000
+#: Characters of a file's name that an answer repeats: what file systems allow.
+_LONGEST_NAME = 255
 #: Parts of a form with one image.
 _MOST = 1 + _OTHER_PARTS
 #: Seconds; no deadline is as far away, but for that of a route which has none.
@@ -58,24 +63,39 @@ def media_type(request: Request) -> str:
 
 
 async def read(request: Request, limit: int, look: Look | None = None, *, spare: int = 0) -> bytes:
-    """The whole body. ``look`` gets its first `HEADER_BYTES` or more, once, if there is more to come. ``spare``
-    bytes may come on top of ``limit``, for what is around the images.
+    """The whole body, without its Content-Encoding. ``look`` gets its first `HEADER_BYTES` or more, once, if there is
+    more to come. ``spare`` bytes may come on top of ``limit``, for what is around the images.
 
     Raises `PayloadTooLarge` past them, before the rest is read, `DeadlineExceeded` when it has not
-    come by the request's deadline, and whatever ``look`` raises.
+    come by the request's deadline, `IntakeFull` when the service holds too much, and whatever ``look`` raises.
     """
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared[:19]) > limit + spare:
+    if (digits(request.headers.get("content-length", "")) or 0) > limit + spare:
         raise _too_large(limit)
-    left = exchange_of(request).due - time.monotonic()
+    encoding = check(request.headers.get("content-encoding", ""))
+    exchange = exchange_of(request)
+    left = exchange.due - time.monotonic()
+    loop = asyncio.get_running_loop()
+    timer = asyncio.timeout(left if left < _EVER else None)
+    share = exchange.share = context_of(request).intake.share(lambda: timer.reschedule(loop.time()))
     try:
-        async with asyncio.timeout(left if left < _EVER else None):
-            return await _receive(request, limit, look, spare)
+        async with timer:
+            body = await _receive(request, limit, None if encoding else look, share, spare)
+            share.settle()
+            return await _inflated(body, encoding, limit + spare, share) if encoding else body
     except TimeoutError:
+        if share.dropped:
+            raise IntakeFull("the body stopped coming while others had no room; try again") from None
         raise DeadlineExceeded("the body had not come when the deadline passed") from None
 
 
-async def _receive(request: Request, limit: int, look: Look | None, spare: int) -> bytes:
+async def _inflated(body: bytes, encoding: str, limit: int, share: Share) -> bytes:
+    share.grow(limit)
+    whole = await asyncio.to_thread(inflate, body, encoding, limit)
+    share.shrink(limit + len(body) - len(whole))
+    return whole
+
+
+async def _receive(request: Request, limit: int, look: Look | None, share: Share, spare: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -87,6 +107,7 @@ async def _receive(request: Request, limit: int, look: Look | None, spare: int) 
         if size > limit + spare:
             raise _too_large(limit)
         if chunk:  # a chunk may be one byte, and a list of ten million of them large
+            share.grow(len(chunk))
             chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -222,7 +243,8 @@ class _Collector:
         if self._field.lower() == b"content-disposition":
             options = parse_options_header(self._value)[1]
             self.parts[-1].name = options.get(b"name", b"").decode("utf-8", "replace")
-            self.parts[-1].filename = options.get(b"filename", b"").decode("utf-8", "replace")
+            filename = options.get(b"filename", b"").decode("utf-8", "replace")
+            self.parts[-1].filename = filename[:_LONGEST_NAME]
         self._field = self._value = b""
 
     def part_data(self, data: bytes, start: int, end: int) -> None:

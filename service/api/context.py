@@ -12,10 +12,15 @@ from service.decoders.picture import Picture, Recipe
 from service.engine.client import EngineClient
 from service.engine.writing import Decoders
 from service.errors import Draining, EngineFailed, NotFound, NotReady
+from service.host import memory_limit
+from service.intake import Intake, budget
 from service.metrics import Metrics
 from service.settings import Settings
 from service.status import Status
 from service.tracing import Tracing
+
+#: Room for a multipart body's own lines around an image of exactly ``max_upload_bytes``.
+ENVELOPE = 64 * 1024
 
 #: Seconds without a byte of a download or another phase, after which a start is taken for hung. No single step of a
 #: start is known to take this long: not the read of the largest checkpoint, not one kernel's compilation.
@@ -38,6 +43,13 @@ class Context:
     """The process above all others of the service; None where nobody measures it."""
     progressed: float = field(default_factory=time.monotonic)
     """When the start last got on, by the monotonic clock."""
+
+    intake: Intake = field(init=False)
+    """What may be held of requests at a time."""
+
+    def __post_init__(self) -> None:
+        largest = self.settings.max_upload_bytes + ENVELOPE
+        self.intake = Intake(budget(memory_limit(), self.settings.resolved_frontends, largest))
 
     def hear(self, status: Status) -> None:
         """The supervisor's news."""

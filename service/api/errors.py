@@ -34,8 +34,11 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.InvalidParameter: 422,
     errors.HeadersTooLarge: 431,
     errors.Overloaded: 429,
+    errors.TransferCodingUnknown: 501,
+    errors.VersionUnknown: 505,
     errors.InternalError: 500,
     errors.NotANumber: 500,
+    errors.IntakeFull: 503,
     errors.NotReady: 503,
     errors.Draining: 503,
     errors.EngineFailed: 503,
@@ -80,7 +83,7 @@ def respond(request: Request, error: errors.ServiceError) -> Response:
         metrics.rejected.labels(error.code).inc()
     if isinstance(error, errors.DeadlineExceeded):
         metrics.expired.inc()
-    headers = _headers(error, status)
+    headers = headers_of(error)
     if _OPEN_INFERENCE.match(request.scope["path"]):
         return Response(json.dumps({"error": str(error)}), status, headers, media_type="application/json")
     shape: ErrorDocument | None = request.scope.get("error_document")
@@ -90,7 +93,9 @@ def respond(request: Request, error: errors.ServiceError) -> Response:
     return Response(document, status, headers, media_type="application/problem+json")
 
 
-def _headers(error: errors.ServiceError, status: int) -> dict[str, str]:
+def headers_of(error: errors.ServiceError) -> dict[str, str]:
+    """What the response to ``error`` says beside its document."""
+    status = status_of(error)
     if isinstance(error, errors.Overloaded):
         return {"Retry-After": str(math.ceil(error.retry_after))}
     if status == 503:

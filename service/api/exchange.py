@@ -20,8 +20,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.context import Context
 from service.api.errors import defect, respond
+from service.api.numbers import positive
 from service.engine.client import Answer
-from service.errors import Draining, InvalidParameter
+from service.errors import Draining
+from service.intake import Share
 from service.metrics import PROBES
 from service.tracing import Image, Trace
 
@@ -62,18 +64,14 @@ class Exchange:
     """Whether the metrics have it."""
     trace: Trace | None = None
     """None unless the request is traced."""
+    share: Share | None = None
+    """What is held of its body; None before that is read."""
 
     def deadline(self, request: Request, timeout_ms: float) -> float:
         """When the answer has to be there: ``timeout_ms`` after the first byte, or earlier if the client asks."""
         asked = request.headers.get("x-request-timeout-ms")
         if asked is not None:
-            try:
-                wanted = float(asked)
-            except ValueError:
-                wanted = 0.0
-            if not 0 < wanted < float("inf"):
-                raise InvalidParameter("X-Request-Timeout-Ms must be a number of milliseconds above 0")
-            timeout_ms = min(timeout_ms, wanted)
+            timeout_ms = min(timeout_ms, positive(asked, "X-Request-Timeout-Ms (milliseconds)"))
         self.due = self.started + timeout_ms / 1000
         return self.due
 
@@ -186,6 +184,8 @@ class Envelope:
                 raise
             await respond(Request(scope), defect())(scope, receive, send_with_headers)
         finally:
+            if exchange.share is not None:
+                exchange.share.release()
             self._count(scope, exchange)
             self._account(scope, exchange)
 

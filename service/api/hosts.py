@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from fastapi import Request
@@ -11,9 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.api.errors import respond
 from service.api.keys import OPEN
 from service.errors import MisdirectedRequest
-
-#: A host and a port (RFC 3986); of an IPv6 address the brackets belong to the host.
-_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(?::[0-9]*)?")
+from service.head import HOST
 
 
 class Hosts:
@@ -38,7 +35,7 @@ class Hosts:
 
     def _knows(self, scope: Scope) -> bool:
         named = [value for name, value in scope["headers"] if name == b"host"]
-        found = _HOST.fullmatch(named[0]) if len(named) == 1 else None
+        found = HOST.fullmatch(named[0]) if len(named) == 1 else None
         if found is None:
             return False
         host = found[1].decode("latin-1").lower().rstrip(".")

@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from service import __version__
 from service.api import body, tensors
-from service.api.context import Context, context_of
+from service.api.context import ENVELOPE, Context, context_of
 from service.api.exchange import exchange_of, hang_up_cancels
 from service.api.inference import arrive, in_a_thread, logits_of_all
 from service.api.ranking import activate, top
@@ -101,10 +101,9 @@ async def infer(request: Request, model_name: str, model_version: str = VERSION)
     if not model.classes:
         context.classifier()
     arrive(context, deadline)
-    limit = context.settings.max_upload_bytes + body.ENVELOPE
-    raw = await body.read(request, limit)
+    raw = await body.read(request, context.settings.max_upload_bytes + ENVELOPE)
     async with hang_up_cancels(request):
-        asked, writes = await in_a_thread(context, partial(_ask, context, request, raw, limit), deadline)
+        asked, writes = await in_a_thread(context, partial(_ask, context, request, raw), deadline)
         exchange.stages["receive"] = time.monotonic() - exchange.started
         if asked.parameters and asked.parameters.timeout:
             deadline = min(deadline, exchange.started + asked.parameters.timeout / 1e6)
@@ -146,10 +145,9 @@ def named(context: Context, name: str, version: str) -> ModelCard:
     return card
 
 
-def _ask(context: Context, request: Request, raw: bytes, limit: int) -> tuple[InferRequest, list[Work]]:
+def _ask(context: Context, request: Request, raw: bytes) -> tuple[InferRequest, list[Work]]:
     """What is asked, and what fills a slot with each image. In a thread: JSON may hold a million numbers."""
-    encoding = request.headers.get("content-encoding", "").lower()
-    asked, given = tensors.parse(tensors.inflate(raw, encoding, limit), request.headers.get(_JSON_LENGTH))
+    asked, given = tensors.parse(raw, request.headers.get(_JSON_LENGTH))
     check_outputs(asked, len(context.model().classes))
     return asked, writes_of(context, given)
 

@@ -14,7 +14,6 @@ import binascii
 import json
 import math
 import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -23,11 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
-from service.errors import InvalidParameter, PayloadTooLarge, UnsupportedMediaType
+from service.errors import InvalidParameter
 
 _LENGTH = struct.Struct("<I")
-#: zlib's word for "gzip or zlib, whichever it is".
-_EITHER = 32 + zlib.MAX_WBITS
 
 Bytes = bytes | memoryview
 
@@ -103,24 +100,6 @@ class Tensor:
     datatype: str
     shape: tuple[int, ...]
     data: memoryview | list[Any]
-
-
-def inflate(body: bytes, encoding: str, limit: int) -> bytes:
-    """``body`` without its Content-Encoding. Raises `PayloadTooLarge` past ``limit`` bytes, before there are more."""
-    if encoding in ("", "identity"):
-        return body
-    if encoding not in ("gzip", "deflate"):
-        raise UnsupportedMediaType(f"Content-Encoding {encoding[:50]!r} is neither gzip nor deflate")
-    inflater = zlib.decompressobj(_EITHER)
-    try:
-        whole = inflater.decompress(body, limit + 1)
-    except zlib.error:
-        raise InvalidParameter(f"the body is no {encoding}, though its Content-Encoding says so") from None
-    if len(whole) > limit:
-        raise PayloadTooLarge(f"more than {limit:,} bytes when it is inflated (max_upload_bytes)")
-    if not inflater.eof:
-        raise InvalidParameter(f"the body's {encoding} is cut off")
-    return whole
 
 
 def parse(body: bytes, json_length: str | None) -> tuple[InferRequest, dict[str, Tensor]]:

@@ -144,14 +144,19 @@ class Channel:
     def receive(self) -> tuple[dict[str, Any], list[int]] | None:
         """The next message and its descriptors, which are the caller's to close.
 
-        None once the other side has closed. Raises `BlockingIOError` when nothing has arrived.
+        None once the other side has closed. A message whose descriptors could not all be had, since this process
+        has no more, becomes one of the kind ``truncated``. Raises `BlockingIOError` when nothing has arrived.
         """
         try:
-            frame, descriptors, _, _ = socket.recv_fds(self._socket, _LARGEST_MESSAGE, _MOST_DESCRIPTORS)
+            frame, descriptors, flags, _ = socket.recv_fds(self._socket, _LARGEST_MESSAGE, _MOST_DESCRIPTORS)
         except ConnectionResetError:
             return None
         if not frame:
             return None
+        if flags & socket.MSG_CTRUNC:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return {"kind": "truncated"}, []
         message: dict[str, Any] = json.loads(frame)
         return message, descriptors
 

@@ -106,6 +106,7 @@ BAD_BODIES = [
     ),
     ({"content": b"junk", "headers": {"content-type": "multipart/form-data"}}, 400, "malformed_multipart"),
     ({"content": JPEG, "headers": {"content-type": "text/plain"}}, 415, "unsupported_media_type"),
+    ({"content": b"no picture"}, 415, "unsupported_media_type"),  # no type: judged by the bytes
     ({"content": b"GIF? no", "headers": {"content-type": "image/gif"}}, 415, "unsupported_media_type"),
     ({"files": {"file": b"%PDF-1.7"}}, 415, "unsupported_media_type"),
     ({"files": {"file": JPEG[: len(JPEG) // 2]}}, 422, "invalid_image"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 
 import pytest
 
-from service import protocol
+from service import connections, protocol
 from tests.api.wire import PATIENCE, Place, on_the_services_loop, place
 from tests.loops import until
 from tests.uploads import png
@@ -44,7 +46,7 @@ async def test_a_request_may_come_in_single_bytes() -> None:
 
 @on_the_services_loop
 async def test_a_head_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
     async with place() as here, here.connect() as wire:
         await wire.send(LIVE)
         assert (await wire.answer()).status == 200
@@ -65,20 +67,28 @@ async def test_a_head_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatc
 
 @on_the_services_loop
 async def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "SILENT_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "SILENT_SECONDS", 0.1)
     async with place() as here, here.connect() as wire:
         assert await wire.closed()
 
 
 @on_the_services_loop
-async def test_empty_lines_do_not_keep_a_connection_for_ever() -> None:
+async def test_empty_lines_do_not_keep_a_connection_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "_REST_SECONDS", 0.1)
     async with place() as here, here.connect() as wire:
-        await wire.send(LIVE)
-        await wire.answer()
-        (connection,) = here.connections
-        await wire.send(b"\r\n")
-        first = connection.timeout_keep_alive_task
-        await until(lambda: connection.timeout_keep_alive_task not in (None, first))
+        await wire.send(b"\r\n\r\n" + LIVE)
+        assert (await wire.answer()).status == 200
+
+        async def drip() -> None:
+            while True:
+                await wire.send(b"\r\n")
+                await asyncio.sleep(0.02)
+
+        dripping = asyncio.create_task(drip())
+        assert await wire.closed()
+        dripping.cancel()
+        await asyncio.gather(dripping, return_exceptions=True)
 
 
 @on_the_services_loop
@@ -185,6 +195,7 @@ async def test_garbage_behind_a_request_never_takes_its_answer() -> None:
     async with place() as here, here.connect() as wire:
         await wire.send(LIVE + b"\0garbage\r\n\r\n")
         assert (await wire.answer()).status == 200
+        assert (await wire.answer()).problem()["code"] == "malformed_request"
         assert await wire.closed()
 
 
@@ -236,21 +247,45 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
 
 
 @on_the_services_loop
-async def test_a_half_closed_client_reads_what_costs_nothing_and_frees_its_place_otherwise() -> None:
+async def test_a_client_that_closes_its_sending_half_is_answered() -> None:
+    async with place() as here:
+        for request, status in (
+            (LIVE, 200),
+            (post(PHOTO), 200),
+            (post(b"nope"), 415),
+            (LIVE + post(PHOTO), 200),
+        ):
+            async with here.connect() as wire:
+                await wire.send(request)
+                wire.writer.write_eof()
+                for _ in range(request.count(b"HTTP/1.1") - 1):
+                    assert (await wire.answer()).status == 200
+                assert (await wire.answer()).status == status
+                assert await wire.closed()
+        async with here.connect() as wire:
+            await wire.send(post(PHOTO)[:-1])
+            wire.writer.write_eof()
+            assert await wire.closed()
+        await still_serves(here)
+
+
+@on_the_services_loop
+async def test_a_client_that_is_reset_frees_its_place() -> None:
     async with place() as here:
         here.engine.runner.may_run.clear()
-        async with here.connect() as wire:
-            await wire.send(LIVE)
-            wire.writer.write_eof()
-            assert (await wire.answer()).status == 200
-            assert await wire.closed()
-        async with here.connect() as wire:
-            await wire.send(post(PHOTO))
-            await until(lambda: not here.idle)
-            wire.writer.write_eof()
-            assert await wire.closed()
+        for half_closed in (False, True):
+            async with here.connect() as wire:
+                await wire.send(post(PHOTO))
+                await until(lambda: not here.idle)
+                wire.writer.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
+                if half_closed:
+                    wire.writer.write_eof()
+                wire.writer.transport.abort()
         here.engine.runner.may_run.set()
         await until(lambda: here.idle)
+        await until(lambda: not len(here.connections))
         await still_serves(here)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import struct
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -84,12 +85,14 @@ def request(data: bytes, **headers: str) -> bytes:
 
 
 def hang_up(address: tuple[str, int], data: bytes, after: float, *, partly: bool = False) -> bool:
-    """Sends a request (``partly``: half of it), waits ``after`` seconds and goes away. False when refused."""
+    """Sends a request (``partly``: half of it), waits ``after`` seconds and goes away with a reset, so that nobody
+    takes it for one that has only closed its sending half. False when refused."""
     message = request(data)
     try:
         with socket.create_connection(address, timeout=_TIMEOUT) as connection:
             connection.sendall(message[: len(message) // 2] if partly else message)
             time.sleep(after)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     except OSError:
         return False
     return True

@@ -1,0 +1,63 @@
+"""File descriptors: as many as the system gives, how many are for connections, and a few kept in reserve."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+
+log = logging.getLogger(__name__)
+
+#: Descriptors of a front-end that are no connections: counters, engine, event loop, imports, TLS handshakes.
+_OWN = 96
+#: More than this is of no use to one front-end.
+_MOST = 65_536
+#: Connections below which the log says that the limit is small.
+_FEW = 1000
+#: What a message of the supervisor may bring, twice.
+_SPARE = 8
+
+
+def raise_limit() -> None:
+    """Takes as many descriptors as the system allows without asking. Children inherit that."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST + _OWN if hard == resource.RLIM_INFINITY else min(hard, _MOST + _OWN)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def connections(asked: int | None) -> int:
+    """How many connections one front-end may have open: what is ``asked`` for, or what fits (None)."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    fits = max(1, min(_MOST, limit - _OWN if limit > 2 * _OWN else limit // 2))
+    return min(fits, asked or fits)
+
+
+def complaint(asked: int | None) -> str | None:
+    """One sentence for the log if the limit on descriptors is too small; None if it is not."""
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)[0], connections(asked)
+    if most >= min(asked or _FEW, _MOST):
+        return None
+    return (
+        f"ulimit -n is {limit}, so each front-end keeps {most} connections at most and closes idle ones past that; "
+        "raise it for more (docker: --ulimit nofile=65536, systemd: LimitNOFILE=65536)"
+    )
+
+
+class Reserve:
+    """Descriptors that are there when all others are taken: let go before one is wanted, taken again after it."""
+
+    def __init__(self) -> None:
+        self._held: list[int] = []
+        self.hold()
+
+    def hold(self) -> None:
+        """Takes what there is, up to the reserve."""
+        with contextlib.suppress(OSError):
+            while len(self._held) < _SPARE:
+                self._held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+    def let_go(self) -> None:
+        while self._held:
+            os.close(self._held.pop())
