@@ -44,6 +44,8 @@ class Decoder:
         self.job: Job | None = None
         self.alone = False
         """Whether it is kept for pictures that take long or much, and ends with the one that it has."""
+        self.reserved = 0
+        """Bytes that were taken from the budget for the process, whatever it decodes."""
         self.killed: str | None = None
         """Why it was killed by us."""
         self.pid: int | None = None

@@ -6,6 +6,8 @@ takes very much has a process of its own. A decoder that is busy with one pictur
 from then on (a niceness cannot be taken back, so it ends with that picture), and another one takes its place among
 the quick ones.
 
+While every decoder has been busy for a moment, there is one more of them.
+
 Killed is a decoder at the deadline of its picture, after the CPU seconds that no honest picture of that size takes,
 and a moment after its client has gone.
 """
@@ -39,7 +41,11 @@ from service.overlay import LONGEST
 log = logging.getLogger(__name__)
 
 #: CPU seconds of one picture after which a decoder stands behind the others.
-_LONG = 0.25
+_LONG = 0.1
+#: Seconds that every decoder has been busy with one picture, after which another is started for who comes next.
+_HELD_UP = 0.05
+#: Decoders beside the quick ones, at least, for pictures that take long or much.
+_FEWEST_MORE = 4
 #: Bytes past which a picture gets a process of its own, so that what it took is given back for certain.
 _MUCH = 160 << 20
 #: Pictures that wait for memory; more of them are refused at once.
@@ -122,10 +128,8 @@ class Pool:
         self._recipe = recipe
         self._layout = Layout(room, recipe.preprocessing.shape)
         self._largest = largest(recipe.max_pixels, room)
-        for decoder in self._idle:
-            self._all.discard(decoder)
-            decoder.close()
-        self._idle.clear()
+        for decoder in list(self._idle):
+            self._drop(decoder)
         for decoder in self._all:
             decoder.alone = True
         for _ in range(self._quick):
@@ -214,6 +218,8 @@ class Pool:
             if job.wanted:
                 alone = job.memory > _MUCH
                 if (alone and not self._may_have_another) or not self._take_memory(job):
+                    if self._drop_a_spare():
+                        continue
                     self._look_again()
                     break
             self._large.popleft()
@@ -228,7 +234,7 @@ class Pool:
     @property
     def _may_have_another(self) -> bool:
         """Whether one more decoder may be busy for long beside the quick ones."""
-        return sum(decoder.alone for decoder in self._all) < max(2, self._quick)
+        return len(self._all) < self._quick + max(_FEWEST_MORE, self._quick)
 
     def _take_memory(self, job: Job) -> bool:
         if not self._memory.take_memory(job.memory):
@@ -277,6 +283,37 @@ class Pool:
 
     # What decoders do
 
+    @property
+    def _quick_ones(self) -> int:
+        return sum(not decoder.alone for decoder in self._all)
+
+    def _start_another(self) -> bool:
+        """One more than there should be at rest. False if there are too many, or there is no memory for it."""
+        if not self._may_have_another or not self._memory.take_memory(SMALL.memory):
+            return False
+        self._start().reserved = SMALL.memory
+        return True
+
+    def _drop_a_spare(self) -> bool:
+        """Ends an idle decoder that there need not be, for its memory and its place. False if there is none."""
+        if not self._idle or self._quick_ones <= self._quick:
+            return False
+        spare = self._idle[0]
+        other = next((one for one in self._all if one.reserved), spare)
+        spare.reserved, other.reserved = other.reserved, spare.reserved  # all small ones reserve the same
+        self._drop(spare)
+        return True
+
+    def _drop(self, decoder: Decoder) -> None:
+        """Lets go of a decoder that is idle, or has gone."""
+        self._all.discard(decoder)
+        if decoder in self._idle:
+            self._idle.remove(decoder)
+        decoder.close()
+        if decoder.reserved:
+            self._memory.give_memory(decoder.reserved)
+            decoder.reserved = 0
+
     def _start(self, *, alone: bool = False) -> Decoder:
         assert self._recipe is not None
         decoder = Decoder(
@@ -319,9 +356,8 @@ class Pool:
         self._dispatch()
 
     def _idle_again(self, decoder: Decoder) -> None:
-        if decoder.alone:
-            self._all.discard(decoder)
-            decoder.close()
+        if decoder.alone or (self._quick_ones > self._quick and not self._waiting):
+            self._drop(decoder)
         else:
             self._idle.append(decoder)
 
@@ -358,19 +394,16 @@ class Pool:
         """Its process has ended, or is none of ours any more."""
         if decoder not in self._all:
             return
-        self._all.discard(decoder)
-        if decoder in self._idle:
-            self._idle.remove(decoder)
-        decoder.close()
         busy = decoder.job is not None
         self._finished_seconds += decoder.seconds
         job = decoder.leave()
         if job is not None:
             self._return_memory(job)
             self._end_of(decoder, job)
+        self._drop(decoder)
         if not decoder.alone:
             if busy:
-                self._start()
+                self._start_if_there_are_too_few()
             else:
                 self._failures += 1
                 pause = min(_PAUSE * 2 ** min(self._failures, 10), _LONGEST_PAUSE)
@@ -395,7 +428,7 @@ class Pool:
         job.end(errors.InvalidImage(words))
 
     def _start_if_there_are_too_few(self) -> None:
-        if sum(not decoder.alone for decoder in self._all) < self._quick:
+        if self._quick_ones < self._quick:
             self._start()
 
     def _keeper_spoke(self) -> None:
@@ -422,6 +455,8 @@ class Pool:
     def _tick(self) -> None:
         """Looks at who is busy. The deadlines have timers of their own."""
         self._ticking = False
+        if all(one.alone or one.seconds > _HELD_UP for one in self._all):
+            self._start_another()
         for decoder in list(self._all):
             job = decoder.job
             if job is None or decoder.seconds < _TICK:
@@ -429,10 +464,9 @@ class Pool:
             spent = decoder.cpu_seconds
             if spent > job.cost.seconds:
                 decoder.kill("effort")
-            elif spent > _LONG and not decoder.alone and self._may_have_another:
+            elif spent > _LONG and not decoder.alone and self._start_another():
                 decoder.alone = True
                 decoder.yield_to_others()
-                self._start()
         if any(decoder.job is not None for decoder in self._all):
             self._keep_looking()
 

@@ -241,7 +241,7 @@ async def test_a_client_that_has_gone_is_not_decoded_for(monkeypatch: pytest.Mon
         for task in (waiting, running):
             task.cancel()
         assert np.array_equal(await decode(decoders, GOOD), expected(GOOD))
-        assert killed == [("none", "abandoned")]  # who waited was never begun
+        await until(lambda: killed == [("none", "abandoned")])  # who waited was never begun
 
 
 @on_a_loop
@@ -351,8 +351,8 @@ async def test_a_pool_whose_decoders_do_not_answer_is_stuck(monkeypatch: pytest.
     monkeypatch.setattr("service.decoders.pool._STUCK", 0.2)
     async with pool(monkeypatch, quick=1) as decoders:
         await decode(decoders, GOOD)
-        busy = [asyncio.create_task(decode(decoders, b"sleep:600")) for _ in range(2)]
-        await until(lambda: decoders.stuck)
+        busy = [asyncio.create_task(decode(decoders, b"sleep:600")) for _ in range(8)]
+        await until(lambda: decoders.stuck, patience=60)
         assert decoders.busy_seconds > 0.2
         decoders.give_up(lambda: EngineFailed("no more"))
         assert all(
