@@ -36,7 +36,7 @@ events_logger = "file"
 """
 
 #: The restrictions of k8s/base, in podman's words.
-RESTRICTED = ["--read-only", "--tmpfs", "/tmp:size=64m", "--cap-drop", "all", "--security-opt", "no-new-privileges",
+RESTRICTED = ["--read-only", "--tmpfs", "/tmp:size=128m", "--cap-drop", "all", "--security-opt", "no-new-privileges",
               "--memory", "2g", "--pids-limit", "512"]  # fmt: skip
 
 
