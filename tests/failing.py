@@ -1,8 +1,8 @@
 """`python -m tests.failing serve …`: the service with a device that can be made to fail while it serves.
 
 FAILING names a folder. A file ``lost`` there is a device that does not answer any more, ``wrong`` one that computes a
-wrong canary with the next batch; an engine that is started again waits until the files are gone. ``faults`` holds how
-many engines lose their device before one gets ready.
+wrong canary with the next batch, ``full`` one whose memory is nearly used up; an engine that is started again waits
+until the files are gone. ``faults`` holds how many engines lose their device before one gets ready.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class FailingRunner(null.NullRunner):
     def check(self) -> Memory:
         if (FOLDER / "lost").exists():
             raise DeviceFailed("CUDA error: an illegal memory access was encountered")
-        return Memory(30, 80)
+        return Memory(78 if (FOLDER / "full").exists() else 30, 80)
 
 
 def load(

@@ -1,4 +1,4 @@
-"""What only an API server can say: every combination by its server-side validation and the restricted Pod Security admission."""
+"""What only an API server can say: its own validation of every combination, and restricted Pod Security admission."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CUSTOM = ("ServiceMonitor", "PrometheusRule", "ScaledObject", "Gateway", "HTTPRo
 
 @step
 def api_server() -> str:
-    """`kubectl apply --dry-run=server` of everything, to the cluster that kubectl is set to, where VERIFY_CLUSTER is set.
+    """`kubectl apply --dry-run=server` of everything to the cluster that kubectl is set to, if VERIFY_CLUSTER is set.
 
     Namespace and priority class have to be there: `kubectl apply -k k8s/cluster`. Nothing else is changed.
     """

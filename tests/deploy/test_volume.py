@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.models.loopback import Loopback, serve
-from tests.models.test_kaggle import HANDLE, kaggle
+from tests.models.loopback import Loopback, Reply, Request, serve
+from tests.models.test_download import until
+from tests.models.test_kaggle import FIXTURES, HANDLE, kaggle
+from tests.server import HTTP, Server
 from tests.test_counters import NAMESPACES, can_mount
 
 pytestmark = pytest.mark.slow
@@ -67,3 +70,35 @@ def test_a_volume_that_cannot_be_written_and_lacks_them_is_one_sentence(tmp_path
     assert pod.returncode == 1
     assert "Read-only file system" in text
     assert "Traceback" not in text
+
+
+def test_a_service_that_is_ended_while_weights_load_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Three starts on a network that is too slow for any of them; one file, and the fourth has it all."""
+    held: list[Path] = []
+    data = (FIXTURES / "khub_densenet_g8" / "model.weights.h5").read_bytes()
+    step = len(data) // 4
+
+    def slow(request: Request) -> Reply:
+        if not request.path.endswith("model.weights.h5"):
+            return kaggle(request)
+        start = int(request.headers.get("range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        headers = {"ETag": '"one"', "Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+        return Reply(206 if start else 200, data[start:], headers, cut=step, hang=True)
+
+    def partials() -> list[Path]:
+        return [path for path in tmp_path.rglob("*.partial") if "weights" in path.name]
+
+    with serve(slow) as server:
+        settings = {"frontends": 1, "device": "cpu", "runtime": "eager", "weights": f"{HANDLE}/3"}
+        for starts in (1, 2, 3):
+            with Server(wait=False, environment=environment(tmp_path, server), **settings) as service:
+                until(lambda: any(path.stat().st_size >= starts * step for path in partials()))  # noqa: B023
+                assert HTTP.get(service.url + "/livez").status_code == 200
+                assert HTTP.get(service.url + "/healthz").json()["state"] == "loading"
+                service.terminate()
+            held = partials()
+            assert len(held) == 1
+        server.answer = lambda request: replace(slow(request), cut=None, hang=False)
+        with Server(environment=environment(tmp_path, server), **settings) as service:
+            assert HTTP.get(service.url + "/readyz").status_code == 200
+        assert partials() == []

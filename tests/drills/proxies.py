@@ -37,7 +37,7 @@ WAYS = [
     Way("haproxy", "checks and retries", "roundrobin", checks=True, retries=True, keeps=True),
     Way("haproxy", "checks", "leastconn", checks=True, retries=False, keeps=False),
     Way("haproxy", "checks", "roundrobin", checks=True, retries=False, keeps=False),
-    Way("haproxy", "retries", "leastconn", checks=False, retries=True, keeps=True),
+    Way("haproxy", "retries", "leastconn", checks=False, retries=True, keeps=False),
     Way("haproxy", "neither", "roundrobin", checks=False, retries=False, keeps=False),
     Way("nginx", "retries", "least_conn", checks=False, retries=True, keeps=True),
     Way("nginx", "retries", "round robin", checks=False, retries=True, keeps=True),

@@ -179,6 +179,14 @@ def wrong_canary() -> Iterator[Server]:
 
 
 @contextlib.contextmanager
+def full_gpu() -> Iterator[Server]:
+    with failing(wait=True) as (server, folder):
+        (folder / "full").touch()
+        until(lambda: server.metrics().get('imagenet_gpu_memory_bytes{kind="used"}') == 78)
+        yield server
+
+
+@contextlib.contextmanager
 def stuck_decoders() -> Iterator[Server]:
     with (
         Server(**{**options(frontends=1), "module": "tests.drills.stuck"}) as server,
@@ -249,6 +257,7 @@ EXPECTED: dict[str, State] = {
     "decoders stuck": State(stuck_decoders, {20: STUCK}),
     "device hung": State(hung_device, {20: STUCK}),
     "not a number": State(not_a_number, {20: {"NotANumber", "ErrorBudgetFastBurn"}}),
+    "GPU full": State(full_gpu, {9: set(), 20: {"GpuMemory"}}),
     "slow": State(slow, {20: {"LatencyBudgetFastBurn"}}),
 }  # fmt: skip
 

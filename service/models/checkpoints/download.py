@@ -200,7 +200,9 @@ def _copy(
         digest.update(chunk)
         done += len(chunk)
     report(done, total)
-    while chunk := response.read(_CHUNK):
+    while chunk := response.read1(
+        _CHUNK
+    ):  # what is there: on a slow network a whole chunk would be a long silence
         file.write(chunk)
         file.flush()  # so that it is there for the next process, whatever ends this one
         digest.update(chunk)
