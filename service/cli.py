@@ -220,12 +220,15 @@ def quantize(out: Path, calibrate: Path, force: bool, **given: Any) -> None:
 
 @cli.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@settings_flags(["model", "weights", "labels", "device", "precision", "max_batch_size"], server=False)
+@settings_flags(
+    ["model", "weights", "labels", "device", "precision", "runtime", "max_batch_size"], server=False
+)
 def export(out: Path, **given: Any) -> None:
-    """Compile a model ahead of time, for --runtime OUT.
+    """Prepare a model ahead of time.
 
-    A start with it needs no compiler and takes seconds. It runs on this kind of device with this version of
-    torch only, and is refused elsewhere. It holds machine code: serve those that you made yourself.
+    With --runtime openvino: converted for a CPU, for --weights OUT; serving it needs neither torch nor the original
+    weights. Else compiled for this kind of device and version of torch, for --runtime OUT; that is refused
+    elsewhere, and holds machine code: serve those that you made yourself.
     """
     from service import export as room
 

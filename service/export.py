@@ -1,4 +1,7 @@
-"""`imagenet-serve export`: a model compiled ahead of time for this very platform, checked before it is written.
+"""`imagenet-serve export`: a model prepared ahead of time, checked before it is written.
+
+    runtime=openvino     converted for a CPU of any kind: with OpenVINO alone it is served, without torch or the weights
+    else                 compiled by torch for this very platform
 
 A start with it needs neither compiler nor minutes. The compiled model's answers are compared with the plain
 network's in fp32 on the CPU, on images and batch sizes that it was not made with.
@@ -22,11 +25,25 @@ _IMAGES, _BATCHES = 21, (1, 2, 5, 13)
 
 
 def run(settings: Settings, out: Path) -> int:
-    """Compiles the settings' model into the artifact directory ``out``.
+    """Puts the settings' model into the artifact directory ``out``.
 
     Returns 1, and writes nothing, when the compiled model says something else than the plain one. Raises
     `StartError` when the model or a compiler cannot be had.
     """
+    if out.exists() and not (out / "about.json").exists():
+        raise ConfigurationError(f"'{out}' exists and is no artifact; choose another folder")
+    if settings.runtime == "openvino":
+        from service.models import building
+
+        building.export(settings, out)
+        print(f"serve it with: --weights {out}", file=sys.stderr)
+        return 0
+    if settings.runtime not in ("auto", "compile"):
+        raise ConfigurationError("export: runtime is openvino, or compile, which auto stands for here")
+    return _compile(settings, out)
+
+
+def _compile(settings: Settings, out: Path) -> int:
     import torch
 
     from service.models import loader
@@ -35,8 +52,6 @@ def run(settings: Settings, out: Path) -> int:
     from service.models.runtimes import package
     from service.models.runtimes.whole import whole
 
-    if out.exists() and not (out / "about.json").exists():
-        raise ConfigurationError(f"'{out}' exists and is no artifact; choose another folder")
     torch.set_num_threads(available_cores())
     placement = place(settings.device, settings.precision, "compile")
     device = torch.device(placement.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -15,7 +16,7 @@ from service.models.checkpoints import Checkpoint, Progress, resolve
 from service.models.explain import Explainer
 from service.models.gradients import Head
 from service.models.loader import Uint8Model
-from service.models.placement import Placement
+from service.models.placement import Placement, place
 from service.models.runner import ModelRunner
 from service.models.runtimes import Runtime, artifact, converting, manifest
 from service.models.runtimes.artifact import Converted
@@ -35,6 +36,22 @@ def prepare(settings: Settings, placement: Placement, report: Report, progress: 
 
     if _converted(model, checkpoint, card, placement, say, Fallbacks()) is not None:
         sources.remember(settings.weights, settings.model, checkpoint, card)
+
+
+def export(settings: Settings, out: Path) -> None:
+    """Writes the model, converted for OpenVINO, into the directory ``out``. Raises `StartError`."""
+    torch.set_num_threads(available_cores())
+    placement = place("cpu" if settings.device == "auto" else settings.device, settings.precision, "openvino")
+    checkpoint, model, card = _read(settings, None)
+    try:
+        converted = converting.convert(
+            model, checkpoint, serving.labelled(card, settings.labels), placement.precision
+        )
+        converting.write(out, converted, checkpoint)
+    except ConversionError as error:
+        raise ConfigurationError(f"export: OpenVINO cannot convert this model: {error}") from error
+    except OSError as error:
+        raise ConfigurationError(f"'{out.name}' cannot be written: {error.strerror or error}") from error
 
 
 def _read(settings: Settings, progress: Progress | None) -> tuple[Checkpoint, Uint8Model, ModelCard]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service import export
 from service.errors import CheckpointError, ConfigurationError
 from service.models import building, cache, serving, sources
 from service.models.checkpoints import resolve, write
@@ -58,10 +59,9 @@ print(json.dumps({"heavy": heavy, "results": results.tolist(), "name": loaded.ca
 """
 
 
-def start(weights: Path) -> dict[str, object]:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(weights)], capture_output=True, text=True, env={**os.environ}
-    )
+def start(weights: Path, **environment: str) -> dict[str, object]:
+    command = [sys.executable, "-c", PROGRAM, str(weights)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr
     answer: dict[str, object] = json.loads(done.stdout)
     return answer
@@ -75,6 +75,26 @@ def test_the_second_start_needs_no_torch_and_answers_the_same(tmp_path: Path, na
     assert second["heavy"] == []
     assert first["name"] == second["name"]
     np.testing.assert_allclose(first["results"], second["results"], rtol=1e-5, atol=1e-5)
+
+
+def test_an_exported_model_is_served_where_there_is_no_torch(tmp_path: Path) -> None:
+    """As in an image that has none: whoever imports it, or the packages that read weights, fails."""
+    out, labels = tmp_path / "model", tmp_path / "labels.txt"
+    labels.write_text("".join(f"kind-{number}x\n" for number in range(10)))
+    chosen = settings(weights=str(vgg(tmp_path)), labels=labels, runtime="openvino")
+    assert export.run(chosen, out) == 0
+    (tmp_path / "vgg" / "model.safetensors").unlink()
+    missing = tmp_path / "missing"
+    missing.mkdir()
+    for name in ("torch", "torchvision", "safetensors", "h5py", "huggingface_hub"):
+        (missing / f"{name}.py").write_text("raise ImportError(f'there is no {__name__} here')\n")
+    answer = start(out, PYTHONPATH=str(missing))
+    assert answer["heavy"] == []
+    assert answer["name"] == "tiny"
+    assert np.isfinite(np.array(answer["results"])).all()
+    assert loaded(out).card().classes[3].label == "kind-3x"
+    with pytest.raises(ConfigurationError, match="runtime is openvino, or compile"):
+        export.run(settings(weights="demo", runtime="eager"), tmp_path / "other")
 
 
 def loaded(weights: Path, **more: object) -> serving.Loaded:
