@@ -1,6 +1,7 @@
 # imagenet-serve in a container: numeric user, read-only root, no shell between PID 1 and SIGTERM.
 #
-#   docker build -t imagenet-serve .                                    for the CPU
+#   docker build -t imagenet-serve .                                    for the CPU, and any weights
+#   docker build -t imagenet-serve:vgg16 --build-arg WEIGHTS=vgg16 .    for the CPU, this model, without torch
 #   docker build -t imagenet-serve:gpu --target gpu .                   for NVIDIA's container runtime
 #   docker run --read-only --tmpfs /tmp -v weights:/weights -p 8000:8000 imagenet-serve
 #
@@ -9,11 +10,13 @@
 #                     names them). Without it torch comes from PyPI, whose Linux build carries gigabytes
 #                     of CUDA: right for `gpu`, correct but far too large for `cpu`.
 #   BASE_IMAGE        a Debian with Python 3.11 or newer as `python`
-#   WEIGHTS           a variant whose published weights are baked in, so that a start needs no network
+#   WEIGHTS           a variant that is baked in, so that a start needs no network: for `gpu` its published weights, for
+#                     `cpu` the model converted from them, which needs no torch in the image
 #   APT_PACKAGES      Debian packages for the final image; "g++ libc6-dev" is what runtime=compile needs on the CPU
 #   GPU_APT_PACKAGES  the same for `gpu` alone, which has the compiler that Triton needs unless this says otherwise
 #   VERSION REVISION CREATED   for the OCI labels
 ARG BASE_IMAGE=python:3.12-slim
+ARG WEIGHTS=""
 
 FROM ${BASE_IMAGE} AS dependencies
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
@@ -53,7 +56,23 @@ RUN install -d /weights /baked/hub/checkpoints \
         PYTHONPATH=/src TORCH_HOME=/baked /opt/venv/bin/python /opt/fetch_weights.py "${WEIGHTS}"; \
     fi
 
-FROM ${BASE_IMAGE} AS runtime
+FROM weights AS converted
+ARG WEIGHTS=""
+# By the stage that has torch. Its figures for this builder's processor would be no use: a start measures its own.
+RUN install -d /converted \
+    && if [ -n "${WEIGHTS}" ]; then \
+        PYTHONPATH=/src TORCH_HOME=/baked XDG_CACHE_HOME=/tmp/cache /opt/venv/bin/python -m service export \
+            /converted/model --model "${WEIGHTS}" --weights pretrained --device cpu --runtime openvino; \
+    fi
+
+# What serving a converted model needs: everything but torch and what reads weights.
+FROM ${BASE_IMAGE} AS serving
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+COPY deploy/requirements/serve.txt /src/
+RUN python -m venv --without-pip /opt/venv \
+    && pip --python /opt/venv/bin/python install --require-hashes -r /src/serve.txt
+
+FROM ${BASE_IMAGE} AS system
 ARG APT_PACKAGES=""
 # A numeric id above 10000 meets no user of the host; Kubernetes' runAsNonRoot needs the number.
 # hadolint ignore=DL3008,SC2086
@@ -63,15 +82,7 @@ RUN groupadd --gid 10001 imagenet \
         apt-get update && apt-get install -y --no-install-recommends ${APT_PACKAGES} \
         && rm -rf /var/lib/apt/lists/*; \
     fi
-COPY --from=dependencies /opt/venv /opt/venv
-COPY --from=build /opt/service /opt/venv
-COPY --from=weights --chown=10001:10001 /weights /weights
-# Beside /weights, so that a volume mounted there does not hide them.
-COPY --from=weights /baked/hub/checkpoints /opt/weights
-COPY deploy/health.py deploy/fetch_weights.py /opt/
-ARG WEIGHTS=""
 # HOME and TMPDIR: the only writable places of a read-only container are /tmp and /weights.
-# With baked weights their variant is the default, else the service's own default.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -83,8 +94,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     KAGGLEHUB_CACHE=/weights/kagglehub \
     XDG_CACHE_HOME=/weights/cache \
     IMAGENET_HOST=0.0.0.0 \
-    IMAGENET_PORT=8000 \
-    IMAGENET_MODEL=${WEIGHTS:-densenet121}
+    IMAGENET_PORT=8000
 USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8000
@@ -95,6 +105,18 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
 # Exec form: the supervisor is PID 1 and gets SIGTERM itself.
 ENTRYPOINT ["imagenet-serve"]
 CMD ["serve"]
+
+# The image that can read any weights.
+FROM system AS runtime
+COPY --from=dependencies /opt/venv /opt/venv
+COPY --from=build /opt/service /opt/venv
+COPY --from=weights --chown=10001:10001 /weights /weights
+# Beside /weights, so that a volume mounted there does not hide them.
+COPY --from=weights /baked/hub/checkpoints /opt/weights
+COPY deploy/health.py deploy/fetch_weights.py /opt/
+ARG WEIGHTS=""
+# With baked weights their variant is the default, else the service's own default.
+ENV IMAGENET_MODEL=${WEIGHTS:-densenet121}
 ARG VERSION=""
 ARG REVISION=""
 ARG CREATED=""
@@ -123,6 +145,29 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     IMAGENET_DEVICE=cuda
 
-# The last target is what `docker build .` makes.
-FROM runtime AS cpu
+# The image of one converted model, some 700 MB smaller.
+FROM system AS runtime-baked
+COPY --from=serving /opt/venv /opt/venv
+COPY --from=build /opt/service /opt/venv
+COPY --from=weights --chown=10001:10001 /weights /weights
+COPY --from=converted /converted /opt
+COPY deploy/health.py deploy/fetch_weights.py /opt/
+ARG WEIGHTS=""
+# weights=pretrained of this model is what lies there.
+ENV IMAGENET_MODEL=${WEIGHTS:-densenet121} \
+    BAKED_MODEL=/opt/model
+ARG VERSION=""
+ARG REVISION=""
+ARG CREATED=""
+LABEL org.opencontainers.image.title="imagenet-serve" \
+      org.opencontainers.image.description="ImageNet classification with a VGG or a DenseNet behind an HTTP port" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}" \
+      com.amazonaws.sagemaker.capabilities.accept-bind-to-port="true"
+ENV BUILD_REVISION="${REVISION}"
+
+# The last target is what `docker build .` makes: with WEIGHTS the smaller image, else the one that reads any.
+FROM runtime${WEIGHTS:+-baked} AS cpu
 ENV IMAGENET_DEVICE=cpu

@@ -11,7 +11,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from service.errors import CheckpointError
+from service.errors import StartError
+from service.models import serving
 from service.models.checkpoints import resolve
 
 #: Seconds between two lines about how far it is.
@@ -24,9 +25,13 @@ def main(arguments: list[str]) -> None:
     if weights == "demo" or weights.startswith("random") or os.path.exists(weights.partition("?")[0]):
         print(f"nothing to fetch for weights={weights}", file=sys.stderr)
         return
+    if serving.converted_weights(weights, model) is not None:
+        print(f"nothing to fetch: {model} is in this image, converted", file=sys.stderr)
+        return
     try:
+        serving.refuse_without_torch(weights)
         checkpoint = resolve(weights, model, progress=progress())
-    except CheckpointError as error:
+    except StartError as error:
         sys.exit(f"{model}: {error}")
     print(f"{checkpoint.source}, SHA-256 {checkpoint.sha256}", file=sys.stderr)
 

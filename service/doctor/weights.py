@@ -37,6 +37,10 @@ def weights(settings: Settings) -> Finding:
 
 def _readable(settings: Settings) -> Finding:
     """Reads them as a start does: the only proof that it can."""
+    from service.models import serving
+
+    if (converted := serving.converted_weights(settings.weights, settings.model)) is not None:
+        return passed("weights", f"{converted}: a converted model, which needs nothing else")
     from service.models.checkpoints import resolve
 
     try:

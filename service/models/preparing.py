@@ -39,6 +39,7 @@ def prepare(settings: Settings, report: Report, progress: Progress) -> None:
     """
     if "torch" in sys.modules or not serving.wants_preparing(settings, progress):
         return  # a process that has torch already might as well use it
+    serving.refuse_without_torch(settings.weights)
     report("loading", "reading and converting the weights with torch; the next start finds them in the cache")
     # -P: a folder `service` where the engine happens to run is not ours.
     command = [sys.executable, "-P", "-c", _PROGRAM, str(Path(__file__).resolve().parents[2])]

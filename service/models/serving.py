@@ -7,8 +7,10 @@ anything else      building.py: checkpoints/ ─▶ loader.py ─▶ a runtime  
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from service.models.cuda.pipeline import StreamRunner
 
 log = logging.getLogger(__name__)
+
+#: The folder of the converted model that an image was built with (Dockerfile, WEIGHTS).
+_BAKED = "BAKED_MODEL"
 
 #: Called with a state (``loading``, ``warming``) and what is being done.
 Report = Callable[[str, str], object]
@@ -68,6 +73,7 @@ def load(
     found = _prepared(settings, placement, progress)
     if found is not None:
         return found
+    refuse_without_torch(settings.weights)
     # With torch, which takes a second to import and some 200 MB to keep.
     from service.models import building
 
@@ -77,7 +83,7 @@ def load(
 def wants_preparing(settings: Settings, progress: Progress | None = None) -> bool:
     """Whether a start with these settings converts a model first, into a cache that keeps it."""
     placement = place(settings.device, settings.precision, settings.runtime)
-    if placement.runtime != "openvino" or artifact.is_one(Path(settings.weights).expanduser()):
+    if placement.runtime != "openvino" or converted_weights(settings.weights, settings.model) is not None:
         return False
     source = sources.find(settings.weights, settings.model, progress)
     if source is not None and placement.artifact is None:
@@ -90,8 +96,8 @@ def wants_preparing(settings: Settings, progress: Progress | None = None) -> boo
 
 def _prepared(settings: Settings, placement: Placement, progress: Progress | None) -> Loaded | None:
     """The model as an earlier start, or a command, has converted it; None where that has to be done first."""
-    path = Path(settings.weights).expanduser()
-    if artifact.is_one(path):
+    path = converted_weights(settings.weights, settings.model)
+    if path is not None:
         return _of_directory(path, settings, placement)
     if placement.runtime != "openvino":
         return None
@@ -108,6 +114,26 @@ def _prepared(settings: Settings, placement: Placement, progress: Progress | Non
             return None
         found = kept
     return openvino(found.open(), source.card, settings, placement)
+
+
+def converted_weights(weights: str, model: str) -> Path | None:
+    """The folder with a converted model that these weights are: named by them, or what the image was built with."""
+    path = Path(weights).expanduser()
+    if artifact.is_one(path):
+        return path
+    baked = Path(os.environ.get(_BAKED, ""))
+    if weights != "pretrained" or _BAKED not in os.environ or not artifact.is_one(baked):
+        return None
+    return baked if artifact.read(baked).open().card.name == model else None
+
+
+def refuse_without_torch(weights: str) -> None:
+    """Raises `ConfigurationError` where there is nothing to read weights with."""
+    if find_spec("torch") is None:
+        raise ConfigurationError(
+            f"weights={weights}: torch has to read and convert them, and this installation has none: serve a model that "
+            "`imagenet-serve export DIRECTORY --runtime openvino` has made, or an image that was built with this one"
+        )
 
 
 def _of_directory(path: Path, settings: Settings, placement: Placement) -> Loaded:

@@ -97,6 +97,24 @@ def test_an_exported_model_is_served_where_there_is_no_torch(tmp_path: Path) -> 
         export.run(settings(weights="demo", runtime="eager"), tmp_path / "other")
 
 
+def test_an_image_knows_the_model_that_it_was_built_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`pretrained` is what was baked in, for this model alone; any other says what is missing."""
+    out = tmp_path / "model"
+    assert export.run(settings(weights=str(vgg(tmp_path)), runtime="openvino"), out) == 0
+    about = json.loads((out / "about.json").read_text())
+    (out / "about.json").write_text(json.dumps({**about, "card": {**about["card"], "name": "vgg11"}}))
+    monkeypatch.setenv("BAKED_MODEL", str(out))
+    assert serving.converted_weights("pretrained", "vgg11") == out
+    assert serving.converted_weights("pretrained", "vgg13") is None
+    assert serving.converted_weights("demo", "vgg11") is None
+    assert serving.load(settings(model="vgg11", device="cpu"), lambda *_: None).card().name == "vgg11"
+    monkeypatch.setattr(serving, "find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match="this installation has none"):
+        serving.load(settings(model="vgg13", device="cpu"), lambda *_: None)
+
+
 def loaded(weights: Path, **more: object) -> serving.Loaded:
     return serving.load(settings(weights=str(weights), device="cpu", **more), lambda *_: None)
 
