@@ -205,14 +205,21 @@ def _fast_size(spec: Preprocessing) -> int | None:
 def _resize_crop(image: Image.Image, spec: Preprocessing, out: Pixels, *, exact: bool) -> None:
     whole = (0, 0, image.width, image.height)
     left, top, right, bottom = extent = whole if exact else image.info.get(EXTENT, whole)
-    height, width = resized_size((bottom - top, right - left), spec.resize)
-    rows, top = _centre(height, spec.crop[0])
-    columns, left = _centre(width, spec.crop[1])
+    rows, columns, top, left = windows((bottom - top, right - left), spec)
     pixels = resize_window(image, rows, columns, spec.interpolation, None if exact else extent)
     if (rows.length, columns.length) != spec.crop:
         out[...] = 0
     target = out[top : top + rows.length, left : left + columns.length]
     target[...] = pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def windows(size: tuple[float, float], spec: Preprocessing) -> tuple[Window, Window, int, int]:
+    """For a photo of ``size`` (height, width): the rows and columns of the resized image that are kept, and where in
+    the result they begin."""
+    height, width = resized_size(size, spec.resize)
+    rows, top = _centre(height, spec.crop[0])
+    columns, left = _centre(width, spec.crop[1])
+    return rows, columns, top, left
 
 
 def resized_size(size: tuple[float, float], resize: int | Size | None) -> Size:

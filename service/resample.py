@@ -193,6 +193,20 @@ def _rows_first(source: tuple[int, int], made: tuple[int, int]) -> bool:
     return lost[1] > 0 and lost[1] > 2 * lost[0]
 
 
+def pillow_passes(
+    size: tuple[int, int], rows: Window, columns: Window, interpolation: str
+) -> list[tuple[Taps, int]]:
+    """Pillow's two passes over an image of ``size`` (width, height) to a window of the result, with axes, in order.
+
+    Each is a weighted sum in int32 from half of 2^22 on, shifted right by `PRECISION_BITS` and clipped to a grey level.
+    """
+    chosen = FILTERS[interpolation]
+    passes = [(_pillow_taps(size[0], columns, chosen), 1), (_pillow_taps(size[1], rows, chosen), 0)]
+    if _rows_first(size, (columns.resized, rows.resized)):
+        passes.reverse()
+    return passes
+
+
 def _window_alone(image: Image.Image, rows: Window, columns: Window, chosen: Filter) -> Pixels:
     across = _pillow_taps(image.width, columns, chosen)
     down = _pillow_taps(image.height, rows, chosen)

@@ -117,9 +117,10 @@ class Settings(BaseSettings):
     labels: Path | None = Field(
         None, description="A text file, one label a line, for a model with classes of its own."
     )
-    decode: Literal["exact", "fast"] = Field(
+    decode: Literal["exact", "fast", "gpu"] = Field(
         "exact",
-        description="exact equals torchvision's preset to the bit; fast decodes large JPEGs at a smaller scale.",
+        description="exact equals torchvision's preset to the bit; fast decodes large JPEGs at a smaller scale; "
+        "gpu is exact, but that plain JPEGs go to an NVIDIA GPU while no core is free, a grey level off on average.",
     )
     api_keys_file: Path | None = Field(
         None, description="A file of API keys, one a line; when set, requests without one of them get 401."

@@ -114,7 +114,12 @@ class Context:
     def recipe(self) -> Recipe:
         """How pictures are prepared for the model. Raises `NotReady` without one."""
         settings = self.settings
-        return Recipe(self.model().preprocessing, settings.max_image_pixels, settings.decode == "fast")
+        return Recipe(
+            self.model().preprocessing,
+            settings.max_image_pixels,
+            settings.decode == "fast",
+            settings.decode == "gpu",
+        )
 
     def picture(self, data: bytes | memoryview, drawn: bool = False) -> Picture:
         """``data``, to fill a slot with. ``drawn`` keeps the photo, too."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.decode import HEAD_BYTES, Admit, Data, sniff
+from service.jpegs import plain
 from service.overlay import reduced
 from service.preprocess import Preprocessing, prepare
 
@@ -20,6 +21,8 @@ class Recipe:
     preprocessing: Preprocessing
     max_pixels: int
     fast: bool
+    files: bool = False
+    """Whether plain JPEGs may be decoded by the engine, from the file."""
 
 
 @dataclass(eq=False)
@@ -48,6 +51,17 @@ class Picture:
         if image is not None:  # benchmarks have a `prepare` that does nothing
             self.size = (image.height, image.width)
             self.photo = reduced(image) if self.drawn else None
+
+    def file(self) -> bytes | None:
+        """The file, if the engine may decode it: a plain JPEG within the limits whose photo nobody wants to see."""
+        if not self.recipe.files or self.drawn:
+            return None
+        data = self.data if isinstance(self.data, bytes) else bytes(self.data)
+        size = plain(data)
+        if size is None or size[0] * size[1] > self.recipe.max_pixels:
+            return None
+        self.size = size
+        return data
 
     @property
     def format(self) -> str:

@@ -44,6 +44,9 @@ from service.task import Wanted, from_code, to_code
 #: Front-ends are told apart by one byte; 0 means free.
 MOST_FRONTENDS = 254
 
+#: Over the link, a slot's number plus this is about the file in it, to be decoded, and not about its image.
+FILE = 1 << 24
+
 _PAGE = mmap.PAGESIZE
 
 
@@ -78,6 +81,8 @@ class Gauge(IntEnum):
     MAX_BATCH_SIZE = 9
     DECODE_MEMORY = 10
     """Bytes that the decoding of all front-ends may take; infinite where nothing limits it."""
+    FILES = 11
+    """More files that the engine would decode now; 0 where it decodes none."""
 
 
 class Decoding(IntEnum):
@@ -256,6 +261,15 @@ class Arena:
         at = self._records_at + slot * _RECORD.size
         _TIMES.pack_into(self._memory, at, deadline, submitted)
         _WANTED.pack_into(self._memory, at + _WANTED_AT, to_code(wanted))
+
+    def note_file(self, slot: int, length: int) -> None:
+        """The slot's pixels begin with a file of ``length`` bytes."""
+        _WANTED.pack_into(self._memory, self._records_at + slot * _RECORD.size + _WANTED_AT, length)
+
+    def file(self, slot: int) -> int:
+        """The file's length in bytes, from `note_file` until the slot is submitted."""
+        (length,) = _WANTED.unpack_from(self._memory, self._records_at + slot * _RECORD.size + _WANTED_AT)
+        return int(length)
 
     def note_finished(
         self, slot: int, started: float, finished: float, batch: int, batch_size: int, outcome: Outcome

@@ -22,10 +22,10 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.arena import Arena, Decoding, Gauge, Outcome
+from service.engine.arena import FILE, Arena, Decoding, Gauge, Outcome
 from service.engine.estimate import Backlog, Pace, seconds_until_answered
 from service.engine.transport import Link
-from service.engine.writing import Decoders, Work, Writing
+from service.engine.writing import Decoders, Encoded, FileWriting, Work, Writing
 from service.errors import DeadlineExceeded, EngineFailed, InternalError, NotReady, Overloaded
 from service.task import Task, Wanted
 
@@ -248,13 +248,26 @@ class Slot:
         The slot stays taken until nobody writes into it, however early the caller leaves.
         """
         loop = asyncio.get_running_loop()
-        self._connection.decoding += 1
-        self._writing = writing = decoders.begin(work, self.pixels, self._connection.decoded)
+        self._writing = writing = self._begin(decoders, work)
         timer = loop.call_later(max(0.0, deadline - self._clock()), _fail, writing.done, _not_decoded_in_time)
         try:
             await writing.done
         finally:
             timer.cancel()
+
+    def _begin(self, decoders: Decoders, work: Work) -> Writing:
+        """In the engine, if no decoder is free here and it takes such files; else by one of ``decoders``."""
+        connection = self._connection
+
+        def by_decoder() -> Writing:
+            connection.decoding += 1
+            return decoders.begin(work, self.pixels, connection.decoded)
+
+        data = work.file() if isinstance(work, Encoded) and connection.takes_files() else None
+        if data is None or len(data) > self.pixels.size:
+            return by_decoder()
+        self.pixels.reshape(-1)[: len(data)] = np.frombuffer(data, np.uint8)
+        return connection.send_file(self.number, len(data), by_decoder)
 
     async def answer(self, deadline: float, length: int, wanted: Wanted = Task.CLASSIFY) -> Answer:
         """Submits the slot for what is ``wanted`` and waits for the engine's reply, ``length`` float32 of it.
@@ -305,6 +318,8 @@ class _Connection:
         #: Slots that the engine has. None where nobody waits for the reply any more.
         self.submitted: dict[int, asyncio.Future[None] | None] = {}
         self._hung_up: set[int] = set()
+        self._files: dict[int, FileWriting] = {}
+        """Slots whose files the engine decodes."""
         self._link = link
         self._loop = asyncio.get_running_loop()
         self._cancelled = cancelled
@@ -331,6 +346,17 @@ class _Connection:
         mine = self.arena.decoding[self.number]
         mine[Decoding.IMAGES] += 1
         mine[Decoding.SECONDS] += seconds
+
+    def takes_files(self) -> bool:
+        """Whether an image would be decoded sooner in the engine than here."""
+        return 0 < self._threads <= self.decoding and self.arena.gauges.item(Gauge.FILES) > len(self._files)
+
+    def send_file(self, slot: int, length: int, otherwise: Callable[[], Writing]) -> Writing:
+        """The engine decodes the file in ``slot``; what it will not, ``otherwise`` does."""
+        self.arena.note_file(slot, length)
+        writing = self._files[slot] = FileWriting(self._loop, otherwise)
+        self._send(slot + FILE)
+        return writing
 
     def submit(self, slot: int, wanted: Wanted, now: float, deadline: float) -> asyncio.Future[None]:
         if self.failed:
@@ -371,6 +397,8 @@ class _Connection:
         for reply in self.submitted.values():
             if reply is not None and not reply.done():
                 reply.set_exception(EngineFailed("the engine failed while it held this request"))
+        for writing in self._files.values():
+            writing.fail(EngineFailed("the engine failed while it decoded this image"))
 
     def _hear(self) -> None:
         numbers = self._link.receive()
@@ -378,6 +406,10 @@ class _Connection:
             self.fail()
             return
         for slot in numbers:
+            if slot >= FILE:
+                writing = self._files.pop(slot - FILE)
+                writing.reply(self.arena.record(slot - FILE).outcome == Outcome.OK)
+                continue
             reply = self.submitted.pop(slot)
             if reply is None:
                 self._count(slot in self._hung_up and self.arena.record(slot).outcome == Outcome.CANCELLED)

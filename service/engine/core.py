@@ -22,9 +22,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from service.engine.arena import Arena, Decoding, Gauge, Outcome
+from service.engine.arena import FILE, Arena, Decoding, Gauge, Outcome
 from service.engine.batcher import Batcher, Request
 from service.engine.device import Batch, DeviceThread, LaneThreads, Runner
+from service.engine.files import MOST_WAITING, FileLane
 from service.engine.load import LoadMeter
 from service.engine.owner import Owner
 from service.engine.transport import Link
@@ -49,7 +50,14 @@ class FrontEnd:
     number: int
     link: Link
     submitted: set[int] = field(default_factory=set)
+    files: set[int] = field(default_factory=set)
+    """Slots whose files are being decoded here."""
     gone: bool = False
+
+    @property
+    def owed(self) -> bool:
+        """Whether it has slots with us."""
+        return bool(self.submitted or self.files)
 
 
 class EngineCore:
@@ -65,12 +73,14 @@ class EngineCore:
         batch_ran: Callable[[Batch], None] = lambda batch: None,
         clock: Callable[[], float] = time.monotonic,
         owner: Owner | None = None,
+        files: FileLane | None = None,
     ) -> None:
         self._arena = arena
         self._batcher = batcher
         self._batch_ran = batch_ran
         self._clock = clock
         self._device = DeviceThread(runner, arena, clock, owner)
+        self._files = files
         self._lanes = runner.lanes
         self._threads = LaneThreads(runner.lanes, arena, clock, self._device.tell) if runner.lanes else None
         self._load = LoadMeter(clock(), capacity, batcher.max_batch_size)
@@ -133,9 +143,14 @@ class EngineCore:
         if self._threads:
             self._threads.start()
         self._selector.register(self._device, selectors.EVENT_READ, self._finish)
+        if self._files:
+            self._files.start()
+            self._selector.register(self._files, selectors.EVENT_READ, self._decoded)
 
     def end(self) -> None:
         """After what runs."""
+        if self._files:
+            self._files.stop()
         if self._threads:
             self._threads.stop()  # first: they tell the device of their ends
         self._device.stop()
@@ -184,10 +199,43 @@ class EngineCore:
             return
         now = self._clock()
         for number in numbers:
-            if number >= 0:
+            if number >= FILE:
+                self._take_file(front_end, number - FILE)
+            elif number >= 0:
                 self._admit(front_end, number, now)
             else:
                 self._cancel(front_end, ~number)
+
+    def _take_file(self, front_end: FrontEnd, slot: int) -> None:
+        if self._files is None:
+            self._arena.note_outcome(slot, Outcome.FAILED)
+            front_end.link.send((slot + FILE,))
+            return
+        front_end.files.add(slot)
+        self._files.submit(slot)
+
+    def _decoded(self) -> None:
+        """Files are pixels now, or are to be decoded by whoever sent them."""
+        assert self._files is not None
+        for slot, decoded in self._files.collect():
+            front_end = next(one for one in self._front_ends.values() if slot in one.files)
+            front_end.files.remove(slot)
+            if not front_end.gone:
+                self._arena.note_outcome(slot, Outcome.OK if decoded else Outcome.FAILED)
+                front_end.link.send((slot + FILE,))
+                continue
+            self._arena.release(slot)
+            self._forget_if_settled(front_end)
+        self._tell_files()
+
+    def _tell_files(self) -> None:
+        waiting = sum(len(front_end.files) for front_end in self._front_ends.values())
+        room = MOST_WAITING - waiting if self._files and self._files.open else 0
+        self._arena.gauges[Gauge.FILES] = max(0, room)
+
+    def _forget_if_settled(self, front_end: FrontEnd) -> None:
+        if front_end.gone and not front_end.owed:
+            del self._front_ends[front_end.number]
 
     def _admit(self, front_end: FrontEnd, slot: int, now: float) -> None:
         front_end.submitted.add(slot)
@@ -209,10 +257,9 @@ class EngineCore:
             self._batcher.cancel(slot)
         front_end.submitted &= {slot for batch in self._running.values() for slot in batch.slots}
         for slot in self._arena.held_by(front_end.number):
-            if slot not in front_end.submitted:
+            if slot not in front_end.submitted and slot not in front_end.files:
                 self._arena.release(slot)
-        if not front_end.submitted:
-            del self._front_ends[front_end.number]
+        self._forget_if_settled(front_end)
 
     # What leaves
 
@@ -304,8 +351,7 @@ class EngineCore:
             if front_end.gone:
                 for slot in mine:
                     self._arena.release(slot)
-                if not front_end.submitted:
-                    del self._front_ends[front_end.number]
+                self._forget_if_settled(front_end)
             else:
                 front_end.link.send(mine)
 
@@ -326,4 +372,5 @@ class EngineCore:
         gauges[Gauge.BUSY_RATIO] = self._load.busy_ratio
         gauges[Gauge.CAPACITY] = self._load.capacity
         gauges[Gauge.SATURATION] = self._load.saturation
+        self._tell_files()
         gauges[Gauge.MEMORY_USED], gauges[Gauge.MEMORY_TOTAL] = self._device.memory

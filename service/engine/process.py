@@ -19,9 +19,11 @@ from service.engine.arena import Arena, Gauge, Geometry
 from service.engine.batcher import Batcher
 from service.engine.core import EngineCore
 from service.engine.device import Batch
+from service.engine.files import FileLane
 from service.engine.owner import Owner
 from service.engine.transport import Channel, Link, blob
 from service.errors import StartError
+from service.fallback import Fallback, Fallbacks
 from service.host import memory_for_pictures
 from service.metrics import Metrics
 from service.running import DeviceFailed, Ran
@@ -55,7 +57,7 @@ def main(settings: Settings, channel: Channel, given_up: Sequence[str] = ()) -> 
     logs.configure(settings, "engine")
     owner = Owner("device")
     try:
-        runner, card, arena = owner.call(lambda: _prepare(settings, channel, given_up))
+        runner, card, arena, files = owner.call(lambda: _prepare(settings, channel, given_up))
     except StartError as error:
         channel.send("failed", message=str(error))
         raise SystemExit(CANNOT_START) from None
@@ -68,6 +70,7 @@ def main(settings: Settings, channel: Channel, given_up: Sequence[str] = ()) -> 
         capacity=runner.capacity,
         batch_ran=_counter(Metrics.declare()),
         owner=owner,
+        files=files,
     )
     core.watch(channel, lambda: obey(core, channel))
     description = blob(card.to_bytes())
@@ -89,15 +92,38 @@ def _end(channel: Channel, error: DeviceFailed) -> NoReturn:
 
 def _prepare(
     settings: Settings, channel: Channel, given_up: Sequence[str]
-) -> tuple[ModelRunner | StreamRunner, ModelCard, Arena]:
-    """The model, warmed up, its description, and the memory that its images will be in."""
+) -> tuple[ModelRunner | StreamRunner, ModelCard, Arena, FileLane | None]:
+    """The model, warmed up, its description, the memory that its images will be in, and what decodes here."""
     runner, card = _load(settings, channel, given_up)
     if card.untrained:
         log.warning("weights=%s: this model is UNTRAINED and its answers mean nothing", card.weights)
     arena = Arena.create(_geometry(settings, runner, card))
     told = runner.adopt(arena.pixels)
     arena.gauges[Gauge.DECODE_MEMORY] = memory_for_pictures()
-    return runner, replace(card, fallbacks=(*card.fallbacks, *told)), arena
+    fallbacks, files = [*card.fallbacks, *told], None
+    if settings.decode == "gpu":
+        files, missing = _file_lane(card, arena)
+        fallbacks += missing
+    return runner, replace(card, fallbacks=tuple(fallbacks)), arena, files
+
+
+def _file_lane(card: ModelCard, arena: Arena) -> tuple[FileLane | None, list[Fallback]]:
+    """What decodes plain JPEGs here; or what there is to tell, since it never keeps the service from serving."""
+    try:
+        import torch
+
+        from service.models.cuda.jpegs import open_decoder
+
+        decoder = open_decoder(card.preprocessing, torch.device(card.device))
+    except Exception as error:
+        # The border of a library that may be missing, old, or without its device.
+        return None, [Fallbacks().note("decode=gpu", error)]
+    log.info(
+        "plain JPEGs of up to %d bytes are decoded on %s while no core is free",
+        arena.pixels[0].size,
+        card.device,
+    )
+    return FileLane(decoder, arena), []
 
 
 def _load(

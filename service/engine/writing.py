@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 #: Fills a slot's pixels, uint8 ``[H, W, C]``.
 Work = Callable[[NDArray[np.uint8]], Any]
+
+
+@runtime_checkable
+class Encoded(Protocol):
+    """Work that comes from a file which others could decode as well."""
+
+    def file(self) -> bytes | None:
+        """The file, if it is a plain one; else only the work itself knows what to do."""
 
 
 class Writing(Protocol):
@@ -21,6 +29,52 @@ class Writing(Protocol):
 
     def afterwards(self, callback: Callable[[], None]) -> None:
         """Gives the write up, if it has not ended, and calls ``callback`` when nobody writes into the slot any more."""
+
+
+class FileWriting:
+    """A file that the engine decodes in its slot, as the event loop sees it; a decoder's write if it will not."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, otherwise: Callable[[], Writing]) -> None:
+        self.done: asyncio.Future[None] = loop.create_future()
+        self._otherwise = otherwise
+        self._instead: Writing | None = None
+        self._replied = False
+        self._afterwards: Callable[[], None] | None = None
+        """Set when nobody wants the pixels any more."""
+
+    def afterwards(self, callback: Callable[[], None]) -> None:
+        if self._instead is not None:
+            self._instead.afterwards(callback)
+        elif self._replied:
+            callback()
+        else:
+            self._afterwards = callback
+
+    def reply(self, decoded: bool) -> None:
+        """The slot is the front-end's again, with pixels in it or not."""
+        self._replied = True
+        if self._afterwards is not None:
+            self._afterwards()
+        elif decoded:
+            if not self.done.done():
+                self.done.set_result(None)
+        elif not self.done.done():
+            self._instead = self._otherwise()
+            self._instead.done.add_done_callback(self._pass_on)
+
+    def fail(self, error: Exception) -> None:
+        """The engine has gone, and the slot with it."""
+        if not self.done.done():
+            self.done.set_exception(error)
+
+    def _pass_on(self, other: asyncio.Future[None]) -> None:
+        error = None if other.cancelled() else other.exception()
+        if self.done.done():
+            return
+        if error is not None:
+            self.done.set_exception(error)
+        else:
+            self.done.set_result(None)
 
 
 #: Told on the loop, once: how many seconds a decoder was occupied, None when none was.

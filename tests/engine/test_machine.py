@@ -7,7 +7,7 @@ from hypothesis import Phase
 
 from service.engine.client import _Connection
 from service.engine.core import EngineCore
-from service.engine.writing import Writing
+from service.engine.writing import ThreadWriting
 from tests.engine import histories
 from tests.engine.machine import Service
 
@@ -22,7 +22,7 @@ def test_random_histories_lose_nothing() -> None:
 def test_the_machine_sees_a_slot_that_comes_free_while_a_thread_writes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Writing, "afterwards", lambda self, callback: callback())
+    monkeypatch.setattr(ThreadWriting, "afterwards", lambda self, callback: callback())
     _breaks()
 
 

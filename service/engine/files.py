@@ -1,0 +1,126 @@
+"""The engine's own decoder: files out of slots, pixels back into them, where a device decodes faster than cores.
+
+A front-end puts a file where the pixels are going to be and says so; the reply is whether they are there now. What
+this lane refuses, or fails at, the front-end decodes itself, from the bytes that it still has.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.arena import Arena
+
+log = logging.getLogger(__name__)
+
+#: Files that are decoded together at most, and that may wait: beyond that, the front-ends' own decoders are quicker.
+MOST_TOGETHER, MOST_WAITING = 32, 64
+#: Batches in a row that fail as a whole, after which the lane is closed for good.
+_LAST_STRAW = 3
+
+
+class FileDecoder(Protocol):
+    """What decodes. Belongs to the lane's thread."""
+
+    def decode(self, files: Sequence[bytes]) -> list[NDArray[np.uint8] | None]:
+        """The prepared pixels, uint8 ``[H, W, 3]``, of each file; None for one that it does not take."""
+
+
+class FileLane:
+    """A thread that decodes. ``fileno()`` becomes readable when some files are done."""
+
+    def __init__(
+        self, decoder: FileDecoder, arena: Arena, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.open = True
+        """False once it has failed too often."""
+        self._decoder, self._arena, self._clock = decoder, arena, clock
+        self._failures = 0
+        self._jobs: SimpleQueue[int | None] = SimpleQueue()
+        self._done: SimpleQueue[tuple[int, bool]] = SimpleQueue()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        self._thread = threading.Thread(target=self._work, name="files", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def fileno(self) -> int:
+        return self._wake_read
+
+    def submit(self, slot: int) -> None:
+        """The slot holds a file; it is the lane's until it is collected."""
+        self._jobs.put(slot)
+
+    def collect(self) -> list[tuple[int, bool]]:
+        """Slots that are done, each with whether it holds pixels now."""
+        os.read(self._wake_read, 4096)
+        found = []
+        while True:
+            try:
+                found.append(self._done.get_nowait())
+            except Empty:
+                return found
+
+    def stop(self) -> None:
+        self._jobs.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _work(self) -> None:
+        while (slot := self._jobs.get()) is not None:
+            slots = [slot, *self._waiting()]
+            for number, decoded in zip(slots, self._decode(slots), strict=True):
+                self._done.put((number, decoded))
+            os.write(self._wake_write, b"\0")
+
+    def _waiting(self) -> list[int]:
+        found: list[int] = []
+        while len(found) < MOST_TOGETHER - 1:
+            try:
+                slot = self._jobs.get_nowait()
+            except Empty:
+                break
+            if slot is None:
+                self._jobs.put(None)
+                break
+            found.append(slot)
+        return found
+
+    def _decode(self, slots: list[int]) -> list[bool]:
+        now = self._clock()
+        wanted = [slot for slot in slots if self.open and self._arena.deadline(slot) > now]
+        pixels: dict[int, NDArray[np.uint8] | None] = {}
+        try:
+            if wanted:
+                pixels = dict(
+                    zip(wanted, self._decoder.decode([self._file(slot) for slot in wanted]), strict=True)
+                )
+            self._failures = 0
+        except Exception as error:
+            # The border of a library: these files go the other way, and so does everything if it happens again.
+            self._failures += 1
+            self.open = self._failures < _LAST_STRAW
+            end = "" if self.open else "; it gets no more"
+            log.error("the GPU cannot decode %d files%s", len(wanted), end, exc_info=error)
+        return [self._deliver(slot, pixels.get(slot)) for slot in slots]
+
+    def _file(self, slot: int) -> bytes:
+        data: bytes = self._arena.pixels[slot].reshape(-1)[: self._arena.file(slot)].tobytes()
+        return data
+
+    def _deliver(self, slot: int, pixels: NDArray[np.uint8] | None) -> bool:
+        if pixels is None:
+            return False
+        self._arena.pixels[slot] = pixels
+        return True

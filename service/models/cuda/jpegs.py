@@ -1,0 +1,183 @@
+"""``decode=gpu``: JPEG files to prepared pixels on the device, by NVIDIA's nvImageCodec and Pillow's arithmetic.
+
+nvImageCodec decodes, with the triangle filter for chroma that libjpeg has (``fancy_upsampling``: torchvision's CUDA
+decoder takes the nearest). What is left between the two is the rounding of the inverse transform, a grey level on
+average. Resize and crop are Pillow's own fixed point, so they add nothing. At a start both ways decode the same
+pictures, and where they differ by more than `AGREEMENT` the lane stays shut.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from service.preprocess import RESIZE_CROP, Preprocessing, prepare, windows
+from service.resample import PRECISION_BITS, Taps, pillow_passes
+
+Pixels = NDArray[np.uint8]
+
+
+class Decoder(Protocol):
+    """What `service.engine.files.FileDecoder` describes."""
+
+    def decode(self, files: Sequence[bytes]) -> list[Pixels | None]: ...
+
+
+#: Files to uint8 ``[H, W, 3]`` on a device, at full size; None for one that cannot be decoded.
+Codec = Callable[[Sequence[bytes]], Sequence[Tensor | None]]
+
+#: Grey levels that prepared pixels may be away from the processor's: on average, and at most.
+AGREEMENT = (1.0, 16)
+#: Sizes of photos whose taps are kept.
+_KEPT = 256
+
+
+class JpegDecoder:
+    """What `service.engine.files.FileDecoder` describes. Belongs to one thread."""
+
+    def __init__(self, codec: Codec, spec: Preprocessing) -> None:
+        self._codec, self._spec = codec, spec
+        self._passes = lru_cache(_KEPT)(self._make_passes)
+
+    def decode(self, files: Sequence[bytes]) -> list[Pixels | None]:
+        photos = self._codec(files)
+        assert len(photos) == len(files)
+        prepared = [None if photo is None else self._prepared(photo) for photo in photos]
+        # Everything is on its way before the first copy waits.
+        return [None if pixels is None else pixels.cpu().numpy() for pixels in prepared]
+
+    @torch.inference_mode()
+    def _prepared(self, photo: Tensor) -> Tensor:
+        height, width, _ = photo.shape
+        passes, top, left = self._passes(height, width, photo.device)
+        for index, weight, axis in passes:
+            photo = _weighted(photo, index, weight, axis)
+        out = torch.zeros(self._spec.shape, dtype=torch.uint8, device=photo.device)
+        out[top : top + photo.shape[0], left : left + photo.shape[1]] = photo
+        return out
+
+    def _make_passes(
+        self, height: int, width: int, device: torch.device
+    ) -> tuple[list[tuple[Tensor, Tensor, int]], int, int]:
+        rows, columns, top, left = windows((height, width), self._spec)
+        passes = pillow_passes((width, height), rows, columns, self._spec.interpolation)
+        return [(*_on(taps, device), axis) for taps, axis in passes], top, left
+
+
+def _on(taps: Taps, device: torch.device) -> tuple[Tensor, Tensor]:
+    return (
+        torch.from_numpy(taps.index.T.copy()).to(device),
+        torch.from_numpy(taps.weight.T.astype(np.int32)).to(device),
+    )
+
+
+def _weighted(photo: Tensor, index: Tensor, weight: Tensor, axis: int) -> Tensor:
+    """One of Pillow's passes, see `service.resample.pillow_passes`. ``index`` and ``weight`` are ``[taps, n]``."""
+    shape = [1, 1, 1]
+    shape[axis] = -1
+    size = list(photo.shape)
+    size[axis] = index.shape[1]
+    total = torch.full(size, 1 << (PRECISION_BITS - 1), dtype=torch.int32, device=photo.device)
+    for places, factors in zip(index, weight, strict=True):
+        total += photo.index_select(axis, places).int() * factors.view(shape)
+    return (total >> PRECISION_BITS).clamp_(0, 255).to(torch.uint8)
+
+
+def open_decoder(spec: Preprocessing, device: torch.device) -> Decoder:
+    """The device's decoder, proved. Raises whatever is in the way, with a sentence for people."""
+    if spec.fit != RESIZE_CROP or not spec.antialias:
+        raise ValueError(
+            f"fit {spec.fit!r} is resized by torch's arithmetic, which the GPU's lane does not have"
+        )
+    if device.type != "cuda":
+        raise ValueError("the model runs on the CPU, and so do the decoders")
+    decoder = JpegDecoder(_nvimagecodec(device), spec)
+    prove(decoder, spec)
+    return decoder
+
+
+def _nvimagecodec(device: torch.device) -> Codec:
+    try:
+        from nvidia import nvimgcodec
+    except ImportError as error:
+        raise ValueError(
+            "nvImageCodec is not installed; pip install 'imagenet-serve[gpu]' brings it"
+        ) from error
+    # On the GPU and its JPEG engine alone: what they refuse is for the processor's own decoders, not for a third one.
+    kinds = (
+        nvimgcodec.BackendKind.HW_GPU_ONLY,
+        nvimgcodec.BackendKind.GPU_ONLY,
+        nvimgcodec.BackendKind.HYBRID_CPU_GPU,
+    )
+    decoder = nvimgcodec.Decoder(
+        device_id=device.index or 0,
+        backends=[nvimgcodec.Backend(kind) for kind in kinds],
+        options=":fancy_upsampling=1",
+    )
+    params = nvimgcodec.DecodeParams(apply_exif_orientation=False, color_spec=nvimgcodec.ColorSpec.SRGB)
+    stream = torch.cuda.Stream(device)
+
+    def decode(files: Sequence[bytes]) -> list[Tensor | None]:
+        with torch.cuda.stream(stream):
+            streams = [nvimgcodec.CodeStream(data) for data in files]
+            images: list[Any] = decoder.decode(streams, params=params, cuda_stream=stream.cuda_stream)
+            photos = [None if image is None else torch.as_tensor(image, device=device) for image in images]
+            # Copied: the library's buffers go with its images, whatever this stream still does.
+            copies = [photo if photo is None else _colour(photo).clone() for photo in photos]
+        stream.synchronize()
+        return copies
+
+    return decode
+
+
+def _colour(photo: Tensor) -> Tensor:
+    return photo if photo.shape[2] == 3 else photo.expand(-1, -1, 3)
+
+
+def prove(decoder: Decoder, spec: Preprocessing) -> None:
+    """Raises `ValueError` unless ``decoder`` makes the processor's pixels of every kind of JPEG, within `AGREEMENT`."""
+    pictures = dict(known())
+    for (name, data), got in zip(pictures.items(), decoder.decode(list(pictures.values())), strict=True):
+        if got is None:
+            raise ValueError(f"the GPU does not decode a JPEG of kind {name}")
+        wanted = np.empty(spec.shape, np.uint8)
+        prepare(data, spec, wanted, max_pixels=1 << 26)
+        away = np.abs(got.astype(np.int16) - wanted)
+        if away.mean() > AGREEMENT[0] or away.max() > AGREEMENT[1]:
+            raise ValueError(
+                f"the GPU's pixels of a JPEG of kind {name} are {away.mean():.2g} grey levels off on average and "
+                f"{away.max()} at most; {AGREEMENT[0]:g} and {AGREEMENT[1]} are allowed"
+            )
+
+
+def known() -> Iterator[tuple[str, bytes]]:
+    """JPEGs of every kind that goes this way, by name, made here: waves, edges of colour and grain."""
+    for width, height in ((320, 240), (317, 251), (64, 400)):
+        rows, columns = np.ogrid[:height, :width]
+        planes = [128 + 90 * np.sin(rows / (9.0 + k)) * np.cos(columns / (7.0 + 2 * k)) for k in range(3)]
+        grain = np.random.default_rng(width).normal(0, 6, (height, width, 3))
+        picture = Image.fromarray(np.clip(np.stack(planes, -1) + grain, 0, 255).astype(np.uint8))
+        for name, sampling in (("4:4:4", 0), ("4:2:2", 1), ("4:2:0", 2)):
+            for progressive in (False, True):
+                yield (
+                    f"{name}, {width} x {height}{', progressive' if progressive else ''}",
+                    _saved(picture, subsampling=sampling, progressive=progressive),
+                )
+        yield f"grey, {width} x {height}", _saved(picture.convert("L"))
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    yield "upright by EXIF", _saved(picture, exif=exif)
+
+
+def _saved(picture: Image.Image, **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=90, **options)
+    return file.getvalue()
