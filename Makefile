@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed-run
 STAMP     := $(VENV)/.installed
 
-.PHONY: help run test test-oldest verify-gpu test-slow alert-series drill-rollouts drill soak test-page test-originals test-kserve fuzz audit check format clean verify-deploy
+.PHONY: help run test test-oldest verify-gpu test-slow alert-series drill-rollouts drill soak test-page test-originals test-kserve test-ray fuzz audit check format clean verify-deploy
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -83,6 +83,9 @@ test-originals: $(ORIGINALS:=/.installed)  ## checkpoints against the libraries 
 
 test-kserve: build/kserve/.installed  ## /v2 through KServe's own client
 	build/kserve/bin/python -m pytest -m kserve
+
+test-ray: build/ray/.installed  ## service.batch through a local Ray
+	build/ray/bin/python -m pytest -m ray tests/test_ray.py
 
 build/%/.installed: pyproject.toml tests/requirements/%.txt
 	$(PYTHON) -m venv build/$*

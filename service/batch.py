@@ -1,0 +1,83 @@
+"""Images by the million: a class for `ray.data.Dataset.map_batches`, or for any loop over batches of rows.
+
+    import ray
+    from service.batch import Classifier
+
+    (ray.data.read_binary_files("s3://…", include_paths=True)
+        .map_batches(Classifier, fn_constructor_kwargs={"model": "densenet121"}, batch_size=64,
+                     concurrency=4, num_gpus=1)
+        .write_parquet("…"))
+
+Object storage, retries and many machines are Ray's; the model, its pixels and its labels are ours, as `classify` has
+them. Nothing here imports Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from service.classifier import Image, Seen
+from service.errors import ConfigurationError
+from service.local import LocalClassifier
+from service.settings import load
+
+#: Columns that may hold the image, the first that is there: encoded bytes, or a path that this machine can read.
+_BYTES, _PATH = "bytes", "path"
+#: Images in a forward pass on a processor, unless ``max_batch_size`` says: larger ones bring nothing there.
+_BATCH = 8
+
+
+class Classifier:
+    """A model that is loaded once and then called with batches of rows.
+
+    Construct with settings of the service by name (``model``, ``weights``, ``top_k``, ``device``, …). Raises
+    `StartError` when the model cannot be had. ``device=auto`` takes the GPU that Ray gives to the actor (``num_gpus``),
+    and the processor where it gives none.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        loaded = load(**settings)
+        if loaded.max_batch_size == "auto" and loaded.device == "cpu":
+            loaded = loaded.model_copy(update={"max_batch_size": _BATCH})
+        self._classifier = LocalClassifier(loaded)
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Columns of N rows to columns of N rows, in the same order.
+
+        ``batch`` has a column ``bytes`` (encoded images) or ``path`` (files), and any others, which are passed on but
+        for ``bytes``. What comes on top: ``class_ids``, ``labels`` and ``probabilities``, lists of the best classes,
+        best first, and ``error``, "" for a row that was classified. A row whose image is damaged or missing has empty
+        lists and its error; no other row is touched. Raises `ConfigurationError` without such a column.
+        """
+        results = list(self._classifier.look(_images(batch)))
+        kept = {name: column for name, column in batch.items() if name != _BYTES}
+        return {**kept, **_columns(results)}
+
+
+def _images(batch: Mapping[str, Any]) -> Iterator[Image]:
+    if _BYTES in batch:
+        return (bytes(value) for value in batch[_BYTES])
+    if _PATH in batch:
+        return (Path(value) for value in batch[_PATH])
+    raise ConfigurationError(
+        f"the rows have neither a column {_BYTES!r} nor {_PATH!r}; they have {', '.join(batch) or 'none'}"
+    )
+
+
+def _columns(results: list[Seen]) -> dict[str, Any]:
+    def lists(key: str) -> Any:
+        column = np.empty(len(results), dtype=object)
+        for row, seen in enumerate(results):
+            column[row] = [prediction[key] for prediction in seen.predictions]
+        return column
+
+    return {
+        "class_ids": lists("class_id"),
+        "labels": lists("label"),
+        "probabilities": lists("probability"),
+        "error": np.array([seen.error for seen in results], dtype=object),
+    }
