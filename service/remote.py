@@ -34,14 +34,18 @@ class RemoteClassifier:
         key: str | None = None,
         top_k: int | None = None,
         concurrency: int = 16,
+        bulk: bool = False,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """``top_k`` None takes the server's own. ``transport`` is for tests without a socket."""
+        """``top_k`` None takes the server's own. With ``bulk`` the server lets every other client go first.
+
+        ``transport`` is for tests without a socket.
+        """
         self._top_k = top_k
         self._concurrency = concurrency
         try:
             self._client = Client(
-                url, key=key, patience=PATIENCE, connections=concurrency, transport=transport
+                url, key=key, patience=PATIENCE, connections=concurrency, bulk=bulk, transport=transport
             )
         except ClientError as error:
             raise ConfigurationError(str(error)) from error

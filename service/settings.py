@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -112,6 +113,11 @@ class Settings(BaseSettings):
     )
     max_images_per_request: PositiveInt = Field(
         64, description="More images than this in one request get 413."
+    )
+    bulk_routes: str | None = Field(
+        None,
+        description="Paths, separated by commas, whose requests wait for all others, as X-Priority: bulk asks: "
+        "/predict/batch.",
     )
     top_k: PositiveInt = Field(5, description="How many classes an answer holds unless the request says.")
     labels: Path | None = Field(
@@ -257,6 +263,11 @@ class Settings(BaseSettings):
     def listed_cors_origins(self) -> list[str]:
         """The origins one by one."""
         return listed(self.cors_origins)
+
+    @cached_property
+    def listed_bulk_routes(self) -> list[str]:
+        """The paths one by one."""
+        return listed(self.bulk_routes)
 
     @property
     def listed_compat(self) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from service import metrics
+from service.leftovers import Claim
 from service.models import _torchvision as _torchvision  # imports torchvision as it has to be
 
 # The same examples in every run: a failure is about the change at hand. `make test EXPLORE=1` looks for new ones.
@@ -19,6 +20,8 @@ settings.load_profile("explore" if os.environ.get("EXPLORE") else "same")
 
 #: Before prometheus_client is imported: that is when it decides to keep its values in files.
 _METRICS = metrics.prepare()
+#: So that no service that starts meanwhile takes the folder for a dead one's.
+_CLAIM = Claim(_METRICS)
 
 
 #: What is converted here, and in the services that are started here, is cached here, once for all tests.

@@ -54,6 +54,7 @@ BEYOND = dict.fromkeys(
         "uds",
         "grpc_port",
         "root_path",
+        "bulk_routes",
     )
 ) | {
     "v1_predictions": "probabilities",

@@ -25,6 +25,7 @@ from service.engine.client import Answer
 from service.errors import Draining
 from service.intake import Share
 from service.metrics import PROBES
+from service.settings import Settings
 from service.tracing import Image, Trace
 
 log = logging.getLogger("service.access")
@@ -34,6 +35,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _STAGES_HERE = {"receive", "respond"}
 #: What people read; other probes and scrapes come every few seconds for ever, and say nothing that metrics do not.
 _FOR_PEOPLE = "/healthz"
+_PRIORITY, _PRIORITIES = "x-priority", ("interactive", "bulk")
 #: nginx's number for a client that went away before it was answered.
 _CLIENT_GONE = 499
 #: Seconds.
@@ -58,6 +60,8 @@ class Exchange:
     server_timing: str = ""
     due: float = math.inf
     """When the answer has to be there, once `deadline` was asked: the body has to be there by then, too."""
+    bulk: bool = False
+    """Whether it waits for everybody else, once `deadline` was asked."""
     gone: bool = False
     """Whether the client hung up before it was answered."""
     counted: bool = False
@@ -68,7 +72,11 @@ class Exchange:
     """What is held of its body; None before that is read."""
 
     def deadline(self, request: Request, timeout_ms: float) -> float:
-        """When the answer has to be there: ``timeout_ms`` after the first byte, or earlier if the client asks."""
+        """When the answer has to be there: ``timeout_ms`` after the first byte, or earlier if the client asks.
+
+        Takes note of the request's priority as well. Raises `InvalidParameter` for a header that cannot be.
+        """
+        self.bulk = _is_bulk(request)
         asked = request.headers.get("x-request-timeout-ms")
         if asked is not None:
             timeout_ms = min(timeout_ms, positive(asked, "X-Request-Timeout-Ms (milliseconds)"))
@@ -233,6 +241,20 @@ class Envelope:
 
 def _asked_by_machines(scope: Scope) -> bool:
     return scope["path"] != _FOR_PEOPLE and bool(scope["probe"])
+
+
+def _is_bulk(request: Request) -> bool:
+    """Whether the request waits for everybody else: by the header, or because its key or its route says so."""
+    fixed = request.scope.get("bulk", False) or request.scope["path"] in _bulk_routes(request)
+    asked = request.headers.get(_PRIORITY, "interactive").strip().lower()
+    if asked not in _PRIORITIES:
+        raise InvalidParameter(f"X-Priority must be {' or '.join(_PRIORITIES)}")
+    return fixed or asked == "bulk"
+
+
+def _bulk_routes(request: Request) -> list[str]:
+    settings: Settings = request.scope["context"].settings
+    return settings.listed_bulk_routes
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:

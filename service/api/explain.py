@@ -96,13 +96,13 @@ async def explain_image(
     deadline = exchange.deadline(request, context.settings.request_timeout_ms)
     model = context.classifier()
     wanted = Explain(None if class_id is None else _index(model.classes, class_id))
-    arrive(context, deadline)
+    arrive(context, exchange)
     image = await receive()
     exchange.stages["receive"] = time.monotonic() - exchange.started
     photo = context.picture(image, drawn)
     classes, (_, height, width) = len(model.classes), model.feature_shape
     async with hang_up_cancels(request):
-        with context.client.take(deadline) as slot:
+        with context.client.take(deadline, exchange.bulk) as slot:
             seen = await look(context, slot, photo, deadline, classes + height * width, wanted)
         exchange.note(seen.stages, seen.answer)
         result = seen.answer.result

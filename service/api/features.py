@@ -45,12 +45,12 @@ async def features(request: Request, pooling: Pooling = "avg") -> Response:
     context, exchange = context_of(request), exchange_of(request)
     deadline = exchange.deadline(request, context.settings.request_timeout_ms)
     model = context.model()
-    arrive(context, deadline)
+    arrive(context, exchange)
     image = await body.one_image(request, context.settings.max_upload_bytes)
     exchange.stages["receive"] = time.monotonic() - exchange.started
     shape = model.feature_shape if pooling == "none" else model.feature_shape[:1]
     async with hang_up_cancels(request):
-        with context.client.take(deadline) as slot:
+        with context.client.take(deadline, exchange.bulk) as slot:
             seen = await look(
                 context, slot, context.picture(image), deadline, math.prod(shape), _TASKS[pooling]
             )

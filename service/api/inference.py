@@ -50,13 +50,14 @@ def upload(part: str, *, several: bool = False, json: type[BaseModel] | None = N
     return {"requestBody": {"required": True, "content": content}}
 
 
-def arrive(context: Context, deadline: float) -> None:
+def arrive(context: Context, exchange: Exchange) -> None:
     """Counts an image as offered, and refuses it at once when there is no room, or not in time.
 
-    To be called before its body is read.
+    To be called before its body is read, after `Exchange.deadline`.
     """
-    context.client.offer()
-    context.client.check_room(deadline)
+    if not exchange.bulk:
+        context.client.offer()
+    context.client.check_room(exchange.due, exchange.bulk)
 
 
 @dataclass(frozen=True)
@@ -95,21 +96,27 @@ async def look(
 
 
 async def each(
-    context: Context, items: Sequence[T], deadline: float, work: Callable[[T, Slot], Awaitable[R]]
+    context: Context,
+    items: Sequence[T],
+    deadline: float,
+    work: Callable[[T, Slot], Awaitable[R]],
+    *,
+    bulk: bool = False,
 ) -> list[R]:
     """``work`` of every item, each in a slot of its own, in order.
 
     The first slot is admission: without one, or none in time, this raises `Overloaded` before anything was done.
     The others are taken in turn. The first error cancels the rest and is raised itself, not as a group.
     """
-    context.client.offer(len(items) - 1)
+    if not bulk:
+        context.client.offer(len(items) - 1)
 
     async def one(item: T, slot: Slot | None) -> R:
-        with slot or await context.client.take_in_turn(deadline) as place:
+        with slot or await context.client.take_in_turn(deadline, bulk) as place:
             return await work(item, place)
 
     # The first slot is held here as well, in case the task that should use it is cancelled before it begins.
-    with context.client.take(deadline) as first:
+    with context.client.take(deadline, bulk) as first:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
@@ -138,9 +145,9 @@ async def logits_of_all(
         return seen.answer.result
 
     if len(writes) == 1:  # without a group of tasks: most requests have one image
-        with context.client.take(deadline) as slot:
+        with context.client.take(deadline, exchange.bulk) as slot:
             return (await one((0, writes[0]), slot))[np.newaxis]
-    return np.stack(await each(context, list(enumerate(writes)), deadline, one))
+    return np.stack(await each(context, list(enumerate(writes)), deadline, one, bulk=exchange.bulk))
 
 
 async def in_a_thread(context: Context, work: Callable[[], T], deadline: float) -> T:

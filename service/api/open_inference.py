@@ -100,7 +100,7 @@ async def infer(request: Request, model_name: str, model_version: str = VERSION)
     model = named(context, model_name, model_version)
     if not model.classes:
         context.classifier()
-    arrive(context, deadline)
+    arrive(context, exchange)
     raw = await body.read(request, context.settings.max_upload_bytes + ENVELOPE)
     async with hang_up_cancels(request):
         asked, writes = await in_a_thread(context, partial(_ask, context, request, raw), deadline)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from service.api import base64_images, body
 from service.api.context import Context, context_of
 from service.api.errors import problem, status_of
-from service.api.exchange import exchange_of, hang_up_cancels
+from service.api.exchange import Exchange, exchange_of, hang_up_cancels
 from service.api.inference import PROBLEMS, arrive, each, head, in_a_thread, look, reply, upload
 from service.api.ranking import Ranking
 from service.api.schemas import BatchResponse, PredictResponse
@@ -59,7 +59,7 @@ async def _predict(
 ) -> Response:
     context, exchange = context_of(request), exchange_of(request)
     deadline = exchange.deadline(request, context.settings.request_timeout_ms)
-    model, ranking = _ask(context, top_k, activation, deadline)
+    model, ranking = _ask(context, exchange, top_k, activation)
     image: bytes | memoryview
     if base64_images.is_json(request):
         image, ranking = await _from_json(request, context, ranking, deadline)
@@ -67,7 +67,7 @@ async def _predict(
         image = await receive()
     exchange.stages["receive"] = time.monotonic() - exchange.started
     async with hang_up_cancels(request):
-        with context.client.take(deadline) as slot:
+        with context.client.take(deadline, exchange.bulk) as slot:
             seen = await look(context, slot, context.picture(image), deadline, len(model.classes))
     exchange.note(seen.stages, seen.answer)
     predictions = ranking.predictions(seen.answer.result, model.classes, model.activation)
@@ -90,7 +90,7 @@ async def predict_batch(request: Request, top_k: TopK = None, activation: Activa
     context, exchange = context_of(request), exchange_of(request)
     settings = context.settings
     deadline = exchange.deadline(request, settings.request_timeout_ms)
-    model, ranking = _ask(context, top_k, activation, deadline)
+    model, ranking = _ask(context, exchange, top_k, activation)
     parts = await body.several_images(request, settings.max_upload_bytes, settings.max_images_per_request)
     exchange.stages["receive"] = time.monotonic() - exchange.started
 
@@ -105,7 +105,7 @@ async def predict_batch(request: Request, top_k: TopK = None, activation: Activa
         return {"filename": part.filename, "status": 200, "predictions": predictions}
 
     async with hang_up_cancels(request):
-        results = await each(context, parts, deadline, result)
+        results = await each(context, parts, deadline, result, bulk=exchange.bulk)
     exchange.timings()
     return reply({**head(exchange, model), "results": results})
 
@@ -127,9 +127,11 @@ async def _from_json(
     return image, ranking.changed(context.model().classes, document.top_k, document.activation)
 
 
-def _ask(context: Context, top_k: int | None, activation: str, deadline: float) -> tuple[ModelCard, Ranking]:
+def _ask(
+    context: Context, exchange: Exchange, top_k: int | None, activation: str
+) -> tuple[ModelCard, Ranking]:
     """What is asked for, refused before the body is read if nobody could serve it."""
     model = context.classifier()
     ranking = Ranking.of(model.classes, top_k, context.settings.top_k, activation)
-    arrive(context, deadline)
+    arrive(context, exchange)
     return model, ranking

@@ -24,10 +24,14 @@ _TIMEOUT, _GRACE = 120.0, 5.0
 class _Client:
     """What both clients are made of: the settings."""
 
-    def __init__(self, url: str, *, key: str | None, timeout: float | None, patience: float) -> None:
+    def __init__(
+        self, url: str, *, key: str | None, timeout: float | None, patience: float, bulk: bool
+    ) -> None:
         self.url = url.rstrip("/")
         self._patience = Patience(self.url, patience, deadlined=timeout is not None)
         headers = {"authorization": f"Bearer {key}"} if key else {}
+        if bulk:
+            headers["x-priority"] = "bulk"
         if timeout is not None:
             headers["x-request-timeout-ms"] = f"{1000 * timeout:g}"
         self._options: dict[str, Any] = {
@@ -47,7 +51,8 @@ class Client(_Client):
 
     ``key`` is an API key. ``timeout``, in seconds, is the deadline that the service keeps for each request; its
     own unless given. ``patience``, in seconds, is how long one request is sent again while it is refused for now
-    (and with 0 it never is). ``connections`` is how many are open at once.
+    (and with 0 it never is). ``connections`` is how many are open at once. With ``bulk``
+    the service lets every other request go first.
     """
 
     def __init__(
@@ -58,9 +63,10 @@ class Client(_Client):
         timeout: float | None = None,
         patience: float = 30.0,
         connections: int = 100,
+        bulk: bool = False,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        super().__init__(url, key=key, timeout=timeout, patience=patience)
+        super().__init__(url, key=key, timeout=timeout, patience=patience, bulk=bulk)
         limits = httpx.Limits(max_connections=connections)
         try:
             self._http = httpx.Client(transport=transport, limits=limits, **self._options)
@@ -142,9 +148,10 @@ class AsyncClient(_Client):
         timeout: float | None = None,
         patience: float = 30.0,
         connections: int = 100,
+        bulk: bool = False,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        super().__init__(url, key=key, timeout=timeout, patience=patience)
+        super().__init__(url, key=key, timeout=timeout, patience=patience, bulk=bulk)
         limits = httpx.Limits(max_connections=connections)
         try:
             self._http = httpx.AsyncClient(transport=transport, limits=limits, **self._options)

@@ -111,6 +111,7 @@ RECORD = np.dtype(
         ("batch", "u4"),
         ("batch_size", "u2"),
         ("outcome", "u1"),
+        ("bulk", "u1"),
         ("wanted", "i4"),
     ],
     align=True,
@@ -118,12 +119,13 @@ RECORD = np.dtype(
 
 
 #: A record's bytes and parts of it, for one slot at a time: NumPy takes a microsecond for each field.
-_RECORD = struct.Struct("@ddddIHBi4x")
+_RECORD = struct.Struct("@ddddIHBBi4x")
 _DEADLINE = struct.Struct("@d")
 _TIMES = struct.Struct("@dd")
 _FINISH = struct.Struct("@ddIHB")
 _FINISH_AT = 2 * 8
 _OUTCOME_AT = 4 * 8 + 4 + 2
+_BULK_AT = _OUTCOME_AT + 1
 _WANTED = struct.Struct("@i")
 _WANTED_AT = 5 * 8
 
@@ -138,6 +140,7 @@ class Record(NamedTuple):
     batch: int
     batch_size: int
     outcome: int
+    bulk: int
     wanted: int
 
 
@@ -248,13 +251,20 @@ class Arena:
         (code,) = _WANTED.unpack_from(self._memory, self._records_at + slot * _RECORD.size + _WANTED_AT)
         return from_code(code)
 
-    def note_deadline(self, slot: int, deadline: float) -> None:
-        """When ``slot`` will have to be answered: from admission on, so that newcomers know who is before them."""
-        _DEADLINE.pack_into(self._memory, self._records_at + slot * _RECORD.size, deadline)
+    def note_admission(self, slot: int, deadline: float, bulk: bool) -> None:
+        """When ``slot`` will have to be answered, and how urgent it is, so that newcomers know who is before them."""
+        at = self._records_at + slot * _RECORD.size
+        _DEADLINE.pack_into(self._memory, at, deadline)
+        self._memory[at + _BULK_AT] = bulk
+
+    def is_bulk(self, slot: int) -> bool:
+        """Whether ``slot`` waits for everybody else."""
+        return bool(self._memory[self._records_at + slot * _RECORD.size + _BULK_AT])
 
     def due_by(self, deadline: float) -> int:
-        """How many slots that somebody holds have to be answered by ``deadline``."""
-        return int(np.count_nonzero((self.owners != 0) & (self.records["deadline"] <= deadline)))
+        """How many slots that somebody holds have to be answered by ``deadline``, but for bulk ones, which wait."""
+        ahead = (self.owners != 0) & (self.records["deadline"] <= deadline) & (self.records["bulk"] == 0)
+        return int(np.count_nonzero(ahead))
 
     def note_submitted(self, slot: int, deadline: float, submitted: float, wanted: Wanted) -> None:
         """The front-end's part of the record."""

@@ -10,12 +10,19 @@ The rules, each of which tests/engine/test_batcher.py proves on random schedules
 3. The earliest deadline goes first; of equal deadlines, the earliest arrival.
 4. With ``max_queue_delay`` 0, nobody waits while the device is free. With more, a partial batch
    waits until its oldest request has waited that long, a full one not at all.
+5. Bulk requests run only while no other request waits, in batches of their own of at most
+   ``max_bulk_batch_size``. Rule 3 holds among them.
+6. Nobody starves: a bulk request that has waited for `AGEING` seconds, or for half of its time to the
+   deadline, is bulk no more.
 """
 
 from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+
+#: Seconds after which a bulk request is treated as any other.
+AGEING = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,40 +32,92 @@ class Request:
     slot: int
     deadline: float
     arrived: float
+    bulk: bool = False
+
+    @property
+    def ages_at(self) -> float:
+        """When a bulk request becomes one like any other."""
+        return self.arrived + min(AGEING, max(0.0, self.deadline - self.arrived) / 2)
+
+
+class _Queue:
+    """Requests of one class in the order of their deadlines, of equal ones in that of their arrival."""
+
+    def __init__(self) -> None:
+        # In order of arrival, and the truth about who waits; the heap may still name some who left.
+        self.waiting: dict[int, Request] = {}
+        self._by_deadline: list[tuple[float, int, Request]] = []
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    def add(self, request: Request, arrival: int) -> None:
+        self.waiting[request.slot] = request
+        heapq.heappush(self._by_deadline, (request.deadline, arrival, request))
+
+    def first(self) -> Request | None:
+        """The request of the earliest deadline, without those that left before it."""
+        while self._by_deadline:
+            request = self._by_deadline[0][2]
+            if self.waiting.get(request.slot) is request:
+                return request
+            heapq.heappop(self._by_deadline)
+        return None
+
+    def pop(self) -> Request:
+        request = self.first()
+        assert request is not None
+        heapq.heappop(self._by_deadline)
+        del self.waiting[request.slot]
+        return request
+
+    def oldest(self) -> float:
+        """When the one came that has waited longest."""
+        return min(request.arrived for request in self.waiting.values())
 
 
 class Batcher:
     """Requests in, batches out. The device's owner calls `next_batch` whenever the device is free."""
 
-    def __init__(self, max_batch_size: int, max_queue_delay: float = 0.0) -> None:
-        if max_batch_size < 1:
-            raise ValueError("max_batch_size must be at least 1")
+    def __init__(
+        self, max_batch_size: int, max_queue_delay: float = 0.0, max_bulk_batch_size: int | None = None
+    ) -> None:
+        """``max_bulk_batch_size`` None is ``max_batch_size``."""
+        if max_batch_size < 1 or (max_bulk_batch_size is not None and max_bulk_batch_size < 1):
+            raise ValueError("a batch's size must be at least 1")
         self.max_batch_size = max_batch_size
         self.max_queue_delay = max_queue_delay
-        # In order of arrival, and the truth about who waits; the heap may still name some who left.
-        self._waiting: dict[int, Request] = {}
-        self._by_deadline: list[tuple[float, int, Request]] = []
+        self.max_bulk_batch_size = min(max_bulk_batch_size or max_batch_size, max_batch_size)
+        self._queue, self._bulk = _Queue(), _Queue()
+        #: Of the bulk requests: when each ages, its number of arrival, and itself; it may have left meanwhile.
+        self._ageing: list[tuple[float, int, Request]] = []
         self._late: list[Request] = []
         self._arrivals = 0
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._queue) + len(self._bulk)
 
     def __repr__(self) -> str:
         return f"<Batcher {len(self)} waiting, {self.max_batch_size} a batch>"
 
     def add(self, request: Request) -> None:
         """Lets ``request`` wait. Raises ValueError when its slot waits already."""
-        if request.slot in self._waiting or any(late.slot == request.slot for late in self._late):
-            raise ValueError(f"slot {request.slot} waits already")
+        slot = request.slot
+        known = slot in self._queue.waiting or slot in self._bulk.waiting
+        if known or any(late.slot == slot for late in self._late):
+            raise ValueError(f"slot {slot} waits already")
         self._arrivals += 1
-        self._waiting[request.slot] = request
-        heapq.heappush(self._by_deadline, (request.deadline, self._arrivals, request))
+        if request.bulk:
+            self._bulk.add(request, self._arrivals)
+            heapq.heappush(self._ageing, (request.ages_at, self._arrivals, request))
+        else:
+            self._queue.add(request, self._arrivals)
 
     def cancel(self, slot: int) -> bool:
         """Lets ``slot`` leave without running; False when it does not wait here."""
-        if self._waiting.pop(slot, None) is not None:
-            return True
+        for queue in (self._queue, self._bulk):
+            if queue.waiting.pop(slot, None) is not None:
+                return True
         late = [request for request in self._late if request.slot != slot]
         found = len(late) < len(self._late)
         self._late = late
@@ -68,53 +127,49 @@ class Batcher:
         """Lets everyone leave whose deadline has come, earliest first."""
         self._set_late_aside(now)
         late, self._late = self._late, []
-        return late
+        return sorted(late, key=lambda request: request.deadline)
 
     def next_batch(self, now: float, room: int | None = None) -> list[Request]:
         """What a free device should run now, earliest deadline first; empty when it should wait.
 
         With ``room`` not more than that. Whoever is late is never part of it, and leaves with the next `expire`.
         """
+        self._age(now)
         self._set_late_aside(now)
-        if not self._due(now):
+        queue, largest = self._queue, self.max_batch_size
+        if not queue:
+            queue, largest = self._bulk, self.max_bulk_batch_size
+        if not self._due(queue, largest, now):
             return []
-        largest = self.max_batch_size if room is None else min(room, self.max_batch_size)
-        return [self._pop() for _ in range(min(len(self), largest))]
+        largest = largest if room is None else min(room, largest)
+        return [queue.pop() for _ in range(min(len(queue), largest))]
 
     def next_deadline(self) -> float | None:
         """When to look again though nothing arrives: the first expiry, or the end of the queue delay."""
-        first = self._first()
-        if first is None:
+        firsts = [request for queue in (self._queue, self._bulk) if (request := queue.first()) is not None]
+        if not firsts:
             return None
+        earliest = min(request.deadline for request in firsts)
         if self.max_queue_delay == 0:
-            return first.deadline
-        return min(first.deadline, self._oldest() + self.max_queue_delay)
+            return earliest
+        oldest = min(queue.oldest() for queue in (self._queue, self._bulk) if queue)
+        return min(earliest, oldest + self.max_queue_delay)
+
+    def _age(self, now: float) -> None:
+        while self._ageing and self._ageing[0][0] <= now:
+            _, arrival, request = heapq.heappop(self._ageing)
+            if self._bulk.waiting.get(request.slot) is request:
+                del self._bulk.waiting[request.slot]
+                self._queue.add(request, arrival)
 
     def _set_late_aside(self, now: float) -> None:
-        while (first := self._first()) is not None and first.deadline <= now:
-            self._late.append(self._pop())
+        for queue in (self._queue, self._bulk):
+            while (first := queue.first()) is not None and first.deadline <= now:
+                self._late.append(queue.pop())
 
-    def _due(self, now: float) -> bool:
-        if not self._waiting:
+    def _due(self, queue: _Queue, largest: int, now: float) -> bool:
+        if not queue:
             return False
-        full = len(self) >= self.max_batch_size
-        return full or now >= self._oldest() + self.max_queue_delay
-
-    def _oldest(self) -> float:
-        return next(iter(self._waiting.values())).arrived
-
-    def _first(self) -> Request | None:
-        """The waiting request of the earliest deadline, without those that left before it."""
-        while self._by_deadline:
-            request = self._by_deadline[0][2]
-            if self._waiting.get(request.slot) is request:
-                return request
-            heapq.heappop(self._by_deadline)
-        return None
-
-    def _pop(self) -> Request:
-        request = self._first()
-        assert request is not None
-        heapq.heappop(self._by_deadline)
-        del self._waiting[request.slot]
-        return request
+        if self.max_queue_delay == 0 or len(queue) >= largest:
+            return True
+        return now >= queue.oldest() + self.max_queue_delay

@@ -35,6 +35,8 @@ _OK, _EXPIRED = int(Outcome.OK), int(Outcome.EXPIRED)
 _LOOK_AGAIN = 0.005
 #: Retry-After in seconds, at least and at most, and how far it is spread so that clients do not return together.
 _SHORTEST_RETRY, _LONGEST_RETRY, _SPREAD = 1.0, 60.0, 0.25
+#: One slot in so many is never a bulk request's: a queue full of them would refuse everybody else.
+_RESERVED = 2
 #: The weight of the newest image in what decoding one takes.
 _NEWEST = 0.1
 
@@ -144,37 +146,39 @@ class EngineClient:
         self._busy = seconds
 
     def offer(self, images: int = 1) -> None:
-        """Counts ``images`` as arrived, admitted or not: what an autoscaler follows."""
+        """Counts ``images`` as arrived, admitted or not: what an autoscaler follows. Bulk ones are not to be counted:
+        they take what is left, however much that is."""
         connection = self._ready()
         connection.arena.arrivals[connection.number] += np.uint64(images)
 
-    def check_room(self, deadline: float = math.inf) -> None:
+    def check_room(self, deadline: float = math.inf, bulk: bool = False) -> None:
         """Raises what `take` would, without taking: before a body is read that nobody could serve."""
         connection = self._ready()
-        if connection.arena.free == 0:
+        if connection.arena.free <= connection.reserve(bulk):
             raise self._overloaded(connection)
-        self._refuse_hopeless(connection, deadline)
+        self._refuse_hopeless(connection, deadline, bulk)
 
-    def take(self, deadline: float = math.inf) -> Slot:
-        """A slot, to be used in a ``with`` statement.
+    def take(self, deadline: float = math.inf, bulk: bool = False) -> Slot:
+        """A slot, to be used in a ``with`` statement. ``bulk`` waits for everybody else.
 
         Raises `Overloaded` when none is free or the answer would come after the ``deadline`` (seconds of the
         client's clock), `NotReady` or `EngineFailed` when there is no engine.
         """
         connection = self._ready()
-        self._refuse_hopeless(connection, deadline)
-        slot = connection.arena.take(connection.number)
+        self._refuse_hopeless(connection, deadline, bulk)
+        room = not bulk or connection.arena.free > connection.reserve(bulk)
+        slot = connection.arena.take(connection.number) if room else None
         if slot is None:
             raise self._overloaded(connection)
-        connection.arena.note_deadline(slot, deadline)
+        connection.arena.note_admission(slot, deadline, bulk)
         return Slot(connection, slot, self.clock)
 
-    async def take_in_turn(self, deadline: float) -> Slot:
+    async def take_in_turn(self, deadline: float, bulk: bool = False) -> Slot:
         """A slot, waiting for one until ``deadline``: for the second and later images of one request."""
         while True:
             try:
-                slot = self.take()
-                self._ready().arena.note_deadline(slot.number, deadline)
+                slot = self.take(bulk=bulk)
+                self._ready().arena.note_admission(slot.number, deadline, bulk)
                 return slot
             except Overloaded:
                 if self.clock() >= deadline:
@@ -190,7 +194,7 @@ class EngineClient:
             raise EngineFailed("the engine has failed and is being started again")
         return self._connection
 
-    def _refuse_hopeless(self, connection: _Connection, deadline: float) -> None:
+    def _refuse_hopeless(self, connection: _Connection, deadline: float, bulk: bool) -> None:
         """Raises `Overloaded` for a ``deadline`` that cannot be met. One that has passed is no matter of load."""
         now = self.clock()
         patience = deadline - now
@@ -199,7 +203,8 @@ class EngineClient:
         # Only who could be too late behind everybody needs to know exactly who is ahead.
         if patience <= 0 or connection.wait(taken, now) <= patience:
             return
-        wait = connection.wait(arena.due_by(deadline), now)
+        ahead = taken if bulk else arena.due_by(deadline)
+        wait = connection.wait(ahead, now)
         if wait > patience:
             reason = f"an answer would take {wait:.2g} s and there are {patience:.2g} s (request_timeout_ms)"
             raise _overload(reason, wait - patience)
@@ -323,6 +328,10 @@ class _Connection:
         self._link = link
         self._loop = asyncio.get_running_loop()
         self._cancelled = cancelled
+
+    def reserve(self, bulk: bool) -> int:
+        """Slots that stay free for those who are not bulk."""
+        return self.arena.geometry.slots // _RESERVED if bulk else 0
 
     def listen(self) -> None:
         self._loop.add_reader(self._link.fileno(), self._hear)

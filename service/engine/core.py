@@ -239,7 +239,7 @@ class EngineCore:
 
     def _admit(self, front_end: FrontEnd, slot: int, now: float) -> None:
         front_end.submitted.add(slot)
-        self._batcher.add(Request(slot, self._arena.deadline(slot), now))
+        self._batcher.add(Request(slot, self._arena.deadline(slot), now, self._arena.is_bulk(slot)))
 
     def _cancel(self, front_end: FrontEnd, slot: int) -> None:
         """The client has gone. A slot whose batch runs is answered with its batch."""

@@ -47,6 +47,9 @@ _REPORT_EVERY = 0.2
 #: Slots unless the setting says: enough for a few hundred clients at once, and for eight full batches.
 _FEWEST_SLOTS, _BATCHES_OF_SLOTS = 256, 8
 
+#: A batch of bulk images is at most this part of the largest: whoever comes meanwhile waits for its end.
+_BULK_SHARE = 4
+
 
 def main(settings: Settings, channel: Channel, given_up: Sequence[str] = ()) -> None:
     """Runs an engine until the supervisor says stop or dies. Ends with `CANNOT_START` after saying why.
@@ -66,7 +69,11 @@ def main(settings: Settings, channel: Channel, given_up: Sequence[str] = ()) -> 
     core = EngineCore(
         runner,
         arena,
-        Batcher(runner.max_batch_size, settings.max_queue_delay_ms / 1000),
+        Batcher(
+            runner.max_batch_size,
+            settings.max_queue_delay_ms / 1000,
+            max(1, runner.max_batch_size // _BULK_SHARE),
+        ),
         capacity=runner.capacity,
         batch_ran=_counter(Metrics.declare()),
         owner=owner,

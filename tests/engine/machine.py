@@ -19,7 +19,7 @@ from hypothesis.stateful import invariant, precondition, rule
 from numpy.typing import NDArray
 
 from service.engine.arena import Arena, Geometry
-from service.engine.batcher import Batcher
+from service.engine.batcher import Batcher, Request
 from service.engine.client import Answer, EngineClient
 from service.engine.core import EngineCore
 from service.engine.device import Batch, DeviceThread
@@ -72,7 +72,19 @@ class ManualDevice(DeviceThread):
         assert self.given is None, "two batches at once"
         late = [request for request in batch.requests if request.deadline <= self._clock()]
         assert not late, "expired work reached the device"
+        self.judge_priority(batch)
         self.given = batch
+
+    waiting: Callable[[], list[Request]] = staticmethod(list)
+    """Who else waits when a batch is handed over."""
+
+    def judge_priority(self, batch: Batch) -> None:
+        now = self._clock()
+        bulk = [request for request in batch.requests if request.bulk and now < request.ages_at]
+        if bulk:
+            assert len(batch.requests) == len(bulk) == 1, "bulk rides with others"
+            urgent = [request for request in self.waiting() if not request.bulk and request.deadline > now]
+            assert not urgent, "bulk ran before others"
 
     def finish(self, before: float = 0.0, during: float = 0.0) -> None:
         """Starts the batch ``before`` seconds late, as a thread may, and runs it for ``during``."""
@@ -106,6 +118,7 @@ class Asked:
     image: NDArray[np.uint8]
     front_end: FrontEnd
     deadline: float
+    bulk: bool = False
     task: asyncio.Task[Answer] | None = None
     hung_up: bool = False
     abandoned: bool = False
@@ -150,9 +163,11 @@ class Service(Counted):
     def start_engine(self) -> None:
         self.arena = Arena.create(GEOMETRY)
         self.runner = FakeRunner(max_batch_size=MOST)
-        self.core = EngineCore(self.runner, self.arena, Batcher(MOST), capacity=10.0, clock=self.clock)
+        batcher = Batcher(MOST, max_bulk_batch_size=1)
+        self.core = EngineCore(self.runner, self.arena, batcher, capacity=10.0, clock=self.clock)
         self.core._device.stop()
         self.device = self.core._device = ManualDevice(self.runner, self.arena, self.clock)
+        self.device.waiting = lambda: [*batcher._queue.waiting.values(), *batcher._bulk.waiting.values()]
         self.core.begin()
         clients = [front_end.client for front_end in self.front_ends]
         self.front_ends = []
@@ -182,7 +197,7 @@ class Service(Counted):
                 raise InvalidImage("damaged")
             pixels[...] = asked.image
 
-        with front_end.client.take(asked.deadline) as slot:
+        with front_end.client.take(asked.deadline, asked.bulk) as slot:
             await slot.fill(front_end, write, asked.deadline)
             return await slot.answer(asked.deadline, 10)
 
@@ -216,12 +231,13 @@ class Service(Counted):
         which=st.integers(0, FRONT_ENDS - 1),
         patience=st.sampled_from([30.0, 1.0, 1.0, 0.3, 0.05, 0.0]),
         damaged=st.integers(0, 9),
+        bulk=st.booleans(),
     )
-    def arrive(self, which: int, patience: float, damaged: int) -> None:
+    def arrive(self, which: int, patience: float, damaged: int, bulk: bool) -> None:
         self.images += 1
         image = np.random.default_rng(self.images).integers(0, 255, GEOMETRY_IMAGE, np.uint8)
         image[0, 0, 0] = 255 if not damaged else image[0, 0, 0]
-        asked = Asked(image, self.front_ends[which], self.clock.now + patience)
+        asked = Asked(image, self.front_ends[which], self.clock.now + patience, bulk)
         idle = self.arena.free == SLOTS
         asked.task = self.loop.create_task(self.one(asked))
         self.asked.append(asked)

@@ -47,15 +47,17 @@ def test_parts_do_not_overlap() -> None:
 
 def test_a_record_is_the_same_bytes_to_struct_and_numpy() -> None:
     arena = Arena.create(GEOMETRY)
+    arena.note_admission(2, deadline=1.0, bulk=True)
     arena.note_submitted(2, deadline=1.5, submitted=2.5, wanted=Task.FEATURES_MAP)
     arena.note_finished(2, started=3.5, finished=4.5, batch=5, batch_size=6, outcome=Outcome.FAILED)
-    assert arena.records[2].item() == (1.5, 2.5, 3.5, 4.5, 5, 6, Outcome.FAILED, 3)
+    assert arena.records[2].item() == (1.5, 2.5, 3.5, 4.5, 5, 6, Outcome.FAILED, 1, 3)
     assert tuple(arena.record(2)) == arena.records[2].item()
     assert arena.record(2)._fields == RECORD.names
     assert arena.deadline(2) == 1.5
+    assert arena.is_bulk(2)
     assert arena.wanted(2) is Task.FEATURES_MAP
     arena.note_outcome(2, Outcome.EXPIRED)
-    assert arena.records[2].item() == (1.5, 2.5, 3.5, 4.5, 5, 6, Outcome.EXPIRED, 3)
+    assert arena.records[2].item() == (1.5, 2.5, 3.5, 4.5, 5, 6, Outcome.EXPIRED, 1, 3)
     for other in (1, 3):
         assert not any(arena.records[other].item())
     arena.close()

@@ -158,7 +158,7 @@ def begin(
     if name is not None:
         check_name(work.model, name, version)
     work.context.classifier()
-    arrive(work.context, work.deadline)
+    arrive(work.context, work.exchange)
     return work
 
 

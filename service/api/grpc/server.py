@@ -75,6 +75,7 @@ class Call:
         longest = settings.request_timeout_ms / 1000
         self.deadline = self.exchange.started + (longest if left is None else min(left, longest))
         self.exchange.due = self.deadline
+        self.exchange.bulk = self.metadata.get("x-priority") == "bulk"
 
 
 class GrpcServer:
@@ -229,7 +230,7 @@ class GrpcServer:
         )
         if not model.classes:
             context.classifier()
-        arrive(context, call.deadline)
+        arrive(context, exchange)
         asked, given = messages.parse(request)
         open_inference.check_outputs(asked, len(model.classes))
         writes = open_inference.writes_of(context, given)
