@@ -120,7 +120,7 @@ NOT_WORDS = re.compile(
 @given(st.sampled_from(sorted(CONTRACT | BEYOND)), st.text(min_size=1, max_size=20))
 @settings_of_hypothesis(max_examples=200, deadline=None)
 def test_any_wrong_value_is_told_in_words(name: str, value: str) -> None:
-    assume(not NOT_WORDS.search(value))
+    assume(not NOT_WORDS.search(value) and not value.startswith("tcp://"))
     try:
         settings.load(**{name: value})
     except ConfigurationError as error:

@@ -189,10 +189,12 @@ class Service(Counted):
 
     async def one(self, asked: Asked) -> Answer:
         """What `service.api.inference.look` does."""
-        front_end = asked.front_end
+        front_end, arena = asked.front_end, self.arena
 
         def write(pixels: NDArray[np.uint8]) -> None:
             self.mid_write(asked)
+            if self.arena is arena and not arena.owners[slot.number]:
+                self.free_while_written = True
             if asked.image[0, 0, 0] == 255:
                 raise InvalidImage("damaged")
             pixels[...] = asked.image
@@ -212,6 +214,7 @@ class Service(Counted):
             self.turn_engine()
 
     meanwhile = "nothing"
+    free_while_written = False
 
     def cancel(self, asked: Asked) -> None:
         assert asked.task is not None
@@ -347,6 +350,7 @@ class Service(Counted):
         for slot, owner in enumerate(owners):
             dead = bool(owner) and owner not in living
             # Until the engine's next turn it has not seen a death; what runs comes back with its batch.
+            assert not self.free_while_written, "a slot is free while a thread writes into it"
             assert not dead or slot in in_batch or self.core_has_mail(owner), f"slot {slot} is lost"
 
     def core_has_mail(self, number: int) -> bool:
