@@ -22,7 +22,7 @@ from service.api.context import Context
 from service.api.errors import defect, respond
 from service.api.numbers import positive
 from service.engine.client import Answer
-from service.errors import Draining
+from service.errors import Draining, InvalidParameter
 from service.intake import Share
 from service.metrics import PROBES
 from service.settings import Settings
