@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service.errors import CheckpointError
-from service.models.checkpoints.hdf5 import read_arrays
+from service.models.checkpoints.keras.hdf5 import read_arrays
 
 LAYER = "layers/dense/vars"
 

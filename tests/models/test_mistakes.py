@@ -18,7 +18,8 @@ from PIL import Image
 
 from service.errors import CheckpointError
 from service.models import stems
-from service.models.checkpoints import Checkpoint, keras_layers, resolve
+from service.models.checkpoints import Checkpoint, resolve
+from service.models.checkpoints.keras import layers as keras_layers
 from service.models.loader import load
 from service.preprocess import prepare
 from tests.models.parity import FIXTURES, assert_close, channels_first
@@ -98,7 +99,7 @@ def test_the_odd_pixel_first_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_map_flattened_as_torch_does_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     dense = keras_layers.dense
     monkeypatch.setattr(
-        "service.models.checkpoints.keras_heads.dense", lambda layer, name, *size: dense(layer, name)
+        "service.models.checkpoints.keras.hub_heads.dense", lambda layer, name, *size: dense(layer, name)
     )
     checkpoint = resolve(str(FIXTURES / "khub_vgg_flatten_softmax"), "vgg11")
     inputs, scores = _expected("khub_vgg_flatten_softmax")

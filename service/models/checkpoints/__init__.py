@@ -4,10 +4,10 @@
     random, random:SEED           untrained, torchvision's initialisation           torch_hub.py
     demo                          the small model that ships with the service       directory.py
     FILE of tensors               a state dict; its shapes say what network it is   tensors/
-    FILE.keras, FILE.weights.h5   KerasCV's VGG16                                   keras_cv.py
+    FILE of Keras's               a model or its weights                            keras/
     DIRECTORY                     our own format                                    directory.py
                                   a timm repository                                 timm.py
-                                  a KerasHub preset                                 keras_hub.py
+                                  a KerasHub preset                                 keras/hub.py
     hf://owner/repo[@revision]    any of these directories                          huggingface.py
     kaggle://owner/model/...      the same, and KerasHub's names for them           kaggle.py
 
@@ -95,11 +95,11 @@ def _origin(weights: str, model: str, progress: Progress | None) -> Checkpoint:
 
 def _from_file(path: Path, model: str, options: Options) -> Checkpoint:
     """Its bytes say what it is; a name may say anything."""
-    from service.models.checkpoints import keras_cv
+    from service.models.checkpoints.keras import model as keras_model
     from service.models.checkpoints.tensors import file, recognise
 
     if recognise.kind(path) in ("hdf5", "keras"):
-        return keras_cv.read(path, options.only("preprocessing", "classifier_activation", "image_size"))
+        return keras_model.read(path, options)
     return file.read(path, model, options)
 
 
@@ -129,7 +129,8 @@ def _from_folder(folder: Folder, options: Options) -> Checkpoint:
 
 def _of_folder(folder: Folder, options: Options) -> Checkpoint:
     """A folder says in its ``config.json`` whose format it is of; KerasHub asks in this order too."""
-    from service.models.checkpoints import directory, keras_hub, timm
+    from service.models.checkpoints import directory, timm
+    from service.models.checkpoints.keras import hub
     from service.models.checkpoints.tensors.recognise import SAVED_MODEL
 
     document = folder.json("config.json")
@@ -143,7 +144,7 @@ def _of_folder(folder: Folder, options: Options) -> Checkpoint:
         options.only()
         return directory.read(folder, document)
     if "registered_name" in document:
-        return keras_hub.read(folder, document, legacy_head=options.only("legacy_head").legacy_head)
+        return hub.read(folder, document, legacy_head=options.only("legacy_head").legacy_head)
     if "model_type" in document:
         raise CheckpointError(
             f"'{folder.name}' is a transformers model ({document['model_type']}); only VGGs and DenseNets of "

@@ -61,7 +61,7 @@ def _densenet(state_dict: StateDict) -> DenseNetConfig:
         stem_kernel=_stem_kernel(stem),
         deep_stem=(len(stem[0]), len(stem[1])) if len(stem) == 3 else None,
         bottleneck=len(state_dict["features.denseblock1.denselayer1.conv1.weight"]) // growth_rate,
-        compression=_compression([(len(weight), weight.shape[1]) for weight in transitions]),
+        compression=compression([(len(weight), weight.shape[1]) for weight in transitions]),
         channels=stem[0].shape[1],
         num_classes=0,
     )
@@ -90,7 +90,7 @@ def _blocks(state_dict: StateDict) -> tuple[int, ...]:
     return tuple(layers[block] for block in range(1, len(layers) + 1))
 
 
-def _compression(transitions: list[tuple[int, int]]) -> float:
+def compression(transitions: list[tuple[int, int]]) -> float:
     """The roundest ratio for which every transition keeps ``int(width * ratio)`` of its channels."""
     for digits in range(1, 6):
         for kept, width in transitions:

@@ -17,10 +17,10 @@ from typing import Any, get_args
 from torch import Tensor
 
 from service.errors import CheckpointError
-from service.models.checkpoints import keras_layers
 from service.models.checkpoints.folder import Folder
-from service.models.checkpoints.hdf5 import Array, read_arrays
-from service.models.checkpoints.keras_layers import Layer, convolution, dense
+from service.models.checkpoints.keras import layers as keras_layers
+from service.models.checkpoints.keras.hdf5 import Array, read_arrays
+from service.models.checkpoints.keras.layers import Layer, convolution, dense
 from service.models.configuration import Configuration, DenseNetConfig, VGGConfig
 from service.models.head import Pooling
 

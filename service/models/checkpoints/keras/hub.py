@@ -18,12 +18,12 @@ from typing import Any
 from service.errors import CheckpointError
 from service.labels import default_classes
 from service.models.cache import file_sha256
-from service.models.checkpoints import keras_layers
 from service.models.checkpoints.checkpoint import Checkpoint
 from service.models.checkpoints.folder import Folder
-from service.models.checkpoints.hdf5 import Array, read_arrays
-from service.models.checkpoints.keras_heads import activation_name, read_head
-from service.models.checkpoints.keras_image import image_converter
+from service.models.checkpoints.keras import layers as keras_layers
+from service.models.checkpoints.keras.hdf5 import Array, read_arrays
+from service.models.checkpoints.keras.hub_heads import activation_name, read_head
+from service.models.checkpoints.keras.hub_image import image_converter
 from service.models.configuration import Configuration, DenseNetConfig, VGGConfig
 
 _log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Keras layers → torchvision's tensors. Shared by KerasHub's presets and KerasCV's files.
+"""Keras layers → torchvision's tensors. Shared by KerasHub's presets and all other files of Keras's.
 
 A layer's arrays lie under ``layers/<class>[_N]/vars/<i>``, and N counts the layers of a class in graph
 order: conv2d, conv2d_1, ... conv2d_10. That is the order in which torchvision registers the modules of the
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from service.errors import CheckpointError
 from service.models.checkpoints.checkpoint import Activation
-from service.models.checkpoints.hdf5 import Array
+from service.models.checkpoints.keras.hdf5 import Array
 from service.models.configuration import Configuration, VGGConfig
 from service.models.network import build
 
@@ -47,15 +47,22 @@ def layers(arrays: dict[str, Array], kind: str, prefix: str = "layers/") -> list
 
 
 def backbone(arrays: dict[str, Array], configuration: Configuration, name: str) -> dict[str, Tensor]:
-    """The tensors of ``features`` under torchvision's names. Raises `CheckpointError`."""
+    """`of_layers` for arrays by their paths."""
+    return of_layers(layers(arrays, "conv2d"), layers(arrays, "batch_normalization"), configuration, name)
+
+
+def of_layers(
+    convolved: list[Layer], normed: list[Layer], configuration: Configuration, name: str
+) -> dict[str, Tensor]:
+    """The tensors of ``features`` under torchvision's names, of its layers in order. Raises `CheckpointError`."""
     with torch.device("meta"):
         features = build(replace(configuration, num_classes=0)).features
     state_dict: dict[str, Tensor] = {}
     convolutions = _modules(features, nn.Conv2d)
-    for key, layer in _zip(convolutions, layers(arrays, "conv2d"), f"convolutions of '{name}'"):
+    for key, layer in _zip(convolutions, convolved, f"convolutions of '{name}'"):
         state_dict |= _with_bias(f"features.{key}", convolution(layer, name), layer)
     norms = _modules(features, nn.BatchNorm2d)
-    for key, layer in _zip(norms, layers(arrays, "batch_normalization"), f"batch norms of '{name}'"):
+    for key, layer in _zip(norms, normed, f"batch norms of '{name}'"):
         for number, part in enumerate(_BATCH_NORM):
             state_dict[f"features.{key}.{part}"] = torch.from_numpy(_variable(layer, number, name))
         state_dict[f"features.{key}.num_batches_tracked"] = torch.zeros((), dtype=torch.long)

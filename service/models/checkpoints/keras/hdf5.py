@@ -22,6 +22,9 @@ Array = npt.NDArray[Any]
 #: Seven times the largest VGG in float32. Beyond it a shape is a trap.
 MOST_BYTES = 4 * 2**30
 
+#: Parts of a list that is too long for one attribute.
+_MOST_PARTS = 1000
+
 
 @contextmanager
 def open_file(source: Path | BinaryIO, name: str) -> Iterator[Any]:
@@ -47,10 +50,43 @@ def read_arrays(source: Path | BinaryIO, name: str, wanted: Callable[[str], bool
         return {path: _array(data, f"{name}:{path}") for path, data in datasets.items()}
 
 
-def has_group(source: Path | BinaryIO, name: str, path: str) -> bool:
-    """Whether the file has a group here; a Keras layer without weights leaves an empty one."""
+def attribute(group: Any, name: str) -> Any:
+    """A text or a list of texts that a group carries, None where it has no such attribute.
+
+    A list that is too long for one attribute is in several, ``name0``, ``name1``, ... Raises `CheckpointError`.
+    """
+    if name in group.attrs:
+        return _texts(group.attrs[name])
+    parts: list[Any] = []
+    while f"{name}{len(parts)}" in group.attrs and len(parts) < _MOST_PARTS:
+        parts.append(_texts(group.attrs[f"{name}{len(parts)}"]))
+    return [text for part in parts for text in part] if parts else None
+
+
+def _texts(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, np.ndarray):
+        return [_texts(item) for item in value.reshape(-1).tolist()]
+    return str(value)
+
+
+def group_names(source: Path | BinaryIO, name: str) -> dict[str, str]:
+    """Every group by its path, with the layer's name that Keras notes there, or nothing."""
     with open_file(source, name) as file:
-        return file.get(path, getclass=True) is h5py.Group
+        return dict(_groups(file, "", name, set()))
+
+
+def _groups(group: Any, prefix: str, file_name: str, seen: set[int]) -> Iterator[tuple[str, str]]:
+    _refuse_twice(group, prefix, file_name, seen)
+    for name in group:
+        if (
+            isinstance(group.get(name, getlink=True), h5py.HardLink)
+            and group.get(name, getclass=True) is h5py.Group
+        ):
+            child = group[name]
+            yield prefix + name, str(attribute(child, "name") or "")
+            yield from _groups(child, f"{prefix}{name}/", file_name, seen)
 
 
 def _walk(group: Any, prefix: str, file_name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
@@ -59,10 +95,7 @@ def _walk(group: Any, prefix: str, file_name: str, seen: set[int]) -> Iterator[t
     A group that is reached twice would make the walk endless, or as good as: ten names for the same group
     on each of ten levels are a small file.
     """
-    address = h5py.h5o.get_info(group.id).addr
-    if address in seen:
-        raise CheckpointError(f"{file_name}:{prefix} is another group under a second name and is refused")
-    seen.add(address)
+    _refuse_twice(group, prefix, file_name, seen)
     for name in group:
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             raise CheckpointError(f"{file_name}:{prefix}{name} is a link to elsewhere and is refused")
@@ -71,6 +104,13 @@ def _walk(group: Any, prefix: str, file_name: str, seen: set[int]) -> Iterator[t
             yield from _walk(child, f"{prefix}{name}/", file_name, seen)
         elif isinstance(child, h5py.Dataset):
             yield prefix + name, child
+
+
+def _refuse_twice(group: Any, prefix: str, file_name: str, seen: set[int]) -> None:
+    address = h5py.h5o.get_info(group.id).addr
+    if address in seen:
+        raise CheckpointError(f"{file_name}:{prefix} is another group under a second name and is refused")
+    seen.add(address)
 
 
 def _refuse_too_much(datasets: dict[str, Any], file_name: str) -> None:
