@@ -68,7 +68,9 @@ class FrontEnd:
         self._channel = channel
         self._keys, self._certificate = credentials.check(settings)
         threads = -(-available_cores() // settings.resolved_frontends)
-        metrics, self._lost = Metrics.declare(), False
+        metrics = Metrics.declare()
+        self.failed = False
+        """Whether it ended because it could not go on."""
         client = EngineClient(threads=threads, thread_memory=SMALL.memory if keeper else 0)
         self._pool = (
             Pool(
@@ -127,7 +129,7 @@ class FrontEnd:
         if self._context.tracing is not None:
             self._context.tracing.close()
         self._channel.close()
-        return lost + self._lost
+        return lost
 
     async def _beat(self) -> None:
         while self._channel.send("alive", joined=self._number if self._context.client.connected else 0):
@@ -181,10 +183,10 @@ class FrontEnd:
 
     def _lost_the_keeper(self) -> None:
         """Another front-end has to take this one's place."""
-        self._lost = True
+        self.failed = True
         assert self._pool is not None
         self._pool.give_up(_no_decoders)
-        self._end()
+        self._server.should_exit = True  # and no word to the port, which the other front-ends share
 
     def _end(self) -> None:
         """Takes no new connection, finishes what is open, lets `run` return."""
@@ -275,14 +277,18 @@ def main(settings: Settings, listener: socket.socket, name: str, channel: Channe
     alone = transport.PROCESSES and threading.current_thread() is threading.main_thread()
     keeper = Keeper() if alone else None
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        lost = runner.run(_run(settings, listener, channel, keeper))
-    if lost:
-        log.error("%d requests were cut off: drain_timeout_ms was too short for them", lost)
+        well = runner.run(_run(settings, listener, channel, keeper))
+    if not well:
         raise SystemExit(1)
 
 
-async def _run(settings: Settings, listener: socket.socket, channel: Channel, keeper: Keeper | None) -> int:
-    return await FrontEnd(settings, listener, channel, keeper).run()
+async def _run(settings: Settings, listener: socket.socket, channel: Channel, keeper: Keeper | None) -> bool:
+    """Whether it ended well."""
+    front_end = FrontEnd(settings, listener, channel, keeper)
+    lost = await front_end.run()
+    if lost:
+        log.error("%d requests were cut off: drain_timeout_ms was too short for them", lost)
+    return not lost and not front_end.failed
 
 
 def _loop_factory() -> Any:

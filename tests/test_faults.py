@@ -18,10 +18,10 @@ from typing import Any
 import httpx
 import pytest
 
-from service import metrics
+from service import metrics, usage
 from service.engine.process import SHORTEST_LIMIT, longest_batch
 from service.errors import ConfigurationError
-from tests.drills.hostile import Trick, class_of, trick_image
+from tests.drills.hostile import CRASH, ENDLESS, Trick, class_of, trick_image
 from tests.server import HTTP, Server
 from tests.uploads import png
 
@@ -183,3 +183,41 @@ def test_a_full_disk_for_the_counters_is_one_sentence(
     with pytest.raises(ConfigurationError, match="TMPDIR"):
         metrics.prepare()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_decode_without_end_is_ended_and_counted_and_harms_nobody(server: Server) -> None:
+    before, counted = server.children(), killed(server)
+    with ThreadPoolExecutor(4) as threads:
+        late = {"headers": {"X-Request-Timeout-Ms": "400"}}
+        endless = [threads.submit(ask, server, ENDLESS, **late) for _ in range(4)]
+        while not all(answer.done() for answer in endless):
+            assert is_served(server)
+    assert {code(answer.result()) for answer in endless} == {(504, "deadline_exceeded")}
+    assert code(ask(server, CRASH)) == (422, "invalid_image")
+    wait_for(lambda: killed(server) == counted + 5, "not all were counted")
+    wait_for(lambda: server.metrics()["imagenet_in_flight_requests"] == 0, "a slot is lost")
+    assert is_served(server)
+    assert is_ready(server)
+    assert server.children() == before
+
+
+def killed(server: Server) -> float:
+    return sum(value for name, value in server.metrics().items() if "decodes_killed" in name)
+
+
+def test_an_end_in_the_middle_of_a_decode_without_end_answers_everybody() -> None:
+    with hostile(frontends=1, drain_timeout_ms=1500) as server, ThreadPoolExecutor(3) as threads:
+        endless = [threads.submit(ask, server, ENDLESS) for _ in range(3)]
+        wait_for(lambda: server.metrics()["imagenet_in_flight_requests"] == 3, "they were never admitted")
+        assert server.terminate() == 0
+        assert {code(answer.result()) for answer in endless} == {(503, "draining")}
+
+
+def test_a_front_end_whose_keeper_is_killed_is_replaced() -> None:
+    with hostile(frontends=1) as server:
+        front_end = server.children()["frontend-1"]
+        (keeper,) = usage.children(front_end)
+        os.kill(keeper, signal.SIGKILL)
+        wait_for(lambda: server.children().get("frontend-1") not in (None, front_end), "it was not replaced")
+        server.wait_ready()
+        assert is_served(server)

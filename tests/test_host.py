@@ -51,6 +51,16 @@ def test_the_container_s_limit_counts_not_the_host_s_memory(
     assert host.free_memory(tmp_path) == left
 
 
+def test_what_pictures_may_take_leaves_a_reserve_and_does_not_count_idle_files(tmp_path: Path) -> None:
+    mebibyte = 1 << 20
+    (tmp_path / "memory.max").write_text(str(2048 * mebibyte))
+    (tmp_path / "memory.current").write_text(str(900 * mebibyte))
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {100 * mebibyte}\nactive_file 7\n")
+    assert host.memory_for_pictures(tmp_path) == 2048 * mebibyte * 0.9 - 800 * mebibyte
+    (tmp_path / "memory.max").write_text(str(850 * mebibyte))
+    assert host.memory_for_pictures(tmp_path) == 0.0  # less is left than the reserve
+
+
 def test_no_limit_means_the_host_s_memory(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("max")
     free = host.free_memory(tmp_path)

@@ -83,3 +83,13 @@ def test_an_image_in_a_lane_takes_what_it_takes() -> None:
     meter = LoadMeter(0.0, capacity=10.0, max_batch_size=4)
     meter.ran_in_lane(0.1, lanes=2, full=False)
     assert meter.seconds == 0.1
+
+
+def test_decoders_that_are_busy_with_one_image_are_full_though_nothing_arrives() -> None:
+    meter = LoadMeter(0.0, capacity=100.0, max_batch_size=4)
+    for second in range(1, 121):  # two decoders, each in an image that does not end
+        meter.update(float(second), 2, 0.0, 0.0, 2, 2.0 * second)
+    assert meter.saturation == pytest.approx(1.0, rel=0.01)
+    for second in range(121, 241):
+        meter.update(float(second), 2, 0.0, 0.0, 2, 240.0)
+    assert meter.saturation == pytest.approx(0.0, abs=0.01)
