@@ -134,6 +134,7 @@ class FrontEnd:
     async def _beat(self) -> None:
         while self._channel.send("alive", joined=self._number if self._context.client.connected else 0):
             self._reserve.hold()
+            logs.flush()
             if self._certificate is not None:
                 self._certificate.refresh()
             if self._pool is not None:

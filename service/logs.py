@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from functools import lru_cache
 from typing import Any
 
+from service.lines import Handler, Output
 from service.settings import Settings
 
 #: ASCII alone: some readers take U+2028 or U+0085 for the end of a line, and terminals obey C1 controls.
@@ -57,7 +59,7 @@ class TextFormatter(logging.Formatter):
 
 def configure(settings: Settings, process: str) -> None:
     """Sends this process's log to standard error in the settings' format and from their level on."""
-    handler = logging.StreamHandler()
+    handler = _handler()
     json_lines = settings.resolved_log_format == "json"
     handler.setFormatter(JsonFormatter(process) if json_lines else TextFormatter(process))
     # No line says which function, thread or process wrote it, so nothing need find that out for every
@@ -69,6 +71,19 @@ def configure(settings: Settings, process: str) -> None:
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
     # Its warnings are about what clients send, who get them as answers.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
+
+
+def flush() -> None:
+    """Writes what the reader of standard error had no room for. To be called now and then."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+def _handler() -> logging.Handler:
+    try:
+        return Handler(Output(sys.stderr.fileno()))
+    except (OSError, ValueError, AttributeError):  # no descriptor: somebody reads it in this process
+        return logging.StreamHandler()
 
 
 def _printable(text: str) -> str:

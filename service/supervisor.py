@@ -209,6 +209,7 @@ class Supervisor:
         due = [self._callbacks[key.fd] for key, _ in self._selector.select(_TICK)]
         for callback in due:
             callback()
+        logs.flush()
         now = time.monotonic()
         for child in self._children():
             if self._processes and now - child.heard_at > self._patience(child):

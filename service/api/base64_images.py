@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.api import body
+from service.api import body, documents
 from service.errors import EmptyBody, InvalidParameter, PayloadTooLarge
 
 #: What stands before the base64 of a data URL (RFC 2397).
@@ -41,6 +41,7 @@ def json_limit(max_upload_bytes: int, images: int = 1) -> int:
 def parse_image_document(raw: bytes) -> ImageDocument:
     """The body of `POST /predict` as JSON. Raises `InvalidParameter` with the first thing that is wrong."""
     try:
+        documents.check(raw)
         return ImageDocument.model_validate_json(raw)
     except ValidationError as errors:
         raise InvalidParameter(first_complaint(errors)) from None

@@ -186,10 +186,15 @@ def check_outputs(asked: InferRequest, classes: int) -> None:
             )
 
 
+def _set(outputs: Sequence[InferOutput]) -> list[InferOutput]:
+    """What is asked for twice in the same way is answered once."""
+    return [output for place, output in enumerate(outputs) if output not in outputs[:place]]
+
+
 def outputs_of(asked: InferRequest, logits: NDArray[np.float32], model: ModelCard) -> list[Output]:
     everything_binary = bool(asked.parameters and asked.parameters.binary_data_output)
     outputs = []
-    for wanted in asked.outputs or [InferOutput(name=name) for name in _OUTPUTS]:
+    for wanted in _set(asked.outputs or ()) or [InferOutput(name=name) for name in _OUTPUTS]:
         parameters = wanted.parameters or OutputParameters()
         scores = logits
         if wanted.name == "probabilities":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
@@ -21,27 +20,39 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import to_json
 
+from service.api import documents
+from service.api.numbers import whole
 from service.errors import InvalidParameter
 
 _LENGTH = struct.Struct("<I")
 
 Bytes = bytes | memoryview
 
+_JSON_LENGTH = "Inference-Header-Content-Length"
+#: Characters of a name or id, dimensions of a shape, inputs or outputs of a request: far above what anybody has.
+_NAME, _DIMENSIONS, _TENSORS = 128, 8, 16
+#: Microseconds of a timeout: eleven days, above what `request_timeout_ms` may be.
+_EVER = 10**12
+#: Of anything that is counted: elements, bytes, classes.
+Size = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Name = Annotated[str, Field(max_length=_NAME)]
+
 
 class InputParameters(BaseModel):
     """``binary_data_size``: the tensor follows the JSON, this many bytes of it."""
 
-    binary_data_size: Annotated[int, Field(ge=0)] | None = None
-    shared_memory_region: str | None = None
+    binary_data_size: Size | None = None
+    shared_memory_region: Name | None = None
 
 
 class InferInput(BaseModel):
     """One input. ``data`` is flat or nested; pictures are base64 there."""
 
-    name: str
-    datatype: str = Field(examples=["BYTES"])
-    shape: list[Annotated[int, Field(ge=0)]] = Field(examples=[[1]])
+    name: Name
+    datatype: Name = Field(examples=["BYTES"])
+    shape: list[Size] = Field(examples=[[1]], max_length=_DIMENSIONS)
     parameters: InputParameters | None = None
     data: list[Any] | None = None
 
@@ -50,14 +61,14 @@ class OutputParameters(BaseModel):
     """``classification`` k asks for the k best classes in place of the tensor."""
 
     binary_data: bool | None = None
-    classification: Annotated[int, Field(ge=0)] = 0
-    shared_memory_region: str | None = None
+    classification: Size = 0
+    shared_memory_region: Name | None = None
 
 
 class InferOutput(BaseModel):
     """One output that is wanted; all of them where none is named."""
 
-    name: str
+    name: Name
     parameters: OutputParameters | None = None
 
 
@@ -65,16 +76,16 @@ class InferParameters(BaseModel):
     """``timeout`` in microseconds, as Triton has it."""
 
     binary_data_output: bool = False
-    timeout: Annotated[int, Field(ge=0)] | None = None
+    timeout: Annotated[int, Field(ge=0, le=_EVER)] | None = None
 
 
 class InferRequest(BaseModel):
     """What is asked. Fields that this does not know are passed over, as the protocol wants it."""
 
-    id: str | None = None
+    id: Name | None = None
     parameters: InferParameters | None = None
-    inputs: list[InferInput]
-    outputs: list[InferOutput] | None = None
+    inputs: list[InferInput] = Field(max_length=_TENSORS)
+    outputs: list[InferOutput] | None = Field(None, max_length=_TENSORS)
 
 
 def request_schema() -> dict[str, Any]:
@@ -107,11 +118,12 @@ def parse(body: bytes, json_length: str | None) -> tuple[InferRequest, dict[str,
 
     Raises `InvalidParameter` with the first thing that is wrong.
     """
-    length = _json_length(json_length, len(body))
+    length = len(body) if json_length is None else whole(json_length, _JSON_LENGTH, len(body))
+    documents.check(memoryview(body)[:length])
     try:
         request = InferRequest.model_validate_json(body[:length])
     except ValidationError as errors:
-        first = errors.errors()[0]
+        first = errors.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise InvalidParameter(f"{place or 'the body'}: {first['msg']}") from None
     tensors: dict[str, Tensor] = {}
@@ -124,14 +136,6 @@ def parse(body: bytes, json_length: str | None) -> tuple[InferRequest, dict[str,
     if rest:
         raise InvalidParameter(f"{len(rest)} bytes more than the inputs' binary_data_size say")
     return request, tensors
-
-
-def _json_length(header: str | None, size: int) -> int:
-    if header is None:
-        return size
-    if not header.isdigit() or int(header) > size:
-        raise InvalidParameter("Inference-Header-Content-Length must be the length of the body's JSON")
-    return int(header)
 
 
 def _data(given: InferInput, rest: memoryview) -> tuple[memoryview | list[Any], memoryview]:
@@ -195,16 +199,16 @@ def pixels(tensor: Tensor, image: tuple[int, int, int]) -> NDArray[np.uint8]:
                 f"{tensor.name}: the shape says {math.prod(tensor.shape)} bytes, not {len(tensor.data)}"
             )
         return np.frombuffer(tensor.data, np.uint8).reshape(tensor.shape)
-    try:
-        values = np.array(tensor.data)
-    except ValueError:  # rows of different lengths
-        values = np.empty(0)
-    whole = values.dtype.kind == "i" and values.size == math.prod(tensor.shape)
-    if not whole or values.min(initial=0) < 0 or values.max(initial=0) > 255:
+    values = tensor.data
+    for _ in tensor.shape[1:]:
+        values = _flat(values)
+    # NumPy would make room for the longest string as often as there are elements, so it is shown numbers alone.
+    numbers = len(values) == math.prod(tensor.shape) and all(type(value) is int for value in values)
+    if not numbers or not all(0 <= value <= 255 for value in values):
         raise InvalidParameter(
             f"{tensor.name}: data must be {list(tensor.shape)} whole numbers from 0 to 255"
         )
-    return values.astype(np.uint8).reshape(tensor.shape)
+    return np.array(values, np.uint8).reshape(tensor.shape)
 
 
 def _expect(tensor: Tensor, datatype: str, shape: tuple[int, ...]) -> None:
@@ -242,7 +246,7 @@ def encode(head: Mapping[str, Any], outputs: Sequence[Output]) -> tuple[bytes, i
                 flat.tolist() if isinstance(flat, np.ndarray) else [element.decode() for element in flat]
             )
         entries.append(entry)
-    document = json.dumps({**head, "outputs": entries}, ensure_ascii=False).encode()
+    document = to_json({**head, "outputs": entries})
     return b"".join([document, *binary]), len(document) if binary else None
 
 

@@ -83,6 +83,7 @@ def main(settings: Settings, channel: Channel, given_up: Sequence[str] = ()) -> 
     description = blob(card.to_bytes())
     channel.send("ready", geometry=arena.geometry.to_json(), descriptors=[arena.descriptor, description])
     core.every_second(lambda: channel.send("alive"))
+    core.every_second(logs.flush)
     core.when_overdue(longest_batch(runner.max_batch_size, runner.capacity), partial(_say_overdue, channel))
     try:
         core.serve()

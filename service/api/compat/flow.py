@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 from pydantic_core import from_json
 
-from service.api import base64_images, body
+from service.api import base64_images, body, documents
 from service.api.context import Context, context_of
 from service.api.errors import ErrorDocument
 from service.api.exchange import Exchange, exchange_of, hang_up_cancels
@@ -57,6 +57,7 @@ class Work:
             raise EmptyBody("the body is empty; it has to be a JSON object")
 
         def parse() -> JsonValue:
+            documents.check(raw)
             try:
                 document: JsonValue = from_json(raw, allow_inf_nan=False)
             except ValueError:
