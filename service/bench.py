@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ _EDGES = tuple(step * 10.0**power for power in range(-1, 8) for step in (1, 1.5,
 _BAR = 40
 #: Side of the square of film grain that a made photo repeats.
 _GRAIN = 256
+#: Seconds for the first connection.
+_CONNECT = 5.0
 _BOUNDARY = "imagenet-serve-bench"
 
 Form = Literal["table", "json"]
@@ -184,9 +187,15 @@ def run(load: Plan, form: Form) -> int:
     """Runs the load, prints the result on stdout, and returns the exit code: 1 when nothing was answered 2xx."""
     progress = Progress(load)
     try:
+        with socket.create_connection((load.host, load.port), _CONNECT):
+            pass  # a closed port is told at once, not after the whole duration
         tally = loadgen.generate(load, progress)
     except OSError as error:
-        print(f"imagenet-serve: {load.host}:{load.port}: {error.strerror or error}", file=sys.stderr)
+        reason = error.strerror or str(error) or "no answer"
+        print(
+            f"imagenet-serve: {load.host}:{load.port}: {reason}; is the service running there?",
+            file=sys.stderr,
+        )
         return 1
     progress.end()
     document = report(load, tally)

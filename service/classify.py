@@ -1,44 +1,78 @@
-"""`imagenet-serve classify`: images on disk to labels, in this process, without a server."""
+"""`imagenet-serve classify`: images on disk to labels, in this process, without a server.
+
+paths ──▶ images ──▶ LocalClassifier.look ──▶ a sink, one image after the other, as soon as it is done
+                                              ├── table, json, jsonl, csv on standard output
+                                              └── a CSV file, which another run goes on with (resume.py)
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from service import tables
 from service.classifier import Image, Seen
 from service.errors import ConfigurationError
 from service.evaluate.dataset import SUFFIXES
 from service.local import LocalClassifier
+from service.resume import Resumed
 from service.settings import Settings
+from service.sinks import Form, Sink, open_sink
 
 STDIN = "-"
 #: Images in a forward pass, where there are so many: a command is no service that would measure the best size first.
 _BATCH = 8
+#: As a shell says it of a program that SIGINT or SIGPIPE ended.
+_INTERRUPTED, _BROKEN_PIPE = 130, 141
 
 
-def run(settings: Settings, paths: Sequence[str], form: tables.Form) -> int:
-    """Classifies every image of ``paths`` and prints the best classes.
+def run(settings: Settings, paths: Sequence[str], form: Form, resume: Path | None = None) -> int:
+    """Classifies every image of ``paths`` and prints the best classes of each as soon as it is done.
 
-    A path is a file, a folder (with all that is below it), or ``-`` for an image on standard input. Returns 1
-    when one of them was no usable image, else 0. Raises `StartError` when the model cannot be had.
+    A path is a file, a folder (with all that is below it), or ``-`` for an image on standard input. ``resume`` is a
+    CSV file in place of standard output: images that are in it are left out, and the others are added. Returns 1 when
+    one was no usable image, 130 after Ctrl-C, 141 when nobody reads any more, else 0; what was printed stays in each
+    case. Raises `StartError` when the model cannot be had.
     """
     images = dict(_images(paths))
+    resumed = Resumed(resume, settings.top_k) if resume is not None else None
+    if resumed is not None:
+        images = {name: image for name, image in images.items() if name not in resumed.done}
+        print(
+            f"imagenet-serve: {len(resumed.done)} images are in {resume}, {len(images)} are left",
+            file=sys.stderr,
+        )
+    if not images:
+        return 0
     if settings.max_batch_size == "auto":
         settings = settings.model_copy(update={"max_batch_size": min(_BATCH, len(images))})
-    looks = LocalClassifier(settings).look(images.values())
-    results = list(zip(images, _tracked(looks, len(images)), strict=True))
-    for name, seen in results:
-        if seen.error:
-            print(f"{name}: {seen.error}", file=sys.stderr)
-    shapes = {"table": _cells, "csv": _rows, "json": _documents}
-    tables.show([row for name, seen in results for row in shapes[form](name, seen)], form)
-    return int(any(seen.error for _, seen in results))
+    try:
+        return _classify(settings, images, resumed.sink() if resumed else open_sink(form, sys.stdout, images))
+    except BrokenPipeError:
+        # Python would flush what is left when it ends, and fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+
+
+def _classify(settings: Settings, images: dict[str, Image], sink: Sink) -> int:
+    done, bad = 0, False
+    bar = Bar(len(images))
+    with bar, sink:
+        try:
+            looks = LocalClassifier(settings, tell=bar.say).look(images.values())
+            for name, seen in zip(images, bar.track(looks), strict=True):
+                if seen.error:
+                    print(f"{name}: {seen.error}", file=sys.stderr)
+                sink.write(name, seen)
+                done, bad = done + 1, bad or bool(seen.error)
+        except KeyboardInterrupt:
+            print(f"imagenet-serve: interrupted after {done} of {len(images)} images", file=sys.stderr)
+            return _INTERRUPTED
+    return int(bad)
 
 
 def _images(paths: Iterable[str]) -> Iterator[tuple[str, Image]]:
@@ -56,40 +90,33 @@ def _images(paths: Iterable[str]) -> Iterator[tuple[str, Image]]:
             yield name, path
 
 
-def _tracked(looks: Iterator[Seen], count: int) -> Iterator[Seen]:
-    """The same, with a progress bar on standard error, where that is a terminal and there are several."""
-    console = Console(stderr=True)
-    columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = count == 1 or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        yield from progress.track(looks, total=count)
+class Bar:
+    """A progress bar on standard error, where that is a terminal: first what the start does, then the images."""
 
+    def __init__(self, count: int) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._count = count
+        self._task: TaskID | None = None
 
-def _documents(name: str, seen: Seen) -> Iterator[dict[str, Any]]:
-    """One object an image."""
-    yield (
-        {"file": name, "error": seen.error} if seen.error else {"file": name, "predictions": seen.predictions}
-    )
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        self._task = self._progress.add_task("loading the model", total=None)
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
 
-def _rows(name: str, seen: Seen) -> Iterator[dict[str, Any]]:
-    """One line a class, or one with the error."""
-    empty = {"rank": "", "class_id": "", "wnid": "", "label": "", "probability": "", "error": seen.error}
-    if seen.error:
-        yield {"file": name, **empty}
-    for rank, prediction in enumerate(seen.predictions, start=1):
-        yield {"file": name, **empty, "rank": rank, **prediction}
+    def say(self, text: str) -> None:
+        """What the start does now."""
+        if self._task is not None:
+            self._progress.update(self._task, description=text)
 
-
-def _cells(name: str, seen: Seen) -> Iterator[dict[str, Any]]:
-    """The same for people: the name stands on the first line only, and a probability is a percentage."""
-    for row in _rows(name, seen):
-        shown = "" if seen.error else f"{100 * row['probability']:.2f} %"
-        yield {
-            "file": name if row["rank"] in (1, "") else "",
-            "rank": str(row["rank"]),
-            "label": f"({seen.error})" if seen.error else row["label"],
-            "probability": shown.rjust(9),
-            "class_id": str(row["class_id"]),
-            "wnid": row["wnid"] or "",
-        }
+    def track(self, looks: Iterable[Seen]) -> Iterator[Seen]:
+        """The same, counted."""
+        assert self._task is not None
+        self._progress.reset(self._task, total=self._count, description="classifying")
+        for seen in looks:
+            yield seen
+            self._progress.advance(self._task)

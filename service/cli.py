@@ -10,11 +10,12 @@ from typing import Any, Literal
 import click
 from click.shell_completion import get_completion_class
 
-from service import __version__, tables
+from service import __version__, sinks, tables
 from service.errors import StartError
 from service.flags import MODEL_SETTINGS, all_settings, form_flag, from_flags, settings_flags
 from service.models.catalog import VARIANTS
 from service.settings import Settings
+from service.working import may_write, working
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -76,17 +77,31 @@ def models(form: tables.Form) -> None:
 @cli.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @settings_flags([*MODEL_SETTINGS, "max_batch_size", "top_k"], server=False)
-@form_flag
-def classify(paths: tuple[str, ...], form: tables.Form, **given: Any) -> None:
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "jsonl", "csv"]),
+    default="table",
+    show_default=True,
+    help="jsonl is one object a line.",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write CSV into FILE, and leave out the images that are in it: a run that was ended goes on.",
+)
+def classify(paths: tuple[str, ...], form: sinks.Form, resume: Path | None, **given: Any) -> None:
     """Classify image files, and the images in folders, without a server; - is an image on standard input.
 
-    A file that is no usable image is named in the output; the exit code is 1 if there was one.
+    Each result is printed as soon as it is there, so Ctrl-C and a pipe that breaks keep what was done. A file that is
+    no usable image is named in the output; the exit code is 1 if there was one.
     """
     from service import classify as room
 
     if paths.count(room.STDIN) > 1:
         raise click.UsageError("standard input can be read once; give - once")
-    sys.exit(room.run(from_flags(given), paths, form))
+    sys.exit(room.run(from_flags(given), paths, form, resume))
 
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -194,6 +209,9 @@ def completion(shell: str) -> None:
     click.echo(kind(cli, {}, "imagenet-serve", "_IMAGENET_SERVE_COMPLETE").source())
 
 
+_overwrite = click.option("--overwrite", is_flag=True, help="Do not ask before a directory is written over.")
+
+
 @cli.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
@@ -207,7 +225,8 @@ def completion(shell: str) -> None:
     "--force", is_flag=True, help="Write it even when the models agree on less than 98 % of the images."
 )
 @settings_flags(["model", "weights", "labels", "max_image_pixels"], server=False)
-def quantize(out: Path, calibrate: Path, force: bool, **given: Any) -> None:
+@_overwrite
+def quantize(out: Path, calibrate: Path, force: bool, overwrite: bool, **given: Any) -> None:
     """Make an int8 artifact of a model, for --runtime OUT.
 
     On the CPU it runs several times as fast. How often its top class is that of the fp32 model is measured
@@ -215,6 +234,7 @@ def quantize(out: Path, calibrate: Path, force: bool, **given: Any) -> None:
     """
     from service import quantize as room
 
+    may_write(out, overwrite=overwrite)
     sys.exit(room.run(from_flags(given), calibrate, out, force=force))
 
 
@@ -223,7 +243,8 @@ def quantize(out: Path, calibrate: Path, force: bool, **given: Any) -> None:
 @settings_flags(
     ["model", "weights", "labels", "device", "precision", "runtime", "max_batch_size"], server=False
 )
-def export(out: Path, **given: Any) -> None:
+@_overwrite
+def export(out: Path, overwrite: bool, **given: Any) -> None:
     """Prepare a model ahead of time.
 
     With --runtime openvino: converted for a CPU, for --weights OUT; serving it needs neither torch nor the original
@@ -232,6 +253,7 @@ def export(out: Path, **given: Any) -> None:
     """
     from service import export as room
 
+    may_write(out, overwrite=overwrite)
     sys.exit(room.run(from_flags(given), out))
 
 
@@ -239,17 +261,23 @@ def export(out: Path, **given: Any) -> None:
 @click.argument("source")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @settings_flags(["model", "labels"], server=False)
-def convert(source: str, directory: Path, **given: Any) -> None:
+@_overwrite
+def convert(source: str, directory: Path, overwrite: bool, **given: Any) -> None:
     """Write any weights that the service reads, SOURCE, into a checkpoint DIRECTORY of its own format.
 
     SOURCE is whatever the setting weights takes. The directory holds the configuration, the preprocessing
     and the classes in one JSON file beside the tensors, and needs neither hub nor HDF5 to be served.
     """
     settings = from_flags({**given, "weights": source})
+    may_write(directory, overwrite=overwrite)
     from service.models.checkpoints import resolve, write
 
-    checkpoint = resolve(settings.weights, settings.model, labels=settings.labels)
-    write(checkpoint, directory)
+    with working(f"reading {source}") as work:
+        checkpoint = resolve(
+            settings.weights, settings.model, labels=settings.labels, progress=work.downloaded
+        )
+        work.say(f"writing {directory}")
+        write(checkpoint, directory)
     click.echo(f"{directory}: {checkpoint.name} from {checkpoint.source}", err=True)
 
 

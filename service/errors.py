@@ -31,6 +31,7 @@
     │   └── NotANumber              internal           (the model answered with NaN or infinity)
     └── StartError                  the service cannot start; one sentence says what to do
         ├── CheckpointError         the weights cannot be had or are not what they should be
+        │   └── NotCached           they are not on this host, and nobody was to be asked for them
         └── ConfigurationError      settings that do not go together, a port that is taken
 
 An error has a ``code`` and a message for people, never a status: `service.api.errors` is the one
@@ -221,6 +222,10 @@ class StartError(ServiceError):
 
 class CheckpointError(StartError):
     """The weights cannot be had, or are not what the configuration wants."""
+
+
+class NotCached(CheckpointError):
+    """The weights are not on this host, and nobody was to be asked for them."""
 
 
 class ConfigurationError(StartError):

@@ -17,6 +17,7 @@ from typing import Any
 from service import tables
 from service.errors import ConfigurationError
 from service.settings import Settings, available_cores
+from service.working import working
 
 #: Images in a batch of the artifact's, unless the setting says.
 _MOST = 256
@@ -35,7 +36,8 @@ def run(settings: Settings, out: Path) -> int:
     if settings.runtime == "openvino":
         from service.models import building
 
-        building.export(settings, out)
+        with working(f"converting {settings.weights} for OpenVINO"):
+            building.export(settings, out)
         print(f"serve it with: --weights {out}", file=sys.stderr)
         return 0
     if settings.runtime not in ("auto", "compile"):
@@ -55,16 +57,22 @@ def _compile(settings: Settings, out: Path) -> int:
     torch.set_num_threads(available_cores())
     placement = place(settings.device, settings.precision, "compile")
     device = torch.device(placement.device)
-    checkpoint = resolve(settings.weights, settings.model, labels=settings.labels)
+    with working("reading the weights") as work:
+        checkpoint = resolve(
+            settings.weights, settings.model, labels=settings.labels, progress=work.downloaded
+        )
     image, has_head = checkpoint.preprocessing.shape, checkpoint.classes is not None
     most = _MOST if settings.max_batch_size == "auto" else settings.max_batch_size
-    print(f"compiling {checkpoint.name} for {package.platform_of(device)}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="imagenet-serve-") as folder:
         path = Path(folder) / "model.pt2"
-        network = whole(loader.load(checkpoint), device, placement.precision, has_head=has_head)
-        package.build(network, image, device, most, path)
-        plain = whole(loader.load(checkpoint), torch.device("cpu"), "fp32", has_head=has_head)
-        check = _compare(package.load(path, device), plain, image, device, most)
+        with working(
+            f"compiling {checkpoint.name} for {package.platform_of(device)}, which takes minutes"
+        ) as work:
+            network = whole(loader.load(checkpoint), device, placement.precision, has_head=has_head)
+            package.build(network, image, device, most, path)
+            work.say("comparing it with the plain model")
+            plain = whole(loader.load(checkpoint), torch.device("cpu"), "fp32", has_head=has_head)
+            check = _compare(package.load(path, device), plain, image, device, most)
         tables.show([check], "table")
         if not check["distance"] <= _limit(placement.precision):
             print(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -28,14 +28,22 @@ class LocalClassifier:
     Uses the thread that calls it for the model, always the same one, and others for decoding.
     """
 
-    def __init__(self, settings: Settings, *, warm: bool = False, keep_logits: bool = False) -> None:
-        """``warm`` lets a long run measure which batch size is the best where the setting leaves that open.
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        warm: bool = False,
+        keep_logits: bool = False,
+        tell: Callable[[str], object] = lambda text: None,
+    ) -> None:
+        """``tell`` hears what the start does, in words. ``warm`` lets a long run measure which batch size is the best
+        where the setting leaves that open.
 
         With ``keep_logits`` each result carries a copy of its logits.
         """
         from service.models import serving
 
-        loaded = serving.load(settings, lambda state, detail: None)
+        loaded = serving.load(settings, lambda state, detail: tell(detail or state))
         self._card = loaded.card()
         if not self._card.classes:
             raise ConfigurationError(f"{self._card.weights} is a network without classes; it cannot classify")

@@ -23,6 +23,7 @@ from service import tables
 from service.errors import ConfigurationError, RequestError
 from service.preprocess import prepare
 from service.settings import Settings, available_cores
+from service.working import working
 
 if TYPE_CHECKING:
     from service.models.runtimes.int8 import Recipe
@@ -74,7 +75,10 @@ def run(settings: Settings, folder: Path, out: Path, *, force: bool = False, see
     int8.tools()  # now, and not after minutes of reading images
     if out.exists() and not (out / "about.json").exists():
         raise ConfigurationError(f"'{out}' exists and is no artifact; choose another folder")
-    checkpoint = resolve(settings.weights, settings.model, labels=settings.labels)
+    with working("reading the weights") as work:
+        checkpoint = resolve(
+            settings.weights, settings.model, labels=settings.labels, progress=work.downloaded
+        )
     if checkpoint.classes is None:
         raise ConfigurationError("this checkpoint has no classes, so agreement cannot be measured on it")
     chance = random.Random(seed)
@@ -84,7 +88,8 @@ def run(settings: Settings, folder: Path, out: Path, *, force: bool = False, see
     calibration, held_out = images[:count], images[count:]
     model = loader.load(checkpoint)
     try:
-        converted = converting.convert(model, checkpoint, describe(checkpoint, model), "int8")
+        with working("converting the model for OpenVINO"):
+            converted = converting.convert(model, checkpoint, describe(checkpoint, model), "int8")
     except conversion.ConversionError as error:
         raise ConfigurationError(f"OpenVINO cannot convert this model: {error}") from error
     original = converted.graphs[artifact.DIRECT].model()

@@ -15,6 +15,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image, ImageOps
 
 from service.client import (
     ApiError,
@@ -27,6 +31,7 @@ from service.client import (
     Unreachable,
     retry,
 )
+from service.client.photos import read_photo
 from tests.api.site import CLASSES, logits_of, site
 from tests.loops import on_a_loop
 from tests.uploads import png
@@ -170,6 +175,71 @@ def test_photos_come_as_paths_files_and_bytes(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             client.predict(tmp_path / "missing.png")
     assert seen == [("image/png", b"photo")] * 3 + [("application/octet-stream", b"photo")] * 2
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 4), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "photo",
+    [
+        PIXELS[:, :, 0],
+        PIXELS[:, :, :1],
+        PIXELS[:, :, :3],
+        PIXELS,
+        PIXELS[::-1, ::2, :3],
+        Image.fromarray(PIXELS[:, :, :3]),
+        Image.fromarray(PIXELS[:, :, :3]).convert("CMYK"),
+        Image.fromarray(PIXELS[:, :, 0]).convert("F"),
+        Image.fromarray(PIXELS[:, :, 0]).convert("I;16"),
+    ],
+    ids=lambda photo: f"{type(photo).__name__} {getattr(photo, 'mode', getattr(photo, 'shape', ''))}",
+)
+def test_pixels_travel_as_they_are(photo: Any) -> None:
+    sent = Image.open(io.BytesIO(read_photo(photo).data)).convert("RGB")
+    if isinstance(photo, np.ndarray):
+        photo = Image.fromarray(photo[:, :, 0] if photo.ndim == 3 and photo.shape[2] == 1 else photo)
+    assert np.array_equal(np.asarray(sent), np.asarray(photo.convert("RGB")))
+
+
+def test_an_image_is_upright_as_its_file_is() -> None:
+    image = Image.fromarray(PIXELS[:, :, :3])
+    image.getexif()[274] = 6  # to be turned by 90 degrees
+    sent = Image.open(io.BytesIO(read_photo(image).data))
+    assert sent.size == (6, 5)
+    assert ImageOps.exif_transpose(sent).size == (6, 5), "and it is not turned twice"
+
+
+@given(
+    st.none()
+    | st.integers()
+    | st.floats()
+    | st.lists(st.integers())
+    | st.dictionaries(st.text(), st.text())
+    | st.builds(io.StringIO, st.text())
+    | arrays(st.sampled_from([np.float32, np.int64, np.bool_]), st.tuples(*[st.integers(1, 3)] * 3))
+    | arrays(np.uint8, st.sampled_from([(3,), (2, 2, 2), (1, 2, 2, 3), (0, 2), ()]))
+)
+def test_anything_else_is_a_sentence(photo: Any) -> None:
+    with Client("http://127.0.0.1:1") as client, pytest.raises(TypeError, match=r"photo|pixels"):
+        client.predict(photo)
+
+
+def test_no_photos_are_an_empty_answer_and_one_is_not_several() -> None:
+    def never(request: httpx.Request) -> httpx.Response:
+        raise AssertionError("nobody is asked")
+
+    with Client("http://server", transport=httpx.MockTransport(never)) as client:
+        assert client.predict_batch([]).results == ()
+        for one in ("a.jpg", b"bytes", Path("a.jpg"), io.BytesIO(b"x"), 3, Image.new("L", (1, 1))):
+            with pytest.raises(TypeError, match="a list of them"):
+                client.predict_batch(one)  # type: ignore[arg-type]
+
+    async def asynchronously() -> None:
+        async with AsyncClient("http://server", transport=httpx.MockTransport(never)) as client:
+            assert (await client.predict_batch(iter(()))).results == ()
+
+    asyncio.run(asynchronously())
 
 
 def test_when_another_try_is_worth_it() -> None:

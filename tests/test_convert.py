@@ -12,6 +12,7 @@ from service.cli import cli
 from service.errors import CheckpointError
 from service.models import loader
 from service.models.checkpoints import resolve
+from tests import tiny
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -36,3 +37,18 @@ def test_a_source_that_is_none_is_one_sentence(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["convert", "/no/such/weights", str(tmp_path / "ours")])
     assert isinstance(result.exception, CheckpointError)
     assert not (tmp_path / "ours").exists()
+
+
+def test_what_is_there_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious").write_text("mine")
+    for command in (["convert", "random", str(out)], ["export", str(out)]):
+        done = CliRunner().invoke(cli, command)
+        assert done.exit_code == 2
+        assert "--overwrite" in done.stderr
+    assert [path.name for path in out.iterdir()] == ["precious"]
+    source = str(tiny.directory(tmp_path))
+    done = CliRunner().invoke(cli, ["convert", source, str(out), "--overwrite"])
+    assert done.exit_code == 0, done.output
+    assert (out / "model.safetensors").exists()

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import http.server
 import json
+import shutil
 import socket
-import threading
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from service import settings
 from service.cli import cli
-from service.doctor import Level, libraries, machine, weights
+from service.doctor import Finding, Level, libraries, machine, weights
 from service.fallback import Fallback
 from tests import tiny
+from tests.models.loopback import Reply, Request, serve
 
 GB = 10**9
 
@@ -94,41 +94,112 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-class _Hub(http.server.BaseHTTPRequestHandler):
-    asked: list[str]
-
-    def do_HEAD(self) -> None:
-        self.asked.append(self.path)
-        self.send_response(200)
-        self.send_header("content-length", "123000000")
-        self.end_headers()
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing."""
+DENSENET = Path(__file__).parent / "fixtures" / "timm_densenetblur"
 
 
 @pytest.fixture
-def hub() -> Iterator[type[_Hub]]:
-    handler = type("Hub", (_Hub,), {"asked": []})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    handler.url = f"http://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield handler
-    server.shutdown()
-    server.server_close()
+def hub_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Empty caches, and the hub's client as it finds them."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kaggle"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
 
 
-def test_a_hub_is_asked_and_the_answer_told(hub: type[_Hub], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)  # type: ignore[attr-defined]
-    finding = weights.weights(settings.load(weights="hf://timm/densenet121.tv_in1k"))
-    assert finding.level is Level.PASS
-    assert f"tried HEAD {hub.url}" in finding.found  # type: ignore[attr-defined]
-    assert hub.asked
+def look(monkeypatch: pytest.MonkeyPatch, address: str, answer: Any) -> tuple[Finding, list[str]]:
+    """What the doctor finds while the hubs answer so, and what they were asked."""
+    with serve(answer) as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", server.url + TEMPLATE)
+        monkeypatch.setenv("KAGGLE_API_ENDPOINT", server.url)
+        finding = weights.weights(settings.load(weights=address))
+        return finding, [f"{request.method} {request.path}" for request in server.requests]
 
 
-def test_no_way_to_the_hub_is_a_failure_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    finding = weights.weights(settings.load(weights="hf://timm/densenet121.tv_in1k"))
+TEMPLATE = "/{repo_id}/resolve/{revision}/{filename}"
+
+
+def hugging_face(request: Request) -> Reply:
+    if "resolve" in request.path and request.path.startswith("/timm/there"):
+        headers = {"X-Repo-Commit": "a" * 40, "ETag": '"e"', "X-Linked-Size": "10"}
+        return Reply(200, b"x" * 10, headers)
+    codes = {"/timm/gated": "GatedRepo", "/timm/none": "RepoNotFound"}
+    for start, code in codes.items():
+        if request.path.startswith(start):
+            return Reply(401, b"", {"X-Error-Code": code})
+    return Reply(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": "a" * 40})
+
+
+@pytest.mark.parametrize(
+    ("address", "level", "words"),
+    [
+        ("hf://timm/there", Level.PASS, "gives it"),
+        ("hf://timm/gated", Level.FAIL, "gated"),
+        ("hf://timm/none", Level.FAIL, "no such repository"),
+        ("hf://timm/empty", Level.FAIL, "no config.json"),
+        ("hf://nobody", Level.FAIL, "write hf://owner/repo"),
+    ],
+)
+def test_a_hub_is_asked_for_the_very_weights(
+    hub_folders: Path, monkeypatch: pytest.MonkeyPatch, address: str, level: Level, words: str
+) -> None:
+    finding, asked = look(monkeypatch, address, hugging_face)
+    assert finding.level is level, finding
+    assert words in finding.found + finding.advice
+    assert not any(one.startswith("GET") and "resolve" in one for one in asked), "nothing is fetched"
+    assert [path for path in hub_folders.rglob("*") if path.is_file()] == []
+
+
+def kaggle(request: Request) -> Reply:
+    if request.path.endswith("/vgg_16_imagenet/get"):
+        return Reply(200, b'{"versionNumber": 3}')
+    return Reply(403 if "private" in request.path else 404)
+
+
+@pytest.mark.parametrize(
+    ("address", "level", "words"),
+    [
+        ("vgg_16_imagenet", Level.PASS, "gives it"),
+        ("kaggle://keras/vgg/keras/vgg_16_imagenet", Level.PASS, "gives it"),
+        ("kaggle://keras/vgg/keras/vgg_16_imagenet/4", Level.FAIL, "no version 4"),
+        ("kaggle://keras/vgg/keras/nothing/1", Level.FAIL, "no such model"),
+        ("kaggle://keras/vgg/keras/private", Level.FAIL, "access is denied"),
+        ("kaggle://keras", Level.FAIL, "write kaggle://"),
+    ],
+)
+def test_kaggle_is_asked_for_the_very_weights(
+    hub_folders: Path, monkeypatch: pytest.MonkeyPatch, address: str, level: Level, words: str
+) -> None:
+    finding, asked = look(monkeypatch, address, kaggle)
+    assert finding.level is level, finding
+    assert words in finding.found + finding.advice
+    assert not any("/download/" in one for one in asked), "nothing is fetched"
+    assert [path for path in hub_folders.rglob("*") if path.is_file()] == []
+
+
+def test_a_filled_cache_needs_no_network(hub_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = hub_folders / "kaggle/models/keras/vgg/keras/mine/1"
+    shutil.copytree(DENSENET, folder)
+    for file in [*folder.iterdir()]:
+        marker = folder.parent / ".complete/1" / f"{file.name}.complete"
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    monkeypatch.setenv("KAGGLE_API_ENDPOINT", "http://127.0.0.1:1")
+    finding = weights.weights(settings.load(weights="kaggle://keras/vgg/keras/mine/1"))
+    assert finding.level is Level.PASS, finding
+    assert "no network used" in finding.found
+
+
+@pytest.mark.parametrize("address", ["hf://timm/there", "kaggle://keras/vgg/keras/vgg_16_imagenet/3"])
+def test_no_way_to_the_hub_is_a_failure_with_a_way_out(
+    hub_folders: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:1" + TEMPLATE
+    )
+    monkeypatch.setenv("KAGGLE_API_ENDPOINT", "http://127.0.0.1:1")
+    finding = weights.weights(settings.load(weights=address))
     assert finding.level is Level.FAIL
     assert "--weights demo" in finding.advice
 

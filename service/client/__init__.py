@@ -4,6 +4,7 @@
         print(client.predict("cat.jpg").best.label)
 
 clients    Client, AsyncClient: send and wait ──▶ calls    a request as data, and how its answer is read
+                                              ──▶ photos   what may be given for a photo
                                               ──▶ retry    when a request is sent again
                                               ──▶ answers  what is given back ·  errors  what is raised
 """
@@ -17,7 +18,6 @@ from service.client.answers import (
     Predictions,
     Timings,
 )
-from service.client.calls import Photo
 from service.client.clients import AsyncClient, Client
 from service.client.errors import (
     ApiError,
@@ -28,6 +28,7 @@ from service.client.errors import (
     Unexpected,
     Unreachable,
 )
+from service.client.photos import Photo
 
 __all__ = [
     "ApiError",

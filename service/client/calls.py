@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
-import mimetypes
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import httpx
 import numpy as np
@@ -24,10 +20,8 @@ from service.client.answers import (
     Timings,
 )
 from service.client.errors import ApiError, Refused, Unavailable, Unexpected
+from service.client.photos import File
 from service.client.retry import AGAIN_LATER
-
-#: A file's path, an open file, or a file's bytes.
-Photo = str | os.PathLike[str] | bytes | BinaryIO
 
 R = TypeVar("R")
 
@@ -41,33 +35,6 @@ class Call(Generic[R]):
     read: Callable[[httpx.Response], R]
     options: Mapping[str, Any] = field(default_factory=dict)
     patient: bool = True
-
-
-@dataclass(frozen=True)
-class File:
-    name: str
-    data: bytes
-
-    @property
-    def media_type(self) -> str:
-        """By the name, as a courtesy: the service goes by the bytes."""
-        guessed = mimetypes.guess_type(self.name)[0]
-        return guessed if guessed and guessed.startswith("image/") else "application/octet-stream"
-
-
-def read_photo(photo: Photo) -> File:
-    """The bytes, with a name for them. Raises `OSError`."""
-    if isinstance(photo, bytes | bytearray | memoryview):
-        return File("photo", bytes(photo))
-    if isinstance(photo, str | os.PathLike):
-        path = Path(photo)
-        return File(path.name, path.read_bytes())
-    return File(Path(str(getattr(photo, "name", "photo"))).name, photo.read())
-
-
-async def read_aside(photo: Photo) -> File:
-    """In a thread: a disk may take its time."""
-    return await asyncio.to_thread(read_photo, photo)
 
 
 def _one(path: str, file: File, read: Callable[[httpx.Response], R], accept: str, **query: Any) -> Call[R]:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Literal, Self, TypeVar
 
 import httpx
 
 from service.client import calls
 from service.client.answers import BatchPredictions, Explanation, Features, Predictions
-from service.client.calls import Call, Photo
+from service.client.calls import Call
 from service.client.errors import Unreachable
+from service.client.photos import Photo, read_all_aside, read_aside, read_photo, read_photos
 from service.client.retry import Patience
 
 R = TypeVar("R")
 
 #: Seconds for one answer, above any deadline that the service sets itself; and on top of a deadline of ours.
 _TIMEOUT, _GRACE = 120.0, 5.0
+
+
+#: The answer to no photos at all. Nobody is asked for it.
+NOTHING = BatchPredictions(request_id="", model="", weights="", results=())
 
 
 class _Client:
@@ -86,23 +91,26 @@ class Client(_Client):
         self, photo: Photo, *, top_k: int | None = None, activation: Literal["softmax", "none"] = "softmax"
     ) -> Predictions:
         """The best classes of one photo."""
-        return self._ask(calls.predict(calls.read_photo(photo), top_k, activation))
+        return self._ask(calls.predict(read_photo(photo), top_k, activation))
 
-    def predict_batch(self, photos: Sequence[Photo], *, top_k: int | None = None) -> BatchPredictions:
-        """The best classes of several photos, in one request. A bad one is that one's `BatchItem.error`."""
-        return self._ask(calls.predict_batch([calls.read_photo(photo) for photo in photos], top_k))
+    def predict_batch(self, photos: Iterable[Photo], *, top_k: int | None = None) -> BatchPredictions:
+        """The best classes of several photos, in one request. A bad one is that one's `BatchItem.error`.
+
+        No photos at all are an empty answer, without a request."""
+        files = read_photos(photos)
+        return self._ask(calls.predict_batch(files, top_k)) if files else NOTHING
 
     def features(self, photo: Photo, *, pooling: Literal["avg", "max", "none"] = "avg") -> Features:
         """The backbone's output for one photo."""
-        return self._ask(calls.features(calls.read_photo(photo), pooling))
+        return self._ask(calls.features(read_photo(photo), pooling))
 
     def explain(self, photo: Photo, *, class_id: int | None = None) -> Explanation:
         """Where the model looked for a class, the top one unless given."""
-        return self._ask(calls.explain(calls.read_photo(photo), class_id))
+        return self._ask(calls.explain(read_photo(photo), class_id))
 
     def overlay(self, photo: Photo, *, class_id: int | None = None) -> bytes:
         """The same as a PNG: the photo with the map laid over it."""
-        return self._ask(calls.overlay(calls.read_photo(photo), class_id))
+        return self._ask(calls.overlay(read_photo(photo), class_id))
 
     def model(self) -> dict[str, Any]:
         """What is loaded."""
@@ -170,21 +178,20 @@ class AsyncClient(_Client):
     async def predict(
         self, photo: Photo, *, top_k: int | None = None, activation: Literal["softmax", "none"] = "softmax"
     ) -> Predictions:
-        return await self._ask(calls.predict(await calls.read_aside(photo), top_k, activation))
+        return await self._ask(calls.predict(await read_aside(photo), top_k, activation))
 
-    async def predict_batch(self, photos: Sequence[Photo], *, top_k: int | None = None) -> BatchPredictions:
-        return await self._ask(
-            calls.predict_batch([await calls.read_aside(photo) for photo in photos], top_k)
-        )
+    async def predict_batch(self, photos: Iterable[Photo], *, top_k: int | None = None) -> BatchPredictions:
+        files = await read_all_aside(photos)
+        return await self._ask(calls.predict_batch(files, top_k)) if files else NOTHING
 
     async def features(self, photo: Photo, *, pooling: Literal["avg", "max", "none"] = "avg") -> Features:
-        return await self._ask(calls.features(await calls.read_aside(photo), pooling))
+        return await self._ask(calls.features(await read_aside(photo), pooling))
 
     async def explain(self, photo: Photo, *, class_id: int | None = None) -> Explanation:
-        return await self._ask(calls.explain(await calls.read_aside(photo), class_id))
+        return await self._ask(calls.explain(await read_aside(photo), class_id))
 
     async def overlay(self, photo: Photo, *, class_id: int | None = None) -> bytes:
-        return await self._ask(calls.overlay(await calls.read_aside(photo), class_id))
+        return await self._ask(calls.overlay(await read_aside(photo), class_id))
 
     async def model(self) -> dict[str, Any]:
         return await self._ask(calls.MODEL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,8 +12,7 @@ import httpx
 
 from service.doctor import machine
 from service.doctor.finding import Finding, failed, passed, warned
-from service.errors import StartError
-from service.extras import install_command
+from service.errors import NotCached, StartError
 from service.models.catalog import VARIANTS
 from service.settings import Settings
 
@@ -21,30 +21,20 @@ _PATIENCE = 10.0
 
 
 def weights(settings: Settings) -> Finding:
-    """Whether a start would find them. What is here is read; what is not is asked for with a HEAD request."""
+    """Whether a start would find them, by the code that a start runs. What is here is read; a hub is asked for the
+    rest, and nothing is fetched."""
     if settings.weights == "pretrained":
         return _pretrained(settings.model)
-    if settings.weights.startswith("hf://") and find_spec("huggingface_hub") is None:
-        return failed("weights", settings.weights, f"{install_command('hub')} to read the hub")
-    if settings.weights.startswith("hf://"):
-        return _reachable(
-            "weights", os.environ.get("HF_ENDPOINT", "https://huggingface.co"), settings.weights
-        )
-    if settings.weights.startswith("kaggle://"):
-        return _reachable("weights", "https://www.kaggle.com", settings.weights)
-    return _readable(settings)
-
-
-def _readable(settings: Settings) -> Finding:
-    """Reads them as a start does: the only proof that it can."""
     from service.models import serving
+    from service.models.checkpoints import places, resolve
 
     if (converted := serving.converted_weights(settings.weights, settings.model)) is not None:
         return passed("weights", f"{converted}: a converted model, which needs nothing else")
-    from service.models.checkpoints import resolve
 
     try:
-        checkpoint = resolve(settings.weights, settings.model, labels=settings.labels)
+        checkpoint = resolve(settings.weights, settings.model, labels=settings.labels, cached_only=True)
+    except NotCached as missing:
+        return _at_the_hub(settings.weights, missing, places.ask)
     except StartError as error:
         return failed("weights", f"{settings.weights} cannot be used", str(error))
     classes = len(checkpoint.classes) if checkpoint.classes else 0
@@ -56,16 +46,22 @@ def _readable(settings: Settings) -> Finding:
     return passed("weights", found)
 
 
-def _pretrained(model: str) -> Finding:
-    from service.models.cache import file_sha256
-    from service.models.checkpoints.places import published
-    from service.models.checkpoints.torch_hub import url
+def _at_the_hub(weights: str, missing: NotCached, ask: Callable[[str], str]) -> Finding:
+    try:
+        asked = ask(weights)
+    except StartError as error:
+        return failed("weights", str(missing), f"{error}; --weights demo or a path needs no network")
+    return passed("weights", f"{missing}; {asked} has it and gives it: the first start downloads it")
 
-    path = published(VARIANTS[model])
+
+def _pretrained(model: str) -> Finding:
+    from service.models.checkpoints.places import published
+    from service.models.checkpoints.torch_hub import cached, url
+
+    found, path = cached(VARIANTS[model]), published(VARIANTS[model])
+    if found is not None:
+        return passed("weights", f"{found[0]} is there and whole; no network used")
     if path.is_file():
-        prefix = path.stem.rpartition("-")[2]
-        if file_sha256(path).startswith(prefix):
-            return passed("weights", f"{path} is there and its hash is right; no network used")
         return warned("weights", f"{path} is damaged", "the next start fetches it again; or remove it")
     if problem := machine.unwritable(path.parent):
         return failed(

@@ -43,16 +43,22 @@ _ACCEPTED = (
 
 
 def resolve(
-    weights: str, model: str, *, labels: Path | None = None, progress: Progress | None = None
+    weights: str,
+    model: str,
+    *,
+    labels: Path | None = None,
+    progress: Progress | None = None,
+    cached_only: bool = False,
 ) -> Checkpoint:
     """The checkpoint that the settings ``weights`` and ``model`` name, under the classes of ``labels``.
 
-    ``progress`` is called with (bytes done, total or None) while something is downloaded. Raises
-    `CheckpointError`, whose one sentence says what to do.
+    With ``cached_only`` no hub is asked, and what is not on this host raises `NotCached` (a hub's alone: what
+    torch.hub keeps is `torch_hub.cached`). ``progress`` is called with (bytes done, total or None) while something
+    is downloaded. Raises `CheckpointError`, whose one sentence says what to do.
     """
     if model not in VARIANTS:
         raise CheckpointError(f"there is no model '{model}'; choose one of {', '.join(VARIANTS)}")
-    checkpoint = _origin(weights, model, progress)
+    checkpoint = _origin(weights, model, progress, cached_only)
     if labels is None:
         return checkpoint
     return replace(checkpoint, classes=read_labels_of(labels, checkpoint.configuration.num_classes))
@@ -65,7 +71,7 @@ def write(checkpoint: Checkpoint, directory: Path, *, notes: Mapping[str, Any] |
     own.write(checkpoint, directory, notes=notes)
 
 
-def _origin(weights: str, model: str, progress: Progress | None) -> Checkpoint:
+def _origin(weights: str, model: str, progress: Progress | None, cached_only: bool) -> Checkpoint:
     from service.models.checkpoints.torch_hub import pretrained, untrained
 
     if weights == "pretrained":
@@ -81,10 +87,10 @@ def _origin(weights: str, model: str, progress: Progress | None) -> Checkpoint:
         return _from_folder(local(places.DEMO), Options())
     source, options = parse(weights)
     if source.startswith(huggingface.SCHEME):
-        return _from_folder(huggingface.open_repository(source, progress), options)
+        return _from_folder(huggingface.open_repository(source, progress, cached_only=cached_only), options)
     if source.startswith(kaggle.SCHEME) or source in kaggle.BUILT_IN:
         address = kaggle.BUILT_IN.get(source, source)
-        return _from_folder(kaggle.open_model(address, progress), options)
+        return _from_folder(kaggle.open_model(address, progress, cached_only=cached_only), options)
     path = Path(source).expanduser()
     if source and path.is_dir():
         return _from_folder(local(path), options)

@@ -7,11 +7,12 @@ offline mode (HF_HUB_OFFLINE) and endpoint (HF_ENDPOINT) are as its users know t
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from service.errors import CheckpointError
+from service.errors import CheckpointError, NotCached
 from service.extras import install_command
 from service.models.checkpoints.download import Progress
 from service.models.checkpoints.folder import Folder
@@ -21,11 +22,29 @@ SCHEME = "hf://"
 _ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
-def open_repository(address: str, progress: Progress | None = None) -> Folder:
+def open_repository(address: str, progress: Progress | None = None, *, cached_only: bool = False) -> Folder:
     """The files of ``hf://owner/repo[@revision]``; without a revision, of its main branch.
 
-    Raises `CheckpointError` for another form, or without the extra.
+    With ``cached_only`` nobody is asked, and a file that is not here raises `NotCached`. Raises `CheckpointError`
+    for another form, or without the extra.
     """
+    repository = _repository(address, progress, cached_only)
+    name = address.removeprefix(SCHEME)
+    return Folder(name, f"Hugging Face {name}", repository.locate)
+
+
+def check(address: str) -> str:
+    """Asks the hub for the address without fetching a file, and returns who was asked.
+
+    Raises `CheckpointError` where a start could not fetch it: no such repository, no permission, no network.
+    """
+    repository = _repository(address, None, cached_only=False)
+    if not repository.offers("config.json"):
+        raise CheckpointError(f"{address} has no config.json, so it is no checkpoint that can be read")
+    return str(repository.hub.constants.ENDPOINT)
+
+
+def _repository(address: str, progress: Progress | None, cached_only: bool) -> _Repository:
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise CheckpointError(
@@ -39,28 +58,41 @@ def open_repository(address: str, progress: Progress | None = None) -> Folder:
     except ImportError as error:
         raise CheckpointError(f"hf:// needs an extra; run: {install_command('hub')}") from error
     bar = _reporting_bar(bars.tqdm, progress) if progress else None
-    repository = _Repository(hub, errors, match["repo"], match["revision"] or "main", bar)
-    return Folder(
-        address.removeprefix(SCHEME), f"Hugging Face {address.removeprefix(SCHEME)}", repository.locate
-    )
+    return _Repository(hub, errors, match["repo"], match["revision"] or "main", bar, cached_only)
 
 
 class _Repository:
     """One repository at one commit: that of the first file, so that all files are of the same."""
 
-    def __init__(self, hub: Any, errors: Any, repo: str, revision: str, bar: type[Any] | None) -> None:
+    def __init__(
+        self, hub: Any, errors: Any, repo: str, revision: str, bar: type[Any] | None, cached_only: bool
+    ) -> None:
         self.hub, self.errors, self.repo, self.revision, self.bar = hub, errors, repo, revision, bar
+        self.cached_only = cached_only
 
     def locate(self, name: str) -> Path | None:
         """The file in the cache, fetched if need be; None where this commit has no such file."""
+        path = self._answer(name, self._download)
+        if path is not None:
+            self.revision = path.parent.name
+        return path
+
+    def offers(self, name: str) -> bool:
+        """Whether the hub has the file and would give it; nothing is fetched."""
+        return self._answer(name, self._look) is not None
+
+    def _answer(self, name: str, ask: Callable[[str], Path]) -> Path | None:
+        """What ``ask`` says of a file; None where this commit has no such file. Raises `CheckpointError`."""
         errors = self.errors
         # Also what a lost connection raises, whichever HTTP library this version of the client is built on.
         transport_error = errors.HfHubHTTPError.__mro__[1]
         try:
-            path = self._download(name)
+            return ask(name)
         except errors.LocalEntryNotFoundError as error:
             if self._known_absent(name):
                 return None
+            if self.cached_only:
+                raise NotCached(f"hf://{self.repo}: the cache has no {name}") from error
             raise self._error(
                 f"the hub cannot be reached and the cache has no {name}", _NO_NETWORK
             ) from error
@@ -76,12 +108,15 @@ class _Repository:
             ) from error
         except (transport_error, OSError, ValueError) as error:
             raise self._error(f"{name} could not be fetched ({type(error).__name__})", _NO_NETWORK) from error
-        self.revision = path.parent.name
-        return path
 
     def _download(self, name: str) -> Path:
         bar = {} if self.bar is None else {"tqdm_class": self.bar}
-        return Path(self.hub.hf_hub_download(self.repo, name, revision=self.revision, **bar))
+        here = {"local_files_only": True} if self.cached_only else {}
+        return Path(self.hub.hf_hub_download(self.repo, name, revision=self.revision, **bar, **here))
+
+    def _look(self, name: str) -> Path:
+        url = self.hub.hf_hub_url(self.repo, name, revision=self.revision)
+        return Path(self.hub.get_hf_file_metadata(url).location)
 
     def _known_absent(self, name: str) -> bool:
         """Whether an earlier start learnt that this commit has no such file."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.errors import CheckpointError
+from service.errors import CheckpointError, NotCached
 from service.models.checkpoints.download import DownloadError, Progress, fetch
 from service.models.checkpoints.folder import Folder
 
@@ -45,21 +45,47 @@ _NO_NETWORK = "check the network, or fill the cache beforehand (it follows KAGGL
 _DENIED = "accept the model's terms on its page, then set KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY"
 
 
-def open_model(address: str, progress: Progress | None = None) -> Folder:
+def open_model(address: str, progress: Progress | None = None, *, cached_only: bool = False) -> Folder:
     """The files of a model; without a version, of its newest, which only Kaggle can tell.
 
-    Raises `CheckpointError` for another form, or when the newest version cannot be asked for.
+    With ``cached_only`` nobody is asked, and a file that is not here raises `NotCached`. Raises `CheckpointError`
+    for another form, or when the newest version cannot be asked for.
     """
+    handle, version = _parsed(address)
+    if version is None:
+        if cached_only:
+            raise NotCached(f"kaggle://{handle} names no version, and only Kaggle knows the newest")
+        version = _newest_version(handle)
+    model = _Model(handle, version, progress, cached_only)
+    return Folder(f"{handle}/{version}", f"Kaggle {handle}/{version}", model.locate)
+
+
+def check(address: str) -> str:
+    """Asks Kaggle for the address without fetching a file, and returns who was asked.
+
+    Raises `CheckpointError` where a start could not fetch it: no such model or version, no permission, no network.
+    """
+    handle, version = _parsed(address)
+    if version is None:
+        _newest_version(handle)
+        return _endpoint()
+    try:
+        newest = _asked_version(handle)
+    except DownloadError as error:
+        raise _refused(f"{handle}/{version}", error) from error
+    if int(version) > newest:
+        raise CheckpointError(f"kaggle://{handle} has no version {version}; its newest is {newest}")
+    return _endpoint()
+
+
+def _parsed(address: str) -> tuple[str, str | None]:
+    """``owner/model/framework/variation`` and the version, where one is named. Raises `CheckpointError`."""
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise CheckpointError(
             f"'{address}' is no kaggle:// address; write {SCHEME}owner/model/framework/variation"
         )
-    handle, version = "/".join(match.groups()[:4]), match[5]
-    if version is None:
-        version = _newest_version(handle)
-    model = _Model(handle, version, progress)
-    return Folder(f"{handle}/{version}", f"Kaggle {handle}/{version}", model.locate)
+    return "/".join(match.groups()[:4]), match[5]
 
 
 @dataclass(frozen=True)
@@ -69,6 +95,7 @@ class _Model:
     handle: str
     version: str
     progress: Progress | None
+    cached_only: bool
 
     def locate(self, name: str) -> Path | None:
         """The file in the cache, fetched if need be; None where this version has no such file."""
@@ -80,6 +107,8 @@ class _Model:
         absent = markers / f"{name}.absent"
         if absent.exists():
             return None
+        if self.cached_only:
+            raise NotCached(f"kaggle://{self.handle}/{self.version}: the cache has no {name}")
         try:
             fetch(
                 _url(f"{self.handle}/{self.version}/download/{name}"),
@@ -97,18 +126,24 @@ class _Model:
 
 
 def _newest_version(handle: str) -> str:
+    try:
+        return str(_asked_version(handle))
+    except DownloadError as error:
+        if error.status is None:
+            raise CheckpointError(
+                f"kaggle://{handle} names no version and Kaggle cannot be asked for one ({error}); "
+                "write the version, kaggle://…/VERSION: then the cache is enough"
+            ) from error
+        raise _refused(handle, error) from error
+
+
+def _asked_version(handle: str) -> int:
+    """The newest version, as Kaggle says. Raises `DownloadError`, or `CheckpointError` for an answer without one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.json"
+        fetch(_url(f"{handle}/get"), path, headers=_credentials(), progress=lambda done, total: None)
         try:
-            fetch(_url(f"{handle}/get"), path, headers=_credentials(), progress=lambda done, total: None)
-            return str(int(json.loads(path.read_bytes())["versionNumber"]))
-        except DownloadError as error:
-            if error.status is None:
-                raise CheckpointError(
-                    f"kaggle://{handle} names no version and Kaggle cannot be asked for one ({error}); "
-                    "write the version, kaggle://…/VERSION: then the cache is enough"
-                ) from error
-            raise _refused(handle, error) from error
+            return int(json.loads(path.read_bytes())["versionNumber"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"Kaggle names no version of {handle}; write one: {SCHEME}…/VERSION"
@@ -127,7 +162,11 @@ def _refused(handle: str, error: DownloadError) -> CheckpointError:
 
 
 def _url(path: str) -> str:
-    return f"{os.environ.get('KAGGLE_API_ENDPOINT', _ENDPOINT).rstrip('/')}/api/v1/models/{path}"
+    return f"{_endpoint()}/api/v1/models/{path}"
+
+
+def _endpoint() -> str:
+    return os.environ.get("KAGGLE_API_ENDPOINT", _ENDPOINT).rstrip("/")
 
 
 def _cache() -> Path:

@@ -55,5 +55,15 @@ def locator(weights: str, model: str, progress: Progress | None = None) -> Locat
     return local(path).find if path.is_dir() else _among(path)
 
 
+def ask(weights: str) -> str:
+    """Asks the hub of an ``hf://`` or ``kaggle://`` address, or of a name of KerasHub's, whether a start could fetch
+    it. Fetches nothing, and returns who was asked. Raises `CheckpointError` where a start could not.
+    """
+    source, _ = parse(weights)
+    if source.startswith(huggingface.SCHEME):
+        return huggingface.check(source)
+    return kaggle.check(kaggle.BUILT_IN.get(source, source))
+
+
 def _among(path: Path) -> Locate:
     return lambda name: path if name == path.name and path.is_file() else None

@@ -1,0 +1,160 @@
+"""Where `classify` writes: each image as soon as it is done, so that nothing is lost when it ends early."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Literal, Protocol, TextIO
+
+from service.classifier import Seen
+
+Form = Literal["table", "json", "jsonl", "csv"]
+
+COLUMNS = ("file", "rank", "class_id", "wnid", "label", "probability", "error")
+#: Characters of a table's columns at most; what is longer moves the rest of its line.
+_LONGEST_NAME, _LABEL = 48, 32
+
+
+class Sink(Protocol):
+    """Use it in a ``with`` block: what is written is complete also when the block ends early."""
+
+    def __enter__(self) -> Sink: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def write(self, name: str, seen: Seen) -> None:
+        """One image, whole: it is flushed before this returns."""
+
+
+class _Stream:
+    """What all of them are: text to a stream, in one piece an image."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to complete."""
+
+    def write(self, name: str, seen: Seen) -> None:
+        raise NotImplementedError
+
+    def _put(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+
+class Table(_Stream):
+    """Aligned lines for people. The file's name stands on the first of its lines only."""
+
+    def __init__(self, stream: TextIO, names: Iterable[str]) -> None:
+        super().__init__(stream)
+        self._width = min(_LONGEST_NAME, max(map(len, names), default=0))
+
+    def __enter__(self) -> Table:
+        self._put(self._line("file", "rank", "label", "probability", "class_id", "wnid"))
+        return self
+
+    def write(self, name: str, seen: Seen) -> None:
+        if seen.error:
+            self._put(self._line(name, "", f"({seen.error})", "", "", ""))
+            return
+        lines = [
+            self._line(
+                name if rank == 1 else "",
+                str(rank),
+                one["label"],
+                f"{100 * one['probability']:.2f} %",
+                str(one["class_id"]),
+                one["wnid"] or "",
+            )
+            for rank, one in enumerate(seen.predictions, start=1)
+        ]
+        self._put("".join(lines))
+
+    def _line(self, name: str, rank: str, label: str, probability: str, class_id: str, wnid: str) -> str:
+        cells = (name.ljust(self._width), rank.rjust(4), label.ljust(_LABEL), probability.rjust(11))
+        return "  ".join((*cells, class_id.rjust(8), wnid)).rstrip() + "\n"
+
+
+class JsonLines(_Stream):
+    """One object a line."""
+
+    def write(self, name: str, seen: Seen) -> None:
+        self._put(json.dumps(_document(name, seen), ensure_ascii=False) + "\n")
+
+
+class Json(_Stream):
+    """One list. Its bracket is closed also when the run ends early."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._separator = "[\n"
+
+    def write(self, name: str, seen: Seen) -> None:
+        text = json.dumps(_document(name, seen), indent=2, ensure_ascii=False)
+        self._put(self._separator + text)
+        self._separator = ",\n"
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not BrokenPipeError:
+            self._put("[]\n" if self._separator == "[\n" else "\n]\n")
+
+
+class Csv(_Stream):
+    """One line a class, or one with the error. ``header`` False goes on in a file that has one."""
+
+    def __init__(self, stream: TextIO, *, header: bool = True) -> None:
+        super().__init__(stream)
+        self._header = header
+
+    def __enter__(self) -> Csv:
+        if self._header:
+            self._put(",".join(COLUMNS) + "\n")
+        return self
+
+    def write(self, name: str, seen: Seen) -> None:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, COLUMNS, lineterminator="\n").writerows(_rows(name, seen))
+        self._put(text.getvalue())
+
+
+class CsvFile(Csv):
+    """The same into a file, which is closed at the end."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+
+def open_sink(form: Form, stream: TextIO, names: Iterable[str]) -> Sink:
+    """The sink for a form. ``names`` are those of all images, for a table's width."""
+    if form == "table":
+        return Table(stream, names)
+    return {"json": Json, "jsonl": JsonLines, "csv": Csv}[form](stream)
+
+
+def _document(name: str, seen: Seen) -> dict[str, Any]:
+    return (
+        {"file": name, "error": seen.error} if seen.error else {"file": name, "predictions": seen.predictions}
+    )
+
+
+def _rows(name: str, seen: Seen) -> Iterator[dict[str, Any]]:
+    empty = dict.fromkeys(COLUMNS, "") | {"file": name, "error": seen.error}
+    if seen.error:
+        yield empty
+    for rank, prediction in enumerate(seen.predictions, start=1):
+        yield {**empty, "rank": rank, **prediction}
