@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from service.errors import StartError
+
 log = logging.getLogger(__name__)
 
 #: Characters of a reason; it is a label of a metric, too.
@@ -42,4 +44,6 @@ def sentence(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = lines[-1] if lines else ""
     name = type(error).__name__
-    return f"{name}: {said}"[:_LONGEST] if said else name
+    # Ours are sentences by themselves.
+    own = isinstance(error, (StartError, ValueError)) and said
+    return (said if own else f"{name}: {said}" if said else name)[:_LONGEST]

@@ -57,12 +57,11 @@ def build(
     keep_kernels()
     missing = compiler() or (find_cuda() if device.type == "cuda" else "")
     images = example(image, device)[: max(2, most)]
-    batch = {0: torch.export.Dim("batch", min=1, max=most)}
     try:
         with compiling(), torch.no_grad():
-            exported = torch.export.export(network, (images,), dynamic_shapes=(batch,))
+            program = exported(network, images, most)
             torch._inductor.aoti_compile_and_package(
-                exported, package_path=str(path), inductor_configs={"max_autotune": device.type == "cuda"}
+                program, package_path=str(path), inductor_configs={"max_autotune": device.type == "cuda"}
             )
     except Exception as error:
         # The border of a compiler: it raises whatever its parts do.
@@ -74,6 +73,12 @@ def build(
         raise ConfigurationError(
             f"export: torch cannot compile this model here ({first_line(error)}); {blame}"
         ) from error
+
+
+def exported(network: nn.Module, images: Tensor, most: int) -> torch.export.ExportedProgram:
+    """``network`` as a graph for 1 to ``most`` images like ``images``."""
+    batch = {0: torch.export.Dim("batch", min=1, max=most)}
+    return torch.export.export(network, (images,), dynamic_shapes=(batch,))
 
 
 def write(

@@ -99,6 +99,7 @@ def test_each_step_down_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     assert list(fallbacks) == [Fallback("graphs", "RuntimeError: no graph today")]
     assert caplog.text.count("no graph today") == 1
     assert sentence(KeyError()) == "KeyError"
+    assert sentence(ValueError("a sentence")) == sentence(ConfigurationError("a sentence")) == "a sentence"
     assert len(sentence(ValueError("x" * 5000))) <= 160
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -14,9 +15,14 @@ import torch
 from service import export
 from service.errors import ConfigurationError
 from service.models import loader, placement, serving
+from service.models.catalog import VARIANTS
 from service.models.checkpoints import Checkpoint
+from service.models.loader import Uint8Model
+from service.models.network import build
 from service.models.placement import place
 from service.models.runtimes import compiled, manifest, package
+from service.models.runtimes.whole import whole
+from service.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from service.settings import Settings, load
 from service.task import Task
 from tests import tiny
@@ -140,3 +146,47 @@ def test_compiled_and_exported_models_say_what_the_plain_one_says(
             runner.run(pixels, list(range(count)), [Task.CLASSIFY] * count, results)
             assert np.abs(results[:count, : tiny.CLASSES] - wanted[:count]).max() < 1e-4
     assert loaded.card().runtime == "compile"
+
+
+def test_a_package_is_loaded_as_the_installed_torch_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA without a pool of its own: asking its events would break the capture of a graph."""
+    signature = inspect.signature(torch._inductor.aoti_load_package)
+    given: list[dict[str, object]] = []
+
+    def loads(*arguments: object, **options: object) -> object:
+        given.append(signature.bind(*arguments, **options).arguments)
+        return None
+
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", loads)
+    for device, single, index in (("cpu", False, -1), ("cuda", True, 0), ("cuda:3", True, 3)):
+        package.load(Path("model.pt2"), torch.device(device))
+        assert given[-1]["run_single_threaded"] is single
+        assert given[-1]["device_index"] == index
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_network_can_be_exported_for_any_number_of_images(name: str) -> None:
+    with torch.device("meta"):
+        network = build(VARIANTS[name].configuration)
+    model = Uint8Model(network, 3, IMAGENET_MEAN, IMAGENET_STD).to("meta").eval().requires_grad_(False)
+    exported = package.exported(
+        whole(model, torch.device("meta"), "fp16", has_head=True),
+        torch.zeros((64, 224, 224, 3), dtype=torch.uint8, device="meta"),
+        256,
+    )
+    (batch,) = exported.range_constraints.values()
+    assert (batch.lower, batch.upper) == (1, 256)
+
+
+def test_what_an_export_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert "cuda.h" in compiled.find_cuda()
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include/cuda.h").touch()
+    assert compiled.find_cuda() == ""
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+    assert "C++ compiler" in compiled.compiler()
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: "/usr/bin/" + name)
+    monkeypatch.setattr(compiled.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    assert "Python's headers" in compiled.compiler()
