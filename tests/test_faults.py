@@ -114,6 +114,26 @@ def test_a_model_that_hangs_is_replaced() -> None:
     assert any("a batch had been running" in line for line in server.lines)
 
 
+@pytest.mark.slow
+def test_an_engine_that_hangs_while_it_loads_again_is_replaced(tmp_path: Path) -> None:
+    environment = {"HOSTILE_SILENCE_S": "8", "HOSTILE_LOADS": str(tmp_path / "loads")}
+    with Server(module="tests.drills.hostile", environment=environment, frontends=1) as server:
+        os.kill(server.children()["engine"], signal.SIGKILL)
+        wait_for(lambda: is_ready(server), "never ready again")
+        assert HTTP.get(server.url + "/healthz").json()["restarts"] == 2
+        assert is_served(server)
+    assert any("engine was silent for" in line for line in server.lines)
+
+
+def test_a_terminal_that_closes_ends_the_service_as_sigterm_does() -> None:
+    with hostile(frontends=1, fixed=1, max_batch_size=1) as server, ThreadPoolExecutor(1) as clients:
+        asked = clients.submit(ask, server, png(1))
+        wait_for(lambda: server.metrics()["imagenet_in_flight_requests"] == 1, "not admitted")
+        os.kill(server.pid, signal.SIGHUP)
+        assert asked.result().status_code == 200
+        assert server.wait() == 0
+
+
 def test_an_engine_that_dies_again_and_again_ends_the_service_with_a_message() -> None:
     with hostile(frontends=1) as server:
         for _ in range(5):

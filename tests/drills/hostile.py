@@ -7,7 +7,8 @@ imports torch, so a service starts within a second. An image of one colour throu
 trick on the batch that it is in; to any other the answer is a function of its pixels (`class_of`).
 
 HOSTILE_FIXED_MS, _IMAGE_MS: what a batch and each image in it take. HOSTILE_SLOW_MS: what a slow image adds.
-HOSTILE_LIMIT_S: when a batch is taken for hung, instead of the service's own limit.
+HOSTILE_LIMIT_S: when a batch is taken for hung, instead of the service's own limit. HOSTILE_SILENCE_S: the same for
+a process that says nothing. HOSTILE_LOADS: a file; the second load hangs.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from service import supervisor
 from service.card import ModelCard
 from service.cli import main
 from service.decoders import picture
@@ -156,6 +158,7 @@ def load(
     settings: Settings, channel: Channel, given_up: Sequence[str] = ()
 ) -> tuple[HostileRunner, ModelCard]:
     """In place of `service.engine.process._load`."""
+    _hang_the_second_time()
     largest = _LARGEST if settings.max_batch_size == "auto" else settings.max_batch_size
     card = ModelCard(
         name="hostile",
@@ -177,8 +180,19 @@ def load(
     return HostileRunner(largest), card
 
 
+def _hang_the_second_time() -> None:
+    """If HOSTILE_LOADS names a file: it keeps count."""
+    if name := os.environ.get("HOSTILE_LOADS"):
+        with open(name, "a+b") as count:
+            count.write(b"x")
+            loads = count.tell()
+        if loads == 2:
+            threading.Event().wait()
+
+
 if __name__ == "__main__":
     process._load = load  # type: ignore[assignment]
     picture.prepare = decode_or_play
     process.SHORTEST_LIMIT = seconds("LIMIT_S") or process.SHORTEST_LIMIT
+    supervisor._SILENCE = seconds("SILENCE_S") or supervisor._SILENCE
     main()
