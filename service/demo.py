@@ -30,6 +30,7 @@ from service.interpreter import module_command, module_environment
 from service.remote import RemoteClassifier
 from service.samples import Sample, samples
 from service.settings import Settings
+from service.wording import size
 
 #: Where the key travels to the visitor; also what `evaluate` and the page's command read.
 KEY_VARIABLE = "IMAGENET_API_KEY"
@@ -109,7 +110,7 @@ def _progress(health: dict[str, Any]) -> str:
     done, total = (health.get("progress") or {}).get("done"), (health.get("progress") or {}).get("total")
     words = f"{health.get('state', 'starting')}: {health.get('detail', '')}".rstrip(": ")
     if done is not None:
-        words += f", {done / 1e6:.1f} MB" + (f" of {total / 1e6:.1f} MB" if total else "")
+        words += f", {size(done)}" + (f" of {size(total)}" if total else "")
     return escape(words)
 
 

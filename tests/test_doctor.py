@@ -90,7 +90,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert finding.level is Level.WARN
     assert "TORCH_HOME" in finding.advice
     assert machine.cache("cache", tmp_path / "new" / "below", "TORCH_HOME").level is Level.PASS
-    assert machine.cache("cache", tmp_path, "TORCH_HOME", room_mb=10**12).level is Level.WARN
+    assert machine.cache("cache", tmp_path, "TORCH_HOME", room_mib=10**12).level is Level.WARN
     assert not (tmp_path / "new").exists()
 
 

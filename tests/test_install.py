@@ -71,7 +71,7 @@ def test_without_a_driver_a_cpu_build_is_taken_where_there_is_one(monkeypatch: p
         torchvision="0.28.0 0.28.0+cpu 0.27.0+cpu",
     )
     assert chosen == ["torch==2.13.0+cpu", "torchvision==0.28.0+cpu"]
-    assert "0.3 GB" in said
+    assert "0.3 GiB" in said
 
 
 def test_without_a_driver_and_a_cpu_build_it_says_what_comes_and_how_to_avoid_it(
@@ -79,14 +79,14 @@ def test_without_a_driver_and_a_cpu_build_it_says_what_comes_and_how_to_avoid_it
 ) -> None:
     chosen, said = choose(monkeypatch, driver=False, torch="2.13.0 2.13.0+cu130")
     assert chosen == []
-    assert "2.9 GB" in said
+    assert "2.7 GiB" in said
     assert 'make run PIP_ARGS="--extra-index-url' in said
 
 
 def test_with_a_driver_cuda_is_wanted_and_its_size_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen, said = choose(monkeypatch, driver=True, torch="2.13.0+cpu")
     assert chosen == []
-    assert "2.9 GB" in said
+    assert "2.7 GiB" in said
 
 
 def test_where_every_build_is_for_the_cpu_nothing_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

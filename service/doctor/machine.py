@@ -77,12 +77,12 @@ def memory(free: int | None, parameters: int) -> Finding:
     """``free`` bytes for a model of so many parameters."""
     weights = 4 * parameters
     need = _BASE_MB * 1e6 + (_TIMES_SMALL if weights <= _SMALL_BYTES else _TIMES_LARGE) * weights
-    found = f"about {need / 1e9:.1f} GB needed for {parameters / 1e6:.0f} M parameters"
+    found = f"about {need / 2**30:.1f} GiB needed for {parameters / 1e6:.0f} M parameters"
     if free is None:
         return warned(
             "memory", found, "this system does not say how much is free; see that it is more than that"
         )
-    found = f"{free / 1e9:.1f} GB free, {found}"
+    found = f"{free / 2**30:.1f} GiB free, {found}"
     if free < need:
         return failed("memory", found, "raise the container's limit, end something, or take a smaller model")
     if free < 1.5 * need:
@@ -117,22 +117,22 @@ def counters() -> Finding:
     return passed("temporary folder", f"{folder} is writable (counters of /metrics)")
 
 
-def cache(check: str, folder: Path, variable: str, *, room_mb: int = 0) -> Finding:
-    """A folder that saves a download or a conversion at the next start; ``room_mb`` is what goes into it."""
+def cache(check: str, folder: Path, variable: str, *, room_mib: int = 0) -> Finding:
+    """A folder that saves a download or a conversion at the next start; ``room_mib`` is what goes into it."""
     if problem := unwritable(folder):
         return warned(
             check,
             f"{folder}: {problem}",
             f"each start does the work again; mount a volume, or point {variable} to one",
         )
-    free_mb = shutil.disk_usage(_existing(folder)).free / 1e6
-    if free_mb < room_mb:
+    free_mib = shutil.disk_usage(_existing(folder)).free / 2**20
+    if free_mib < room_mib:
         return warned(
             check,
-            f"{folder}: {free_mb:,.0f} MB free, {room_mb:,} MB wanted",
+            f"{folder}: {free_mib:,.0f} MiB free, {room_mib:,} MiB needed",
             f"make room, or change {variable}",
         )
-    return passed(check, f"{folder} is writable, {free_mb / 1000:,.0f} GB free")
+    return passed(check, f"{folder} is writable, {free_mib / 1024:,.0f} GiB free")
 
 
 def port(settings: Settings) -> Finding:

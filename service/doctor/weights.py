@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from service import wording
 from service.doctor import machine
 from service.doctor.finding import Finding, failed, passed, warned
 from service.errors import NotCached, StartError
@@ -86,8 +87,8 @@ def _reachable(check: str, address: str, what: str) -> Finding:
     if answer.status_code >= 500 or answer.status_code == 404:
         return failed(check, f"{tried}: {answer.status_code}", f"the server does not give it now; {ways_out}")
     size = answer.headers.get("content-length", "")
-    mb = f", {int(size) / 1e6:,.0f} MB" if size.isdigit() and int(size) > 1e6 else ""
-    return passed(check, f"{tried}: {answer.status_code}{mb}; the first start downloads it")
+    told = f", {wording.size(int(size))}" if size.isdigit() and int(size) > 1e6 else ""
+    return passed(check, f"{tried}: {answer.status_code}{told}; the first start downloads it")
 
 
 def caches(settings: Settings) -> list[Finding]:
@@ -98,7 +99,7 @@ def caches(settings: Settings) -> list[Finding]:
     if settings.weights == "pretrained":
         folder = published(variant).parent
         findings.append(
-            machine.cache("weights' cache", folder, "TORCH_HOME", room_mb=int(variant.download_mb))
+            machine.cache("weights' cache", folder, "TORCH_HOME", room_mib=int(variant.download_mb))
         )
     if settings.weights.startswith("hf://"):
         home = os.environ.get("HF_HOME", "~/.cache/huggingface")
@@ -110,8 +111,8 @@ def caches(settings: Settings) -> list[Finding]:
     ):
         from service.models.runtimes.artifact import cache_directory
 
-        room = round(variant.parameters * 4 / 1e6)
-        findings.append(machine.cache("conversion cache", cache_directory(), "XDG_CACHE_HOME", room_mb=room))
+        room = round(variant.parameters * 4 / 2**20)
+        findings.append(machine.cache("conversion cache", cache_directory(), "XDG_CACHE_HOME", room_mib=room))
     return findings
 
 

@@ -23,7 +23,7 @@ from service.models.checkpoints.partial import Partial, claim, sweep
 #: Called with the bytes done and, where the server told it, the total.
 Progress = Callable[[int, int | None], None]
 
-_CHUNK = 1 << 20
+_CHUNK = _MIB = 1 << 20
 
 #: Seconds without a single byte after which a connection counts as dead.
 _SILENCE = 60.0
@@ -79,8 +79,8 @@ def terminal_progress(name: str) -> Progress:
         return lambda done, total: None
 
     def draw(done: int, total: int | None) -> None:
-        of = f"/{total / 1e6:.0f}" if total else ""
-        sys.stderr.write(f"\r{name}  {done / 1e6:.0f}{of} MB" + ("\n" if done == total else ""))
+        of = f"/{total / _MIB:.0f}" if total else ""
+        sys.stderr.write(f"\r{name}  {done / _MIB:.0f}{of} MiB" + ("\n" if done == total else ""))
         sys.stderr.flush()
 
     return draw
