@@ -24,6 +24,14 @@ def cli() -> None:
     """ImageNet classification with a VGG or a DenseNet: behind an HTTP port, or right here."""
 
 
+def _checked(settings: Settings) -> Settings:
+    """The same, after a look at what weights and labels are called: a slip is told before torch is imported."""
+    from service.models.checkpoints import places
+
+    places.check(settings.weights, settings.labels)
+    return settings
+
+
 @cli.command()
 @all_settings
 def serve(**given: Any) -> None:
@@ -34,7 +42,7 @@ def serve(**given: Any) -> None:
     """
     from service.supervisor import Supervisor
 
-    sys.exit(Supervisor(from_flags(given, warn=False)).run())
+    sys.exit(Supervisor(_checked(from_flags(given, warn=False))).run())
 
 
 #: What `demo` takes where neither a flag nor the environment says otherwise.
@@ -101,7 +109,7 @@ def classify(paths: tuple[str, ...], form: sinks.Form, resume: Path | None, **gi
 
     if paths.count(room.STDIN) > 1:
         raise click.UsageError("standard input can be read once; give - once")
-    sys.exit(room.run(from_flags(given), paths, form, resume))
+    sys.exit(room.run(_checked(from_flags(given)), paths, form, resume))
 
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -235,7 +243,7 @@ def quantize(out: Path, calibrate: Path, force: bool, overwrite: bool, **given: 
     from service import quantize as room
 
     may_write(out, overwrite=overwrite)
-    sys.exit(room.run(from_flags(given), calibrate, out, force=force))
+    sys.exit(room.run(_checked(from_flags(given)), calibrate, out, force=force))
 
 
 @cli.command()
@@ -254,7 +262,7 @@ def export(out: Path, overwrite: bool, **given: Any) -> None:
     from service import export as room
 
     may_write(out, overwrite=overwrite)
-    sys.exit(room.run(from_flags(given), out))
+    sys.exit(room.run(_checked(from_flags(given)), out))
 
 
 @cli.command()
@@ -268,16 +276,19 @@ def convert(source: str, directory: Path, overwrite: bool, **given: Any) -> None
     SOURCE is whatever the setting weights takes. The directory holds the configuration, the preprocessing
     and the classes in one JSON file beside the tensors, and needs neither hub nor HDF5 to be served.
     """
-    settings = from_flags({**given, "weights": source})
+    settings = _checked(from_flags({**given, "weights": source}))
     may_write(directory, overwrite=overwrite)
+    from service.models import loader
     from service.models.checkpoints import resolve, write
 
     with working(f"reading {source}") as work:
         checkpoint = resolve(
             settings.weights, settings.model, labels=settings.labels, progress=work.downloaded
         )
+        loader.load(checkpoint)  # what makes no network is not written
         work.say(f"writing {directory}")
         write(checkpoint, directory)
+        loader.load(resolve(str(directory), settings.model))
     click.echo(f"{directory}: {checkpoint.name} from {checkpoint.source}", err=True)
 
 

@@ -129,7 +129,7 @@ def test_a_run_goes_on_where_it_was_ended(folder: Path, model: Path, tmp_path: P
     assert "5 images are in" in second.stderr
     assert out.read_text().startswith(before)
     assert [row["file"] for row in read(out)][::5] == sorted(map(str, folder.rglob("*.png")))
-    third = run(folder, "--weights", "/no/such/file.pth", "--resume", out)
+    third = run(folder, "--weights", "hf://no/such", "--resume", out)
     assert third.exit_code == 0, "nothing is left, so no model is needed"
 
 
@@ -179,7 +179,7 @@ def test_a_pipe_that_breaks_ends_it_without_a_traceback(folder: Path, model: Pat
 
 
 def test_an_empty_folder_is_said_before_the_model_is_loaded(tmp_path: Path) -> None:
-    result = run(tmp_path, "--weights", "/no/such/file.pth")
+    result = run(tmp_path, "--weights", "hf://no/such")
     assert isinstance(result.exception, ConfigurationError)
     assert "there are no images" in str(result.exception)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,17 @@ def test_what_is_there_is_not_overwritten_unasked(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["convert", source, str(out), "--overwrite"])
     assert done.exit_code == 0, done.output
     assert (out / "model.safetensors").exists()
+
+
+def test_a_folder_with_files_is_overwritten_on_request_only(tmp_path: Path) -> None:
+    source = str(FIXTURES / "timm_vgg")
+    (tmp_path / "mine.txt").write_text("mine")
+    assert CliRunner().invoke(cli, ["convert", source, str(tmp_path)]).exit_code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    umask = os.umask(0o027)
+    try:
+        assert CliRunner().invoke(cli, ["convert", source, str(tmp_path), "--overwrite"]).exit_code == 0
+    finally:
+        os.umask(umask)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"] == 0o640

@@ -26,7 +26,7 @@ def weights(settings: Settings) -> Finding:
     rest, and nothing is fetched."""
     if settings.weights == "pretrained":
         return _pretrained(settings.model)
-    from service.models import serving
+    from service.models import loader, serving
     from service.models.checkpoints import places, resolve
 
     if (converted := serving.converted_weights(settings.weights, settings.model)) is not None:
@@ -34,6 +34,7 @@ def weights(settings: Settings) -> Finding:
 
     try:
         checkpoint = resolve(settings.weights, settings.model, labels=settings.labels, cached_only=True)
+        loader.load(checkpoint)
     except NotCached as missing:
         return _at_the_hub(settings.weights, missing, places.ask)
     except StartError as error:

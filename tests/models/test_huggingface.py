@@ -192,7 +192,7 @@ def test_no_server_and_no_cache(point_at: Callable[[Loopback], None]) -> None:
         resolve("hf://timm/tiny", "vgg11")
 
 
-@pytest.mark.parametrize("address", ["hf://", "hf://timm", "hf://a/b/c", "hf://a/b@", "hf://a b/c"])
+@pytest.mark.parametrize("address", ["hf://", "hf://timm", "hf://a/b@", "hf://a b/c"])
 def test_other_forms_are_refused(address: str) -> None:
     with pytest.raises(CheckpointError, match="write hf://owner/repo"):
         resolve(address, "vgg11")

@@ -159,10 +159,14 @@ def test_other_forms_are_refused(address: str) -> None:
 
 
 def test_kerashubs_names_are_kaggles() -> None:
-    assert sorted(BUILT_IN) == sorted(
-        [f"vgg_{depth}_imagenet" for depth in (11, 13, 16, 19)]
-        + [f"densenet_{depth}_imagenet" for depth in (121, 169, 201)]
-    )
+    own = [f"vgg_{depth}_imagenet" for depth in (11, 13, 16, 19)]
+    own += [f"densenet_{depth}_imagenet" for depth in (121, 169, 201)]
+    # And as Keras's documentation calls them.
+    others = {"vgg16": "vgg_16_imagenet", "vgg16_imagenet": "vgg_16_imagenet"}
+    others |= {"densenet121_imagenet": "densenet_121_imagenet"}
+    assert {*own, *others} <= {*BUILT_IN}
+    assert all(BUILT_IN[other] == BUILT_IN[name] for other, name in others.items())
+    assert {*BUILT_IN.values()} == {BUILT_IN[name] for name in own}
     assert BUILT_IN["vgg_16_imagenet"] == "kaggle://keras/vgg/keras/vgg_16_imagenet/3"
     assert BUILT_IN["densenet_121_imagenet"] == "kaggle://keras/densenet/keras/densenet_121_imagenet/3"
 

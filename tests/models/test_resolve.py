@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import subprocess
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +20,7 @@ from torchvision import models
 from service.errors import CheckpointError
 from service.labels import imagenet_classes
 from service.models import _torchvision as _torchvision
-from service.models.checkpoints import Checkpoint, resolve, write
+from service.models.checkpoints import Checkpoint, places, resolve, write
 from service.models.configuration import DenseNetConfig, VGGConfig
 from service.models.loader import load
 from service.models.network import build
@@ -60,7 +63,7 @@ def test_random_without_a_seed_is_seed_0() -> None:
     assert resolve("random", "densenet121").name == "random:0"
 
 
-@pytest.mark.parametrize("weights", ["random:", "random:x", "random:-1", f"random:{2**64}"])
+@pytest.mark.parametrize("weights", ["random:", "random:x", "random:-1", f"random:{2**64}", "random:3:"])
 def test_a_bad_seed_is_refused(weights: str) -> None:
     with pytest.raises(CheckpointError, match="random:SEED"):
         resolve(weights, "densenet121")
@@ -246,3 +249,79 @@ def test_labels_replace_the_classes_and_must_be_as_many(tmp_path: Path) -> None:
     labels.write_text("ant\nbee\n")
     with pytest.raises(CheckpointError, match="has 2 labels and the model 3 classes"):
         resolve(str(tmp_path / "a.pth"), "densenet121", labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("document", "wanted"),
+    [
+        (
+            {"stackwise_num_repeats": [1, 2], "stackwise_num_filters": [4, 6]},
+            VGGConfig(((4,), (6, 6)), num_classes=0),
+        ),
+        (
+            {
+                "stackwise_num_repeats": [2, 2],
+                "growth_rate": 4,
+                "compression_ratio": 0.7,
+                "image_shape": [None, None, 3],
+            },
+            DenseNetConfig((2, 2), 4, compression=0.7, num_classes=0, padding="same", epsilon=1.001e-5),
+        ),
+        ({"family": "densenet", "blocks": [2], "num_classes": 3}, DenseNetConfig((2,), num_classes=3)),
+        (
+            {"architecture": "tv_densenet121", "num_classes": 7, "pretrained_cfg": {}},
+            DenseNetConfig((6, 12, 24, 16), num_classes=7),
+        ),
+    ],
+)
+def test_a_configuration_without_weights_is_a_network(
+    tmp_path: Path, document: dict[str, Any], wanted: Any
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    for source in (f"random:{tmp_path}", f"random:5:{tmp_path / 'config.json'}"):
+        checkpoint = resolve(source, "vgg16")
+        assert checkpoint.configuration == wanted
+        load(checkpoint)
+    assert (checkpoint.name, checkpoint.sha256) == ("random:5", None)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"family": "resnet"}', '{"stackwise_num_repeats": "many"}']
+)
+def test_a_configuration_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json|family"):
+        resolve(f"random:{tmp_path / 'config.json'}", "vgg16")
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("pretraned", "did you mean pretrained"),
+        ("densenet121", "--model densenet121"),
+        ("model.pth", "there are no weights 'model.pth'"),
+        ("model.pth?pool=avg", "has no option 'pool'"),
+        ("model.pth?pooling=mean", "it takes avg, max"),
+        ("hf://owner", "no hf:// address"),
+        ("kaggle://owner", "no kaggle:// address"),
+        ("random:x", "random:SEED"),
+    ],
+)
+def test_cheap_mistakes_are_told_from_the_words_alone(weights: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        places.check(weights)
+
+
+def test_and_without_torch() -> None:
+    program = (
+        "import sys\nfrom service.models.checkpoints import places\n"
+        "try:\n    places.check('pretraned')\nexcept Exception as error:\n    print(error)\n"
+        "print('torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.endswith("False\n")
+
+
+def test_a_labels_file_that_is_none_is_told_before_the_weights_are_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"labels file 'none\.txt'"):
+        resolve("hf://owner/repo", "vgg16", labels=tmp_path / "none.txt")

@@ -1,14 +1,14 @@
 """Where weights come from: one word of the operator's → configuration, tensors, preprocessing, classes.
 
     pretrained                    torchvision's, through torch hub's cache          torch_hub.py
-    random, random:SEED           untrained, torchvision's initialisation           torch_hub.py
+    random[:SEED][:CONFIG]        untrained, torchvision's initialisation           untrained.py
     demo                          the small model that ships with the service       directory.py
     FILE of tensors               a state dict; its shapes say what network it is   tensors/
     FILE of Keras's               a model or its weights                            keras/
     DIRECTORY                     our own format                                    directory.py
                                   a timm repository                                 timm.py
                                   a KerasHub preset                                 keras/hub.py
-    hf://owner/repo[@revision]    any of these directories                          huggingface.py
+    hf://owner/repo[/file][@rev]  any of these directories, or a file               huggingface.py
     kaggle://owner/model/...      the same, and KerasHub's names for them           kaggle.py
 
 Each origin turns its source into one `Checkpoint`; from there on nothing asks where it came from. What a
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import CheckpointError
-from service.label_files import read_labels_of
+from service.label_files import read_labels, read_labels_of
 from service.models.catalog import VARIANTS
 from service.models.checkpoints import huggingface, kaggle, places
 from service.models.checkpoints.checkpoint import Activation, Checkpoint
@@ -34,12 +34,6 @@ from service.models.checkpoints.folder import Folder, local
 from service.models.options import Options, parse
 
 __all__ = ["Activation", "Checkpoint", "Progress", "resolve", "write"]
-
-_ACCEPTED = (
-    "pretrained, random, random:SEED, demo, a file (.pth, .safetensors, .keras, .weights.h5), a checkpoint "
-    "directory, hf://owner/repo, kaggle://owner/model/framework/variation, or a name of KerasHub's such "
-    "as vgg_16_imagenet"
-)
 
 
 def resolve(
@@ -58,6 +52,8 @@ def resolve(
     """
     if model not in VARIANTS:
         raise CheckpointError(f"there is no model '{model}'; choose one of {', '.join(VARIANTS)}")
+    if labels is not None:
+        read_labels(labels)  # before anything is downloaded for it
     checkpoint = _origin(weights, model, progress, cached_only)
     if labels is None:
         return checkpoint
@@ -72,12 +68,13 @@ def write(checkpoint: Checkpoint, directory: Path, *, notes: Mapping[str, Any] |
 
 
 def _origin(weights: str, model: str, progress: Progress | None, cached_only: bool) -> Checkpoint:
-    from service.models.checkpoints.torch_hub import pretrained, untrained
+    from service.models.checkpoints.torch_hub import pretrained
+    from service.models.checkpoints.untrained import untrained
 
     if weights == "pretrained":
         return _known(pretrained(model, progress), places.published_or_baked(VARIANTS[model]))
     if weights == "random" or weights.startswith("random:"):
-        return untrained(model, _seed(weights))
+        return untrained(model, *places.seed_and_configuration(weights))
     if weights == "demo":
         if not places.DEMO.is_dir():
             raise CheckpointError(
@@ -86,6 +83,9 @@ def _origin(weights: str, model: str, progress: Progress | None, cached_only: bo
             )
         return _from_folder(local(places.DEMO), Options())
     source, options = parse(weights)
+    if huggingface.file_in(source):
+        path = huggingface.fetch_file(source, progress, cached_only=cached_only)
+        return _known(_from_file(path, model, options), path)
     if source.startswith(huggingface.SCHEME):
         return _from_folder(huggingface.open_repository(source, progress, cached_only=cached_only), options)
     if source.startswith(kaggle.SCHEME) or source in kaggle.BUILT_IN:
@@ -96,7 +96,7 @@ def _origin(weights: str, model: str, progress: Progress | None, cached_only: bo
         return _from_folder(local(path), options)
     if source and path.exists():
         return _known(_from_file(path, model, options), path)
-    raise CheckpointError(f"there are no weights '{weights}': give {_ACCEPTED}")
+    raise places.unknown(weights)
 
 
 def _from_file(path: Path, model: str, options: Options) -> Checkpoint:
@@ -107,13 +107,6 @@ def _from_file(path: Path, model: str, options: Options) -> Checkpoint:
     if recognise.kind(path) in ("hdf5", "keras"):
         return keras_model.read(path, options)
     return file.read(path, model, options)
-
-
-def _seed(weights: str) -> int:
-    digits = "0" if weights == "random" else weights.removeprefix("random:")
-    if not digits.isdecimal() or int(digits) >= 2**64:
-        raise CheckpointError(f"'{weights}' has no seed; write random:SEED with a whole number from 0 on")
-    return int(digits)
 
 
 def _known(checkpoint: Checkpoint, path: Path) -> Checkpoint:
@@ -158,4 +151,6 @@ def _of_folder(folder: Folder, options: Options) -> Checkpoint:
         )
     if "architecture" in document:
         return timm.read(folder, document, test_size=options.only("test_size").test_size)
-    raise CheckpointError(f"the config.json of '{folder.name}' is of no format known here; give {_ACCEPTED}")
+    raise CheckpointError(
+        f"the config.json of '{folder.name}' is of no format known here; give one of ours, of timm or of KerasHub"
+    )

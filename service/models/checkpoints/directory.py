@@ -8,6 +8,7 @@ model.safetensors   torchvision's key names, float16 or float32
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -76,11 +77,19 @@ def write(checkpoint: Checkpoint, directory: Path, *, notes: Mapping[str, Any] |
     try:
         directory.mkdir(parents=True, exist_ok=True)
         save_file(_contiguous(checkpoint.state_dict), directory / _WEIGHTS)
+        _as_any_other_file(directory / _WEIGHTS)
         (directory / _CONFIG).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
     except OSError as error:
         raise CheckpointError(
             f"'{directory.name}' cannot be written: {error.strerror}; choose another folder"
         ) from error
+
+
+def _as_any_other_file(path: Path) -> None:
+    """safetensors writes for the owner alone; the user's umask shall decide, as for any file."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -19,11 +19,19 @@ from service.models.checkpoints.folder import Folder
 
 SCHEME = "hf://"
 
-_ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_ADDRESS = re.compile(
+    r"hf://(?P<repo>[\w.-]+/[\w.-]+)(/(?P<file>[\w.-]+(/[\w.-]+)*))?(@(?P<revision>[\w./-]+))?"
+)
+
+
+def file_in(address: str) -> str | None:
+    """The one file that an address names, by its path in the repository; None for one of a whole repository."""
+    match = _ADDRESS.fullmatch(address)
+    return match["file"] if match else None
 
 
 def open_repository(address: str, progress: Progress | None = None, *, cached_only: bool = False) -> Folder:
-    """The files of ``hf://owner/repo[@revision]``; without a revision, of its main branch.
+    """The files of ``hf://owner/repo[/file][@revision]``; without a revision, of its main branch.
 
     With ``cached_only`` nobody is asked, and a file that is not here raises `NotCached`. Raises `CheckpointError`
     for another form, or without the extra.
@@ -39,17 +47,16 @@ def check(address: str) -> str:
     Raises `CheckpointError` where a start could not fetch it: no such repository, no permission, no network.
     """
     repository = _repository(address, None, cached_only=False)
-    if not repository.offers("config.json"):
-        raise CheckpointError(f"{address} has no config.json, so it is no checkpoint that can be read")
+    wanted = file_in(address) or "config.json"
+    if not repository.offers(wanted):
+        raise CheckpointError(f"{address} has no {wanted}, so it is no checkpoint that can be read")
     return str(repository.hub.constants.ENDPOINT)
 
 
 def _repository(address: str, progress: Progress | None, cached_only: bool) -> _Repository:
+    check_form(address)
     match = _ADDRESS.fullmatch(address)
-    if match is None:
-        raise CheckpointError(
-            f"'{address}' is no hf:// address; write hf://owner/repo or hf://owner/repo@revision"
-        )
+    assert match is not None
     try:
         # Each by its own name: newer clients give a submodule as an attribute only once it was imported.
         hub, errors, bars = map(
@@ -59,6 +66,24 @@ def _repository(address: str, progress: Progress | None, cached_only: bool) -> _
         raise CheckpointError(f"hf:// needs an extra; run: {install_command('hub')}") from error
     bar = _reporting_bar(bars.tqdm, progress) if progress else None
     return _Repository(hub, errors, match["repo"], match["revision"] or "main", bar, cached_only)
+
+
+def check_form(address: str) -> None:
+    """Raises `CheckpointError` for another form."""
+    if _ADDRESS.fullmatch(address) is None:
+        raise CheckpointError(
+            f"'{address}' is no hf:// address; write hf://owner/repo or hf://owner/repo/file, and @revision behind it"
+        )
+
+
+def fetch_file(address: str, progress: Progress | None = None, *, cached_only: bool = False) -> Path:
+    """The one file that an address names, from the cache or fetched. Raises `CheckpointError`."""
+    name = file_in(address)
+    assert name is not None
+    path = open_repository(address, progress, cached_only=cached_only).locate(name)
+    if path is None:
+        raise CheckpointError(f"{address}: the repository has no such file; check its name")
+    return path
 
 
 class _Repository:

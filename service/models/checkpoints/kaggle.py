@@ -36,6 +36,16 @@ BUILT_IN = {
     )
 }
 
+#: The same presets as Keras's documentation calls them.
+BUILT_IN |= {
+    other: BUILT_IN[f"{kind}_{depth}_imagenet"]
+    for kind, depths in (("vgg", (11, 13, 16, 19)), ("densenet", (121, 169, 201)))
+    for depth in depths
+    for other in (
+        (f"{kind}{depth}", f"{kind}{depth}_imagenet") if kind == "vgg" else (f"{kind}{depth}_imagenet",)
+    )
+}
+
 _ENDPOINT = "https://www.kaggle.com"
 
 _PART = r"[A-Za-z0-9][\w.-]*"
@@ -80,12 +90,18 @@ def check(address: str) -> str:
 
 def _parsed(address: str) -> tuple[str, str | None]:
     """``owner/model/framework/variation`` and the version, where one is named. Raises `CheckpointError`."""
+    check_form(address)
     match = _ADDRESS.fullmatch(address)
-    if match is None:
+    assert match is not None
+    return "/".join(match.groups()[:4]), match[5]
+
+
+def check_form(address: str) -> None:
+    """Raises `CheckpointError` for another form."""
+    if _ADDRESS.fullmatch(address) is None:
         raise CheckpointError(
             f"'{address}' is no kaggle:// address; write {SCHEME}owner/model/framework/variation"
         )
-    return "/".join(match.groups()[:4]), match[5]
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+from service.errors import CheckpointError
+from service.label_files import read_labels
 from service.models.catalog import VARIANTS, Variant
 from service.models.checkpoints import huggingface, kaggle
 from service.models.checkpoints.download import Progress
 from service.models.checkpoints.folder import local
+from service.models.checkpoints.tensors import recognise
 from service.models.options import parse
 
 #: The small model that comes along.
@@ -47,6 +51,9 @@ def locator(weights: str, model: str, progress: Progress | None = None) -> Locat
     if weights == "demo":
         return local(DEMO).find
     source, _ = parse(weights)
+    if huggingface.file_in(source):
+        path = huggingface.fetch_file(source, progress)
+        return lambda name: path if name == path.name else None
     if source.startswith(huggingface.SCHEME):
         return huggingface.open_repository(source, progress).find
     if source.startswith(kaggle.SCHEME) or source in kaggle.BUILT_IN:
@@ -67,3 +74,64 @@ def ask(weights: str) -> str:
 
 def _among(path: Path) -> Locate:
     return lambda name: path if name == path.name and path.is_file() else None
+
+
+_ACCEPTED = (
+    "pretrained, random, random:SEED, demo, a file (.pth, .safetensors, .keras, .weights.h5), a checkpoint "
+    "directory, hf://owner/repo, kaggle://owner/model/framework/variation, or a name of KerasHub's such "
+    "as vgg_16_imagenet"
+)
+
+
+def check(weights: str, labels: Path | None = None) -> None:
+    """Finds what is wrong with the words themselves: an option, an address, a path, a file of another kind.
+
+    Nothing is downloaded and nothing large is read. Raises `CheckpointError`.
+    """
+    if labels is not None:
+        read_labels(labels)
+    if weights in ("pretrained", "demo"):
+        return
+    source, _ = parse(weights)
+    if source == "random" or source.startswith("random:"):
+        seed_and_configuration(source)
+        return
+    for scheme, room in ((huggingface.SCHEME, huggingface), (kaggle.SCHEME, kaggle)):
+        if source.startswith(scheme):
+            room.check_form(source)
+            return
+    path = Path(source).expanduser()
+    if source and path.is_file():
+        recognise.kind(path)
+    elif source not in kaggle.BUILT_IN and not (source and path.exists()):
+        raise unknown(weights)
+
+
+def unknown(weights: str) -> CheckpointError:
+    """For a word that names no weights, with the word that may have been meant."""
+    words = ["pretrained", "random", "demo", *kaggle.BUILT_IN]
+    close = difflib.get_close_matches(weights, words, n=1, cutoff=0.75)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    if weights in VARIANTS:
+        meant = f" ({weights} is a model: --model {weights})"
+    return CheckpointError(f"there are no weights '{weights}'{meant}: give {_ACCEPTED}")
+
+
+def seed_and_configuration(weights: str) -> tuple[int, Path | None]:
+    """Of ``random[:SEED][:CONFIGURATION]``. Raises `CheckpointError` for another form or a path that is none."""
+    first, _, rest = weights.removeprefix("random").removeprefix(":").partition(":")
+    digits = first.isascii() and first.isdecimal()
+    if weights == "random":
+        first, digits = "0", True
+    if digits and int(first) < 2**64 and not (weights.count(":") > 1 and not rest):
+        path = Path(rest).expanduser() if rest else None
+    else:
+        path, first = Path(weights.removeprefix("random:")).expanduser(), "0"
+        if weights in ("random", "random:") or not path.exists():
+            raise CheckpointError(
+                f"'{weights}' has no seed and no configuration; write random:SEED with a whole number from 0 on, "
+                "random:CONFIGURATION with a directory or a config.json, or random:SEED:CONFIGURATION"
+            )
+    if path is not None and not path.exists():
+        raise CheckpointError(f"there is no configuration '{path.name}'; give a directory or a config.json")
+    return int(first), path

@@ -10,8 +10,6 @@ import logging
 import os
 from pathlib import Path
 
-import torch
-
 from service.errors import CheckpointError
 from service.labels import imagenet_classes
 from service.models._torchvision import torchvision
@@ -23,7 +21,6 @@ from service.models.checkpoints.partial import sweep
 from service.models.checkpoints.places import BAKED, published
 from service.models.checkpoints.tensors.files import read_values
 from service.models.checkpoints.tensors.state_dict import read_network
-from service.models.network import build
 from service.models.options import Options
 from service.preprocess import Preprocessing
 
@@ -52,28 +49,6 @@ def pretrained(model: str, progress: Progress | None = None) -> Checkpoint:
         name=variant.weights_name,
         source=f"torchvision {variant.weights_file}",
         sha256=sha256,
-    )
-
-
-def untrained(model: str, seed: int) -> Checkpoint:
-    """What ``torchvision.models.<model>()`` is made with after ``torch.manual_seed(seed)``, to the bit.
-
-    The process's own random state is left as it was.
-    """
-    variant = VARIANTS[model]
-    with torch.random.fork_rng(devices=[]):
-        # The CPU generator alone: torch.manual_seed would reach for the GPU's as well.
-        torch.default_generator.manual_seed(seed)
-        network = build(variant.configuration)
-    return Checkpoint(
-        configuration=variant.configuration,
-        state_dict=network.state_dict(),
-        preprocessing=Preprocessing(),
-        classes=imagenet_classes(),
-        activation="softmax",
-        name=f"random:{seed}",
-        source=f"untrained, torchvision's initialisation from seed {seed}",
-        sha256=None,
     )
 
 

@@ -12,6 +12,7 @@ KerasHub itself gives a preset without a head a random one; here it has features
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,24 @@ def read(folder: Folder, document: dict[str, Any], *, legacy_head: bool = False)
         source=f"KerasHub preset, {folder.source}",
         sha256=sha256,
     )
+
+
+def described(folder: Folder, document: dict[str, Any]) -> Configuration:
+    """The network of a preset without its weights: the head as task.json has it, none where there is no such file.
+
+    Raises `CheckpointError`.
+    """
+    configuration, size = _configuration(folder, document)
+    task = (folder.json("task.json") or {}).get("config")
+    if not isinstance(task, dict):
+        return configuration
+    classes, pooling = int(task["num_classes"]), str(task.get("pooling", "avg"))
+    if isinstance(configuration, DenseNetConfig):
+        return replace(configuration, num_classes=classes, head_pooling=pooling)  # type: ignore[arg-type]
+    shared: dict[str, Any] = {"num_classes": classes, "hidden": int(task.get("pooling_hidden_dim", 4096))}
+    if pooling == "flatten":
+        return replace(configuration, head="flatten", image_size=size, **shared)
+    return replace(configuration, head="valid", head_pooling=pooling, **shared)  # type: ignore[arg-type]
 
 
 def _configuration(folder: Folder, document: dict[str, Any]) -> tuple[Configuration, tuple[int, int] | None]:
