@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from service.models.checkpoints import download, partial
 from service.models.checkpoints.download import DownloadError, fetch
+from service.models.runtimes import manifest
 from tests.models.loopback import Reply, Request, serve
 
 CONTENT = bytes(range(256)) * 16_000  # 4 MB: several chunks
@@ -235,3 +236,28 @@ def test_old_leftovers_are_swept_and_what_is_under_way_is_not(tmp_path: Path) ->
         partial.sweep(tmp_path)
     assert leftovers(tmp_path) == {"held.partial", "fresh.partial"}
     partial.sweep(tmp_path / "there is none")
+
+
+def test_half_done_folders_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    dead, living, young = (tmp_path / f"{name}.partial" for name in ("dead", "living", "young"))
+    for path in (dead, living, young):
+        path.mkdir()
+        (path / "model.bin").write_bytes(b"x")
+    for path in (dead, living):
+        os.utime(path, (0, 0))
+    with partial.locked(living):
+        partial.sweep(tmp_path, 60.0)
+        assert leftovers(tmp_path) == {"living.partial", "young.partial"}
+    partial.sweep(tmp_path, 60.0, "somebody")
+    assert leftovers(tmp_path) == {"living.partial", "young.partial"}
+    partial.sweep(tmp_path, 60.0)
+    assert leftovers(tmp_path) == {"young.partial"}
+
+
+def test_an_artifact_is_written_beside_anybodys_files(tmp_path: Path) -> None:
+    name = f"densenet.{'0a' * 16}.partial"
+    for folder in (name, "movie.partial", "0a.partial"):
+        (tmp_path / folder).mkdir()
+        os.utime(tmp_path / folder, (0, 0))
+    partial.sweep(tmp_path, 60.0, manifest._STEM)
+    assert leftovers(tmp_path) == {"movie.partial", "0a.partial"}

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -95,14 +96,36 @@ def claim(destination: Path, waiting: Callable[[int], object]) -> Iterator[Parti
             yield partial
 
 
-def sweep(folder: Path) -> None:
-    """Removes what downloads have left in ``folder`` that nobody goes on with."""
+def sweep(folder: Path, kept: float = _KEPT, stem: str = "*") -> None:
+    """Removes what dead processes have left half done in ``folder``, files and folders, unless it is that young.
+
+    ``stem`` is the pattern of what stands before the suffix, for folders that are not ours alone. Those of living
+    processes are locked (`claim`, `locked`); where the file system knows no locks, age alone decides.
+    """
     with contextlib.suppress(OSError):
-        for path in folder.glob(f"*{_SUFFIX}"):
+        for path in folder.glob(f"{stem}{_SUFFIX}"):
             with contextlib.suppress(OSError):
-                if path.is_file() and time.time() - path.stat().st_mtime > _KEPT and not _held(path):
+                held = _held(path)
+                age = time.time() - path.stat().st_mtime
+                if held or age <= (_KEPT if held is None else kept):
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
                     path.unlink()
                     path.with_name(f"{path.name}.from").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside the block, `sweep` leaves this folder alone."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # without locks its age has to do
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
@@ -148,12 +171,15 @@ def _is_still(path: Path, file: BinaryIO) -> bool:
         return False
 
 
-def _held(path: Path) -> bool:
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError as error:
-            return error.errno not in _NO_LOCKS
+def _held(path: Path) -> bool | None:
+    """Whether a living process has it; None where nobody can say."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
     return False

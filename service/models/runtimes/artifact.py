@@ -250,7 +250,7 @@ def from_cache(directory: Path) -> Artifact | None:
 
 
 def prune() -> None:
-    """Keeps the conversions that were used last, and removes what a killed process left half done."""
+    """Keeps the conversions that were used last. (What a killed process left half done goes with the next `write`.)"""
     entries = [path for path in cache_directory().iterdir() if path.is_dir()]
     whole = [path for path in entries if not path.name.endswith(".partial")]
     whole.sort(key=lambda path: path.stat().st_mtime, reverse=True)

@@ -18,12 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 from service.errors import ConfigurationError
 from service.models.cache import file_sha256
+from service.models.checkpoints.partial import locked, sweep
 from service.models.configuration import to_json
 
 if TYPE_CHECKING:
     from service.models.checkpoints import Checkpoint
 
 _ABOUT = "about.json"
+#: Seconds between making a folder and locking it, with room to spare: one that is older and not locked is nobody's.
+_ABANDONED = 60.0
+#: Of such a folder's name: an artifact may be written beside anybody's files.
+_STEM = f"*.{'[0-9a-f]' * 32}"
 
 
 @dataclass(frozen=True)
@@ -100,22 +105,24 @@ def write(
     partial = directory.with_name(f"{directory.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir(parents=True)
     try:
-        names = save(partial)
-        about = {
-            "format": kind.format,
-            "version": kind.version,
-            "precision": precision,
-            "fingerprint": fingerprint(checkpoint),
-            "model": {
-                "weights": checkpoint.name,
-                "sha256": checkpoint.sha256,
-                "architecture": to_json(checkpoint.configuration),
-            },
-            "image": checkpoint.preprocessing.shape,
-            "files": {name: file_sha256(partial / name) for name in names},
-            **more,
-        }
-        (partial / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+        with locked(partial):
+            sweep(partial.parent, _ABANDONED, _STEM)
+            names = save(partial)
+            about = {
+                "format": kind.format,
+                "version": kind.version,
+                "precision": precision,
+                "fingerprint": fingerprint(checkpoint),
+                "model": {
+                    "weights": checkpoint.name,
+                    "sha256": checkpoint.sha256,
+                    "architecture": to_json(checkpoint.configuration),
+                },
+                "image": checkpoint.preprocessing.shape,
+                "files": {name: file_sha256(partial / name) for name in names},
+                **more,
+            }
+            (partial / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", "utf-8")
         _take_place(partial, directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
