@@ -1,4 +1,7 @@
-"""API keys from a file, one a line; empty lines and lines that begin with # are passed over."""
+"""API keys from a file, one a line; empty lines and lines that begin with # are passed over.
+
+A line ``KEY bulk`` is a key whose requests wait for everybody else, as ``X-Priority: bulk`` asks.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ class Keys:
         self._path = path
         self._version: tuple[int, int, int] | None = None
         self._keys: list[bytes] = []
+        self._bulk: frozenset[bytes] = frozenset()
         self._refresh()
         if not self._keys:
             raise ConfigurationError("api_keys_file cannot be read or holds no key")
@@ -36,6 +40,10 @@ class Keys:
             found |= hmac.compare_digest(key, offered)
         return found
 
+    def is_bulk(self, offered: bytes) -> bool:
+        """Whether the key ``offered``, which was admitted, is one for bulk requests."""
+        return offered in self._bulk
+
     def any(self) -> bytes:
         """One that is good, for a client that this host starts itself."""
         return self._keys[0]
@@ -48,16 +56,18 @@ class Keys:
             version = (status.st_mtime_ns, status.st_size, status.st_ino)
             if version == self._version:
                 return
-            keys = keys_in(self._path.read_bytes())
+            data = self._path.read_bytes()
         except OSError:
             return
         self._version = version
-        self._keys = keys
+        self._keys, self._bulk = keys_in(data)
 
 
-def keys_in(data: bytes) -> list[bytes]:
-    """The keys in a file's bytes."""
-    return [line.strip() for line in data.splitlines() if line.strip() and not line.startswith(b"#")]
+def keys_in(data: bytes) -> tuple[list[bytes], frozenset[bytes]]:
+    """The keys in a file's bytes, and those of them that are for bulk requests."""
+    lines = [line.split() for line in data.splitlines() if line.strip() and not line.startswith(b"#")]
+    bulk = frozenset(words[0] for words in lines if words[1:] == [b"bulk"])
+    return [words[0] if words[0] in bulk else b" ".join(words) for words in lines], bulk
 
 
 #: What the orchestrator and the scraper ask for without a key.
@@ -76,7 +86,12 @@ class Guard:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._is_open(scope) or self._keys.admit(_offered(scope)):
+        if scope["type"] != "http" or self._is_open(scope):
+            await self._app(scope, receive, send)
+            return
+        offered = _offered(scope)
+        if self._keys.admit(offered):
+            scope["bulk"] = self._keys.is_bulk(offered)
             await self._app(scope, receive, send)
             return
         error = Unauthorized(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
+from service.api.keys import Keys
 from service.errors import Overloaded
 from tests.api.site import site
 from tests.api.test_predict import check, problem
@@ -43,6 +45,24 @@ async def test_who_is_bulk(headers: dict[str, str], settings: dict[str, str], ex
         check(answer.json()["predictions"], data)
         arrived = int(arena.arrivals.sum())
         assert arrived == 1 - expected  # an autoscaler follows those who cannot wait
+
+
+@on_a_loop
+async def test_a_key_can_make_its_requests_bulk(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# ours\nfor-people\nfor-jobs bulk\n")
+    keys = Keys(file)
+    assert not keys.admit(b"for-jobs bulk")
+    assert keys.any() == b"for-people"
+    async with site(keys=keys, delay=0.3) as here:
+        arena = here.engine.arena
+        for key, expected in (("for-people", 0), ("for-jobs", 1)):
+            headers = {"x-api-key": key}
+            task = asyncio.create_task(here.http.post("/predict", content=png(1), headers=headers))
+            await until(lambda: arena.free < arena.geometry.slots)
+            assert in_bulk(arena) == expected
+            assert (await task).status_code == 200
+            await until(lambda: arena.free == arena.geometry.slots)
 
 
 @on_a_loop

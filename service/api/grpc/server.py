@@ -182,6 +182,7 @@ class GrpcServer:
             raise Unauthorized(
                 "this service wants an API key: metadata authorization: Bearer KEY, or x-api-key"
             )
+        call.exchange.bulk |= self._keys.is_bulk(offered.encode())
 
     def _count_error(self, error: ServiceError) -> None:
         metrics = self._context.metrics

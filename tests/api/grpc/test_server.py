@@ -299,6 +299,9 @@ async def test_keys_guard_every_method_but_liveness_and_readiness() -> None:
         def admit(self, offered: bytes) -> bool:
             return offered == b"secret"
 
+        def is_bulk(self, offered: bytes) -> bool:
+            return False
+
     async with grpc_site(keys=OneKey()) as (_, client):  # type: ignore[arg-type]
         assert (await client.call("ServerLive")).live
         assert (await client.call("ServerReady")).ready
