@@ -1,6 +1,6 @@
-"""`imagenet-serve classify`: images on disk to labels, in this process, without a server.
+"""`imagenet-serve classify`: images on disk to labels, in this process or by a running server.
 
-paths ──▶ images ──▶ LocalClassifier.look ──▶ a sink, one image after the other, as soon as it is done
+paths ──▶ images ──▶ a classifier's look ──▶ a sink, one image after the other, as soon as it is done
                                               ├── table, json, jsonl, csv on standard output
                                               └── a CSV file, which another run goes on with (resume.py)
 """
@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from service.classifier import Image, Seen
+from service.classifier import Classifier, Image, Seen
 from service.errors import ConfigurationError
 from service.evaluate.dataset import SUFFIXES
 from service.local import LocalClassifier
@@ -30,7 +33,35 @@ _BATCH = 8
 _INTERRUPTED, _BROKEN_PIPE = 130, 141
 
 
-def run(settings: Settings, paths: Sequence[str], form: Form, resume: Path | None = None) -> int:
+@dataclass(frozen=True)
+class Server:
+    """The running server that classifies in place of a model in this process; as bulk work, so that others go first."""
+
+    url: str
+    key: str | None
+    concurrency: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of the images that one of ``count`` runs takes: every ``count``-th, from the ``index``-th on, from 0."""
+
+    index: int
+    count: int
+
+    def of(self, images: dict[str, Image]) -> dict[str, Image]:
+        return dict(islice(images.items(), self.index, None, self.count))
+
+
+def run(
+    settings: Settings,
+    paths: Sequence[str],
+    form: Form,
+    resume: Path | None = None,
+    *,
+    server: Server | None = None,
+    shard: Shard | None = None,
+) -> int:
     """Classifies every image of ``paths`` and prints the best classes of each as soon as it is done.
 
     A path is a file, a folder (with all that is below it), or ``-`` for an image on standard input. ``resume`` is a
@@ -39,6 +70,8 @@ def run(settings: Settings, paths: Sequence[str], form: Form, resume: Path | Non
     case. Raises `StartError` when the model cannot be had.
     """
     images = dict(_images(paths))
+    if shard is not None:
+        images = shard.of(images)
     resumed = Resumed(resume, settings.top_k) if resume is not None else None
     if resumed is not None:
         images = {name: image for name, image in images.items() if name not in resumed.done}
@@ -51,19 +84,38 @@ def run(settings: Settings, paths: Sequence[str], form: Form, resume: Path | Non
     if settings.max_batch_size == "auto":
         settings = settings.model_copy(update={"max_batch_size": min(_BATCH, len(images))})
     try:
-        return _classify(settings, images, resumed.sink() if resumed else open_sink(form, sys.stdout, images))
+        sink = resumed.sink() if resumed else open_sink(form, sys.stdout, images)
+        with _classifier(settings, server) as open_classifier:
+            return _classify(open_classifier, images, sink)
     except BrokenPipeError:
         # Python would flush what is left when it ends, and fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
 
 
-def _classify(settings: Settings, images: dict[str, Image], sink: Sink) -> int:
+#: Makes the classifier, and tells the function that it is given what the start does.
+_Open = Callable[[Callable[[str], None]], Classifier]
+
+
+@contextmanager
+def _classifier(settings: Settings, server: Server | None) -> Iterator[_Open]:
+    if server is None:
+        yield lambda tell: LocalClassifier(settings, tell=tell)
+        return
+    from service.remote import RemoteClassifier  # HTTP's client, which a model in this process does not need
+
+    with RemoteClassifier(
+        server.url, key=server.key, top_k=settings.top_k, concurrency=server.concurrency, bulk=True
+    ) as remote:
+        yield lambda tell: remote
+
+
+def _classify(open_classifier: _Open, images: dict[str, Image], sink: Sink) -> int:
     done, bad = 0, False
     bar = Bar(len(images))
     with bar, sink:
         try:
-            looks = LocalClassifier(settings, tell=bar.say).look(images.values())
+            looks = open_classifier(bar.say).look(images.values())
             for name, seen in zip(images, bar.track(looks), strict=True):
                 if seen.error:
                     print(f"{name}: {seen.error}", file=sys.stderr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from click.shell_completion import get_completion_class
@@ -16,6 +16,9 @@ from service.flags import MODEL_SETTINGS, all_settings, form_flag, from_flags, s
 from service.models.catalog import VARIANTS
 from service.settings import Settings
 from service.working import may_write, working
+
+if TYPE_CHECKING:
+    from service import classify as classify_room
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -82,6 +85,21 @@ def models(form: tables.Form) -> None:
     tables.show(rows, form)
 
 
+_url_flag = click.option(
+    "--url", metavar="URL", help="Ask the server that runs there, in place of a model in this process."
+)
+_key_flag = click.option(
+    "--api-key", metavar="KEY", envvar="IMAGENET_API_KEY", show_envvar=True, help="With --url: its key."
+)
+_concurrency_flag = click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1024),
+    default=16,
+    show_default=True,
+    help="With --url: requests at once.",
+)
+
+
 @cli.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @settings_flags([*MODEL_SETTINGS, "max_batch_size", "top_k"], server=False)
@@ -99,8 +117,27 @@ def models(form: tables.Form) -> None:
     metavar="FILE",
     help="Write CSV into FILE, and leave out the images that are in it: a run that was ended goes on.",
 )
-def classify(paths: tuple[str, ...], form: sinks.Form, resume: Path | None, **given: Any) -> None:
+@_url_flag
+@_key_flag
+@_concurrency_flag
+@click.option(
+    "--shard",
+    metavar="INDEX/COUNT",
+    help="Only every COUNT-th image, from the INDEX-th on, from 0: several runs share one folder.",
+)
+def classify(
+    paths: tuple[str, ...],
+    form: sinks.Form,
+    resume: Path | None,
+    url: str | None,
+    api_key: str | None,
+    concurrency: int,
+    shard: str | None,
+    **given: Any,
+) -> None:
     """Classify image files, and the images in folders, without a server; - is an image on standard input.
+
+    With --url a running server classifies them, as work that lets its other clients go first.
 
     Each result is printed as soon as it is there, so Ctrl-C and a pipe that breaks keep what was done. A file that is
     no usable image is named in the output; the exit code is 1 if there was one.
@@ -109,7 +146,32 @@ def classify(paths: tuple[str, ...], form: sinks.Form, resume: Path | None, **gi
 
     if paths.count(room.STDIN) > 1:
         raise click.UsageError("standard input can be read once; give - once")
-    sys.exit(room.run(_checked(from_flags(given)), paths, form, resume))
+    if url:
+        _refuse_model_flags({name: value for name, value in given.items() if name != "top_k"})
+    server = room.Server(url, api_key, concurrency) if url else None
+    settings = from_flags(given) if url else _checked(from_flags(given))
+    sys.exit(room.run(settings, paths, form, resume, server=server, shard=_shard(shard)))
+
+
+def _shard(text: str | None) -> classify_room.Shard | None:
+    from service import classify as room
+
+    if text is None:
+        return None
+    index, _, count = text.partition("/")
+    if not (index.isascii() and index.isdigit() and count.isascii() and count.isdigit()):
+        raise click.UsageError(f"--shard={text[:50]}: must be like 0/4")
+    if not int(index) < int(count):
+        raise click.UsageError(f"--shard={text[:50]}: the index goes from 0 to one below the count")
+    return room.Shard(int(index), int(count))
+
+
+def _refuse_model_flags(given: dict[str, Any], *others: str) -> None:
+    flags = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if flags or others:
+        raise click.UsageError(
+            f"{[*flags, *others][0]} is for a model in this process; the one at --url is as it is"
+        )
 
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -126,19 +188,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--limit", type=click.IntRange(1), help="Only so many images, evenly spread over all of them.")
 @click.option("--confusions", type=click.IntRange(0), default=10, show_default=True, help="How many to list.")
 @click.option("--all", "every", is_flag=True, help="The twelve pretrained variants, one after the other.")
-@click.option(
-    "--url", metavar="URL", help="Ask the server that runs there, in place of a model in this process."
-)
-@click.option(
-    "--api-key", metavar="KEY", envvar="IMAGENET_API_KEY", show_envvar=True, help="With --url: its key."
-)
-@click.option(
-    "--concurrency",
-    type=click.IntRange(1, 1024),
-    default=16,
-    show_default=True,
-    help="With --url: requests at once.",
-)
+@_url_flag
+@_key_flag
+@_concurrency_flag
 @click.option(
     "--calibrate",
     metavar="DIRECTORY",
@@ -172,11 +224,8 @@ def evaluate(
     """
     from service import evaluate as room
 
-    flags = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
-    if url and (flags or every):
-        raise click.UsageError(
-            f"{[*flags, '--all'][0]} is for a model in this process; the one at --url is as it is"
-        )
+    if url:
+        _refuse_model_flags(given, *(["--all"] if every else []))
     if every and (given["model"] or given["weights"]):
         raise click.UsageError("--all takes the twelve pretrained variants; leave out --model and --weights")
     if calibrate and (url or every):
