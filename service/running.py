@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class DeviceFailed(Exception):
@@ -43,6 +44,14 @@ class Running(Protocol):
 
     def finish(self) -> Ran:
         """Waits, and writes what the tasks want. Raises what the model raised, `DeviceFailed` for the device."""
+
+
+@runtime_checkable
+class Restless(Protocol):
+    """A runner that has something to do when nobody asks it anything."""
+
+    def measure_again(self) -> Iterator[None]:
+        """Each step takes no longer than a batch."""
 
 
 class Finished:

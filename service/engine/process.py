@@ -21,12 +21,13 @@ from service.engine.core import EngineCore
 from service.engine.device import Batch
 from service.engine.files import FileLane
 from service.engine.owner import Owner
+from service.engine.spare import Seen, SpareTime
 from service.engine.transport import Channel, Link, blob
 from service.errors import StartError
 from service.fallback import Fallback, Fallbacks
 from service.host import memory_for_pictures
 from service.metrics import Metrics
-from service.running import DeviceFailed, Ran
+from service.running import DeviceFailed, Ran, Restless
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -84,11 +85,22 @@ def main(settings: Settings, channel: Channel, given_up: Sequence[str] = ()) -> 
     channel.send("ready", geometry=arena.geometry.to_json(), descriptors=[arena.descriptor, description])
     core.every_second(lambda: channel.send("alive"))
     core.every_second(logs.flush)
+    work = runner.measure_again() if isinstance(runner, Restless) else iter(())
+    spare = SpareTime(work, partial(_seen, arena))
+    spare.start()
     core.when_overdue(longest_batch(runner.max_batch_size, runner.capacity), partial(_say_overdue, channel))
     try:
         core.serve()
     except DeviceFailed as error:
         _end(channel, error)
+    finally:
+        spare.stop()
+
+
+def _seen(arena: Arena) -> Seen:
+    """What `SpareTime` looks at."""
+    busy = arena.gauges[Gauge.RUNNING] or arena.gauges[Gauge.QUEUE_DEPTH]
+    return int(arena.arrivals.sum()), bool(busy)
 
 
 def _end(channel: Channel, error: DeviceFailed) -> NoReturn:

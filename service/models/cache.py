@@ -11,6 +11,7 @@ Everything in it can be deleted at any time; it is made again. A cache that cann
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -40,6 +41,12 @@ def is_writable() -> bool:
             return True
     except OSError:
         return False
+
+
+def trim_memory() -> None:
+    """Gives memory that was freed back to the system, where the C library can (glibc)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def digest(document: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -28,6 +28,8 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64)
 _LARGEST = 1 << 16
 #: Times that each is measured, in turns, so that a neighbour's second of work does not fall on one size alone.
 _ROUNDS = 3
+#: Starts that measure: after so many there is nothing new to be learnt.
+_MEASUREMENTS = 4
 #: Seconds. A quicker pass is run some more times at once: the first of them finds this way's threads asleep.
 _QUICK, _REPEATS = 0.01, 4
 
@@ -95,6 +97,31 @@ class ModelRunner:
             "%s, up to %d images a batch: %.1f images/s, one image in %.1f ms",
             *(self.runtime.name, self.max_batch_size, self.capacity, found.seconds[1] * 1000),
         )
+
+    def measure_again(self) -> Iterator[None]:
+        """Measures what the notes have once more, a pass for each step, and corrects them for the next start.
+
+        Every measurement is of a moment; the least of several is the one that nobody disturbed. What it uses is
+        its own, so that this runner can be at work meanwhile, if more slowly.
+        """
+        known = self._notes.read()
+        another = self.runtime.another() if known and known.rounds < _MEASUREMENTS else None
+        if known is None or another is None:
+            return
+        times: dict[str, dict[int, float]] = {}
+        for way in another.ways():
+            sizes = known.times.get(way.name, {})
+            pixels = self._blank(max(sizes, default=1))
+            for size in sizes:
+                _once(way, pixels, size)  # pays for set-up
+                yield
+                for _ in range(_ROUNDS):
+                    took = _time(way, pixels, size)
+                    times.setdefault(way.name, {})[size] = min(took, times.get(way.name, {}).get(size, took))
+                    yield
+        another.settle([])
+        self._notes.write(known.merged(Measured(times, 1, known.graph)))
+        log.info("measured %d times by now; the next start plans with it", known.rounds + 1)
 
     def run(
         self, pixels: Pixels, slots: list[int], wanted: Sequence[Wanted], results: NDArray[np.float32]

@@ -131,9 +131,8 @@ def refuse_without_torch(weights: str) -> None:
     """Raises `ConfigurationError` where there is nothing to read weights with."""
     if find_spec("torch") is None:
         raise ConfigurationError(
-            f"weights={weights}: torch has to read and convert them, and this installation has none: serve a model "
-            "that `imagenet-serve export DIRECTORY --runtime openvino` has made, or an image that was built with "
-            "this one"
+            f"weights={weights}: torch has to read and convert them, and this installation has none: serve what "
+            "`imagenet-serve export DIRECTORY --runtime openvino` has made, or an image that was built with this model"
         )
 
 

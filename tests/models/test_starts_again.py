@@ -18,6 +18,7 @@ from service.errors import CheckpointError, ConfigurationError
 from service.models import building, cache, serving, sources
 from service.models.checkpoints import resolve, write
 from service.models.configuration import VGGConfig
+from service.models.runner import ModelRunner
 from service.models.runtimes import artifact, machine
 from service.settings import Settings
 from service.settings import load as settings
@@ -258,6 +259,30 @@ def test_the_least_of_several_measurements_counts() -> None:
     assert both.times == {"one": {1: 2.0}, "together": {1: 4.0, 4: 9.0, 8: 20.0}}
     assert (both.rounds, both.graph) == (3, "a")
     assert machine.Measured.from_json(json.loads(json.dumps(both.to_json()))) == both
+
+
+def test_a_plan_made_in_a_bad_moment_is_corrected(tmp_path: Path) -> None:
+    """A first start beside other work took one way for slow; a later one finds out when it is idle."""
+    weights = tiny.directory(tmp_path)
+    loaded(weights).runner.warm_up()
+    (plan,) = artifact.cache_directory().rglob("plan.json")
+    true = machine.Measured.from_json(json.loads(plan.read_text()))
+    slow = {way: dict.fromkeys(sizes, 5.0) for way, sizes in true.times.items() if way != "together"}
+    spoilt = machine.Measured({**true.times, **slow}, 1, true.graph)
+    plan.write_text(json.dumps(spoilt.to_json()))
+    second = loaded(weights).runner
+    assert isinstance(second, ModelRunner)
+    second.warm_up()
+    assert {way.name for way in second._ways.values()} == {"together"}
+    steps = sum(1 for _ in second.measure_again())
+    assert steps > 4
+    found = machine.Measured.from_json(json.loads(plan.read_text()))
+    assert found.rounds == 2
+    assert all(took < 5 for way in slow for took in found.times[way].values())
+    for _ in range(10):  # not for ever
+        for _ in loaded(weights).runner.measure_again():  # type: ignore[union-attr]
+            pass
+    assert machine.Measured.from_json(json.loads(plan.read_text())).rounds == 4
 
 
 def test_a_large_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,9 @@ class Runtime(Protocol):
     def ways(self) -> list[Way]:
         """Every way worth trying on this host; the first one is good for any number of images."""
 
+    def another(self) -> Runtime | None:
+        """The same with memory of its own, to be measured beside it; None where there is no choice or no room."""
+
     def settle(self, names: Sequence[str]) -> None:
         """No way but these is going to be used from now on."""
 

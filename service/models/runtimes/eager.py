@@ -39,6 +39,9 @@ class Eager:
     def ways(self) -> list[Way]:
         return [self._way]
 
+    def another(self) -> None:
+        return None
+
     def settle(self, names: Sequence[str]) -> None:
         """There is one."""
 

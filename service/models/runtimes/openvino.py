@@ -13,8 +13,6 @@ nothing. No torch here.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from service.errors import ConfigurationError
+from service.models import cache
 from service.models._openvino import openvino
 from service.models.runtimes import Answer, Lane, Pixels, Way, artifact, gather
 from service.models.runtimes.artifact import Converted, Graph
@@ -65,6 +64,11 @@ class OpenVino:
                 self._ways[name] = _Apart(name, self._compiled(name, 1, streams), streams)
         return list(self._ways.values())
 
+    def another(self) -> OpenVino | None:
+        if self._graph.nbytes > _SMALL:
+            return None
+        return OpenVino(self._graph, self.precision, self._cores, self._notes)
+
     def settle(self, names: Sequence[str]) -> None:
         """Keeps what these ways have compiled, and gives back the memory that compiling took."""
         for name in names:
@@ -79,7 +83,7 @@ class OpenVino:
         for way in self._ways.values():
             way.let_go()
         self._graph.let_go()
-        _trim()
+        cache.trim_memory()
 
     def _compiled(self, name: str, images: int | None, streams: int) -> Callable[[], _Compiled]:
         return partial(self._compile, name, images, streams)
@@ -242,12 +246,6 @@ def _answers(request: openvino.InferRequest) -> list[Answer]:
     has_head = len(request.model_outputs) > 1
     logits = request.get_output_tensor(1).data if has_head else np.empty((len(features), 0), np.float32)
     return [Answer(*row) for row in zip(features, logits, strict=True)]
-
-
-def _trim() -> None:
-    """Gives memory that compiling took and freed back to the system, where the C library can (glibc)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def runtime(
