@@ -17,8 +17,9 @@ CLUSTER_WIDE = ("Namespace", "PriorityClass")
 REQUEST_TIMEOUT_S = 30.0
 #: Seconds after SIGTERM that the processes need to end when nobody waits any more.
 ENDING_S = 5.0
-#: Bytes of an image of max_image_pixels (50 million) while it is decoded, as RGB.
-LARGEST_PICTURE = 150e6
+#: MiB that each decoder has for small pictures, and the share of the limit that is left for bodies and growth
+#: (docs/OPERATIONS.md).
+SMALL_PICTURES, GROWTH = 48, 0.1
 #: Seconds until HTTP answers, on a node that starts many pods at once.
 PORT_OPEN_S = 60.0
 
@@ -260,7 +261,7 @@ def _volumes_fit(pod: Resource) -> Iterator[str]:
 
 
 def _memory_suffices(pod: Resource, settings: dict[str, str]) -> Iterator[str]:
-    """The limit against what was measured, the volumes in memory, and a largest picture in every decoding process."""
+    """The limit against what was measured of the model, the volumes in memory, and the hungriest picture."""
     container = pod["containers"][0]
     limits = container["resources"]["limits"]
     model = settings.get("IMAGENET_MODEL", "")
@@ -273,9 +274,23 @@ def _memory_suffices(pod: Resource, settings: dict[str, str]) -> Iterator[str]:
         if "Memory" in v.get("emptyDir", {}).values()
     )
     decoders = float(settings.get("IMAGENET_FRONTENDS", quantity(limits.get("cpu", "1"))))
-    needed = figures[model] + volumes + decoders * LARGEST_PICTURE
-    if quantity(limits["memory"]) < needed:
+    limit = quantity(limits["memory"])
+    needed = (
+        figures[model] + volumes + GROWTH * limit + (decoders * SMALL_PICTURES + largest_picture()) * 2**20
+    )
+    if limit < needed:
         yield f"{model} may take {needed / 2**20:.0f} MiB, and the limit is {limits['memory']}"
+
+
+def largest_picture() -> int:
+    """MiB that the hungriest kind of 50-megapixel picture takes, from the table of docs/OPERATIONS.md."""
+    text = (ROOT / "docs" / "OPERATIONS.md").read_text(encoding="utf-8")
+    table = text.partition("| picture | upright |")[2].partition("\n\n")[0]
+    return max(
+        int(figure)
+        for cell in re.findall(r"\| ([\d · ]+)(?= \|)", table)
+        for figure in re.findall(r"\d+", cell)
+    )
 
 
 def measured_memory() -> dict[str, float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,9 @@ def test_every_value_is_read() -> None:
         for inner in value if isinstance(value, dict) and value else [None]:
             path = f"Values.{name}" + (f".{inner}" if inner else "")
             assert path in templates or f'"{name}"' in templates, path
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl")
+def test_what_is_generated_is_of_today() -> None:
+    done = subprocess.run([CHART.parent / "generate", "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
