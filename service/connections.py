@@ -20,7 +20,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
 from service.errors import HeadersTooLarge, IntakeFull, RequestTimeout, ServiceError
-from service.intake import Intake
+from service.intake import Intake, hand_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +42,8 @@ HEAD_BYTES = 64 * 1024
 _REST_SECONDS = 2.0
 #: Seconds that a connection which has not said anything yet may still bring its request when the service ends.
 LAST_CHANCE = 1.0
+#: Connections put aside after which the memory that they had is handed back to the system.
+_MANY = 1000
 #: Seconds between two lines in the log about connections that had to go.
 _SAY_AGAIN = 60.0
 
@@ -69,6 +71,7 @@ class Connections:
         """Who has sent a part of a head, and when that began."""
         self.ending = False
         """Whether the service ends: no connection is kept for another request."""
+        self._put_aside = 0
         self._shed = 0
         self._said_at = -_SAY_AGAIN
 
@@ -144,6 +147,10 @@ class Connections:
             )
         for protocol in _before(self._resting, now - _REST_SECONDS):
             self.put_aside(protocol)
+            self._put_aside += 1
+        if self._put_aside >= _MANY:
+            self._put_aside = 0
+            hand_back()
 
     def _make_room(self, newcomer: Waiting) -> None:
         """Closes who has been idle for longest, then whose head is on its way for longest; else the newcomer."""

@@ -62,7 +62,7 @@ class Intake:
         self.held -= size
         if self._peak > _WORTH_TRIMMING and self.held <= _LEFT * self._peak:
             self._peak = self.held
-            _hand_back()
+            hand_back()
 
     def share(self, on_dropped: Callable[[], None]) -> Share:
         """The part of one body. ``on_dropped`` is called if it loses its place."""
@@ -133,7 +133,7 @@ class Share:
             self._intake.give(size)
 
 
-def _hand_back() -> None:
-    """glibc keeps what was freed below something that is still used. This gives it to the system, page by page."""
+def hand_back() -> None:
+    """Gives free memory to the system. glibc keeps what was freed below something that is still used."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
