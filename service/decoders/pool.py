@@ -40,8 +40,8 @@ from service.overlay import LONGEST
 
 log = logging.getLogger(__name__)
 
-#: CPU seconds of one picture after which a decoder stands behind the others.
-_LONG = 0.1
+#: CPU seconds of one picture after which a decoder stands behind the others: a photo of 24 megapixels takes a quarter.
+_LONG = 0.4
 #: Seconds that every decoder has been busy with one picture, after which another is started for who comes next.
 _HELD_UP = 0.05
 #: Decoders beside the quick ones, at least, for pictures that take long or much.
@@ -356,7 +356,8 @@ class Pool:
         self._dispatch()
 
     def _idle_again(self, decoder: Decoder) -> None:
-        if decoder.alone or (self._quick_ones > self._quick and not self._waiting):
+        spare = self._quick_ones > self._quick and self._idle and not self._waiting
+        if decoder.alone or spare:  # the last idle one stays: the others may be held up for long
             self._drop(decoder)
         else:
             self._idle.append(decoder)
