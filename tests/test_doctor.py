@@ -237,3 +237,12 @@ def test_what_a_gpu_would_go_on_without_is_named() -> None:
         assert "norm_relu: it disagrees" in finding.found
         assert "max_pool: no launcher" in finding.found
         assert advice in finding.advice
+
+
+def test_what_decode_gpu_would_lack_is_named() -> None:
+    assert libraries.judge_decoding(True, True).level is Level.PASS
+    assert "cores decode everything" in libraries.judge_decoding(False, True).advice
+    assert "gpu" in libraries.judge_decoding(True, False).advice
+    assert [libraries.judge_decoding(*case).level for case in ((False, False), (True, False))] == [
+        Level.WARN
+    ] * 2

@@ -135,6 +135,23 @@ def steps_down(settings: Settings) -> Finding | None:
     return judge_steps_down(fused.best(device, DTYPES[precision]).refused, compiled.compiler())
 
 
+def decoding(settings: Settings) -> Finding:
+    """Whether ``decode=gpu`` finds what it wants; whether its pixels agree shows a start."""
+    has_codec = find_spec("nvidia") is not None and find_spec("nvidia.nvimgcodec") is not None
+    return judge_decoding(bool(_works(settings.device)), has_codec)
+
+
+def judge_decoding(has_gpu: bool, has_codec: bool) -> Finding:
+    name = "gpu decoding"
+    if not has_gpu:
+        return warned(name, "no GPU that answers", "the cores decode everything; use decode=exact or fast")
+    if not has_codec:
+        return warned(
+            name, "nvImageCodec is not installed", f"{install_command('gpu')}; until then the cores decode"
+        )
+    return passed(name, "nvImageCodec is there; each start compares its pixels with the processor's")
+
+
 def judge_steps_down(refused: Sequence[Fallback], missing: str) -> Finding:
     """``refused`` operations take torch's place; ``missing`` is what a compiler lacks, empty for nothing."""
     if not refused and not missing:
@@ -174,6 +191,8 @@ def checks(settings: Settings) -> list[Finding]:
         findings.append(cuda(settings))
         if settings.device != "cpu" and (finding := steps_down(settings)) is not None:
             findings.append(finding)
+        if settings.decode == "gpu":
+            findings.append(decoding(settings))
     if settings.device in ("auto", "cpu"):
         findings.append(openvino(settings))
     return findings
