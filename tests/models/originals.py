@@ -131,6 +131,80 @@ def _keras_cv(arguments: dict[str, Any], inputs: tuple[int, ...]) -> Callable[[P
     return make
 
 
+def _applications(
+    build: Callable[[Any], Any], size: tuple[int, int], files: dict[str, str], mode: str | None
+) -> Callable[[Path, Any], None]:
+    """A model around `keras.applications`, in several files, each with the options that it needs."""
+
+    def make(folder: Path, rng: Any) -> None:
+        keras = _library("keras")
+        keras.config.set_dtype_policy("float32")
+        model = build(keras)
+        _shake_keras(model, rng)
+        for weight in model.weights:
+            # So that logits are of order one, whatever the pixels are.
+            if weight.path.endswith("kernel") and len(weight.shape) == 2:
+                weight.assign(_numpy(weight.value) * 0.05)
+        for name in files:
+            (model.save_weights if "weights" in name else model.save)(str(folder / name))
+        pixels = rng.integers(0, 256, (2, *size, 3), dtype=np.uint8)
+        given = pixels.astype("float32")
+        if mode is not None:
+            given = keras.applications.imagenet_utils.preprocess_input(given.copy(), mode=mode)
+        options = np.asarray([f"{name}{option}" for name, option in files.items()])
+        np.savez_compressed(
+            folder / "expected.npz",
+            pixels=pixels,
+            outputs=_numpy(model(given, training=False)),
+            files=options,
+        )
+
+    return make
+
+
+def _small_vgg(keras: Any) -> Any:
+    """A VGG16's layers with few filters, by Keras's own."""
+    layers = keras.layers
+    body = [layers.Input((64, 64, 3))]
+    for stage, (count, filters) in enumerate(((2, 2), (2, 3), (3, 3), (3, 4), (3, 5)), start=1):
+        body += [
+            layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"block{stage}_conv{number}")
+            for number in range(1, count + 1)
+        ]
+        body.append(layers.MaxPooling2D(2, strides=2, name=f"block{stage}_pool"))
+    return keras.Sequential(body, name="vgg16")
+
+
+def _flattened(keras: Any) -> Any:
+    layers = keras.layers
+    head = [
+        layers.Flatten(),
+        layers.Dense(6, activation="relu"),
+        layers.Dropout(0.5),
+        layers.Dense(3, activation="softmax"),
+    ]
+    return keras.Sequential([layers.Input((64, 64, 3)), _small_vgg(keras), *head])
+
+
+def _pooled(keras: Any) -> Any:
+    """With augmentation, a Rescaling, a norm and a nonlinearity as layers of their own."""
+    layers, inputs = keras.layers, keras.Input((64, 64, 3))
+    x = keras.Sequential([layers.RandomFlip("horizontal")])(inputs)
+    x = layers.Rescaling(1 / 127.5, offset=-1)(x)
+    x = layers.GlobalMaxPooling2D()(_small_vgg(keras)(x))
+    x = layers.LeakyReLU()(layers.BatchNormalization()(layers.Dense(6)(x)))
+    return keras.Model(inputs, layers.Dense(1, activation="sigmoid")(x))
+
+
+def _of_applications(name: str, **arguments: Any) -> Callable[[Any], Any]:
+    return lambda keras: getattr(keras.applications, name)(weights=None, **arguments)
+
+
+def _small_densenet(keras: Any) -> Any:
+    module = _library("keras.src.applications.densenet")
+    return module.DenseNet([1, 1, 1, 1], weights=None, classes=3, input_shape=(48, 40, 3))
+
+
 def _shake_torch(model: Any, rng: Any) -> None:
     with torch.no_grad():
         for key, tensor in model.state_dict().items():
@@ -211,8 +285,15 @@ _VGG = {"stackwise_num_repeats": [1, 2], "stackwise_num_filters": [4, 6]}
 _VGG16 = {"stackwise_num_repeats": [2, 2, 3, 3, 3], "stackwise_num_filters": [64, 128, 256, 512, 512]}
 _ANY = (None, None, 3)
 
+_ALL_FILES = {"model.keras": "", "model.h5": ""}
+_SAID = "?image_size=64x64&head_activation=relu"
+
 #: Small ones that lie in tests/fixtures.
 SMALL: dict[str, Callable[[Path, Any], None]] = {
+    "keras_vgg_flatten": _applications(
+        _flattened, (64, 64), {**_ALL_FILES, "model.weights.h5": _SAID}, "caffe"
+    ),
+    "keras_vgg_pooled": _applications(_pooled, (64, 64), _ALL_FILES, None),
     "khub_vgg_max_sigmoid": _keras_hub(
         "VGG",
         {**_VGG, "image_shape": _ANY},
@@ -269,6 +350,29 @@ SMALL: dict[str, Callable[[Path, Any], None]] = {
 
 #: The rest: full size, or as large as their heads must be.
 LARGE: dict[str, Callable[[Path, Any], None]] = {
+    "keras_vgg16": _applications(
+        _of_applications("VGG16", classes=5), (224, 224), {**_ALL_FILES, "model.weights.h5": ""}, "caffe"
+    ),
+    "keras_vgg19": _applications(_of_applications("VGG19", classes=5), (224, 224), _ALL_FILES, "caffe"),
+    "keras_vgg16_notop": _applications(
+        _of_applications("VGG16", include_top=False, pooling="avg"),
+        (96, 64),
+        {"model.weights.h5": ""},
+        "caffe",
+    ),
+    "keras_densenet": _applications(_small_densenet, (48, 40), {"model.keras": ""}, "torch"),
+    "keras_densenet121": _applications(
+        _of_applications("DenseNet121", classes=5),
+        (224, 224),
+        {**_ALL_FILES, "model.weights.h5": ""},
+        "torch",
+    ),
+    "keras_densenet169": _applications(
+        _of_applications("DenseNet169", classes=5), (224, 224), {"model.keras": ""}, "torch"
+    ),
+    "keras_densenet201": _applications(
+        _of_applications("DenseNet201", include_top=False, pooling="max"), (96, 97), _ALL_FILES, "torch"
+    ),
     "khub_densenet121": _keras_hub(
         "DenseNet",
         {"stackwise_num_repeats": [6, 12, 24, 16]},

@@ -23,7 +23,7 @@ from service.preprocess import prepare
 from tests.models import originals
 from tests.models.parity import FIXTURES, Array, assert_close, outputs
 
-LIBRARIES = {"khub": "keras-hub", "kcv": "keras-cv", "timm": "timm", "tv": "torchvision"}
+LIBRARIES = {"keras": "keras", "khub": "keras-hub", "kcv": "keras-cv", "timm": "timm", "tv": "torchvision"}
 
 
 @pytest.mark.parametrize("name", originals.SMALL)
@@ -53,6 +53,9 @@ def _saved_by_old_keras_hub() -> bool:
 def _compare(folder: Path, *, legacy: bool = False) -> None:
     with np.load(folder / "expected.npz") as archive:
         expected = {key: archive[key] for key in archive}
+    if "files" in expected:
+        _compare_keras(folder, expected)
+        return
     if "pixels" in expected:
         _compare_keras_cv(folder, expected)
         return
@@ -112,6 +115,25 @@ def _compare_image(checkpoint: Checkpoint, model: Uint8Model, expected: dict[str
     with torch.inference_mode():
         logits = model.network(torch.from_numpy(expected["pre"]) if differing.any() else normalised)
     _assert_close_to_scale(_scores(logits, str(expected["activation"])), expected["pre_scores"])
+
+
+def _compare_keras(folder: Path, expected: dict[str, Array]) -> None:
+    """Pixels through each file's whole model: probabilities within 1e-5, pooled features to scale."""
+    pixels = torch.from_numpy(expected["pixels"])
+    for name in expected["files"]:
+        checkpoint = resolve(str(folder / str(name)), "vgg16")
+        model = load(checkpoint)
+        with torch.inference_mode():
+            if checkpoint.classes is None:
+                features = model.forward_features(pixels)
+                pooled = features.amax((2, 3)) if "densenet201" in folder.name else features.mean((2, 3))
+                _assert_close_to_scale(pooled, expected["outputs"])
+                continue
+            assert checkpoint.preprocessing.crop == tuple(pixels.shape[1:3])
+            logits = model(pixels)
+        scores = logits.sigmoid() if checkpoint.activation == "sigmoid" else logits.softmax(dim=1)
+        np.testing.assert_allclose(scores, expected["outputs"], rtol=0, atol=1e-5)
+        assert 0.001 < expected["outputs"].max() < 0.999
 
 
 def _compare_keras_cv(folder: Path, expected: dict[str, Array]) -> None:
