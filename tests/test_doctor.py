@@ -246,3 +246,17 @@ def test_what_decode_gpu_would_lack_is_named() -> None:
     assert [libraries.judge_decoding(*case).level for case in ((False, False), (True, False))] == [
         Level.WARN
     ] * 2
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_whether_other_programs_can_import_torchvision_is_tried(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, works: bool
+) -> None:
+    (tmp_path / "torchvision.py").write_text(
+        "" if works else "raise RuntimeError('operator nms does not exist')"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    finding = libraries.torchvision_alone()
+    assert finding is not None
+    assert finding.level is (Level.PASS if works else Level.WARN)
+    assert works or "operator nms does not exist" in finding.found

@@ -61,11 +61,11 @@ def torchvision_alone() -> Finding | None:
     command = [sys.executable, "-P", "-c", "import torchvision"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
-        return passed("import torchvision", "works in this environment")
+        return passed("torchvision", "can be imported in this environment")
     reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     return warned(
-        "import torchvision",
-        f"fails: {reason}",
+        "torchvision",
+        f"import fails: {reason}",
         "the service does without; for your own scripts install torchvision from the index that torch came from",
     )
 
