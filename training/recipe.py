@@ -87,7 +87,7 @@ class Recipe:
         return self.peak_learning_rate * (1 + math.cos(math.pi * done)) / 2
 
 
-#: From weights that are good already: one cycle more, at a rate that does not forget them. Crops at 48 pixels
+#: From weights that are good already: one cycle more, of several epochs. Crops at 48 pixels
 #: show things as large as whole pictures at 64 do, at 56 % of the price (Touvron et al., arXiv:1906.06423).
 REFINING = Recipe(
     stages=(Stage(8, 48, 0.35, tried=64), Stage(2, 64, 0.5)),
