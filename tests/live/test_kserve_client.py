@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import httpx
@@ -62,7 +63,7 @@ def test_pictures(server: Server, photos: list[bytes], binary: bool) -> None:
     response = asyncio.run(run())
     assert response.id == "seven"
     probabilities, classes = (output.as_numpy() for output in response.outputs)
-    assert probabilities.shape == (3, 200)
+    assert probabilities.shape == (len(photos), 200)
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
     labels = HTTP.get(f"{server.url}/labels").json()
     for row, entry in zip(probabilities, classes, strict=True):
@@ -92,3 +93,26 @@ def test_errors_arrive_as_the_clients_own(server: Server) -> None:
                 await kserve.infer(server.url, request, model_name=name_of(server))
 
     asyncio.run(run())
+
+
+def test_the_grpc_client_gives_the_same_answers(server: Server, photos: list[bytes]) -> None:
+    from kserve import InferenceGRPCClient
+
+    (port,) = {found[1] for line in server.lines if (found := re.search(r"gRPC on port (\d+)", line))}
+    name = name_of(server)
+
+    async def run() -> Any:
+        kserve = InferenceGRPCClient(f"127.0.0.1:{port}")
+        try:
+            assert await kserve.is_server_live() is True
+            assert await kserve.is_server_ready() is True
+            assert await kserve.is_model_ready(name) is True
+            return await kserve.infer(pictures(name, photos))
+        finally:
+            await kserve.close()
+
+    answer = asyncio.run(run())
+    probabilities = next(output for output in answer.outputs if output.name == "probabilities").as_numpy()
+    for row, photo in zip(probabilities, photos, strict=True):
+        best = HTTP.post(f"{server.url}/predict?top_k=1", files={"file": photo}).json()["predictions"][0]
+        assert row.max() == pytest.approx(best["probability"], abs=1e-5)
