@@ -64,7 +64,7 @@ def test_pictures_to_classes_and_tensors(
     )
     assert result.get_response()["id"] == "seven"
     classes = result.as_numpy("probabilities")
-    assert classes.shape == (3, 3)
+    assert classes.shape == (len(photos), 3)
     logits = result.as_numpy("logits")
     labels = HTTP.get(f"{server.url}/labels").json()
     for row, photo in enumerate(photos):
