@@ -125,6 +125,16 @@ def test_an_engine_that_hangs_while_it_loads_again_is_replaced(tmp_path: Path) -
     assert any("engine was silent for" in line for line in server.lines)
 
 
+@pytest.mark.slow
+def test_a_service_that_nobody_asks_stays_as_it_is() -> None:
+    environment = {"HOSTILE_SILENCE_S": "8"}
+    with Server(module="tests.drills.hostile", environment=environment, frontends=1) as server:
+        before, began = server.children(), time.monotonic()
+        wait_for(lambda: time.monotonic() - began > 20, "time stands still")
+        assert server.children() == before
+        assert HTTP.get(server.url + "/healthz").json()["restarts"] == 0
+
+
 def test_a_terminal_that_closes_ends_the_service_as_sigterm_does() -> None:
     with hostile(frontends=1, fixed=1, max_batch_size=1) as server, ThreadPoolExecutor(1) as clients:
         asked = clients.submit(ask, server, png(1))

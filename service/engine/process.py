@@ -83,8 +83,7 @@ def main(settings: Settings, channel: Channel, given_up: Sequence[str] = ()) -> 
     core.watch(channel, lambda: obey(core, channel))
     description = blob(card.to_bytes())
     channel.send("ready", geometry=arena.geometry.to_json(), descriptors=[arena.descriptor, description])
-    core.every_second(lambda: channel.send("alive"))
-    core.every_second(logs.flush)
+    core.every_second(partial(_show_life, channel))
     work = runner.measure_again() if isinstance(runner, Restless) else iter(())
     spare = SpareTime(work, partial(_seen, arena))
     spare.start()
@@ -165,6 +164,11 @@ def _load(
 def longest_batch(size: int, capacity: float) -> float:
     """Seconds after which a batch is taken for hung. ``capacity`` is in images a second at the largest ``size``."""
     return max(SHORTEST_LIMIT, _TIMES_WARM * size / capacity if capacity else 0.0)
+
+
+def _show_life(channel: Channel) -> None:
+    channel.send("alive")
+    logs.flush()
 
 
 def _say_overdue(channel: Channel, seconds: float) -> None:
