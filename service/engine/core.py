@@ -91,7 +91,7 @@ class EngineCore:
         self._busy_until = 0.0
         self._batches = 0
         self._gauges_due = 0.0
-        self._heartbeat: Callable[[], object] = lambda: None
+        self._heartbeats: list[Callable[[], object]] = []
         self._longest = math.inf
         self._overdue: Callable[[float], object] = lambda seconds: None
         self._beat_due = 0.0
@@ -111,8 +111,8 @@ class EngineCore:
         self._selector.register(source, selectors.EVENT_READ, callback)
 
     def every_second(self, heartbeat: Callable[[], object]) -> None:
-        """Calls ``heartbeat`` in the loop about once a second: the sign that the loop still turns."""
-        self._heartbeat = heartbeat
+        """Calls ``heartbeat`` in the loop about once a second, as well as every other: the sign that the loop turns."""
+        self._heartbeats.append(heartbeat)
 
     def when_overdue(self, longest: float, callback: Callable[[float], object]) -> None:
         """Calls ``callback`` in the loop, once, when a batch has run for ``longest`` seconds: the model hangs.
@@ -173,7 +173,8 @@ class EngineCore:
             self._update_gauges(now)
         if now >= self._beat_due:
             self._beat_due = now + 1.0
-            self._heartbeat()
+            for heartbeat in self._heartbeats:
+                heartbeat()
 
     def _look_at_the_device(self, now: float) -> None:
         since = float(self._arena.gauges[Gauge.BUSY_SINCE])

@@ -319,3 +319,12 @@ async def test_a_batch_that_never_ends_is_said_once() -> None:
         await hanging
         assert len(said) == 1
         assert said[0] > 0.05
+
+
+@on_a_loop
+async def test_whatever_is_to_be_done_every_second_is_done() -> None:
+    with Engine("thread") as engine:
+        done: list[str] = []
+        engine.core.every_second(lambda: done.append("alive"))
+        engine.core.every_second(lambda: done.append("flushed"))
+        await until(lambda: done.count("alive") >= 2 and done.count("flushed") >= 2)
