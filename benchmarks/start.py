@@ -141,7 +141,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=list(WEIGHTS), default=list(WEIGHTS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no-first", action="store_true", help="Leave out the starts with an empty cache.")
     given = parser.parse_args()
     processes.end_with_servers()
     photo = bench.synthetic_photo(500, 375)
