@@ -294,13 +294,18 @@ def largest_picture() -> int:
 
 
 def measured_memory() -> dict[str, float]:
-    """Bytes by model, from the first table of docs/PERFORMANCE.md."""
+    """Bytes by model, at its first start, from the first table of docs/PERFORMANCE.md: the last cell of each row.
+
+    A cell is "from the cache / first start"; a row of two models has two figures, of which the larger stands for both.
+    """
     found = {}
-    for line in (ROOT / "docs" / "PERFORMANCE.md").read_text(encoding="utf-8").splitlines():
-        cells = line.split("|")
-        if len(cells) == 7 and "MiB" in cells[5]:
-            names, figures = re.findall(r"`(\w+)`", cells[2]), re.findall(r"[\d,]+", cells[5])
-            found |= {n: int(f.replace(",", "")) * 2**20 for n, f in zip(names, figures, strict=True)}
+    text = (ROOT / "docs" / "PERFORMANCE.md").read_text(encoding="utf-8")
+    for line in text.partition("## What to expect")[2].partition("\n## ")[0].splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if line.startswith("|") and cells[-1].endswith("MiB"):
+            figures = [int(f.replace(",", "")) for f in re.findall(r"\d[\d,]*", cells[-1].rpartition("/")[2])]
+            names = re.findall(r"`(\w+)`", " ".join(cells[:2]))
+            found |= dict.fromkeys(names, float(max(figures) * 2**20))
     return found
 
 

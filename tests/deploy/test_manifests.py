@@ -108,3 +108,12 @@ def test_and_on_a_gpu(gpu: list[Resource], damage: Damage, sentence: str) -> Non
     resources = copy.deepcopy(gpu)
     damage(resources)
     assert any(sentence in problem for problem in meaning.problems(resources))
+
+
+def test_the_documents_have_the_memory_of_every_model() -> None:
+    from service.models.catalog import VARIANTS
+
+    figures = meaning.measured_memory()
+    assert figures.keys() >= VARIANTS.keys() | {"demo"}
+    assert all(300 * 2**20 < bytes_ < 4 * 2**30 for bytes_ in figures.values())
+    assert 300 < meaning.largest_picture() < 2000
