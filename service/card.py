@@ -33,6 +33,8 @@ class ModelCard:
     device: str
     runtime: str
     max_batch_size: int
+    feature_pooling: str = "avg"
+    """What `/features` pools by where a request does not say."""
     fallbacks: tuple[Fallback, ...] = ()
     """What the service goes on without, and why."""
     top1: float | None = None

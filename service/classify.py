@@ -113,14 +113,18 @@ def _classifier(settings: Settings, server: Server | None) -> Iterator[_Open]:
 def _classify(open_classifier: _Open, images: dict[str, Image], sink: Sink) -> int:
     done, bad = 0, False
     bar = Bar(len(images))
-    with bar, sink:
+    with bar:
         try:
-            looks = open_classifier(bar.say).look(images.values())
-            for name, seen in zip(images, bar.track(looks), strict=True):
-                if seen.error:
-                    print(f"{name}: {seen.error}", file=sys.stderr)
-                sink.write(name, seen)
-                done, bad = done + 1, bad or bool(seen.error)
+            classifier = open_classifier(
+                bar.say
+            )  # before the sink: a model that cannot be had prints nothing
+            with sink:
+                looks = classifier.look(images.values())
+                for name, seen in zip(images, bar.track(looks), strict=True):
+                    if seen.error:
+                        print(f"{name}: {seen.error}", file=sys.stderr)
+                    sink.write(name, seen)
+                    done, bad = done + 1, bad or bool(seen.error)
         except KeyboardInterrupt:
             print(f"imagenet-serve: interrupted after {done} of {len(images)} images", file=sys.stderr)
             return _INTERRUPTED

@@ -188,3 +188,10 @@ def test_wrong_usage_is_two(tmp_path: Path) -> None:
     assert run().exit_code == 2
     assert run("-", "-").exit_code == 2
     assert run(tmp_path, "--model", "resnet50").exit_code == 2
+
+
+def test_a_model_that_cannot_be_had_prints_nothing(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "no.pth").write_bytes(b"this is no checkpoint")
+    result = run(folder, "--weights", tmp_path / "no.pth", "--format", "json")
+    assert result.exit_code != 0
+    assert result.stdout == ""

@@ -25,8 +25,11 @@ _NPY = "application/x-npy"
 _TASKS = {"avg": Task.FEATURES_AVG, "max": Task.FEATURES_MAX, "none": Task.FEATURES_MAP}
 
 Pooling = Annotated[
-    Literal["avg", "max", "none"],
-    Query(description="How positions become one: their mean, their largest, or all of them as they are."),
+    Literal["avg", "max", "none"] | None,
+    Query(
+        description="How positions become one: their mean, their largest, or all of them as they are. Unless given as "
+        "the checkpoint itself does it: avg for most."
+    ),
 ]
 
 
@@ -36,7 +39,7 @@ Pooling = Annotated[
     responses={**PROBLEMS, 200: {"content": {_NPY: {}}}},
     openapi_extra=upload("file"),
 )
-async def features(request: Request, pooling: Pooling = "avg") -> Response:
+async def features(request: Request, pooling: Pooling = None) -> Response:
     """The last convolutional block's output of one image, before the classifier.
 
     Batched with everyone else's images. With `Accept: application/x-npy` the array itself, float32, in
@@ -45,21 +48,22 @@ async def features(request: Request, pooling: Pooling = "avg") -> Response:
     context, exchange = context_of(request), exchange_of(request)
     deadline = exchange.deadline(request, context.settings.request_timeout_ms)
     model = context.model()
+    chosen = pooling or model.feature_pooling
     arrive(context, exchange)
     image = await body.one_image(request, context.settings.max_upload_bytes)
     exchange.stages["receive"] = time.monotonic() - exchange.started
-    shape = model.feature_shape if pooling == "none" else model.feature_shape[:1]
+    shape = model.feature_shape if chosen == "none" else model.feature_shape[:1]
     async with hang_up_cancels(request):
         with context.client.take(deadline, exchange.bulk) as slot:
             seen = await look(
-                context, slot, context.picture(image), deadline, math.prod(shape), _TASKS[pooling]
+                context, slot, context.picture(image), deadline, math.prod(shape), _TASKS[chosen]
             )
     exchange.note(seen.stages, seen.answer)
     array = seen.answer.result.reshape(shape)
     if _NPY in request.headers.get("accept", ""):
         response = Response(_npy(array), media_type=_NPY)
     else:
-        document = {"pooling": pooling, "shape": list(shape), "features": array.tolist()}
+        document = {"pooling": chosen, "shape": list(shape), "features": array.tolist()}
         response = reply({**head(exchange, model), **document})
     response = await packed(request, context, response, deadline)
     exchange.timings()

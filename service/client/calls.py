@@ -55,7 +55,7 @@ def predict_batch(files: Sequence[File], top_k: int | None) -> Call[BatchPredict
     return Call("POST", "/predict/batch", _batch, {"params": params, "files": parts})
 
 
-def features(file: File, pooling: str) -> Call[Features]:
+def features(file: File, pooling: str | None) -> Call[Features]:
     return _one("/features", file, _array, "application/x-npy", pooling=pooling)
 
 

@@ -100,7 +100,7 @@ class Client(_Client):
         files = read_photos(photos)
         return self._ask(calls.predict_batch(files, top_k)) if files else NOTHING
 
-    def features(self, photo: Photo, *, pooling: Literal["avg", "max", "none"] = "avg") -> Features:
+    def features(self, photo: Photo, *, pooling: Literal["avg", "max", "none"] | None = None) -> Features:
         """The backbone's output for one photo."""
         return self._ask(calls.features(read_photo(photo), pooling))
 
@@ -184,7 +184,9 @@ class AsyncClient(_Client):
         files = await read_all_aside(photos)
         return await self._ask(calls.predict_batch(files, top_k)) if files else NOTHING
 
-    async def features(self, photo: Photo, *, pooling: Literal["avg", "max", "none"] = "avg") -> Features:
+    async def features(
+        self, photo: Photo, *, pooling: Literal["avg", "max", "none"] | None = None
+    ) -> Features:
         return await self._ask(calls.features(await read_aside(photo), pooling))
 
     async def explain(self, photo: Photo, *, class_id: int | None = None) -> Explanation:

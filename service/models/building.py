@@ -119,6 +119,7 @@ def describe(checkpoint: Checkpoint, model: Uint8Model) -> ModelCard:
         device="",
         runtime="",
         max_batch_size=0,
+        feature_pooling=checkpoint.feature_pooling,
         top1=published.top1 if published else None,
         top5=published.top5 if published else None,
     )

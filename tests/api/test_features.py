@@ -122,3 +122,12 @@ async def test_a_large_answer_is_packed_for_who_asks() -> None:
 )
 def test_accept_encoding_is_read_as_the_standard_has_it(header: str, expected: bool) -> None:
     assert takes_gzip(header) is expected
+
+
+@on_a_loop
+async def test_a_checkpoint_says_what_features_pool_by_unless_the_request_does() -> None:
+    async with site() as here:
+        here.context.card = replace(CARD, feature_pooling="max")
+        own = await here.http.post("/features", content=png(1))
+        asked = await here.http.post("/features?pooling=avg", content=png(1))
+        assert (own.json()["pooling"], asked.json()["pooling"]) == ("max", "avg")

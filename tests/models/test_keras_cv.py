@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 import torch
 
+from service.card import ModelCard
 from service.errors import CheckpointError
-from service.models.checkpoints import resolve
+from service.models.building import describe
+from service.models.checkpoints import directory, resolve
 from service.models.configuration import VGGConfig
 from service.models.loader import load
 from service.models.network import build
@@ -243,3 +245,18 @@ def test_an_option_for_another_kind_of_weights_is_refused(tmp_path: Path, networ
 def test_an_option_that_does_not_exist_is_refused(query: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         resolve(f"vgg.keras?{query}", "vgg16")
+
+
+@pytest.mark.parametrize(("pooling", "expected"), [("max", "max"), ("avg", "avg"), (None, "avg")])
+@pytest.mark.parametrize("name", ["vgg.keras", "vgg.h5"])
+def test_its_pooling_is_what_features_pool_by(
+    tmp_path: Path, network: VGG, name: str, pooling: str | None, expected: str
+) -> None:
+    document = config(top=False, rescaling=True)
+    document["config"]["pooling"] = pooling
+    checkpoint = resolve(str(write(tmp_path / name, network, document)), "vgg16")
+    assert checkpoint.feature_pooling == expected
+    directory.write(checkpoint, tmp_path / "ours")
+    assert resolve(str(tmp_path / "ours"), "vgg16").feature_pooling == expected
+    card = describe(checkpoint, load(checkpoint))
+    assert ModelCard.from_bytes(card.to_bytes()).feature_pooling == expected

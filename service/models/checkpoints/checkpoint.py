@@ -24,7 +24,8 @@ class Checkpoint:
     ``state_dict`` has torchvision's key names and floats as they were stored. ``classes`` is None for a
     network without a head: it has features, and nothing to classify with. ``activation`` is what turns
     logits into scores. ``name`` is what answers call the weights, ``source`` says where they came from
-    without naming a folder of this host, ``sha256`` is that of the file that holds them. ``files`` are those that
+    without naming a folder of this host, ``sha256`` is that of the file that holds them. ``feature_pooling`` is how
+    the model itself ended in features, the default of `/features`. ``files`` are those that
     reading it looked for, by name, None where there was none; empty for weights that come from no file.
     """
 
@@ -36,4 +37,5 @@ class Checkpoint:
     name: str
     source: str
     sha256: str | None
+    feature_pooling: Literal["avg", "max"] = "avg"
     files: Mapping[str, Path | None] = field(default_factory=dict, compare=False)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -51,6 +51,7 @@ def read(folder: Folder, document: dict[str, Any]) -> Checkpoint:
             name=str(document["name"]),
             source=folder.source,
             sha256=file_sha256(weights),
+            feature_pooling=_feature_pooling(document.get("feature_pooling", "avg")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -70,6 +71,7 @@ def write(checkpoint: Checkpoint, directory: Path, *, notes: Mapping[str, Any] |
         "name": checkpoint.name,
         "architecture": to_json(checkpoint.configuration),
         "activation": checkpoint.activation,
+        "feature_pooling": checkpoint.feature_pooling,
         "preprocessing": checkpoint.preprocessing.to_json(),
         "classes": None if checkpoint.classes is None else [asdict(label) for label in checkpoint.classes],
         **(notes or {}),
@@ -83,6 +85,14 @@ def write(checkpoint: Checkpoint, directory: Path, *, notes: Mapping[str, Any] |
         raise CheckpointError(
             f"'{directory.name}' cannot be written: {error.strerror}; choose another folder"
         ) from error
+
+
+def _feature_pooling(value: Any) -> Literal["avg", "max"]:
+    if value == "avg":
+        return "avg"
+    if value == "max":
+        return "max"
+    raise ValueError(f"feature_pooling is {value!r}, not avg or max")
 
 
 def _as_any_other_file(path: Path) -> None:

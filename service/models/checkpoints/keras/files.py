@@ -139,6 +139,9 @@ def _opened(document: dict[str, Any]) -> dict[str, Any]:
         last = config.get("classifier_activation") or "linear"
         for name, activation in (("fc1", "relu"), ("fc2", "relu"), ("predictions", last)):
             layers.append(("Dense", {"name": name, "activation": activation}))
+    elif config.get("pooling") in ("avg", "max"):
+        kind = "GlobalAveragePooling2D" if config["pooling"] == "avg" else "GlobalMaxPooling2D"
+        layers.append((kind, {"name": "pooling"}))
     opened = [{"class_name": kind, "config": settings} for kind, settings in layers]
     shape = [None, *(config.get("input_shape") or (None, None, 3))]
     return {"class_name": "Sequential", "config": {"layers": opened, "batch_input_shape": shape}}

@@ -53,6 +53,11 @@ class Head:
         return self.layers[0].by if isinstance(self.layers[0], Pool) else None
 
 
+def pools_by_maximum(leaves: list[Leaf]) -> bool:
+    """Whether global maximum pooling is all that makes features of the backbone's map."""
+    return any(_POOLS.get(leaf.kind) == "max" for leaf in leaves)
+
+
 def read_head(
     leaves: list[Leaf],
     configuration: Configuration,

@@ -28,7 +28,7 @@ from service.models.checkpoints.keras import layers as keras_layers
 from service.models.checkpoints.keras.files import KerasFile
 from service.models.checkpoints.keras.files import read as read_file
 from service.models.checkpoints.keras.graph import Leaf
-from service.models.checkpoints.keras.head import Head, read_head
+from service.models.checkpoints.keras.head import Head, pools_by_maximum, read_head
 from service.models.checkpoints.pixels import with_pixels
 from service.models.checkpoints.tensors.shapes import compression
 from service.models.configuration import Configuration, DenseNetConfig, VGGConfig
@@ -113,6 +113,7 @@ def _checkpoint(
         name=re.sub(r"(\.weights)?\.(h5|hdf5|keras)$", "", path.name),
         source=f"Keras file {path.name}",
         sha256=file_sha256(path),
+        feature_pooling="max" if head is None and pools_by_maximum(parts.head) else "avg",
     )
     checkpoint = replace(checkpoint, preprocessing=_resized(checkpoint.preprocessing, parts.before))
     if options.preprocessing is not None:
