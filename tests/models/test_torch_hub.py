@@ -124,7 +124,7 @@ def test_a_terminal_gets_a_progress_line_and_a_log_does_not(
     for done in (0, 250_000_000, 500_000_000):
         report(done, 500_000_000)
     written = capsys.readouterr().err
-    assert written == ("\rvgg11.pth  0/500 MB\rvgg11.pth  250/500 MB\rvgg11.pth  500/500 MB\n" * terminal)
+    assert written == ("\rvgg11.pth  0/477 MiB\rvgg11.pth  238/477 MiB\rvgg11.pth  477/477 MiB\n" * terminal)
 
 
 def test_the_url_is_torchvisions() -> None:
