@@ -37,8 +37,9 @@ run: $(RUN_STAMP)  ## serve on http://127.0.0.1:8000 with the page at /; MODEL=d
 	@$(if $(DEMO),echo "$(ADVICE)")
 	@$(BIN)/imagenet-serve serve $(CHOSEN) $(DEMO) --port $(PORT)
 
-test: $(STAMP)  ## the default test run
-	$(BIN)/python -m pytest
+# A file's tests stay together, so that they share what they start.
+test: $(STAMP)  ## the default test run, a process a core
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # The oldest torch that pyproject.toml allows, which hosts with GPUs have; PYTHON=python3.11 and python3.12 are both meant.
 OLDEST := build/oldest-$(notdir $(PYTHON))

@@ -16,7 +16,7 @@ from service.api.base64_images import decode_base64
 from service.errors import EmptyBody, InvalidParameter, PayloadTooLarge
 from tests.api.site import site
 from tests.api.test_predict import check, problem
-from tests.loops import on_a_loop
+from tests.loops import on_a_loop, until
 from tests.uploads import png
 
 
@@ -38,7 +38,7 @@ async def test_json_gives_the_answer_of_the_raw_body() -> None:
             check(answer.json()["predictions"], data, 3)
         logits = await post(here.http, {"image": text(data), "activation": "none"})
         assert {"logit"} == logits.json()["predictions"][0].keys() - {"class_id", "wnid", "label"}
-        assert here.free == here.engine.arena.geometry.slots
+        await until(lambda: here.free == here.engine.arena.geometry.slots)
 
 
 @on_a_loop
@@ -89,7 +89,7 @@ async def test_what_is_wrong_is_said(content: bytes, status: int, code: str) -> 
         )
         problem(answer, status, code)
         assert len(answer.json()["detail"]) < 400
-        assert here.free == here.engine.arena.geometry.slots
+        await until(lambda: here.free == here.engine.arena.geometry.slots)
 
 
 @on_a_loop

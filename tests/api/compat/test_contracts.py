@@ -90,7 +90,7 @@ async def test_torchserve_predictions(path: str) -> None:
         for answer in raw:
             assert answer.status_code == 200, answer.text
             assert list(answer.json().items()) == best(ONE)
-        assert here.free == here.engine.arena.geometry.slots
+        await until(lambda: here.free == here.engine.arena.geometry.slots)
 
 
 @on_a_loop
@@ -127,7 +127,7 @@ async def test_torchserve_errors(path: str, request_: dict[str, Any], status: in
         assert answer.status_code == status, answer.text
         assert answer.json().keys() == {"code", "type", "message"}
         assert (answer.json()["code"], answer.json()["type"]) == (status, kind)
-        assert here.free == here.engine.arena.geometry.slots
+        await until(lambda: here.free == here.engine.arena.geometry.slots)
 
 
 # ---- TF-Serving and KServe V1 ----------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ async def test_v1_errors(document: Any, status: int) -> None:
         assert (missing.status_code, missing.json().keys()) == (404, {"error"})
         broken = await here.http.post("/v1/models/densenet121:predict", content=b"{")
         assert (broken.status_code, broken.json().keys()) == (400, {"error"})
-        assert here.free == here.engine.arena.geometry.slots
+        await until(lambda: here.free == here.engine.arena.geometry.slots)
 
 
 # ---- platforms -------------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ async def test_tensors_come_back_as_they_were_sent() -> None:
         assert np.array_equal(np.frombuffer(raw.raw_output_contents[1], "<f4").reshape(2, 10), wanted)
         probabilities = np.frombuffer(raw.raw_output_contents[0], "<f4").reshape(2, 10)
         np.testing.assert_allclose(probabilities, [softmax(row) for row in wanted], atol=1e-7)
-        assert whole(here)
+        await until(lambda: whole(here))
 
 
 @on_a_loop
@@ -241,7 +241,7 @@ async def test_what_is_wrong_has_its_code(fields: dict[str, Any], code: grpc.Sta
         with pytest.raises(grpc.aio.AioRpcError, match=words) as caught:
             await client.call("ModelInfer", **{"model_name": "densenet121", "inputs": [image], **fields})
         assert caught.value.code() == code
-        assert whole(here)
+        await until(lambda: whole(here))
 
 
 @pytest.mark.parametrize("image", [b"", b"no picture", ONE[: len(ONE) // 2]])
