@@ -5,7 +5,7 @@
     errors         {"error": "…"}
 
 The platform mounts the repository at /repository: IMAGENET_WEIGHTS=/repository.
-https://huggingface.co/docs/inference-providers/tasks/image-classification
+Source: Hugging Face's documentation of the task image classification, and of custom containers.
 """
 
 from __future__ import annotations
