@@ -246,10 +246,15 @@ def _asked_by_machines(scope: Scope) -> bool:
 def _is_bulk(request: Request) -> bool:
     """Whether the request waits for everybody else: by the header, or because its key or its route says so."""
     fixed = request.scope.get("bulk", False) or request.scope["path"] in _bulk_routes(request)
-    asked = request.headers.get(_PRIORITY, "interactive").strip().lower()
+    return asks_for_bulk(request.headers.get(_PRIORITY, "interactive")) or fixed
+
+
+def asks_for_bulk(priority: str) -> bool:
+    """Whether a request's own ``priority`` is bulk. Raises `InvalidParameter` for a word that is none."""
+    asked = priority.strip().lower()
     if asked not in _PRIORITIES:
         raise InvalidParameter(f"X-Priority must be {' or '.join(_PRIORITIES)}")
-    return fixed or asked == "bulk"
+    return asked == "bulk"
 
 
 def _bulk_routes(request: Request) -> list[str]:

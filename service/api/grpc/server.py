@@ -26,7 +26,7 @@ from service import __version__
 from service.api import body, open_inference
 from service.api.context import Context
 from service.api.errors import defect, status_of
-from service.api.exchange import Exchange, new_id
+from service.api.exchange import Exchange, asks_for_bulk, new_id
 from service.api.grpc import messages, schema
 from service.api.inference import arrive, in_a_thread, logits_of_all
 from service.api.keys import Keys
@@ -75,7 +75,6 @@ class Call:
         longest = settings.request_timeout_ms / 1000
         self.deadline = self.exchange.started + (longest if left is None else min(left, longest))
         self.exchange.due = self.deadline
-        self.exchange.bulk = self.metadata.get("x-priority") == "bulk"
 
 
 class GrpcServer:
@@ -174,6 +173,7 @@ class GrpcServer:
             self._account(route, call.exchange)
 
     def _admit(self, route: str, call: Call) -> None:
+        call.exchange.bulk = asks_for_bulk(str(call.metadata.get("x-priority", "interactive")))
         if self._keys is None or route in _OPEN:
             return
         scheme, _, key = str(call.metadata.get("authorization", "")).partition(" ")

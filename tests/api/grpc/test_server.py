@@ -285,6 +285,19 @@ async def test_the_deadline_is_the_calls_own_and_a_cancelled_call_leaves_nothing
 
 
 @on_a_loop
+async def test_priorities_are_those_of_http() -> None:
+    async with grpc_site(delay=0.2) as (here, client):
+        arena = here.engine.arena
+        task = asyncio.create_task(client.infer(ONE, metadata=(("x-priority", "Bulk"),)))
+        await until(lambda: not whole(here))
+        assert arena.records["bulk"][arena.owners != 0].all()
+        assert (await task).outputs
+        with pytest.raises(grpc.aio.AioRpcError, match="X-Priority") as caught:
+            await client.infer(ONE, metadata=(("x-priority", "urgent"),))
+        assert caught.value.code() == CODES.INVALID_ARGUMENT
+
+
+@on_a_loop
 async def test_before_the_model_is_there_it_is_unavailable() -> None:
     async with grpc_site() as (here, client):
         here.context.card = None
