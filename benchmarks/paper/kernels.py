@@ -21,6 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.paper.trace import Access, Launch
+from service.models.fused.kernels import OPTIONS
 
 #: A100 · RTX 30 and A10 · L4, L40S and RTX 40 · H100 and H200 · B200.
 ARCHITECTURES = (80, 86, 89, 90, 100)
@@ -47,7 +48,7 @@ class Specialised:
     constants: tuple[tuple[str, int], ...]
     divisible: tuple[int, ...]
     ones: tuple[int, ...]
-    options: tuple[tuple[str, int], ...]
+    options: tuple[tuple[str, int | bool], ...]
 
     def source(self) -> ASTSource:
         """What Triton's compiler takes."""
@@ -90,7 +91,10 @@ def _specialise(launch: Launch) -> Specialised:
         tuple(sorted(constants.items())),
         tuple(divisible),
         tuple(ones),
-        tuple((name, launch.constants[name]) for name in _OPTIONS if name in launch.constants),
+        (
+            *OPTIONS.items(),
+            *((name, launch.constants[name]) for name in _OPTIONS if name in launch.constants),
+        ),
     )
 
 

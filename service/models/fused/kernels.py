@@ -24,6 +24,9 @@ _CHANNELS = 128
 _ROWS, _POOL_ROWS, _NUMBERS = 32, 16, 1024
 #: Columns of one product at most: more would not leave room for the sums in registers.
 _MOST_OUTPUTS = 256
+#: What every kernel is compiled with. A product and a sum are one operation with one rounding: Triton's default until
+#: 3.9, which is named here since later versions have the other one.
+OPTIONS = {"enable_fp_fusion": True}
 #: Multiprocessors of the GPUs in mind (A100 108, H100 132, B200 148). With fewer programs than that, smaller tiles
 #: bring more of them to work.
 _PROCESSORS = 128
@@ -156,7 +159,7 @@ def _conv3x3(  # type: ignore[no-untyped-def, unused-ignore]
 
 def launch(kernel: Any, grid: tuple[int, ...], /, *arguments: Any, **constants: Any) -> None:
     """The one place where a kernel starts, so that who counts or compiles them can stand in for it."""
-    kernel[grid](*arguments, **constants)
+    kernel[grid](*arguments, **OPTIONS, **constants)
 
 
 def normalise(pixels: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
