@@ -72,7 +72,7 @@ class Bench:
     def _explore(self, server: Running, candidate: Candidate, best_rate: float) -> Trial:
         effort = self._effort
         self._show(f"{candidate}: one client")
-        alone = self._load(server, effort.alone, clients=1)
+        alone = self._answered(server, effort.alone)
         self._show(f"{candidate}: saturation")
         full = self._load(server, effort.saturated, clients=_CLIENTS)
         # What runs under "auto" is told by the service, so that the proposal names it.
@@ -93,6 +93,14 @@ class Bench:
             self._show(f"{candidate}: {rate:.1f} images/s")
             trial = replace(trial, probes=(*trial.probes, self._probe(server, rate)))
         return trial
+
+    def _answered(self, server: Running, seconds: float) -> loadgen.Tally:
+        """A lone client's load: more than ``seconds`` where a pass takes so long that none was answered."""
+        tally = self._load(server, seconds, clients=1)
+        for longer in (4, 16):
+            if not tally.latencies:
+                tally = self._load(server, longer * seconds, clients=1)
+        return tally
 
     def _probe(self, server: Running, rate: float) -> Probe:
         began, cpu = time.monotonic(), server.cpu_seconds()
