@@ -6,7 +6,7 @@
     │   ├── RequestTimeout          request_timeout
     │   ├── HeadersTooLarge         headers_too_large
     │   ├── VersionUnknown          http_version_not_supported
-    │   ├── TransferCodingUnknown   not_implemented
+    │   ├── Unimplemented           not_implemented
     │   ├── MisdirectedRequest      misdirected_request
     │   ├── MissingFile             missing_file
     │   ├── EmptyBody               empty_body
@@ -75,8 +75,8 @@ class VersionUnknown(RequestError):
     code = "http_version_not_supported"
 
 
-class TransferCodingUnknown(RequestError):
-    """A transfer coding other than chunked."""
+class Unimplemented(RequestError):
+    """A method that is not known here, or a transfer coding other than chunked."""
 
     code = "not_implemented"
 

@@ -9,12 +9,17 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from service.errors import MalformedRequest, TransferCodingUnknown, VersionUnknown
+from service.errors import MalformedRequest, RequestError, Unimplemented, VersionUnknown
 
 #: A host and a port (RFC 3986); of an IPv6 address the brackets belong to the host.
 HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 #: A target with its scheme and authority, as proxies get it.
 _ABSOLUTE = re.compile(rb"https?://(?:[^/?#@]*@)?([^/?#@]*)(.*)", re.IGNORECASE | re.DOTALL)
+
+#: A request line of any method and version (9112 3).
+_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) [^ \r\n]+ HTTP/([0-9])\.([0-9])\r\n")
+#: Methods that are known here, offered or not (9110 9, 5789): an unknown one is 501 and not 405.
+_METHODS = {b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH"}
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -33,7 +38,7 @@ class Head(NamedTuple):
 def examine(method: bytes, version: str, target: bytes, headers: Headers) -> Head:
     """The meaning of a head that the parser took. Names in ``headers`` are in lower case.
 
-    Raises `MalformedRequest`, `VersionUnknown`, `TransferCodingUnknown`.
+    Raises `MalformedRequest`, `VersionUnknown`, `Unimplemented`.
     """
     if version not in ("1.1", "1.0"):  # 9110 2.5, 15.6.6
         raise VersionUnknown("HTTP/1.1 and HTTP/1.0 are spoken here")
@@ -58,6 +63,17 @@ def examine(method: bytes, version: str, target: bytes, headers: Headers) -> Hea
     # 9110 10.1.1: the expectation of a client that speaks HTTP/1.0, or sends nothing, means nothing.
     expects = expects and version == "1.1" and (chunked or length > 0)
     return Head(path, host, None if chunked else length, expects)
+
+
+def refusal(head: bytes) -> RequestError:
+    """What is wrong with a ``head`` that the parser did not take."""
+    if line := _LINE.match(head):
+        method, major, minor = line.groups()
+        if (major, minor) not in ((b"1", b"0"), (b"1", b"1")):  # 9110 15.6.6
+            return VersionUnknown("HTTP/1.1 and HTTP/1.0 are spoken here")
+        if method not in _METHODS:  # 9110 9.1
+            return Unimplemented("the method is none that is known here")
+    return MalformedRequest("this is not HTTP/1.1 as RFC 9112 has it")
 
 
 def _check_hosts(hosts: list[bytes], version: str) -> None:
@@ -89,4 +105,4 @@ def _check_codings(codings: list[bytes], version: str) -> None:
     if version == "1.0":  # 9112 6.1
         raise MalformedRequest("Transfer-Encoding means nothing in HTTP/1.0")
     if codings != [b"chunked"]:
-        raise TransferCodingUnknown("chunked is the only transfer coding that is understood here")
+        raise Unimplemented("chunked is the only transfer coding that is understood here")

@@ -34,7 +34,7 @@ from service.api.errors import headers_of, problem, status_of
 from service.api.exchange import new_id
 from service.connections import END, HEAD_BYTES, Connections, readable
 from service.errors import HeadersTooLarge, MalformedRequest, ServiceError
-from service.head import examine
+from service.head import examine, refusal
 from service.joining import Joining
 
 #: Bytes of framing for each byte of a body, beyond `HEAD_BYTES`: chunks of one byte need five, some more with
@@ -103,7 +103,7 @@ class Protocol(HttpToolsProtocol):
             return
         before, self.began = self.cycle, self.began or time.monotonic()
         head = data[: end + len(END)] if end >= 0 else data
-        self._feed(head)
+        self._feed(head, head=True)
         if self.cycle is before and not self._deaf:
             self.refuse(MalformedRequest("this is not the head of a request"))
         elif len(data) > len(head):
@@ -135,7 +135,7 @@ class Protocol(HttpToolsProtocol):
         self._tail = (self._tail + data[max(at, end - len(END) + 1) : end])[1 - len(END) :]
         return end
 
-    def _feed(self, piece: bytes | memoryview) -> None:
+    def _feed(self, piece: bytes | memoryview, *, head: bool = False) -> None:
         self._framing += len(piece)
         try:
             self.parser.feed_data(piece)
@@ -144,7 +144,7 @@ class Protocol(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             ours = error.__context__
             if not isinstance(ours, ServiceError):
-                ours = MalformedRequest("this is not HTTP/1.1 as RFC 9112 has it")
+                ours = refusal(bytes(piece) if head else b"")
             self.refuse(ours)
         else:
             if self._framing > HEAD_BYTES and self._asking() and self.cycle.more_body:

@@ -34,7 +34,7 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.InvalidParameter: 422,
     errors.HeadersTooLarge: 431,
     errors.Overloaded: 429,
-    errors.TransferCodingUnknown: 501,
+    errors.Unimplemented: 501,
     errors.VersionUnknown: 505,
     errors.InternalError: 500,
     errors.NotANumber: 500,
