@@ -32,7 +32,7 @@ from service.decoders.keeper import Keeper
 from service.decoders.picture import Picture, Recipe
 from service.decoders.pool import Pool
 from service.decoders.threads import Threads
-from service.engine.client import EngineClient
+from service.engine.decode_memory import DecodeMemory
 from service.preprocess import Preprocessing
 
 #: Pixels of the photos, and clients at once.
@@ -103,7 +103,7 @@ def _hop(kind: str) -> dict[str, Any]:
     recipe = Recipe(Preprocessing(), 50_000_000, fast=False)
 
     async def run() -> dict[str, Any]:
-        pool: Pool | Threads = Threads(2) if keeper is None else Pool(keeper, 2, EngineClient())
+        pool: Pool | Threads = Threads(2) if keeper is None else Pool(keeper, 2, DecodeMemory())
         if isinstance(pool, Pool):
             pool.configure(recipe, 1 << 20)
         data, slots = os.urandom(60_000), np.zeros((_AT_A_TIME, 224, 224, 3), np.uint8)

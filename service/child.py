@@ -46,6 +46,8 @@ class Child:
         """When a front-end was last joined to an engine, as far as the supervisor could do that."""
         self.unjoined = 0
         """How often it has said since then that it is not."""
+        self.joined: set[int] = set()
+        """The numbers of the engines that a front-end has said it is joined to."""
         self.sentence: str | None = None
         """Why it was killed by us, in the words that end "the engine …"."""
 

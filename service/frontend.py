@@ -21,20 +21,22 @@ from service.api.app import create_app
 from service.api.body import ENVELOPE
 from service.api.context import Context
 from service.api.keys import Keys
-from service.card import ModelCard
+from service.api.served import Models
 from service.connections import HEAD_SECONDS, Connections
 from service.decoders.cost import SMALL
 from service.decoders.keeper import Keeper
+from service.decoders.picture import Recipe
 from service.decoders.pool import Pool
 from service.decoders.threads import Threads
 from service.descriptors import Reserve, connections
 from service.engine import transport
-from service.engine.arena import Arena, Geometry
-from service.engine.client import EngineClient
-from service.engine.transport import Channel, Link, read_blob
+from service.engine.decode_memory import DecodeMemory
+from service.engine.transport import Channel
+from service.engines import Engines
 from service.errors import Draining, EngineFailed
 from service.listener import BACKLOG, refuse_newcomers
 from service.metrics import Metrics
+from service.pool.board import Board
 from service.protocol import Protocol
 from service.settings import Settings, available_cores
 from service.status import Status
@@ -60,9 +62,14 @@ class FrontEnd:
     """Construct with the listening socket and the channel to the supervisor, then `run`."""
 
     def __init__(
-        self, settings: Settings, listener: socket.socket, channel: Channel, keeper: Keeper | None = None
+        self,
+        settings: Settings,
+        listener: socket.socket,
+        channel: Channel,
+        keeper: Keeper | None = None,
+        board: Board | None = None,
     ) -> None:
-        """Decodes in processes of the ``keeper``, or in threads without one."""
+        """Decodes in processes of the ``keeper``, or in threads without one. The ``board`` says what answers."""
         self._settings = settings
         self._listener = listener
         self._channel = channel
@@ -71,12 +78,12 @@ class FrontEnd:
         metrics = Metrics.declare()
         self.failed = False
         """Whether it ended because it could not go on."""
-        client = EngineClient(threads=threads, thread_memory=SMALL.memory if keeper else 0)
+        self._memory = DecodeMemory(SMALL.memory if keeper else 0)
         self._pool = (
             Pool(
                 keeper,
                 threads,
-                client,
+                self._memory,
                 killed=lambda kind, reason: metrics.decodes_killed.labels(kind, reason).inc(),
                 lost=self._lost_the_keeper,
             )
@@ -86,19 +93,17 @@ class FrontEnd:
         self._decoders = self._pool or Threads(threads)
         self._context = Context(
             settings=settings,
-            client=client,
             metrics=metrics,
             decoders=self._decoders,
+            models=Models(board),
             tracing=Tracing.from_environment(),
             supervisor=_supervisor(),
         )
-        self._context.client.on_cancelled(self._context.metrics.cancelled.inc)
         self._server = _server(self._context, self._keys, self._certificate)
         self._grpc: GrpcServer | None = None
         self._grpc_ended: asyncio.Task[None] | None = None
         self._reserve = Reserve()
-        self._number = 0
-        """What the engine knows this front-end by; 0 before there is one."""
+        self._engines = Engines(self._context, threads, self._memory, self._configure)
 
     async def run(self) -> int:
         """Serves until the supervisor says drain, or dies. Returns how many requests were cut off unanswered."""
@@ -125,20 +130,20 @@ class FrontEnd:
         # The engine takes back what a closed link held, so no thread may write any more by then.
         await self._decoders.close()
         await asyncio.sleep(0)
-        self._context.client.detach()
+        self._engines.detach()
         if self._context.tracing is not None:
             self._context.tracing.close()
         self._channel.close()
         return lost
 
     async def _beat(self) -> None:
-        while self._channel.send("alive", joined=self._number if self._context.client.connected else 0):
+        while self._channel.send("alive", joined=self._engines.joined()):
             self._reserve.hold()
             logs.flush()
             if self._certificate is not None:
                 self._certificate.refresh()
             if self._pool is not None:
-                self._context.client.note_busy(self._pool.busy_seconds)
+                self._memory.note_busy(self._pool.busy_seconds)
             await asyncio.sleep(HEARTBEAT)
 
     def _hear(self) -> None:
@@ -161,19 +166,17 @@ class FrontEnd:
             case "status":
                 self._context.hear(Status.from_json(message["status"]))
             case "engine":
-                self._attach(message["number"], Geometry.from_json(message["geometry"]), *descriptors)
+                self._engines.attach(message, *descriptors)
             case "truncated":
                 log.error("no descriptors are left for what the supervisor sent: asking again")
                 self._channel.send("again")
             case "drain":
                 self._drain(message["delay"])
 
-    def _attach(self, number: int, geometry: Geometry, arena: int, link: int, card: int) -> None:
-        self._context.card = ModelCard.from_bytes(read_blob(card))
-        self._context.client.attach(Arena(arena, geometry), Link.of(link), number)
-        self._number = number
+    def _configure(self, recipe: Recipe) -> None:
+        """Pictures are going to be prepared so, too."""
         if self._pool is not None:
-            self._pool.configure(self._context.recipe, self._settings.max_upload_bytes + ENVELOPE)
+            self._pool.configure(recipe, self._settings.max_upload_bytes + ENVELOPE)
 
     def _drain(self, delay: float) -> None:
         loop = asyncio.get_running_loop()
@@ -271,21 +274,32 @@ def _server(context: Context, keys: Keys | None, certificate: Certificate | None
     return _Server(config, Connections(connections(context.settings.asked_connections), context.intake))
 
 
-def main(settings: Settings, listener: socket.socket, name: str, channel: Channel) -> None:
-    """The life of a front-end, in a process or a thread of its own. Ends with exit code 1 if requests were lost."""
+def main(
+    settings: Settings, listener: socket.socket, name: str, channel: Channel, board: Board | None = None
+) -> None:
+    """The life of a front-end, in a process or a thread of its own. Ends with exit code 1 if requests were lost.
+
+    The ``board`` says which version of each model answers.
+    """
     logs.configure(settings, name)
     # Forked before there is a thread, a connection or a key here. In a thread of the supervisor nothing may be forked.
     alone = transport.PROCESSES and threading.current_thread() is threading.main_thread()
     keeper = Keeper() if alone else None
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        well = runner.run(_run(settings, listener, channel, keeper))
+        well = runner.run(_run(settings, listener, channel, keeper, board))
     if not well:
         raise SystemExit(1)
 
 
-async def _run(settings: Settings, listener: socket.socket, channel: Channel, keeper: Keeper | None) -> bool:
+async def _run(
+    settings: Settings,
+    listener: socket.socket,
+    channel: Channel,
+    keeper: Keeper | None,
+    board: Board | None,
+) -> bool:
     """Whether it ended well."""
-    front_end = FrontEnd(settings, listener, channel, keeper)
+    front_end = FrontEnd(settings, listener, channel, keeper, board)
     lost = await front_end.run()
     if lost:
         log.error("%d requests were cut off: drain_timeout_ms was too short for them", lost)

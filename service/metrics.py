@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from service.buckets import SIZES
 from service.card import ModelCard
 from service.counters import merge_dead, reading
-from service.engine.arena import Arena, Gauge
 from service.errors import ConfigurationError
 from service.leftovers import remove
+from service.readings import Source, readings
 from service.usage import Usage, by_process
 from service.version import build_information
 
@@ -181,17 +181,20 @@ class Snapshot:
         restarts: int,
         frontend_restarts: int,
         engine_up: bool,
-        arena: Arena | None,
-        card: ModelCard | None,
+        sources: Sequence[Source],
+        cards: Sequence[ModelCard],
         supervisor: int | None = None,
     ) -> None:
-        """``supervisor`` is the process above all others of the service, for what each of them uses."""
+        """``sources`` are the engines, ``cards`` what answers, the default model first.
+
+        ``supervisor`` is the process above all others of the service, for what each of them uses.
+        """
         self._state = state
         self._restarts = restarts
         self._frontend_restarts = frontend_restarts
         self._engine_up = engine_up
-        self._arena = arena
-        self._card = card
+        self._sources = sources
+        self._cards = cards
         self._supervisor = supervisor
 
     def collect(self) -> Iterable[Metric]:
@@ -215,23 +218,20 @@ class Snapshot:
         for name in STATES:
             state.add_metric([name], float(name == self._state))
         yield state
-        values = self._arena.gauges if self._arena is not None else [0.0] * len(Gauge)
-        in_flight = self._arena.geometry.slots - self._arena.free if self._arena is not None else 0
-        yield gauge("queue_depth", "Images that wait for the device.", float(values[Gauge.QUEUE_DEPTH]))
-        yield gauge("in_flight_requests", "Images admitted and not yet answered.", float(in_flight))
+        seen = readings(self._sources)
+        yield gauge("queue_depth", "Images that wait for the device.", seen.queue_depth)
+        yield gauge("in_flight_requests", "Images admitted and not yet answered.", seen.in_flight)
         yield gauge(
             "saturation_ratio",
             "Arrivals over the capacity of the narrower side, device or decoding.",
-            float(values[Gauge.SATURATION]),
+            seen.saturation,
         )
-        yield gauge(
-            "engine_busy_ratio", "Share of time the device computes.", float(values[Gauge.BUSY_RATIO])
-        )
-        if values[Gauge.MEMORY_TOTAL]:
-            yield _memory(float(values[Gauge.MEMORY_USED]), float(values[Gauge.MEMORY_TOTAL]))
-        if self._card is not None:
-            yield _model_info(self._card)
-            yield _fallbacks(self._card)
+        yield gauge("engine_busy_ratio", "Share of time the device computes.", seen.busy_ratio)
+        if seen.memory_total:
+            yield _memory(seen.memory_used, seen.memory_total)
+        if self._cards:
+            yield _model_info(self._cards)
+            yield _fallbacks(self._cards)
         yield _build_info()
         if self._supervisor is not None:
             yield from _process_usage(by_process(self._supervisor))
@@ -248,12 +248,13 @@ def _memory(used: float, total: float) -> Metric:
     return memory
 
 
-def _model_info(card: ModelCard) -> Metric:
+def _model_info(cards: Sequence[ModelCard]) -> Metric:
     from prometheus_client.core import GaugeMetricFamily
 
     names = ("name", "family", "weights", "sha256", "precision", "device", "runtime")
-    info = GaugeMetricFamily("imagenet_model_info", "The model that is loaded; always 1.", labels=names)
-    info.add_metric([str(getattr(card, name) or "") for name in names], 1.0)
+    info = GaugeMetricFamily("imagenet_model_info", "A model that answers; always 1.", labels=names)
+    for card in cards:
+        info.add_metric([str(getattr(card, name) or "") for name in names], 1.0)
     return info
 
 
@@ -287,7 +288,7 @@ def _process_usage(usage: dict[str, Usage]) -> Iterable[Metric]:
     return processor, memory, files
 
 
-def _fallbacks(card: ModelCard) -> Metric:
+def _fallbacks(cards: Sequence[ModelCard]) -> Metric:
     from prometheus_client.core import GaugeMetricFamily
 
     info = GaugeMetricFamily(
@@ -295,7 +296,7 @@ def _fallbacks(card: ModelCard) -> Metric:
         "Something optional that the service goes on without; always 1.",
         labels=["what", "why"],
     )
-    for told in card.fallbacks:
+    for told in dict.fromkeys(told for card in cards for told in card.fallbacks):
         info.add_metric(list(told), 1.0)
     return info
 

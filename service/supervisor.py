@@ -1,18 +1,17 @@
 """The parent of everything: binds the port once, starts the engine and the front-ends, watches, drains, ends.
 
-    supervisor ──channel──▶ engine          told: front-end N at this link · stop
+    supervisor ──channel──▶ engine 1…E      told: front-end N at this link · stop
         │      ◀──────────                  tells: phase · progress · ready (arena, card) · failed · distrusted · alive
         └──────channel──▶ front-end 1…F     told: status · engine (arena, link, card) · drain
-               ◀──────────                  tells: alive (which engine it is joined to) · again
+               ◀──────────                  tells: alive (which engines it is joined to) · again
 
-One thread, one ``select`` loop, no torch. Whatever dies is started again: a front-end always, the
-engine unless it said why it cannot start or dies again and again.
+One thread, one ``select`` loop, no torch. Whatever dies is started again: a front-end always, an engine
+(`service.pool`) unless it said why it cannot start or dies again and again.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import selectors
 import signal
@@ -26,25 +25,19 @@ from typing import Any
 
 from service import credentials, descriptors, listener, logs, metrics, tracing
 from service.child import Child, Closable, ProcessChild, ThreadChild
-from service.engine import process as engine
 from service.engine import transport
-from service.engine.arena import MOST_FRONTENDS
 from service.leftovers import Claim
+from service.pool.pool import Pool
 from service.restarts import Lives
 from service.settings import Settings, strangers
 from service.status import State, Status
 
 log = logging.getLogger(__name__)
 
-#: Lives in a row, and the seconds that make one long: an engine's counts from the moment when it is ready, so that
-#: a model that hangs at its first request is found out as well; a front-end that cannot start dies within a moment.
-_ENGINE_LIVES, _FRONT_END_LIVES = (5, 120.0), (5, 5.0)
-#: Engines whose device may fail before any is ready: each leaves out one more way to run the model.
-_MOST_GIVEN_UP = 3
+#: Lives of a front-end in a row, and the seconds that make one long: one that cannot start dies within a moment.
+_FRONT_END_LIVES = 5, 5.0
 #: Seconds of silence after which a child is taken for hung. Far above any pause that a loaded host causes.
 _SILENCE = 30.0
-#: Times the first start that an engine which was ready may be silent while it loads again, if that is longer.
-_TIMES_FIRST = 5.0
 #: Seconds after an introduction in which a front-end joins the engine, and how often it has to say that it has not.
 _UNJOINED, _UNJOINED_BEATS = 5.0, 3
 #: Signals that end the service after what was admitted. SIGHUP is what a closed terminal sends.
@@ -59,31 +52,16 @@ class Supervisor:
 
     def __init__(self, settings: Settings, *, processes: bool = transport.PROCESSES) -> None:
         self._settings = settings
-        self._processes = processes
+        self.processes = processes
         self._selector = selectors.DefaultSelector()
         self._callbacks: dict[int, Callable[[], None]] = {}
         """By descriptor: what to do when it is readable."""
-        self._status = Status()
+        self.status = Status()
         self._phase_began = time.monotonic()
-        self._front_ends: list[Child] = []
-        self._engine: Child | None = None
-        self._serving: dict[str, Any] | None = None
-        """Of the engine that takes work: its geometry and the descriptors of arena and card."""
-        self._engine_lives = Lives(*_ENGINE_LIVES)
+        self.front_ends: list[Child] = []
+        self._pool = Pool(settings, self)
         self._front_end_lives: defaultdict[str, Lives] = defaultdict(lambda: Lives(*_FRONT_END_LIVES))
-        self._ready_at: float | None = None
-        """Of the engine that is there; None until it is ready."""
-        self._numbers: dict[str, int] = {}
-        """By name: what the engine knows each front-end by."""
-        self._last_number = 0
         self._exit_code: int | None = None
-        self._was_ready = False
-        self._first_start = 0.0
-        """Seconds from the first engine's start until it was ready."""
-        self._distrust = ""
-        """What the engine said of its device before it ended."""
-        self._given_up: list[str] = []
-        """The same of each engine that ended so before it was ready: the next one tries less."""
         self._lost = False
         """Whether requests were not answered as they should have been: the exit code is 1."""
         self._give_up_at: float | None = None
@@ -121,7 +99,7 @@ class Supervisor:
         descriptors.raise_limit()
         if complaint := descriptors.complaint(self._settings.asked_connections):
             log.warning("%s", complaint)
-        self._metrics = metrics.prepare(processes=self._settings.resolved_frontends + 1)
+        self._metrics = metrics.prepare(processes=self._settings.resolved_frontends + len(list(self._pool)))
         self._claim = Claim(self._metrics)
         self._catch_signals()
         try:
@@ -140,9 +118,9 @@ class Supervisor:
     # Starting
 
     def _start_everything(self) -> None:
-        # The engine first: it loads while this process imports what front-ends are made of.
-        self._start_engine()
-        count = self._settings.resolved_frontends if self._processes else 1
+        # The engines first: they load while this process imports what front-ends are made of.
+        self._pool.start()
+        count = self._settings.resolved_frontends if self.processes else 1
         for index in range(count):
             self._start_front_end(f"frontend-{index + 1}")
 
@@ -152,37 +130,35 @@ class Supervisor:
 
         assert self._listener is not None
         # A fork has its own copy of the socket; a thread needs one, since each side closes its own.
-        port = self._listener if self._processes else self._listener.dup()
-        child = self._spawn(name, partial(frontend.main, self._settings, port, name), [])
-        self._front_ends.append(child)
-        self._watch(child, self._front_end_spoke, self._front_end_ended)
-        child.channel.send("status", status=self._status.to_json())
-        if self._serving is not None:
-            self._introduce(child)
+        port = self._listener if self.processes else self._listener.dup()
+        main = partial(frontend.main, self._settings, port, name, board=self._pool.board)
+        child = self._spawn(name, main, [])
+        self.front_ends.append(child)
+        self.watch(child, self._front_end_spoke, self._front_end_ended)
+        child.channel.send("status", status=self.status.to_json())
+        self._pool.introduce(child)
 
-    def _start_engine(self) -> None:
+    def spawn(self, name: str, main: Callable[[transport.Channel], None]) -> Child:
+        """A part that does not hold the port."""
         assert self._listener is not None
-        self._engine = self._spawn(
-            "engine", partial(engine.main, self._settings, given_up=tuple(self._given_up)), [self._listener]
-        )
-        self._watch(self._engine, self._engine_spoke, self._engine_ended)
+        return self._spawn(name, main, [self._listener])
 
     def _spawn(
         self, name: str, main: Callable[[transport.Channel], None], not_for_it: list[Closable]
     ) -> Child:
-        if not self._processes:
+        if not self.processes:
             return ThreadChild(name, main)
         return ProcessChild(name, main, [*not_for_it, *self._not_for_children()])
 
     def _not_for_children(self) -> list[Closable]:
         channels = [child.channel for child in self._children()]
         claims = [self._claim] if self._claim is not None else []
-        return [*channels, *self._wake, self._selector, *claims]
+        return [*channels, *self._wake, self._selector, *claims, *self._pool.resources()]
 
     def _children(self) -> list[Child]:
-        return [*self._front_ends, *([self._engine] if self._engine else [])]
+        return [*self.front_ends, *self._pool.children()]
 
-    def _watch(
+    def watch(
         self,
         child: Child,
         spoke: Callable[[Child, dict[str, Any], list[int]], None],
@@ -197,7 +173,8 @@ class Supervisor:
         if self._callbacks.pop(descriptor, None) is not None:
             self._selector.unregister(descriptor)
 
-    def _forget(self, child: Child) -> None:
+    def forget(self, child: Child) -> None:
+        """A part has ended: it is not listened to any more."""
         self._ignore(child.sentinel)
         self._ignore(child.channel.fileno())
         child.channel.close()
@@ -212,20 +189,15 @@ class Supervisor:
         logs.flush()
         now = time.monotonic()
         for child in self._children():
-            if self._processes and now - child.heard_at > self._patience(child):
-                self._kill(child, f"was silent for {now - child.heard_at:.0f} s and was killed")
+            if self.processes and now - child.heard_at > self._pool.patience(child, _SILENCE):
+                self.kill(child, f"was silent for {now - child.heard_at:.0f} s and was killed")
                 child.heard_at = now
         if self._give_up_at is not None and now >= self._give_up_at:
             log.error("not everything ended within drain_timeout_ms")
             self._exit_code = 1
 
-    def _patience(self, child: Child) -> float:
-        """Seconds of silence. An engine that loads is busy in one call; how long the first takes, nobody knows."""
-        if child is not self._engine or self._serving is not None:
-            return _SILENCE
-        return max(_SILENCE, _TIMES_FIRST * self._first_start) if self._was_ready else math.inf
-
-    def _kill(self, child: Child, sentence: str) -> None:
+    def kill(self, child: Child, sentence: str) -> None:
+        """Ends a part at once. ``sentence`` says why, in the words that end "the engine …"."""
         log.error("%s %s", child.name, sentence)
         child.sentence = sentence
         child.kill()
@@ -245,33 +217,34 @@ class Supervisor:
     # Front-ends
 
     def _front_end_spoke(self, child: Child, message: dict[str, Any], descriptors: list[int]) -> None:
-        if message["kind"] == "again" and self._serving is not None:
-            self._introduce(child)
-        elif message["kind"] == "alive":
-            self._check_joined(child, message["joined"])
+        if message["kind"] == "alive":
+            self._check_joined(child, set(message["joined"]))
+        elif message["kind"] == "again":
+            self._pool.introduce(child)
 
-    def _check_joined(self, child: Child, number: int) -> None:
-        """A front-end that has not found to the engine answers 503 for ever: another does better."""
-        if self._serving is None or number == self._numbers.get(child.name):
+    def _check_joined(self, child: Child, joined: set[int]) -> None:
+        """A front-end that has not found to an engine never asks it: another does better."""
+        child.joined = joined
+        if not self._pool.missing(joined):
             child.unjoined = 0
             return
         child.unjoined += 1
         late = time.monotonic() - child.introduced_at > _UNJOINED
-        if self._processes and late and child.unjoined >= _UNJOINED_BEATS:
-            self._kill(child, "was not joined to the engine and was killed")
+        if self.processes and late and child.unjoined >= _UNJOINED_BEATS:
+            self.kill(child, "was not joined to the engine and was killed")
 
     def _front_end_ended(self, child: Child) -> None:
         outcome = child.sentence or child.outcome()
-        self._forget(child)
-        self._front_ends.remove(child)
-        if self._processes:
+        self.forget(child)
+        self.front_ends.remove(child)
+        if self.processes:
             metrics.forget(child.pid)
-        if self._status.state != "draining":
+        if self.status.state != "draining":
             self._replace(child, outcome or "ended")
             return
         self._lost |= outcome is not None
-        if not self._front_ends:
-            self._stop_engine()
+        if not self.front_ends:
+            self._pool.stop()
 
     def _replace(self, child: Child, outcome: str) -> None:
         lives = self._front_end_lives[child.name]
@@ -280,139 +253,54 @@ class Supervisor:
             self._exit_code = 1
             return
         log.error("%s %s; another takes its place", child.name, outcome)
-        self._status.frontend_restarts += 1
+        self.status.frontend_restarts += 1
         self._start_front_end(child.name)
-        self._tell()
+        self.tell()
 
-    def _introduce(self, child: Child) -> None:
-        """Joins a front-end and the engine by a new link."""
-        assert self._engine is not None
-        assert self._serving is not None
-        number = self._numbers[child.name] = self._free_number(child.name)
-        child.introduced_at, child.unjoined = time.monotonic(), 0
-        ours, theirs = transport.socket_pair()
-        self._engine.channel.send("front-end", number=number, descriptors=[ours.fileno()])
-        child.channel.send(
-            "engine",
-            number=number,
-            geometry=self._serving["geometry"],
-            descriptors=[self._serving["arena"], theirs.fileno(), self._serving["card"]],
-        )
-        ours.close()
-        theirs.close()
+    def tell(self) -> None:
+        """Every front-end hears of the status."""
+        for child in self.front_ends:
+            child.channel.send("status", status=self.status.to_json())
 
-    def _free_number(self, name: str) -> int:
-        """The next one, so that the engine is done with whoever had it; but none that another front-end lives under."""
-        taken = {number for other, number in self._numbers.items() if other != name}
-        while True:
-            self._last_number = self._last_number % MOST_FRONTENDS + 1
-            if self._last_number not in taken:
-                return self._last_number
+    # The engines
 
-    def _tell(self) -> None:
-        for child in self._front_ends:
-            child.channel.send("status", status=self._status.to_json())
-
-    # The engine
-
-    def _engine_spoke(self, child: Child, message: dict[str, Any], descriptors: list[int]) -> None:
-        match message["kind"]:
-            case "phase":
-                self._enter(message["state"], message["detail"])
-                log.info("%s: %s", message["state"], message["detail"])
-            case "progress":
-                self._status.progress = {"done": message["done"], "total": message["total"]}
-                self._tell()
-            case "ready":
-                arena, card = descriptors
-                self._serving = {"geometry": message["geometry"], "arena": arena, "card": card}
-                for front_end in self._front_ends:
-                    self._introduce(front_end)
-                self._enter("ready", "")
-                if not self._was_ready:
-                    self._was_ready, self._first_start = True, time.monotonic() - child.began_at
-                self._ready_at = time.monotonic()
-                phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._status.phases.items())
-                log.info("ready on %s (%s)", self.bind(), phases)
-            case "distrusted":
-                # Not ready from now on; the engine ends by itself, and `_engine_ended` starts another.
-                self._distrust = message["message"]
-                if self._ready_at is None:
-                    self._given_up.append(self._distrust)
-                self._enter("failed", self._distrust)
-            case "hung":
-                sentence = f"was killed: a batch had been running for {message['seconds']:.0f} s"
-                self._enter("failed", f"the engine {sentence}")
-                self._kill(child, sentence)
-                if not self._processes:
-                    log.error("a thread that hangs cannot be replaced; giving up")
-                    self._exit_code = 1
-            case "failed":
-                log.error("%s", message["message"])
-                self._enter("failed", message["message"])
-                self._exit_code = 1
-
-    def _enter(self, state: State, detail: str) -> None:
+    def enter(self, state: State, detail: str) -> None:
         """The service is in another state, unless it drains: from there only the end leads on."""
-        if self._status.state == "draining":
+        if self.status.state == "draining":
             return
         now = time.monotonic()
-        if state != self._status.state:
-            passed = self._status.phases.get(self._status.state, 0.0) + now - self._phase_began
-            if self._status.state in ("starting", "loading", "warming"):
-                self._status.phases[self._status.state] = round(passed, 3)
+        if state != self.status.state:
+            passed = self.status.phases.get(self.status.state, 0.0) + now - self._phase_began
+            if self.status.state in ("starting", "loading", "warming"):
+                self.status.phases[self.status.state] = round(passed, 3)
             self._phase_began = now
-        self._status.state, self._status.detail, self._status.progress = state, detail, None
-        self._tell()
+        self.status.state, self.status.detail, self.status.progress = state, detail, None
+        self.tell()
 
-    def _engine_ended(self, child: Child) -> None:
-        outcome = child.sentence or child.outcome()
-        self._forget(child)
-        self._engine = None
-        self._drop_serving()
-        if self._processes:
-            metrics.forget(child.pid)
-        if self._status.state == "draining":
-            self._lost |= bool(self._front_ends)
-            if not self._front_ends:  # else these first say so to whoever waits
-                self._exit_code = int(self._lost)
-        elif self._exit_code is None:
-            reason, self._distrust = f" ({self._distrust})" if self._distrust else "", ""
-            self._restart_engine((outcome or "ended") + reason)
+    def came_ready(self) -> None:
+        """All models are served."""
+        phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.status.phases.items())
+        log.info("ready on %s (%s)", self.bind(), phases)
 
-    def _restart_engine(self, outcome: str) -> None:
-        tries_less = 0 < len(self._given_up) <= _MOST_GIVEN_UP and self._ready_at is None
-        if not self._was_ready and not tries_less:
-            log.error("the engine %s before it was ever ready; giving up", outcome)
-            self._exit_code = 1
-            return
-        lived = time.monotonic() - self._ready_at if self._ready_at is not None else 0.0
-        if self._engine_lives.ended(lived):
-            log.error("the engine %s, as %d before it did young; giving up", outcome, _ENGINE_LIVES[0] - 1)
-            self._lost = True
-            self._drain(0.0)  # whoever waits hears of it before all ends
-            return
-        self._status.restarts += 1
-        log.error("the engine %s and is started again", outcome)
-        self._enter("failed", f"the engine {outcome} and is started again")
-        self._status.phases.clear()
-        self._ready_at = None
-        self._numbers.clear()
-        self._start_engine()
+    @property
+    def over(self) -> bool:
+        """Whether the exit code is decided, so that nothing is started any more."""
+        return self._exit_code is not None
 
-    def _stop_engine(self) -> None:
-        if self._engine is None:
+    def give_up(self) -> None:
+        """The service ends now, with exit code 1."""
+        self._exit_code = 1
+
+    def end_after_answers(self) -> None:
+        """The same after whoever waits has been told."""
+        self._lost = True
+        self._drain(0.0)
+
+    def engines_ended(self, lost: bool) -> None:
+        """During a drain: an engine has gone. ``lost`` says that somebody may have waited for it."""
+        self._lost |= lost
+        if not self.front_ends and not self._pool.children():  # else these first say so to whoever waits
             self._exit_code = int(self._lost)
-        elif self._serving is not None:
-            self._engine.channel.send("stop")
-        else:  # in the middle of loading: nothing depends on it
-            self._engine.kill()
-
-    def _drop_serving(self) -> None:
-        if self._serving is not None:
-            os.close(self._serving["arena"])
-            os.close(self._serving["card"])
-            self._serving = None
 
     # Ending
 
@@ -429,7 +317,7 @@ class Supervisor:
     def _signalled(self) -> None:
         for number in self._wake[0].recv(16):
             name = signal.Signals(number).name
-            if self._status.state == "draining":
+            if self.status.state == "draining":
                 log.warning("%s again: ending at once", name)
                 self._exit_code = 1
             else:
@@ -438,20 +326,20 @@ class Supervisor:
 
     def _drain(self, delay: float) -> None:
         timeout = self._settings.drain_timeout_ms / 1000
-        self._enter("draining", "ending after what was admitted")
+        self.enter("draining", "ending after what was admitted")
         self._give_up_at = time.monotonic() + delay + timeout + _LAST_GRACE
         assert self._listener is not None
         self._listener.close()  # the front-ends have theirs; when they close it, clients are refused at once
-        for child in self._front_ends:
+        for child in self.front_ends:
             child.channel.send("drain", delay=delay)
-        if not self._front_ends:
-            self._stop_engine()
+        if not self.front_ends:
+            self._pool.stop()
 
     def _end_everything(self) -> None:
         signal.set_wakeup_fd(-1)
         for child in self._children():
             child.kill()
-        self._drop_serving()
+        self._pool.close()
         self._selector.close()
         if self._listener is not None:
             self._listener.close()

@@ -51,7 +51,7 @@ declared.rejected.labels(sys.argv[1]).inc()
 
 
 def scraped() -> dict[str, float]:
-    snapshot = metrics.Snapshot("ready", 0, 0, True, None, None)
+    snapshot = metrics.Snapshot("ready", 0, 0, True, [], [])
     text = metrics.exposition(snapshot)[0].decode()
     lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, _, value in lines}

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 
+from service.api.served import Models, Served
 from service.card import ModelCard
-from service.decoders.picture import Picture, Recipe
-from service.engine.client import EngineClient
+from service.decoders.picture import Recipe
 from service.engine.writing import Decoders
-from service.errors import Draining, EngineFailed, NotFound, NotReady
+from service.errors import Draining, EngineFailed, NotReady
 from service.host import memory_limit
 from service.intake import Intake, budget
 from service.metrics import Metrics
@@ -32,11 +32,10 @@ class Context:
     """A front-end's view of the service. Lives on its event loop."""
 
     settings: Settings
-    client: EngineClient
     metrics: Metrics
     decoders: Decoders
+    models: Models = field(default_factory=Models)
     status: Status = field(default_factory=Status)
-    card: ModelCard | None = None
     tracing: Tracing | None = None
     """None when nobody asked for traces."""
     supervisor: int | None = None
@@ -75,9 +74,15 @@ class Context:
         return self.status.state == "draining"
 
     @property
+    def connected(self) -> bool:
+        """Whether every model has an engine that has not closed its end."""
+        answering = self.models.answering
+        return bool(answering) and all(served.client.connected for served in answering)
+
+    @property
     def state(self) -> str:
         """The supervisor's word, but for what this front-end knows sooner: that the engine has gone."""
-        if self.status.state == "ready" and not self.client.connected:
+        if self.status.state == "ready" and not self.connected:
             return "failed"
         return self.status.state
 
@@ -85,45 +90,37 @@ class Context:
         """Raises what `/readyz` answers while no new traffic should come here."""
         if self.draining:
             raise Draining("the service is draining and about to end")
-        if self.client.connected and self.status.state == "ready":
+        if self.connected and self.status.state == "ready":
             if self.decoders.stuck:
                 raise NotReady("the decoders are stuck: pictures wait, and none has been begun for seconds")
             return
-        if self.card is not None:
+        if self.models.current() is not None:
             raise EngineFailed("the engine has failed and is being started again")
         raise NotReady(
             f"the service is {self.status.state}: {self.status.detail or 'the model is not ready yet'}"
         )
 
-    def model(self) -> ModelCard:
-        """What is loaded. Raises `NotReady` before anything is."""
-        if self.card is None:
+    def served(self, name: str | None = None) -> Served:
+        """The model of that name, the default one without a name. Raises `NotReady` before anything is loaded,
+        `NotFound` for another name."""
+        default = self.models.current()
+        if default is None:
             raise NotReady(f"the service is {self.status.state}; /healthz says how far it is")
-        return self.card
+        return default if name is None else self.models.named(name)
 
-    def classifier(self) -> ModelCard:
-        """The same, with classes. Raises `NotFound` for a checkpoint without a head."""
-        card = self.model()
-        if not card.classes:
-            raise NotFound(
-                "this checkpoint has no classifier: it serves /features, and nothing guesses in its place"
-            )
-        return card
+    def model(self, name: str | None = None) -> ModelCard:
+        """What is loaded. Raises what `served` does."""
+        return self.served(name).card
 
-    @property
-    def recipe(self) -> Recipe:
-        """How pictures are prepared for the model. Raises `NotReady` without one."""
+    def recipe(self, card: ModelCard) -> Recipe:
+        """How pictures are prepared for a model."""
         settings = self.settings
         return Recipe(
-            self.model().preprocessing,
+            card.preprocessing,
             settings.max_image_pixels,
             settings.decode == "fast",
             settings.decode == "gpu",
         )
-
-    def picture(self, data: bytes | memoryview, drawn: bool = False) -> Picture:
-        """``data``, to fill a slot with. ``drawn`` keeps the photo, too."""
-        return Picture(data, self.recipe, drawn)
 
 
 def context_of(request: Request) -> Context:

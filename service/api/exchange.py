@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.context import Context
 from service.api.errors import defect, respond
 from service.api.numbers import positive
+from service.api.served import Served
 from service.engine.client import Answer
 from service.errors import Draining, InvalidParameter
 from service.intake import Share
@@ -70,6 +71,24 @@ class Exchange:
     """None unless the request is traced."""
     share: Share | None = None
     """What is held of its body; None before that is read."""
+    served: Served | None = None
+    """The model that it is for, in the version that it goes on with to its end; None before that is asked for."""
+
+    def ask(self, context: Context, name: str | None = None) -> Served:
+        """The model of that ``name``, the default without one: the first time as it is served now, then the same.
+
+        Raises `NotReady`, `NotFound`. `leave` has to follow.
+        """
+        if self.served is None:
+            self.served = context.served(name)
+            self.served.uses += 1
+        return self.served
+
+    def leave(self) -> None:
+        """Nothing more is wanted of the model."""
+        if self.served is not None:
+            self.served.uses -= 1
+            self.served = None
 
     def deadline(self, request: Request, timeout_ms: float) -> float:
         """When the answer has to be there: ``timeout_ms`` after the first byte, or earlier if the client asks.
@@ -194,6 +213,7 @@ class Envelope:
         finally:
             if exchange.share is not None:
                 exchange.share.release()
+            exchange.leave()
             self._count(scope, exchange)
             self._account(scope, exchange)
 

@@ -54,7 +54,7 @@ async def explain(request: Request, class_id: ClassId = None) -> Response:
     explained = await explain_image(
         request, class_id, lambda: body.one_image(request, context.settings.max_upload_bytes), drawn=drawn
     )
-    label, model = explained.label, context.model()
+    label, model = explained.label, exchange.ask(context).card
     if explained.picture is not None:
         headers = {"X-Class-Id": str(label.class_id)}
         return Response(explained.picture, media_type=_PNG, headers=headers)
@@ -94,15 +94,16 @@ async def explain_image(
     """Admits the request, then lets ``receive`` read its image, and asks the model for a class's map."""
     context, exchange = context_of(request), exchange_of(request)
     deadline = exchange.deadline(request, context.settings.request_timeout_ms)
-    model = context.classifier()
+    served = exchange.ask(context)
+    model = served.classifier()
     wanted = Explain(None if class_id is None else _index(model.classes, class_id))
-    arrive(context, exchange)
+    arrive(served, exchange)
     image = await receive()
     exchange.stages["receive"] = time.monotonic() - exchange.started
-    photo = context.picture(image, drawn)
+    photo = served.picture(image, drawn)
     classes, (_, height, width) = len(model.classes), model.feature_shape
     async with hang_up_cancels(request):
-        with context.client.take(deadline, exchange.bulk) as slot:
+        with served.client.take(deadline, exchange.bulk) as slot:
             seen = await look(context, slot, photo, deadline, classes + height * width, wanted)
         exchange.note(seen.stages, seen.answer)
         result = seen.answer.result

@@ -47,16 +47,17 @@ async def features(request: Request, pooling: Pooling = None) -> Response:
     """
     context, exchange = context_of(request), exchange_of(request)
     deadline = exchange.deadline(request, context.settings.request_timeout_ms)
-    model = context.model()
+    served = exchange.ask(context)
+    model = served.card
     chosen = pooling or model.feature_pooling
-    arrive(context, exchange)
+    arrive(served, exchange)
     image = await body.one_image(request, context.settings.max_upload_bytes)
     exchange.stages["receive"] = time.monotonic() - exchange.started
     shape = model.feature_shape if chosen == "none" else model.feature_shape[:1]
     async with hang_up_cancels(request):
-        with context.client.take(deadline, exchange.bulk) as slot:
+        with served.client.take(deadline, exchange.bulk) as slot:
             seen = await look(
-                context, slot, context.picture(image), deadline, math.prod(shape), _TASKS[chosen]
+                context, slot, served.picture(image), deadline, math.prod(shape), _TASKS[chosen]
             )
     exchange.note(seen.stages, seen.answer)
     array = seen.answer.result.reshape(shape)

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from service.api.context import context_of
 from service.api.schemas import Health, Live, Problem, Ready, Version
 from service.metrics import Snapshot, exposition
+from service.readings import Source
 from service.version import build_information
 
 router = APIRouter(tags=["health"])
@@ -52,14 +53,18 @@ def metrics(request: Request) -> Response:
     Runs in a thread: reading every process's files must not hold up the event loop.
     """
     context = context_of(request)
-    status, client = context.status, context.client
+    status = context.status
     snapshot = Snapshot(
         context.state,
         status.restarts,
         status.frontend_restarts,
-        client.connected,
-        client.arena,
-        context.card,
+        context.connected,
+        [
+            Source(served.card, connection.arena)
+            for served in context.models.all
+            for connection in served.client.connections
+        ],
+        [served.card for served in context.models.answering],
         context.supervisor,
     )
     exemplars = context.tracing.exemplars if context.tracing is not None else None

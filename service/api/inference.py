@@ -18,6 +18,7 @@ from service.api.context import Context
 from service.api.exchange import Exchange
 from service.api.ranking import finite
 from service.api.schemas import Problem
+from service.api.served import Served
 from service.card import ModelCard
 from service.engine.client import Answer, Slot
 from service.engine.writing import Work
@@ -50,14 +51,14 @@ def upload(part: str, *, several: bool = False, json: type[BaseModel] | None = N
     return {"requestBody": {"required": True, "content": content}}
 
 
-def arrive(context: Context, exchange: Exchange) -> None:
-    """Counts an image as offered, and refuses it at once when there is no room, or not in time.
+def arrive(served: Served, exchange: Exchange) -> None:
+    """Counts an image as offered to a model, and refuses it at once when there is no room, or not in time.
 
     To be called before its body is read, after `Exchange.deadline`.
     """
     if not exchange.bulk:
-        context.client.offer()
-    context.client.check_room(exchange.due, exchange.bulk)
+        served.client.offer()
+    served.client.check_room(exchange.due, exchange.bulk)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ async def look(
 
 
 async def each(
-    context: Context,
+    served: Served,
     items: Sequence[T],
     deadline: float,
     work: Callable[[T, Slot], Awaitable[R]],
@@ -109,14 +110,14 @@ async def each(
     The others are taken in turn. The first error cancels the rest and is raised itself, not as a group.
     """
     if not bulk:
-        context.client.offer(len(items) - 1)
+        served.client.offer(len(items) - 1)
 
     async def one(item: T, slot: Slot | None) -> R:
-        with slot or await context.client.take_in_turn(deadline, bulk) as place:
+        with slot or await served.client.take_in_turn(deadline, bulk) as place:
             return await work(item, place)
 
     # The first slot is held here as well, in case the task that should use it is cancelled before it begins.
-    with context.client.take(deadline, bulk) as first:
+    with served.client.take(deadline, bulk) as first:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
@@ -128,12 +129,15 @@ async def each(
 
 
 async def logits_of_all(
-    context: Context, exchange: Exchange, writes: Sequence[Work], deadline: float, classes: int
+    context: Context, exchange: Exchange, writes: Sequence[Work], deadline: float
 ) -> NDArray[np.float32]:
     """The logits of every image that ``writes`` put into slots, float32 ``[N, classes]``, in order.
 
     All or nothing: the first `RequestError` is raised, with the image's number if there are several.
     """
+
+    served = exchange.ask(context)
+    classes = len(served.card.classes)
 
     async def one(numbered: tuple[int, Work], slot: Slot) -> NDArray[np.float32]:
         number, write = numbered
@@ -145,9 +149,9 @@ async def logits_of_all(
         return seen.answer.result
 
     if len(writes) == 1:  # without a group of tasks: most requests have one image
-        with context.client.take(deadline, exchange.bulk) as slot:
+        with served.client.take(deadline, exchange.bulk) as slot:
             return (await one((0, writes[0]), slot))[np.newaxis]
-    return np.stack(await each(context, list(enumerate(writes)), deadline, one, bulk=exchange.bulk))
+    return np.stack(await each(served, list(enumerate(writes)), deadline, one, bulk=exchange.bulk))
 
 
 async def in_a_thread(context: Context, work: Callable[[], T], deadline: float) -> T:

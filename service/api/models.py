@@ -40,7 +40,7 @@ async def model(request: Request) -> ModelInfo:
 @router.get("/models")
 async def models(request: Request) -> list[VariantInfo]:
     """The twelve variants that the setting `model` takes."""
-    card = context_of(request).card
+    loaded = {served.card.name for served in context_of(request).models.answering}
     return [
         VariantInfo(
             name=variant.name,
@@ -50,7 +50,7 @@ async def models(request: Request) -> list[VariantInfo]:
             top1=variant.top1,
             top5=variant.top5,
             download_mb=variant.download_mb,
-            loaded=card is not None and card.name == variant.name,
+            loaded=variant.name in loaded,
         )
         for variant in VARIANTS.values()
     ]

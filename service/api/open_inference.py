@@ -21,7 +21,7 @@ from starlette.responses import Response
 from service import __version__
 from service.api import body, tensors
 from service.api.context import ENVELOPE, Context, context_of
-from service.api.exchange import exchange_of, hang_up_cancels
+from service.api.exchange import Exchange, exchange_of, hang_up_cancels
 from service.api.inference import arrive, in_a_thread, logits_of_all
 from service.api.ranking import activate, top
 from service.api.tensors import InferOutput, InferRequest, Output, OutputParameters, Tensor
@@ -97,18 +97,15 @@ async def infer(request: Request, model_name: str, model_version: str = VERSION)
     """Pictures, or pixels that are prepared already, to probabilities, logits or classes."""
     context, exchange = context_of(request), exchange_of(request)
     deadline = exchange.deadline(request, context.settings.request_timeout_ms)
-    model = named(context, model_name, model_version)
-    if not model.classes:
-        context.classifier()
-    arrive(context, exchange)
+    model = asked_for(context, exchange, model_name, model_version)
     raw = await body.read(request, context.settings.max_upload_bytes + ENVELOPE)
     async with hang_up_cancels(request):
-        asked, writes = await in_a_thread(context, partial(_ask, context, request, raw), deadline)
+        asked, writes = await in_a_thread(context, partial(_ask, context, model, request, raw), deadline)
         exchange.stages["receive"] = time.monotonic() - exchange.started
         if asked.parameters and asked.parameters.timeout:
             deadline = min(deadline, exchange.started + asked.parameters.timeout / 1e6)
 
-        logits = await logits_of_all(context, exchange, writes, deadline, len(model.classes))
+        logits = await logits_of_all(context, exchange, writes, deadline)
         head = {"model_name": model.name, "model_version": VERSION}
         if asked.id is not None:
             head["id"] = asked.id
@@ -139,25 +136,39 @@ def described(card: ModelCard) -> dict[str, Any]:
 
 def named(context: Context, name: str, version: str) -> ModelCard:
     """The model, if that is its name. Raises `NotReady`, `NotFound`."""
-    card = context.model()
-    if name != card.name or version != VERSION:
-        raise NotFound(f"there is no such model; the one that is loaded is {card.name}, version {VERSION}")
+    return _versioned(context.model(name), version)
+
+
+def asked_for(context: Context, exchange: Exchange, name: str, version: str) -> ModelCard:
+    """The model of an inference, which is counted as offered. Raises what `named` and `arrive` do, `NotFound` for one
+    without classes."""
+    served = exchange.ask(context, name)
+    _versioned(served.card, version)
+    served.classifier()
+    arrive(served, exchange)
+    return served.card
+
+
+def _versioned(card: ModelCard, version: str) -> ModelCard:
+    if version != VERSION:
+        raise NotFound(f"there is no such model version, {version[:50]!r}; {card.name} has {VERSION}")
     return card
 
 
-def _ask(context: Context, request: Request, raw: bytes) -> tuple[InferRequest, list[Work]]:
+def _ask(context: Context, model: ModelCard, request: Request, raw: bytes) -> tuple[InferRequest, list[Work]]:
     """What is asked, and what fills a slot with each image. In a thread: JSON may hold a million numbers."""
     asked, given = tensors.parse(raw, request.headers.get(_JSON_LENGTH))
-    check_outputs(asked, len(context.model().classes))
-    return asked, writes_of(context, given)
+    check_outputs(asked, len(model.classes))
+    return asked, writes_of(context, exchange_of(request), given)
 
 
-def writes_of(context: Context, given: dict[str, Tensor]) -> list[Work]:
+def writes_of(context: Context, exchange: Exchange, given: dict[str, Tensor]) -> list[Work]:
     """What fills a slot with each image of the one input. Raises `RequestError` for an input that cannot be."""
     if len(given) != 1 or not given.keys() <= {"image", "pixels"}:
         raise MissingFile(
             "give one input: 'image' (BYTES, pictures) or 'pixels' (UINT8, as the model sees them)"
         )
+    served = exchange.ask(context)
     (tensor,) = given.values()
     count, most = next(iter(tensor.shape), 0), context.settings.max_images_per_request
     if count > most:
@@ -165,8 +176,8 @@ def writes_of(context: Context, given: dict[str, Tensor]) -> list[Work]:
     if count == 0:
         raise EmptyBody(f"{tensor.name}: there is no image in it")
     if tensor.name == "image":
-        return [context.picture(picture) for picture in tensors.pictures(tensor)]
-    images = tensors.pixels(tensor, context.model().image)
+        return [served.picture(picture) for picture in tensors.pictures(tensor)]
+    images = tensors.pixels(tensor, served.card.image)
     return [partial(np.copyto, src=image) for image in images]
 
 

@@ -16,7 +16,7 @@ from service.api.exchange import Exchange, exchange_of, hang_up_cancels
 from service.api.inference import PROBLEMS, arrive, each, head, in_a_thread, look, reply, upload
 from service.api.ranking import Ranking
 from service.api.schemas import BatchResponse, PredictResponse
-from service.card import ModelCard
+from service.api.served import Served
 from service.engine.client import Slot
 from service.errors import EmptyBody, NotANumber, RequestError
 
@@ -59,16 +59,17 @@ async def _predict(
 ) -> Response:
     context, exchange = context_of(request), exchange_of(request)
     deadline = exchange.deadline(request, context.settings.request_timeout_ms)
-    model, ranking = _ask(context, exchange, top_k, activation)
+    served, ranking = _ask(context, exchange, top_k, activation)
+    model = served.card
     image: bytes | memoryview
     if base64_images.is_json(request):
-        image, ranking = await _from_json(request, context, ranking, deadline)
+        image, ranking = await _from_json(request, served, ranking, deadline)
     else:
         image = await receive()
     exchange.stages["receive"] = time.monotonic() - exchange.started
     async with hang_up_cancels(request):
-        with context.client.take(deadline, exchange.bulk) as slot:
-            seen = await look(context, slot, context.picture(image), deadline, len(model.classes))
+        with served.client.take(deadline, exchange.bulk) as slot:
+            seen = await look(context, slot, served.picture(image), deadline, len(model.classes))
     exchange.note(seen.stages, seen.answer)
     predictions = ranking.predictions(seen.answer.result, model.classes, model.activation)
     return reply({**head(exchange, model), "predictions": predictions, "timings_ms": exchange.timings()})
@@ -90,13 +91,14 @@ async def predict_batch(request: Request, top_k: TopK = None, activation: Activa
     context, exchange = context_of(request), exchange_of(request)
     settings = context.settings
     deadline = exchange.deadline(request, settings.request_timeout_ms)
-    model, ranking = _ask(context, exchange, top_k, activation)
+    served, ranking = _ask(context, exchange, top_k, activation)
+    model = served.card
     parts = await body.several_images(request, settings.max_upload_bytes, settings.max_images_per_request)
     exchange.stages["receive"] = time.monotonic() - exchange.started
 
     async def result(part: body.Part, slot: Slot) -> dict[str, Any]:
         try:
-            seen = await look(context, slot, context.picture(part.data), deadline, len(model.classes))
+            seen = await look(context, slot, served.picture(part.data), deadline, len(model.classes))
         except (RequestError, NotANumber) as error:
             document = problem(error, exchange.id)
             return {"filename": part.filename, "status": status_of(error), "error": document}
@@ -105,15 +107,16 @@ async def predict_batch(request: Request, top_k: TopK = None, activation: Activa
         return {"filename": part.filename, "status": 200, "predictions": predictions}
 
     async with hang_up_cancels(request):
-        results = await each(context, parts, deadline, result, bulk=exchange.bulk)
+        results = await each(served, parts, deadline, result, bulk=exchange.bulk)
     exchange.timings()
     return reply({**head(exchange, model), "results": results})
 
 
 async def _from_json(
-    request: Request, context: Context, ranking: Ranking, deadline: float
+    request: Request, served: Served, ranking: Ranking, deadline: float
 ) -> tuple[bytes, Ranking]:
     """The picture in a JSON body, and the ranking that the body asks for in place of the query's."""
+    context = context_of(request)
     limit = context.settings.max_upload_bytes
     raw = await body.read(request, base64_images.json_limit(limit))
     if not raw:
@@ -124,14 +127,12 @@ async def _from_json(
         return base64_images.decode_base64(document.image, "image", limit), document
 
     image, document = await in_a_thread(context, parse, deadline)
-    return image, ranking.changed(context.model().classes, document.top_k, document.activation)
+    return image, ranking.changed(served.card.classes, document.top_k, document.activation)
 
 
-def _ask(
-    context: Context, exchange: Exchange, top_k: int | None, activation: str
-) -> tuple[ModelCard, Ranking]:
+def _ask(context: Context, exchange: Exchange, top_k: int | None, activation: str) -> tuple[Served, Ranking]:
     """What is asked for, refused before the body is read if nobody could serve it."""
-    model = context.classifier()
-    ranking = Ranking.of(model.classes, top_k, context.settings.top_k, activation)
-    arrive(context, exchange)
-    return model, ranking
+    served = exchange.ask(context)
+    ranking = Ranking.of(served.classifier().classes, top_k, context.settings.top_k, activation)
+    arrive(served, exchange)
+    return served, ranking

@@ -83,6 +83,12 @@ class Gauge(IntEnum):
     """Bytes that the decoding of all front-ends may take; infinite where nothing limits it."""
     FILES = 11
     """More files that the engine would decode now; 0 where it decodes none."""
+    ARRIVALS = 12
+    """Images a second that were offered, smoothed."""
+    DECODE_CAPACITY = 13
+    """Images a second that all decoders manage; 0 before any was decoded."""
+    DECODE_BUSY = 14
+    """Share of time that they are busy, images that are not done as well."""
 
 
 class Decoding(IntEnum):

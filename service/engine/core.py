@@ -373,5 +373,8 @@ class EngineCore:
         gauges[Gauge.BUSY_RATIO] = self._load.busy_ratio
         gauges[Gauge.CAPACITY] = self._load.capacity
         gauges[Gauge.SATURATION] = self._load.saturation
+        gauges[Gauge.ARRIVALS] = self._load.arrival_rate
+        gauges[Gauge.DECODE_CAPACITY] = self._load.decode_capacity
+        gauges[Gauge.DECODE_BUSY] = self._load.decode_busy
         self._tell_files()
         gauges[Gauge.MEMORY_USED], gauges[Gauge.MEMORY_TOTAL] = self._device.memory

@@ -33,7 +33,9 @@ class LoadMeter:
         self._arrivals = 0
         self._busy = 0.0
         self._decoded = self._decode_seconds = self._decode_mean = 0.0
-        self._decode_busy = self._decode_ratio = 0.0
+        self._decode_seen = 0.0
+        self.decode_busy = 0.0
+        """Share of time that decoders are busy."""
 
     @property
     def saturation(self) -> float:
@@ -41,8 +43,7 @@ class LoadMeter:
 
         Decoders that are busy with few images that take long are full as well, though little arrives.
         """
-        narrowest = min((rate for rate in (self.capacity, self.decode_capacity) if rate), default=0.0)
-        return max(self.arrival_rate / narrowest if narrowest else 0.0, self._decode_ratio)
+        return saturation(self.arrival_rate, self.capacity, self.decode_capacity, self.decode_busy)
 
     def ran(self, images: int, seconds: float) -> None:
         """Takes note of one forward pass that had the whole device."""
@@ -89,9 +90,9 @@ class LoadMeter:
         self.arrival_rate += weight * ((arrivals - self._arrivals) / elapsed - self.arrival_rate)
         self.busy_ratio += weight * (min(1.0, self._busy / elapsed) - self.busy_ratio)
         self._at, self._arrivals, self._busy = now, arrivals, 0.0
-        busy = (decode_busy - self._decode_busy) / elapsed / threads if threads else 0.0
-        self._decode_busy = decode_busy
-        self._decode_ratio += weight * (busy - self._decode_ratio)
+        busy = (decode_busy - self._decode_seen) / elapsed / threads if threads else 0.0
+        self._decode_seen = decode_busy
+        self.decode_busy += weight * (busy - self.decode_busy)
         self._update_decoding(weight, decoded, decode_seconds, threads)
 
     def _update_decoding(self, weight: float, decoded: float, seconds: float, threads: float) -> None:
@@ -101,3 +102,9 @@ class LoadMeter:
             self._decode_mean += (weight if self._decode_mean else 1.0) * (mean - self._decode_mean)
             self._decoded, self._decode_seconds = decoded, seconds
         self.decode_capacity = threads / self._decode_mean if self._decode_mean > 0 else 0.0
+
+
+def saturation(arrivals: float, capacity: float, decode_capacity: float, decode_busy: float) -> float:
+    """`LoadMeter.saturation`, of rates in images a second and a share of time."""
+    narrowest = min((rate for rate in (capacity, decode_capacity) if rate), default=0.0)
+    return max(arrivals / narrowest if narrowest else 0.0, decode_busy)

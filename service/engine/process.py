@@ -52,13 +52,13 @@ _FEWEST_SLOTS, _BATCHES_OF_SLOTS = 256, 8
 _BULK_SHARE = 4
 
 
-def main(settings: Settings, channel: Channel, given_up: Sequence[str] = ()) -> None:
+def main(settings: Settings, channel: Channel, given_up: Sequence[str] = (), name: str = "engine") -> None:
     """Runs an engine until the supervisor says stop or dies. Ends with `CANNOT_START` after saying why.
 
     ``given_up`` has a sentence for each engine before this one whose device failed while it was getting ready: of the
-    ways to run the model, so many are left out.
+    ways to run the model, so many are left out. ``name`` is for the log.
     """
-    logs.configure(settings, "engine")
+    logs.configure(settings, name)
     owner = Owner("device")
     try:
         runner, card, arena, files = owner.call(lambda: _prepare(settings, channel, given_up))

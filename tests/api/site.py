@@ -13,6 +13,7 @@ import numpy as np
 from service.api.app import create_app
 from service.api.context import Context
 from service.api.keys import Keys
+from service.api.served import Served
 from service.card import ModelCard
 from service.engine.client import EngineClient
 from service.labels import ClassLabel
@@ -52,23 +53,34 @@ class Site:
     http: httpx.AsyncClient
 
     @property
+    def client(self) -> EngineClient:
+        """The door to the default model."""
+        return self.context.served().client
+
+    def become(self, card: ModelCard | None) -> None:
+        """Another description of the model that is there; None for none yet."""
+        served = self.context.served()
+        if card is None:
+            self.context.models.remove(served)
+        else:
+            serve(self.context, card, served.client)
+
+    @property
     def free(self) -> int:
         return self.engine.arena.free
+
+
+def serve(context: Context, card: ModelCard, client: EngineClient) -> None:
+    """Lets ``card`` be the default model, which ``client`` reaches."""
+    context.models.add(Served(0, 0, card, client, context.recipe(card)))
 
 
 @contextmanager
 def ready(settings: dict[str, Any] | None, **engine: Any) -> Iterator[tuple[Engine, Context]]:
     """A fake engine and the context of a front-end that has it. To be used on the event loop."""
     with Engine("thread", **engine) as running, threads(2) as decoders:
-        context = Context(
-            Settings(**settings or {}),
-            EngineClient(),
-            Metrics.declare(),
-            decoders,
-            status=Status("ready"),
-            card=CARD,
-        )
-        running.connect(context.client)
+        context = Context(Settings(**settings or {}), Metrics.declare(), decoders, status=Status("ready"))
+        serve(context, CARD, running.connect())
         yield running, context
 
 

@@ -23,7 +23,7 @@ OWN = tuple(ClassLabel(100 + 7 * index, None, f"thing {index}") for index in ran
 @on_a_loop
 async def test_the_top_class_or_the_one_that_is_asked_for() -> None:
     async with site() as here:
-        here.context.card = replace(CARD, classes=OWN)
+        here.become(replace(CARD, classes=OWN))
         top = int(logits_of(png(1)).argmax())
         for query, index in (({}, top), ({"class_id": 100 + 7 * 3}, 3)):
             answer = await here.http.post("/explain", params=query, files={"file": png(1)})
@@ -45,12 +45,12 @@ async def test_the_top_class_or_the_one_that_is_asked_for() -> None:
 @on_a_loop
 async def test_what_cannot_be_explained_is_said() -> None:
     async with site() as here:
-        here.context.card = replace(CARD, classes=OWN)
+        here.become(replace(CARD, classes=OWN))
         for wrong in ("3", "-1", "cat", "101"):
             answer = await here.http.post("/explain", params={"class_id": wrong}, files={"file": png(1)})
             assert (answer.status_code, answer.json()["code"]) == (422, "invalid_parameter")
             assert "class_id" in answer.json()["detail"]
-        here.context.card = replace(CARD, classes=())
+        here.become(replace(CARD, classes=()))
         answer = await here.http.post("/explain", files={"file": png(1)})
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
         assert "no classifier" in answer.json()["detail"]

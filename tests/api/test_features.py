@@ -69,7 +69,7 @@ async def test_features_and_predictions_share_a_batch() -> None:
 @on_a_loop
 async def test_a_checkpoint_without_a_head_has_features_and_never_guesses() -> None:
     async with site() as here:
-        here.context.card = replace(CARD, classes=())
+        here.become(replace(CARD, classes=()))
         assert (await here.http.post("/features", files={"file": png(1)})).status_code == 200
         for route, field in (("/predict", "file"), ("/predict/batch", "files")):
             answer = await here.http.post(route, files={field: png(1)})
@@ -127,7 +127,7 @@ def test_accept_encoding_is_read_as_the_standard_has_it(header: str, expected: b
 @on_a_loop
 async def test_a_checkpoint_says_what_features_pool_by_unless_the_request_does() -> None:
     async with site() as here:
-        here.context.card = replace(CARD, feature_pooling="max")
+        here.become(replace(CARD, feature_pooling="max"))
         own = await here.http.post("/features", content=png(1))
         asked = await here.http.post("/features?pooling=avg", content=png(1))
         assert (own.json()["pooling"], asked.json()["pooling"]) == ("max", "avg")

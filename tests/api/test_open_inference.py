@@ -180,7 +180,7 @@ async def test_health_and_metadata() -> None:
 @on_a_loop
 async def test_a_model_without_a_head_does_not_infer() -> None:
     async with site() as here:
-        here.context.card = replace(CARD, classes=())
+        here.become(replace(CARD, classes=()))
         refused(await infer(here, pictures(png(1))), 404, "no classifier")
 
 

@@ -76,7 +76,7 @@ async def test_a_priority_that_is_none_is_said() -> None:
 @on_a_loop
 async def test_bulk_takes_half_of_the_places_and_the_others_the_rest() -> None:
     async with site() as here:
-        client, slots = here.context.client, here.free
+        client, slots = here.client, here.free
         bulk = [client.take(bulk=True) for _ in range(slots // 2)]
         with pytest.raises(Overloaded):
             client.take(bulk=True)

@@ -36,8 +36,8 @@ async def test_a_ready_service_says_so() -> None:
 @on_a_loop
 async def test_before_the_model_is_there_nothing_is_promised(state: str) -> None:
     async with site() as here:
-        here.context.client.detach()
-        here.context.card = None
+        here.client.detach()
+        here.become(None)
         here.context.status = Status(state, "weights of x", progress={"done": 3, "total": 10})  # type: ignore[arg-type]
         assert (await here.http.get("/livez")).status_code == 200
         problem(await here.http.get("/readyz"), 503, "not_ready")
@@ -53,7 +53,7 @@ async def test_before_the_model_is_there_nothing_is_promised(state: str) -> None
 @on_a_loop
 async def test_a_dead_engine_is_said_before_the_supervisor_says_it() -> None:
     async with site() as here:
-        here.context.client.detach()
+        here.client.detach()
         problem(await here.http.get("/readyz"), 503, "engine_failed")
         assert (await here.http.get("/healthz")).json()["state"] == "failed"
         assert (await here.http.get("/livez")).status_code == 200
@@ -273,8 +273,9 @@ async def test_a_probe_is_never_a_rejection_and_a_user_is() -> None:
         for name, value in (await scrape(here)).items():
             if name.startswith("imagenet_rejected_total"):
                 assert value == before.get(name, 0.0), name
-        here.context.client.detach()
-        here.context.card, here.context.status = None, Status("loading")
+        here.client.detach()
+        here.become(None)
+        here.context.status = Status("loading")
         assert (await here.http.post("/predict", files={"file": png(1)})).status_code == 503
         after = await scrape(here)
         name = 'imagenet_rejected_total{reason="not_ready"}'

@@ -28,6 +28,7 @@ from service.decoders.keeper import Keeper
 from service.decoders.picture import Picture, Recipe
 from service.decoders.pool import Pool
 from service.engine.client import EngineClient
+from service.engine.decode_memory import DecodeMemory
 from service.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -106,13 +107,13 @@ def landlock_scopes_signals() -> bool:
 
 @asynccontextmanager
 async def pool(
-    monkeypatch: pytest.MonkeyPatch, quick: int = 2, memory: EngineClient | None = None, **told: Any
+    monkeypatch: pytest.MonkeyPatch, quick: int = 2, memory: DecodeMemory | None = None, **told: Any
 ) -> AsyncIterator[Pool]:
     monkeypatch.setattr(picture, "prepare", tricky)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # newer Pythons warn of a fork beside threads, which the tests have
         keeper = Keeper()
-    pool = Pool(keeper, quick, memory or EngineClient(), **told)
+    pool = Pool(keeper, quick, memory or DecodeMemory(), **told)
     pool.configure(RECIPE, ROOM)
     try:
         yield pool
@@ -312,9 +313,9 @@ async def test_pictures_share_the_memory_that_there_is(monkeypatch: pytest.Monke
     with Engine("thread", slots=8) as engine:
         client = engine.connect(EngineClient(threads=2))
         gauge, held = engine.arena.gauges, engine.arena.decoding
-        async with pool(monkeypatch, memory=client) as decoders:
+        async with pool(monkeypatch, memory=client.memory) as decoders:
             gauge[10] = needed * 1.5
-            client.take_memory(MEGABYTE)
+            client.memory.take_memory(MEGABYTE)
             results = await asyncio.gather(*(decode(decoders, data) for _ in range(4)))
             assert all(np.array_equal(result, right) for result in results)
             await until(lambda: held[:, 4].sum() == MEGABYTE)  # all of it came back
@@ -322,7 +323,7 @@ async def test_pictures_share_the_memory_that_there_is(monkeypatch: pytest.Monke
             with pytest.raises(ImageTooLarge, match="memory limit"):
                 await decode(decoders, data)
             gauge[10] = needed * 1.5
-            assert client.take_memory(needed)  # as another front-end does
+            assert client.memory.take_memory(needed)  # as another front-end does
             waiting = [asyncio.create_task(decode(decoders, data)) for _ in range(20)]
             await until(lambda: sum(task.done() for task in waiting) == 4)
             for task in waiting:
@@ -331,7 +332,7 @@ async def test_pictures_share_the_memory_that_there_is(monkeypatch: pytest.Monke
             assert np.array_equal(await decode(decoders, GOOD), expected(GOOD))  # small ones pass them by
             with pytest.raises(DeadlineExceeded):
                 await decode_in_line(decoders, data, waiting)
-            client.give_memory(needed)
+            client.memory.give_memory(needed)
             assert all(
                 np.array_equal(result, right)
                 for result in await asyncio.gather(*waiting, return_exceptions=True)
@@ -400,12 +401,12 @@ from service.decoders import picture
 from tests.decoders import test_pool as here
 from service.decoders.keeper import Keeper
 from service.decoders.pool import Pool
-from service.engine.client import EngineClient
+from service.engine.decode_memory import DecodeMemory
 picture.prepare = here.tricky
 keeper = Keeper()
 
 async def main():
-    pool = Pool(keeper, 2, EngineClient())
+    pool = Pool(keeper, 2, DecodeMemory())
     pool.configure(here.RECIPE, here.ROOM)
     await here.decode(pool, here.GOOD)
     busy = asyncio.create_task(here.decode(pool, b"spin:"))

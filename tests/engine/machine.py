@@ -300,8 +300,7 @@ class Service(Counted):
         front_end = self.front_ends.pop(which)
         front_end.arena.dead = True
         front_end.jobs.clear()
-        connection = front_end.client._connection
-        assert connection is not None
+        (connection,) = front_end.client.connections
         self.loop.remove_reader(connection._link.fileno())
         connection._link.close()
         for asked in self.running:
@@ -420,8 +419,7 @@ class Service(Counted):
         assert self.arena.free == SLOTS, f"{SLOTS - self.arena.free} slots were lost"
         for front_end in self.front_ends:
             assert front_end.client.pending == 0
-            connection = front_end.client._connection
-            assert connection is not None
+            (connection,) = front_end.client.connections
             assert connection.decoding == 0
 
     def clean_up(self) -> None:

@@ -105,8 +105,7 @@ class Site:
         self.core.attach(number, Link(ours))
         client = EngineClient(threads=1)
         client.attach(Arena(_dup(self.arena.descriptor), self.arena.geometry), Link(theirs), number)
-        connection = client._connection
-        assert connection is not None
+        (connection,) = client.connections
         connection.decoding = 1  # its one decoder is busy with something else
         return client
 
@@ -159,8 +158,7 @@ def test_a_file_is_decoded_in_the_engine_while_no_decoder_is_free() -> None:
         levels = await asyncio.gather(*(site.ask(client, Photo(b"F" + bytes([k]))) for k in range(20, 25)))
         assert levels == list(range(20, 25))
         assert sorted(decoder.seen) == [b"F" + bytes([k]) for k in range(20, 25)]
-        connection = client._connection
-        assert connection is not None
+        (connection,) = client.connections
         connection.decoding = 0  # a decoder is free: it is taken
         assert await site.ask(client, Photo(b"F\x30")) == 0x31
         connection.decoding = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import Phase
 
-from service.engine.client import _Connection
+from service.engine.connection import Connection
 from service.engine.core import EngineCore
 from service.engine.writing import ThreadWriting
 from tests.engine import histories
@@ -32,7 +32,7 @@ def test_the_machine_sees_a_reply_that_gets_lost(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_machine_sees_a_slot_that_never_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_Connection, "leave", lambda self, slot, writing, hung_up: None)
+    monkeypatch.setattr(Connection, "leave", lambda self, slot, writing, hung_up: None)
     _breaks()
 
 

@@ -103,11 +103,10 @@ class Work:
     async def logits(self, images: Sequence[bytes | memoryview]) -> NDArray[np.float32]:
         """The logits of every image, float32 ``[N, classes]``: all of them, or the first one's error."""
         self.exchange.stages["receive"] = time.monotonic() - self.exchange.started
-        writes = [self.context.picture(image) for image in images]
+        served = self.exchange.ask(self.context)
+        writes = [served.picture(image) for image in images]
         async with hang_up_cancels(self.request):
-            logits = await logits_of_all(
-                self.context, self.exchange, writes, self.deadline, len(self.model.classes)
-            )
+            logits = await logits_of_all(self.context, self.exchange, writes, self.deadline)
         self.exchange.timings()
         return logits
 
@@ -140,12 +139,19 @@ def speak(request: Request, document: ErrorDocument) -> None:
     request.scope["error_document"] = document
 
 
-def speaking(request: Request, document: ErrorDocument) -> Work:
-    """A request whose errors have the form that ``document`` gives them. Nothing is admitted yet."""
+def speaking(
+    request: Request, document: ErrorDocument, name: str | None = None, version: str | None = None
+) -> Work:
+    """A request whose errors have the form that ``document`` gives them. Nothing is admitted yet.
+
+    Raises `NotFound` for a ``name`` or ``version`` that is not loaded, `NotReady`.
+    """
     speak(request, document)
     context, exchange = context_of(request), exchange_of(request)
     deadline = exchange.deadline(request, context.settings.request_timeout_ms)
-    return Work(request, context, exchange, deadline, context.model())
+    model = exchange.ask(context, name).card
+    check_version(model, version)
+    return Work(request, context, exchange, deadline, model)
 
 
 def begin(
@@ -153,22 +159,19 @@ def begin(
 ) -> Work:
     """Admits a request: counts its image and refuses it at once when there is no room, before its body is read.
 
-    Raises `NotFound` for another ``name`` or ``version`` than the loaded model's, `Overloaded`, `NotReady`.
+    Raises `NotFound` for a ``name`` or ``version`` that is not loaded, `Overloaded`, `NotReady`.
     """
-    work = speaking(request, document)
-    if name is not None:
-        check_name(work.model, name, version)
-    work.context.classifier()
-    arrive(work.context, work.exchange)
+    work = speaking(request, document, name, version)
+    served = work.exchange.ask(work.context)
+    served.classifier()
+    arrive(served, work.exchange)
     return work
 
 
-def check_name(model: ModelCard, name: str, version: str | None = None) -> None:
-    """Raises `NotFound` for a model or a version that is not the one that is loaded."""
-    if name != model.name:
-        raise NotFound(f"there is no model {name[:100]!r}; the one that is loaded is {model.name}")
+def check_version(model: ModelCard, version: str | None) -> None:
+    """Raises `NotFound` for a version that the protocols do not have here."""
     if version not in (None, VERSION, f"{VERSION}.0"):
-        raise NotFound(f"{name} has no version {version[:50]!r}; it has {VERSION}")
+        raise NotFound(f"{model.name} has no version {version[:50]!r}; it has {VERSION}")
 
 
 def whole_number(value: JsonValue, name: str, most: int) -> int | None:

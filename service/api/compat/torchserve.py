@@ -76,8 +76,7 @@ async def predictions(request: Request, model_name: str, model_version: str | No
 
 async def explanations(request: Request, model_name: str, model_version: str | None = None) -> Response:
     """A picture to the map of where the model looked for its best class."""
-    work = flow.speaking(request, _error)
-    flow.check_name(work.model, model_name, model_version)
+    work = flow.speaking(request, _error, model_name, model_version)
     explained = await explain_image(request, None, lambda: _picture(work))
     return reply(explained.grid.tolist())
 

@@ -64,7 +64,7 @@ async def tfserving_status(
     """Whether the model can be asked."""
     flow.speak(request, flow.only_error)
     context = context_of(request)
-    flow.check_name(context.model(), model_name, model_version)
+    flow.check_version(context.model(model_name), model_version)
     status = {"error_code": "OK", "error_message": ""}
     state = "AVAILABLE"
     try:
@@ -79,8 +79,8 @@ async def tfserving_metadata(
 ) -> dict[str, Any]:
     """What the model takes and gives, as TF-Serving describes a signature."""
     flow.speak(request, flow.only_error)
-    model = context_of(request).classifier()
-    flow.check_name(model, model_name, model_version)
+    model = context_of(request).served(model_name).classifier()
+    flow.check_version(model, model_version)
 
     def tensor(name: str, dtype: str, sizes: list[int]) -> dict[str, Any]:
         dimensions = [{"size": str(size), "name": ""} for size in sizes]
@@ -102,9 +102,11 @@ async def tfserving_metadata(
 
 
 async def kserve_models(request: Request) -> dict[str, list[str]]:
-    """The models that are loaded: one."""
+    """The models that are loaded."""
     flow.speak(request, flow.only_error)
-    return {"models": [context_of(request).model().name]}
+    context = context_of(request)
+    context.model()
+    return {"models": [served.card.name for served in context.models.answering]}
 
 
 async def kserve_status(
@@ -113,7 +115,7 @@ async def kserve_status(
     """200 while the model can be asked."""
     flow.speak(request, flow.only_error)
     context = context_of(request)
-    flow.check_name(context.model(), model_name, model_version)
+    flow.check_version(context.model(model_name), model_version)
     context.check_ready()
     return {"name": model_name, "ready": True}
 

@@ -28,7 +28,7 @@ from service.api.context import Context
 from service.api.errors import defect, status_of
 from service.api.exchange import Exchange, asks_for_bulk, new_id
 from service.api.grpc import messages, schema
-from service.api.inference import arrive, in_a_thread, logits_of_all
+from service.api.inference import in_a_thread, logits_of_all
 from service.api.keys import Keys
 from service.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError, Unauthorized, Unavailable
 from service.settings import Settings
@@ -170,6 +170,7 @@ class GrpcServer:
             call.exchange.status = 500
             await _abort(call, defect())
         finally:
+            call.exchange.leave()
             self._account(route, call.exchange)
 
     def _admit(self, route: str, call: Call) -> None:
@@ -226,20 +227,17 @@ class GrpcServer:
 
     async def _model_infer(self, request: Any, call: Call) -> Any:
         context, exchange = self._context, call.exchange
-        model = open_inference.named(
-            context, request.model_name, request.model_version or open_inference.VERSION
+        model = open_inference.asked_for(
+            context, exchange, request.model_name, request.model_version or open_inference.VERSION
         )
-        if not model.classes:
-            context.classifier()
-        arrive(context, exchange)
         asked, given = messages.parse(request)
         open_inference.check_outputs(asked, len(model.classes))
-        writes = open_inference.writes_of(context, given)
+        writes = open_inference.writes_of(context, exchange, given)
         exchange.stages["receive"] = time.monotonic() - exchange.started
         deadline = call.deadline
         if asked.parameters and asked.parameters.timeout:
             deadline = min(deadline, exchange.started + asked.parameters.timeout / 1e6)
-        logits = await logits_of_all(context, exchange, writes, deadline, len(model.classes))
+        logits = await logits_of_all(context, exchange, writes, deadline)
         head = {"model_name": model.name, "model_version": open_inference.VERSION, "id": asked.id or ""}
         raw = bool(request.raw_input_contents)
 

@@ -107,7 +107,7 @@ def test_the_card_carries_them_to_the_metric() -> None:
     told = (Fallback("graphs", 'a "quoted" reason'), Fallback("fp16", "off"))
     described = ModelCard.from_bytes(replace(CARD, fallbacks=told).to_bytes())
     assert described.fallbacks == told
-    families = {family.name: family for family in Snapshot("ready", 0, 0, True, None, described).collect()}
+    families = {family.name: family for family in Snapshot("ready", 0, 0, True, [], [described]).collect()}
     samples = families["imagenet_fallback_info"].samples
     assert [(s.labels["what"], s.labels["why"], s.value) for s in samples] == [(*pair, 1.0) for pair in told]
 
