@@ -177,6 +177,9 @@ def _refuse_model_flags(given: dict[str, Any], *others: str) -> None:
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
+_overwrite = click.option("--overwrite", is_flag=True, help="Do not ask before a directory is written over.")
+
+
 @cli.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--ground-truth", type=_FILE, help="For photos in FOLDER itself: the file with their classes.")
@@ -197,6 +200,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=click.Path(path_type=Path, file_okay=False),
     help="Fit a temperature on these photos, and write a checkpoint with it, for --weights DIRECTORY.",
 )
+@_overwrite
 @settings_flags([*MODEL_SETTINGS, "max_batch_size"], server=False)
 @form_flag
 def evaluate(
@@ -210,6 +214,7 @@ def evaluate(
     api_key: str | None,
     concurrency: int,
     calibrate: Path | None,
+    overwrite: bool,
     form: tables.Form,
     **given: Any,
 ) -> None:
@@ -230,6 +235,8 @@ def evaluate(
         raise click.UsageError("--all takes the twelve pretrained variants; leave out --model and --weights")
     if calibrate and (url or every):
         raise click.UsageError("--calibrate is for one model in this process; leave out --url and --all")
+    if calibrate:
+        may_write(calibrate, overwrite=overwrite)
     task = room.Task(folder, ground_truth, class_list, limit, confusions, form, calibrate)
     if url:
         sys.exit(room.over_http(task, url, api_key, concurrency))
@@ -264,9 +271,6 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(cli, {}, "imagenet-serve", "_IMAGENET_SERVE_COMPLETE").source())
-
-
-_overwrite = click.option("--overwrite", is_flag=True, help="Do not ask before a directory is written over.")
 
 
 @cli.command()

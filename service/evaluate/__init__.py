@@ -61,7 +61,7 @@ def in_process(task: Task, several: Iterable[Settings]) -> int:
     photos = dataset.read(task.folder, task.ground_truth, task.class_list)
 
     def one(settings: Settings) -> Evaluation:  # so that a model is gone before the next one comes
-        checkpoint = calibrate.ready(settings, task.calibrate) if task.calibrate else None
+        checkpoint = calibrate.ready(settings) if task.calibrate else None
         classifier = LocalClassifier(
             settings.model_copy(update={"top_k": TOP}), warm=True, keep_logits=checkpoint is not None
         )

@@ -33,7 +33,7 @@ class Calibration:
     ece_after: float
 
 
-def ready(settings: Settings, out: Path) -> Checkpoint:
+def ready(settings: Settings) -> Checkpoint:
     """The checkpoint that is to be calibrated. Raises `StartError` where that cannot work, before anything is done."""
     from service.models.checkpoints import resolve
 
@@ -42,8 +42,6 @@ def ready(settings: Settings, out: Path) -> Checkpoint:
             "--calibrate is for weights and --runtime names an artifact made of them: calibrate the weights, and "
             "make the artifact again"
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigurationError(f"'{out}' exists and is not empty; choose another folder")
     checkpoint = resolve(settings.weights, settings.model, labels=settings.labels)
     require_softmax(checkpoint)
     return checkpoint

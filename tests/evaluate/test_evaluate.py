@@ -220,14 +220,27 @@ def test_figures_are_shown_where_photos_tell_no_temperature(
     assert not (tmp_path / "out").exists()
 
 
+def test_calibrate_writes_over_a_checkpoint_on_request_only(
+    tmp_path: Path, model: Path, answers: list[list[int]]
+) -> None:
+    """Also over the one that it reads."""
+    photos, out = sorted_photos(tmp_path, answers, (0, 0, 2)), tmp_path / "out"
+    write(folded(resolve(str(model), "densenet121"), 0.2), out)
+    before = (out / "model.safetensors").read_bytes()
+    refused = run(photos, *HERE, out, "--calibrate", out)
+    assert refused.exit_code == 2
+    assert "--overwrite" in refused.stderr
+    assert (out / "model.safetensors").read_bytes() == before
+    assert figures(photos, *HERE, out, "--calibrate", out, "--overwrite")["calibration"]["temperature"] > 1
+    after = figures(photos, *HERE, out, "--calibrate", tmp_path / "again")
+    assert after["calibration"]["temperature"] == pytest.approx(1, abs=0.002)
+
+
 def test_calibrate_refuses_before_it_works(folder: Path, model: Path, tmp_path: Path) -> None:
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thing").touch()
     (tmp_path / "artifact").mkdir()
     sigmoid = tmp_path / "sigmoid"
     write(replace(resolve(str(model), "densenet121"), activation="sigmoid"), sigmoid)
     for arguments, sentence in (
-        ([*HERE, model, "--calibrate", tmp_path / "full"], "is not empty"),
         ([*HERE, model, "--runtime", tmp_path / "artifact", "--calibrate", tmp_path / "o"], "artifact"),
         ([*HERE, sigmoid, "--calibrate", tmp_path / "o"], "softmax"),
     ):
