@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,9 @@ from service.engine.client import EngineClient
 from service.engine.connection import Connection
 from service.engine.decode_memory import DecodeMemory
 from service.engine.transport import Link, read_blob
+
+#: Seconds between two looks at a version that is let go.
+_LOOK_AGAIN = 0.02
 
 
 class Engines:
@@ -52,6 +56,15 @@ class Engines:
         self._connections[message["engine"]] = served.client.attach(
             memory, Link.of(link), message["number"], message.get("standby", False)
         )
+
+    async def let_go(self, model: int, version: int) -> None:
+        """Waits until no request here goes on with that version, and leaves its engines."""
+        served = self._context.models.get(model, version)
+        if served is None:
+            return
+        while not served.idle and served.client.connected:
+            await asyncio.sleep(_LOOK_AGAIN)
+        self._context.models.remove(served)
 
     def detach(self) -> None:
         """Lets go of all of them."""

@@ -12,8 +12,11 @@
     │   ├── EmptyBody               empty_body
     │   ├── MalformedMultipart      malformed_multipart
     │   ├── Unauthorized            unauthorized
+    │   ├── Forbidden               forbidden
     │   ├── NotFound                not_found
     │   ├── MethodNotAllowed        method_not_allowed
+    │   ├── Conflict                conflict
+    │   ├── LoadFailed              load_failed
     │   ├── PayloadTooLarge         payload_too_large
     │   ├── ImageTooLarge           image_too_large
     │   ├── TooManyImages           too_many_images
@@ -26,6 +29,7 @@
     │   ├── NotReady                not_ready
     │   ├── Draining                draining
     │   ├── EngineFailed            engine_failed
+    │   ├── NotEnoughMemory         not_enough_memory
     │   └── DeadlineExceeded        deadline_exceeded
     ├── InternalError               internal           (a defect of ours, or a model that fails)
     │   └── NotANumber              internal           (the model answered with NaN or infinity)
@@ -111,8 +115,26 @@ class Unauthorized(RequestError):
     code = "unauthorized"
 
 
+class Forbidden(RequestError):
+    """A change of what is served, by somebody who may not."""
+
+    code = "forbidden"
+
+
+class Conflict(RequestError):
+    """A change that does not go together with the state of the service."""
+
+    code = "conflict"
+
+
+class LoadFailed(RequestError):
+    """A model that could not be loaded, or did not show that it can answer. Nothing was changed."""
+
+    code = "load_failed"
+
+
 class NotFound(RequestError):
-    """No such route."""
+    """No such route, or no such model."""
 
     code = "not_found"
 
@@ -195,6 +217,12 @@ class EngineFailed(Unavailable):
     """The engine died, or its device failed, while it held the request."""
 
     code = "engine_failed"
+
+
+class NotEnoughMemory(Unavailable):
+    """There is no room for another model beside the one that serves."""
+
+    code = "not_enough_memory"
 
 
 class DeadlineExceeded(Unavailable):

@@ -36,6 +36,7 @@ from service.engines import Engines
 from service.errors import Draining, EngineFailed
 from service.listener import BACKLOG, refuse_newcomers
 from service.metrics import Metrics
+from service.orders import Orders
 from service.pool.board import Board
 from service.protocol import Protocol
 from service.settings import Settings, available_cores
@@ -98,10 +99,12 @@ class FrontEnd:
             models=Models(board),
             tracing=Tracing.from_environment(),
             supervisor=_supervisor(),
+            orders=Orders(channel),
         )
         self._server = _server(self._context, self._keys, self._certificate)
         self._grpc: GrpcServer | None = None
         self._grpc_ended: asyncio.Task[None] | None = None
+        self._leaving: list[asyncio.Task[None]] = []
         self._reserve = Reserve()
         self._engines = Engines(self._context, threads, self._memory, self._configure)
 
@@ -137,7 +140,7 @@ class FrontEnd:
         return lost
 
     async def _beat(self) -> None:
-        while self._channel.send("alive", joined=self._engines.joined()):
+        while self._say_alive():
             self._reserve.hold()
             logs.flush()
             if self._certificate is not None:
@@ -145,6 +148,14 @@ class FrontEnd:
             if self._pool is not None:
                 self._memory.note_busy(self._pool.busy_seconds)
             await asyncio.sleep(HEARTBEAT)
+
+    def _say_alive(self) -> bool:
+        return self._channel.send("alive", joined=self._engines.joined())
+
+    async def _let_go(self, model: int, version: int) -> None:
+        """Tells the supervisor when nobody here waits for that version any more."""
+        await self._engines.let_go(model, version)
+        self._channel.send("left", model=model, version=version)
 
     def _hear(self) -> None:
         while True:
@@ -167,6 +178,13 @@ class FrontEnd:
                 self._context.hear(Status.from_json(message["status"]))
             case "engine":
                 self._engines.attach(message, *descriptors)
+                self._say_alive()
+            case "forget":
+                self._leaving = [one for one in self._leaving if not one.done()]
+                self._leaving.append(asyncio.create_task(self._let_go(message["model"], message["version"])))
+            case "done":
+                assert self._context.orders is not None
+                self._context.orders.hear(message)
             case "truncated":
                 log.error("no descriptors are left for what the supervisor sent: asking again")
                 self._channel.send("again")

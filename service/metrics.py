@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -184,10 +184,12 @@ class Snapshot:
         sources: Sequence[Source],
         cards: Sequence[ModelCard],
         supervisor: int | None = None,
+        switches: Mapping[str, int] | None = None,
     ) -> None:
         """``sources`` are the engines, ``cards`` what answers, the default model first.
 
-        ``supervisor`` is the process above all others of the service, for what each of them uses.
+        ``supervisor`` is the process above all others of the service, for what each of them uses. ``switches`` are how
+        many changes of a model ended, by outcome.
         """
         self._state = state
         self._restarts = restarts
@@ -196,6 +198,7 @@ class Snapshot:
         self._sources = sources
         self._cards = cards
         self._supervisor = supervisor
+        self._switches = switches or {}
 
     def collect(self) -> Iterable[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -212,6 +215,12 @@ class Snapshot:
             "Front-ends that were started in place of a dead one.",
             self._frontend_restarts,
         )
+        switches = CounterMetricFamily(
+            "imagenet_switches", "Changes of a model's version that ended, by outcome.", labels=["outcome"]
+        )
+        for outcome, count in self._switches.items():
+            switches.add_metric([outcome], count)
+        yield switches
         state = GaugeMetricFamily(
             "imagenet_state", "1 for the state that the service is in.", labels=["state"]
         )

@@ -131,6 +131,20 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(
         None, description="A file of API keys, one a line; when set, requests without one of them get 401."
     )
+    model_control: Literal["keys", "open", "off"] = Field(
+        "keys",
+        description="Who may switch models over HTTP: keys is whoever has an API key, and nobody where there are none; "
+        "open is everybody who reaches the port; off is nobody.",
+    )
+    watch_weights_ms: Annotated[float, Field(ge=0, le=86_400_000)] = Field(
+        0,
+        description="How often to look whether the file or folder of weights has changed; what has changed is loaded, "
+        "and takes the place of what serves. 0 never looks.",
+    )
+    keep_previous_ms: Annotated[float, Field(ge=0, le=86_400_000)] = Field(
+        300_000,
+        description="After a switch: how long the model before stays loaded, so that a rollback takes no time.",
+    )
     tls_certificate_file: Path | None = Field(
         None,
         description="A PEM file with the certificate and its chain; with tls_key_file, the port speaks HTTPS only.",

@@ -21,6 +21,12 @@ class Status:
     """How often the engine was started again."""
     frontend_restarts: int = 0
     """How often a front-end was."""
+    engines: list[dict[str, Any]] = field(default_factory=list)
+    """Each engine: its model, version, role, device and state."""
+    switch: dict[str, Any] | None = None
+    """The change of a model's version that is under way, or how the last one ended."""
+    switches: dict[str, int] = field(default_factory=dict)
+    """How many ended, by outcome."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

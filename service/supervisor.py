@@ -27,7 +27,8 @@ from service import credentials, descriptors, listener, logs, metrics, tracing
 from service.child import Child, Closable, ProcessChild, ThreadChild
 from service.engine import transport
 from service.leftovers import Claim
-from service.pool.pool import Pool
+from service.pool import orders
+from service.pool.pool import Heard, Pool
 from service.restarts import Lives
 from service.settings import Settings, strangers
 from service.status import State, Status
@@ -161,33 +162,47 @@ class Supervisor:
     def watch(
         self,
         child: Child,
-        spoke: Callable[[Child, dict[str, Any], list[int]], None],
+        spoke: Heard,
         ended: Callable[[Child], None],
     ) -> None:
-        self._callbacks[child.channel.fileno()] = lambda: self._listen(child, spoke)
-        self._callbacks[child.sentinel] = lambda: ended(child)
-        self._selector.register(child.channel.fileno(), selectors.EVENT_READ)
-        self._selector.register(child.sentinel, selectors.EVENT_READ)
+        """Calls ``spoke`` with what ``child`` says, and ``ended`` when it has ended."""
+        self.listen_to(child.channel.fileno(), lambda: self._listen(child, spoke))
+        self.listen_to(child.sentinel, lambda: self._end(child, spoke, ended))
 
-    def _ignore(self, descriptor: int) -> None:
+    def _end(self, child: Child, spoke: Heard, ended: Callable[[Child], None]) -> None:
+        if child.channel.fileno() in self._callbacks:
+            self._listen(child, spoke)  # its last words
+        ended(child)
+
+    def listen_to(self, descriptor: int, callback: Callable[[], None]) -> None:
+        """Calls ``callback`` when ``descriptor`` is readable."""
+        self._callbacks[descriptor] = callback
+        self._selector.register(descriptor, selectors.EVENT_READ)
+
+    def stop_listening_to(self, descriptor: int) -> None:
+        """Before it is closed."""
         if self._callbacks.pop(descriptor, None) is not None:
             self._selector.unregister(descriptor)
 
     def forget(self, child: Child) -> None:
         """A part has ended: it is not listened to any more."""
-        self._ignore(child.sentinel)
-        self._ignore(child.channel.fileno())
+        self.stop_listening_to(child.sentinel)
+        self.stop_listening_to(child.channel.fileno())
         child.channel.close()
 
     # The loop
 
     def _step(self) -> None:
         # Collected first: what one event closes must not be mistaken for what another opens under its number.
-        due = [self._callbacks[key.fd] for key, _ in self._selector.select(_TICK)]
-        for callback in due:
-            callback()
+        due = [(key.fd, self._callbacks[key.fd]) for key, _ in self._selector.select(_TICK)]
+        for descriptor, callback in due:
+            if (
+                self._callbacks.get(descriptor) is callback
+            ):  # else an event before it has ended what it is for
+                callback()
         logs.flush()
         now = time.monotonic()
+        self._pool.tick(now)
         for child in self._children():
             if self.processes and now - child.heard_at > self._pool.patience(child, _SILENCE):
                 self.kill(child, f"was silent for {now - child.heard_at:.0f} s and was killed")
@@ -202,14 +217,14 @@ class Supervisor:
         child.sentence = sentence
         child.kill()
 
-    def _listen(self, child: Child, spoke: Callable[[Child, dict[str, Any], list[int]], None]) -> None:
+    def _listen(self, child: Child, spoke: Heard) -> None:
         while child in self._children():
             try:
                 received = child.channel.receive()
             except BlockingIOError:
                 return
             if received is None:
-                self._ignore(child.channel.fileno())
+                self.stop_listening_to(child.channel.fileno())
                 return  # its sentinel says the rest
             child.heard_at = time.monotonic()
             spoke(child, *received)
@@ -221,10 +236,15 @@ class Supervisor:
             self._check_joined(child, set(message["joined"]))
         elif message["kind"] == "again":
             self._pool.introduce(child)
+        elif message["kind"] == "left":
+            self._pool.changes.left(child, message["version"])
+        elif message["kind"] == "order":
+            orders.obey(self._pool, child, message)
 
     def _check_joined(self, child: Child, joined: set[int]) -> None:
         """A front-end that has not found to an engine never asks it: another does better."""
         child.joined = joined
+        self._pool.changes.look_who_joined()
         if not self._pool.missing(joined):
             child.unjoined = 0
             return
@@ -239,6 +259,7 @@ class Supervisor:
         self.front_ends.remove(child)
         if self.processes:
             metrics.forget(child.pid)
+        self._pool.front_end_ended(child)
         if self.status.state != "draining":
             self._replace(child, outcome or "ended")
             return
@@ -327,6 +348,7 @@ class Supervisor:
     def _drain(self, delay: float) -> None:
         timeout = self._settings.drain_timeout_ms / 1000
         self.enter("draining", "ending after what was admitted")
+        self._pool.changes.cancel("the service ends")
         self._give_up_at = time.monotonic() + delay + timeout + _LAST_GRACE
         assert self._listener is not None
         self._listener.close()  # the front-ends have theirs; when they close it, clients are refused at once

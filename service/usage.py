@@ -55,6 +55,12 @@ def by_process(supervisor: int) -> dict[str, Usage]:
     return found
 
 
+def resident_bytes(pid: int) -> int:
+    """What the process has in memory; 0 for one that is not there."""
+    fields = stat_fields(pid)
+    return int(fields[_RESIDENT]) * _PAGE if fields else 0
+
+
 def tree(pid: int) -> list[int]:
     """``pid`` and its descendants."""
     found = [pid]

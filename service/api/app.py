@@ -10,7 +10,19 @@ from starlette.routing import Router
 from starlette.types import ASGIApp
 
 from service import __version__
-from service.api import compat, docs, errors, explain, features, health, models, open_inference, page, predict
+from service.api import (
+    compat,
+    control,
+    docs,
+    errors,
+    explain,
+    features,
+    health,
+    models,
+    open_inference,
+    page,
+    predict,
+)
 from service.api.context import Context
 from service.api.exchange import Envelope
 from service.api.hosts import Hosts
@@ -78,7 +90,7 @@ def create_api(settings: Settings, *, guarded: bool = False) -> FastAPI:
     )
     for router in compat.routers(settings):  # first: a platform may name its routes as ours are named
         app.include_router(router)
-    for room in (predict, features, explain, models, open_inference):
+    for room in (predict, features, explain, models, control, open_inference):
         app.include_router(room.router, dependencies=[Depends(known_only)])
     for room in (health, docs, page):
         app.include_router(room.router)

@@ -15,6 +15,7 @@ from service.errors import Draining, EngineFailed, NotReady
 from service.host import memory_limit
 from service.intake import Intake, budget
 from service.metrics import Metrics
+from service.orders import Orders
 from service.settings import Settings
 from service.status import Status
 from service.tracing import Tracing
@@ -40,6 +41,8 @@ class Context:
     """None when nobody asked for traces."""
     supervisor: int | None = None
     """The process above all others of the service; None where nobody measures it."""
+    orders: Orders | None = None
+    """What clients may order of the supervisor; None without one."""
     progressed: float = field(default_factory=time.monotonic)
     """When the start last got on, by the monotonic clock."""
 

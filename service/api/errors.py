@@ -22,9 +22,11 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.EmptyBody: 400,
     errors.MalformedMultipart: 400,
     errors.Unauthorized: 401,
+    errors.Forbidden: 403,
     errors.NotFound: 404,
     errors.MethodNotAllowed: 405,
     errors.RequestTimeout: 408,
+    errors.Conflict: 409,
     errors.PayloadTooLarge: 413,
     errors.ImageTooLarge: 413,
     errors.TooManyImages: 413,
@@ -32,6 +34,7 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.InvalidImage: 422,
     errors.MisdirectedRequest: 421,
     errors.InvalidParameter: 422,
+    errors.LoadFailed: 422,
     errors.HeadersTooLarge: 431,
     errors.Overloaded: 429,
     errors.Unimplemented: 501,
@@ -43,6 +46,7 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.Draining: 503,
     errors.EngineFailed: 503,
     errors.DeadlineExceeded: 504,
+    errors.NotEnoughMemory: 507,
 }
 
 #: An error and its status to the document that a contract of another server has for it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -173,6 +173,82 @@ class Health(BaseModel):
     progress: dict[str, int | None] | None
     restarts: int
     frontend_restarts: int
+    engines: list[EngineInfo]
+    switch: SwitchInfo | None
+    switches: dict[str, int] = Field(description="How many changes of a model ended, by outcome.")
+
+
+class EngineInfo(BaseModel):
+    """An engine. ``role``: `current` answers, `coming` is loaded, `kept` is for a rollback, `leaving` finishes."""
+
+    model: str
+    weights: str
+    version: int
+    role: Literal["current", "coming", "kept", "leaving"]
+    device: str
+    state: Literal["loading", "serving", "ending", "ended", "given up"]
+
+
+class SwitchInfo(BaseModel):
+    """The change of a model that is under way, or how the last one ended."""
+
+    stage: Literal["making room", "loading", "checking", "switched", "failed", "rolled_back"]
+    model: str
+    weights: str
+    detail: str
+    progress: dict[str, int | None] | None
+    seconds: float | None = None
+    agreement: float | None = None
+
+
+class LoadRequest(BaseModel):
+    """What to load. A setting that is not given stays as it is; with none, the same weights are read again."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str | None = Field(None, description="Which of several models; the default one unless given.")
+    model: str | None = Field(None, description="One of the twelve variants.", examples=["densenet121"])
+    weights: str | None = Field(None, min_length=1, max_length=4096, examples=["/models/new.safetensors"])
+    labels: str | None = Field(None, description="A file of labels; null for those of the weights.")
+    precision: Literal["auto", "fp32", "fp16", "bf16"] | None = None
+    runtime: str | None = None
+    max_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] | None = None
+    other_classes: bool = Field(False, description="Whether the new model may have other classes.")
+    least_agreement: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Of the known images, the share that has to get the same top class from both models."
+    )
+    wait: bool = Field(True, description="Whether the answer comes after the switch.")
+
+    def settings(self) -> dict[str, Any]:
+        """The service's settings that were given, by name."""
+        beside = {"name", "other_classes", "least_agreement", "wait"}
+        given = self.model_dump(exclude=beside, exclude_unset=True)
+        return {name: value for name, value in given.items() if value is not None or name == "labels"}
+
+
+class RollbackRequest(BaseModel):
+    """Which model goes back to the version before."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str | None = Field(None, description="Which of several models; the default one unless given.")
+
+
+class Named(BaseModel):
+    model: str
+    weights: str
+
+
+class SwitchResponse(BaseModel):
+    """What answers now, and what did before."""
+
+    model: str
+    weights: str
+    previous: Named
+    seconds: float | None = Field(None, description="From the request to the switch.")
+    agreement: float | None = Field(
+        None, description="The share of the known images that both models give the same top class."
+    )
 
 
 class Version(BaseModel):

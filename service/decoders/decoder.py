@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import mmap
 import os
 import signal
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.decoders import wire
 from service.decoders.keeper import Keeper
+from service.decoders.picture import Recipe
 from service.decoders.wire import Layout
 from service.engine.transport import anonymous_memory, socket_pair
 
@@ -37,7 +39,7 @@ class Decoder:
         self,
         keeper: Keeper,
         layout: Layout,
-        recipe: dict[str, Any],
+        recipe: Recipe,
         replied: Callable[[Decoder, bytes], None],
         gone: Callable[[Decoder], None],
     ) -> None:
@@ -60,11 +62,10 @@ class Decoder:
         self._closed = False
         descriptor = anonymous_memory(layout.size)
         self._memory = mmap.mmap(descriptor, layout.size)
-        self.pixels: NDArray[np.uint8] = np.frombuffer(
-            self._memory, np.uint8, layout.pixel_bytes, layout.pixels
-        ).reshape(layout.shape)
+        self._recipe = recipe
+        """How it prepares pictures until it is told otherwise."""
         self._end, theirs = socket_pair()
-        self.asked = keeper.ask(theirs, descriptor, layout, recipe)
+        self.asked = keeper.ask(theirs, descriptor, layout, wire.recipe_to_json(recipe))
         theirs.close()
         os.close(descriptor)
         self._loop.add_reader(self._end.fileno(), self._hear)
@@ -85,8 +86,12 @@ class Decoder:
         data = job.picture.data
         self._number += 1
         self._memory[: len(data)] = data
+        order = wire.ORDER.pack(self._number, len(data), job.memory, job.picture.drawn)
+        if job.picture.recipe is not self._recipe and job.picture.recipe != self._recipe:
+            self._recipe = job.picture.recipe
+            order += json.dumps(wire.recipe_to_json(self._recipe)).encode()
         try:
-            self._end.send(wire.ORDER.pack(self._number, len(data), job.memory, job.picture.drawn))
+            self._end.send(order)
         except OSError:
             return False
         self.job = job
@@ -104,6 +109,12 @@ class Decoder:
         if job is not None and len(job.picture.data) > _KEPT:
             self._memory.madvise(mmap.MADV_REMOVE, 0, self._layout.pixels)
         return job
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The prepared picture, uint8 ``[H, W, C]``."""
+        count, at = wire.pixel_bytes(self._recipe), self._layout.pixels
+        return np.frombuffer(self._memory, np.uint8, count, at).reshape(self._recipe.preprocessing.shape)
 
     def photo(self, height: int, width: int) -> bytes:
         """The reduced photo, RGB."""

@@ -47,7 +47,7 @@ class Keeper:
         return self.channel.send(
             "decoder",
             room=layout.room,
-            shape=layout.shape,
+            pixel_bytes=layout.pixel_bytes,
             recipe=recipe,
             descriptors=[end.fileno(), memory],
         )
@@ -97,7 +97,7 @@ def _serve(end: socket.socket) -> None:
         if not warm:
             process.warm_up(recipe)
             warm = True
-        layout = Layout(message["room"], tuple(message["shape"]))
+        layout = Layout(message["room"], message["pixel_bytes"])
         pid = _fork(channel, descriptors, layout, recipe)
         for descriptor in descriptors:
             os.close(descriptor)

@@ -98,7 +98,7 @@ class Pool:
         self._lost = lost
         self._threads = Threads(1)
         self._recipe: Recipe | None = None
-        self._layout = Layout(0, (0, 0, 0))
+        self._layout = Layout(0, 0)
         self._largest = SMALL
         self._waiting: deque[Job] = deque()
         self._large: deque[Job] = deque()
@@ -119,14 +119,18 @@ class Pool:
     # For the front-end
 
     def configure(self, recipe: Recipe, room: int) -> None:
-        """Starts the decoders for pictures of up to ``room`` bytes. Again only if the ``recipe`` is another one."""
-        if recipe == self._recipe:
+        """Starts the decoders for pictures of up to ``room`` bytes, which are prepared as ``recipe`` says from now on.
+
+        Each picture brings its own recipe. Other decoders are started only where the pixels of this one have no place.
+        """
+        if self._recipe is not None and self._layout.pixel_bytes >= wire.pixel_bytes(recipe):
+            self._recipe = recipe
             return
         if self._recipe is None:
             loop = asyncio.get_running_loop()
             loop.add_reader(self._keeper.channel.fileno(), self._keeper_spoke)
         self._recipe = recipe
-        self._layout = Layout(room, recipe.preprocessing.shape)
+        self._layout = Layout(room, wire.pixel_bytes(recipe))
         self._largest = largest(recipe.max_pixels, room)
         for decoder in list(self._idle):
             self._drop(decoder)
@@ -316,9 +320,7 @@ class Pool:
 
     def _start(self, *, alone: bool = False) -> Decoder:
         assert self._recipe is not None
-        decoder = Decoder(
-            self._keeper, self._layout, wire.recipe_to_json(self._recipe), self._replied, self._gone
-        )
+        decoder = Decoder(self._keeper, self._layout, self._recipe, self._replied, self._gone)
         decoder.alone = alone
         self._all.add(decoder)
         self._unborn.append(decoder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import mmap
 import os
 import socket
@@ -34,8 +35,10 @@ def main(end: socket.socket, memory: int, layout: Layout, recipe: Recipe) -> Non
     close_all_but({0, 1, 2, end.fileno(), bounds.descriptor})
     give_up()
     end.setblocking(True)
-    while frame := end.recv(wire.ORDER.size):
-        number, length, memory, drawn = wire.ORDER.unpack(frame)
+    while frame := end.recv(wire.LONGEST_ORDER):
+        number, length, memory, drawn = wire.ORDER.unpack_from(frame)
+        if len(frame) > wire.ORDER.size:
+            decoder.prepare_as(wire.recipe_from_json(json.loads(frame[wire.ORDER.size :])))
         bounds.allow(memory)
         end.send(decoder.reply(number, length, memory, bool(drawn)))
 
@@ -53,11 +56,16 @@ class Decoder:
     def __init__(self, memory: mmap.mmap, layout: Layout, recipe: Recipe) -> None:
         self._memory = memory
         self._layout = layout
+        self.prepare_as(recipe)
+
+    def prepare_as(self, recipe: Recipe) -> None:
+        """How pictures are prepared from now on: for another model."""
         self._recipe = recipe
-        self._pixels = np.frombuffer(memory, np.uint8, layout.pixel_bytes, layout.pixels).reshape(
-            layout.shape
+        count = wire.pixel_bytes(recipe)
+        self._pixels = np.frombuffer(self._memory, np.uint8, count, self._layout.pixels).reshape(
+            recipe.preprocessing.shape
         )
-        self._largest = largest(recipe.max_pixels, layout.room)
+        self._largest = largest(recipe.max_pixels, self._layout.room)
 
     def reply(self, number: int, length: int, memory: int, drawn: bool) -> bytes:
         kind, content = self._work(length, memory, drawn)

@@ -121,6 +121,11 @@ class EngineCore:
         """
         self._longest, self._overdue = longest, callback
 
+    def allow_pictures(self, free: float) -> None:
+        """Pictures may take ``free`` bytes while they are decoded, beside what they have already."""
+        reserved = float(self._arena.decoding[:, Decoding.MEMORY].sum())
+        self._arena.gauges[Gauge.DECODE_MEMORY] = free + reserved
+
     def stop(self) -> None:
         """Ends `serve` after the batch that runs. To be called in the loop, from a watched callback."""
         self._stopping = True

@@ -184,7 +184,7 @@ def _geometry(settings: Settings, runner: ModelRunner | StreamRunner, card: Mode
 
 
 def obey(core: EngineCore, channel: Channel) -> None:
-    """Does what the supervisor says over ``channel``: serve another front-end, or stop."""
+    """Does what the supervisor says over ``channel``: serve another front-end, measure free memory, or stop."""
     received = channel.receive()
     if received is None:
         log.error("the supervisor has gone")
@@ -193,6 +193,8 @@ def obey(core: EngineCore, channel: Channel) -> None:
     message, descriptors = received
     if message["kind"] == "front-end":
         core.attach(message["number"], Link.of(descriptors[0]))
+    elif message["kind"] == "measure":
+        core.allow_pictures(memory_for_pictures())
     elif message["kind"] == "stop":
         core.stop()
 

@@ -16,6 +16,7 @@ from service.child import Child
 from service.engine import process as engine
 from service.engine.transport import Channel
 from service.pool.board import Board
+from service.pool.changes import Changes
 from service.pool.seat import LIVES, Seat, Serving
 from service.pool.versions import Servable, Version
 from service.settings import Settings
@@ -37,6 +38,8 @@ class Host(Protocol):
     def spawn(self, name: str, main: Callable[[Channel], None]) -> Child: ...
     def watch(self, child: Child, spoke: Heard, ended: Callable[[Child], None]) -> None: ...
     def forget(self, child: Child) -> None: ...
+    def listen_to(self, descriptor: int, callback: Callable[[], None]) -> None: ...
+    def stop_listening_to(self, descriptor: int) -> None: ...
     def kill(self, child: Child, sentence: str) -> None: ...
 
     def enter(self, state: State, detail: str) -> None:
@@ -66,12 +69,13 @@ class Pool:
     """Construct, `start`; the supervisor's events come in by `spoke` and `ended`."""
 
     def __init__(self, settings: Settings, host: Host) -> None:
-        self._host = host
+        self.host = host
         self.board = Board()
+        self.changes = Changes(self)
         self._versions = 0
         self._engines = 0
         self._names = 0
-        self.servables = [Servable(0, self._version(settings))]
+        self.servables = [Servable(0, self.new_version(settings))]
         for servable in self.servables:
             self.board.show(servable.place, servable.current.number)
 
@@ -99,7 +103,12 @@ class Pool:
     def _find(self, child: Child) -> tuple[Servable, Version, Seat] | None:
         return next((found for found in self if found[2].child is child), None)
 
-    def _version(self, settings: Settings) -> Version:
+    @property
+    def draining(self) -> bool:
+        return self.host.status.state == "draining"
+
+    def new_version(self, settings: Settings) -> Version:
+        """One more, of which nothing is started yet."""
         self._versions += 1
         version = Version(self._versions, settings)
         for device in [settings.device]:
@@ -113,20 +122,23 @@ class Pool:
     def start(self) -> None:
         """Starts every engine."""
         for _, _, seat in self:
-            self._start(seat)
+            self.start_seat(seat)
 
-    def _start(self, seat: Seat) -> None:
+    def start_seat(self, seat: Seat) -> None:
+        """Starts an engine there."""
         self._engines += 1
         main = partial(engine.main, seat.settings, given_up=tuple(seat.given_up), name=seat.name)
-        seat.begin(self._engines, self._host.spawn(seat.name, main))
+        seat.begin(self._engines, self.host.spawn(seat.name, main))
         assert seat.child is not None
-        self._host.watch(seat.child, self._spoke, self._ended)
+        self.host.watch(seat.child, self._spoke, self._ended)
 
     def introduce(self, front_end: Child) -> None:
         """Joins ``front_end`` to every engine that takes work and that it has not found to."""
-        for servable, version, seat in self:
-            if seat.serving is not None and seat.engine not in front_end.joined:
-                self._join(front_end, servable, version, seat)
+        for servable in self.servables:
+            for version in servable.offered:
+                for seat in version.seats:
+                    if seat.serving is not None and seat.engine not in front_end.joined:
+                        self._join(front_end, servable, version, seat)
 
     def _join(self, front_end: Child, servable: Servable, version: Version, seat: Seat) -> None:
         told = {"model": servable.place, "name": servable.name, "version": version.number}
@@ -134,7 +146,47 @@ class Pool:
 
     def missing(self, joined: set[int]) -> bool:
         """Whether an engine takes work that is not among those that a front-end is ``joined`` to."""
-        return any(seat.serving is not None and seat.engine not in joined for _, _, seat in self)
+        return any(
+            seat.serving is not None and seat.engine not in joined
+            for servable in self.servables
+            for version in servable.offered
+            for seat in version.seats
+        )
+
+    def front_end_ended(self, child: Child) -> None:
+        """It has no requests any more, and has joined nothing."""
+        self.changes.left(child)
+        self.changes.look_who_joined()
+
+    # What everyone is told
+
+    def tell(self) -> None:
+        """Every front-end hears of the engines and of the change that is under way."""
+        status = self.host.status
+        status.engines = [engine for servable in self.servables for engine in servable.to_json()]
+        status.switch, status.switches = self.changes.to_json(), dict(self.changes.counts)
+        self.host.tell()
+
+    def look(self) -> None:
+        """The service is ready, if every model is served now."""
+        if all(servable.current.serving for servable in self.servables) and self.host.status.state != "ready":
+            self.host.enter("ready", "")
+
+    def measure_again(self) -> None:
+        """Engines see how much memory there is for pictures, now that another has ended."""
+        for servable in self.servables:
+            for seat in servable.current.serving:
+                if seat.child is not None:
+                    seat.child.channel.send("measure")
+
+    def budget_left(self) -> int | None:
+        """Bytes that engines may take beside those that there are; None without a budget."""
+        return None
+
+    def tick(self, now: float) -> None:
+        """Whatever is due."""
+        if not self.draining:
+            self.changes.tick(now)
 
     # What engines say
 
@@ -142,64 +194,83 @@ class Pool:
         found = self._find(child)
         assert found is not None
         servable, version, seat = found
+        role = servable.role(version)
         match message["kind"]:
             case "phase":
-                log.info("%s%s: %s", message["state"], self._where(seat), message["detail"])
-                if not servable.current.serving:
-                    self._host.enter(message["state"], message["detail"])
+                self._phase(servable, version, seat, message["state"], message["detail"])
             case "progress":
-                if not servable.current.serving:
-                    self._host.status.progress = {"done": message["done"], "total": message["total"]}
-                    self._host.tell()
+                self._progress(servable, version, {"done": message["done"], "total": message["total"]})
             case "ready":
                 arena, card = descriptors
                 seat.ready(Serving(message["geometry"], arena, card))
-                for front_end in self._host.front_ends:
-                    self._join(front_end, servable, version, seat)
-                self._serves(seat)
+                if role != "leaving":
+                    for front_end in self.host.front_ends:
+                        self._join(front_end, servable, version, seat)
+                self._serves(servable, version, seat)
             case "distrusted":
                 # Not asked from now on; the engine ends by itself, and `_ended` starts another.
                 seat.distrusted(message["message"])
-                self._say_lost(servable, message["message"])
+                if role == "current":
+                    self._say_lost(servable, message["message"])
             case "hung":
                 self._hung(child, servable, seat, message["seconds"])
-            case "failed":
+            case "failed" if role == "current":
                 self._cannot_start(servable, seat, message["message"])
+            case "failed":
+                seat.closed = message["message"]  # `_ended` says it
+
+    def _phase(self, servable: Servable, version: Version, seat: Seat, state: State, detail: str) -> None:
+        log.info("%s%s: %s", state, self._where(seat), detail)
+        if self.changes.of(version):
+            self.changes.moved(f"{state}: {detail}")
+        elif version is servable.current and not version.serving:
+            self.host.enter(state, detail)
+
+    def _progress(self, servable: Servable, version: Version, progress: dict[str, int | None]) -> None:
+        if self.changes.of(version):
+            self.changes.moved("loading: download", progress)
+        elif version is servable.current and not version.serving:
+            self.host.status.progress = progress
+            self.host.tell()
 
     def _where(self, seat: Seat) -> str:
         """In a log line, where there is more than one engine."""
         return f" ({seat.name}, {seat.device})" if self._names > 1 else ""
 
-    def _serves(self, seat: Seat) -> None:
-        if all(servable.current.serving for servable in self.servables):
-            came = self._host.status.state != "ready"
-            self._host.enter("ready", "")
-            if came:
-                self._host.came_ready()
-                return
-        log.info("%s serves on %s", seat.name, seat.device)
+    def _serves(self, servable: Servable, version: Version, seat: Seat) -> None:
+        came = self.host.status.state != "ready"
+        if version is servable.current:
+            self.look()
+        if came and self.host.status.state == "ready":
+            self.host.came_ready()
+        else:
+            log.info("%s is ready on %s", seat.name, seat.device)
+        if self.changes.of(version):
+            self.changes.ready()
+        self.tell()
 
     def _say_lost(self, servable: Servable, detail: str) -> None:
         """The service has failed, if nothing serves the model any more."""
         if not servable.current.serving:
-            self._host.enter("failed", detail)
+            self.host.enter("failed", detail)
 
     def _hung(self, child: Child, servable: Servable, seat: Seat, seconds: float) -> None:
         sentence = f"was killed: a batch had been running for {seconds:.0f} s"
         seat.hung()
-        self._say_lost(servable, f"the engine {sentence}")
-        self._host.kill(child, sentence)
-        if not self._host.processes:
+        if seat in servable.current.seats:
+            self._say_lost(servable, f"the engine {sentence}")
+        self.host.kill(child, sentence)
+        if not self.host.processes:
             log.error("a thread that hangs cannot be replaced; giving up")
-            self._host.give_up()
+            self.host.give_up()
 
     def _cannot_start(self, servable: Servable, seat: Seat, message: str) -> None:
         log.error("%s%s", message, self._where(seat))
         if self._others_serve(servable, seat):
             seat.closed = message
             return
-        self._host.enter("failed", message)
-        self._host.give_up()
+        self.host.enter("failed", message)
+        self.host.give_up()
 
     def _others_serve(self, servable: Servable, seat: Seat) -> bool:
         return any(other is not seat for other in servable.current.serving)
@@ -210,15 +281,25 @@ class Pool:
         outcome = child.sentence or child.outcome()
         found = self._find(child)
         assert found is not None
-        servable, _, seat = found
-        self._host.forget(child)
+        servable, version, seat = found
+        self.host.forget(child)
         reason = seat.leave()
-        if self._host.processes:
+        if self.host.processes:
             metrics.forget(child.pid)
-        if self._host.status.state == "draining":
-            self._host.engines_ended(bool(self._host.front_ends))
-        elif not self._host.over:
-            self._replace(servable, seat, (outcome or "ended") + (f" ({reason})" if reason else ""))
+        said = (outcome or "ended") + (f" ({reason})" if reason else "")
+        current = version is servable.current
+        if self.draining:
+            self.host.engines_ended(current and bool(self.host.front_ends))
+        elif self.host.over:
+            return
+        elif current:
+            self._replace(servable, seat, said)
+            self.tell()
+        elif self.changes.of(version):
+            self.changes.failed(seat.closed or f"the new engine {said}")
+        elif version is servable.kept:
+            self.changes.lost_kept(servable)
+        self.changes.engine_ended(servable, version)
 
     def _replace(self, servable: Servable, seat: Seat, outcome: str) -> None:
         who = f"the engine{self._where(seat)}"
@@ -230,26 +311,27 @@ class Pool:
             if others:
                 seat.closed = f"{outcome} before it was ever ready"
             else:
-                self._host.give_up()
+                self.host.give_up()
             return
         if seat.died_too_often():
             log.error("%s %s, as %d before it did young; giving up", who, outcome, LIVES - 1)
             if others:
                 seat.closed = f"{outcome}, as {LIVES - 1} before it did young"
             else:
-                self._host.end_after_answers()
+                self.host.end_after_answers()
             return
-        self._host.status.restarts += 1
+        self.host.status.restarts += 1
         log.error("%s %s and is started again", who, outcome)
         if not others:
-            self._host.enter("failed", f"the engine {outcome} and is started again")
-            self._host.status.phases.clear()
-        self._start(seat)
+            self.host.enter("failed", f"the engine {outcome} and is started again")
+            self.host.status.phases.clear()
+        self.start_seat(seat)
 
     def stop(self) -> None:
         """Lets every engine end. The service does when the last one has."""
+        self.changes.cancel("the service ends")
         if not self.children():
-            self._host.engines_ended(False)
+            self.host.engines_ended(False)
         for _, _, seat in self:
             seat.stop()
 

@@ -88,6 +88,15 @@ class Seat:
         """Whether its engine takes work and is trusted."""
         return self.serving is not None and self.trusted
 
+    @property
+    def state(self) -> str:
+        """In a word, for people."""
+        if self.closed:
+            return "given up"
+        if self.child is None:
+            return "ended"
+        return "serving" if self.serves else "ending" if not self.trusted else "loading"
+
     def begin(self, engine: int, child: Child) -> None:
         """An engine has been started."""
         self.engine, self.child = engine, child

@@ -4,11 +4,12 @@
 
 The engine's loader is replaced before the supervisor forks, so no setting of the service knows of this. Nothing here
 imports torch, so a service starts within a second. An image of one colour throughout, one of `Trick`, plays a
-trick on the batch that it is in; to any other the answer is a function of its pixels (`class_of`).
+trick on the batch that it is in; to any other the answer is a function of its pixels and of the weights
+(`class_of`): each random:SEED answers SEED classes further on.
 
 HOSTILE_FIXED_MS, _IMAGE_MS: what a batch and each image in it take. HOSTILE_SLOW_MS: what a slow image adds.
 HOSTILE_LIMIT_S: when a batch is taken for hung, instead of the service's own limit. HOSTILE_SILENCE_S: the same for
-a process that says nothing. HOSTILE_LOADS: a file; the second load hangs.
+a process that says nothing. HOSTILE_LOADS: a file; the second load hangs. HOSTILE_LOAD_MS: what a load takes.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from service.cli import main
 from service.decoders import picture
 from service.engine import process
 from service.engine.transport import Channel
+from service.errors import CheckpointError
 from service.fallback import Fallback
 from service.labels import imagenet_classes
 from service.preprocess import Preprocessing, prepare
@@ -42,6 +44,8 @@ from service.task import Wanted
 
 SIDE = 16
 CLASSES = 1000
+#: Seeds of random weights that answer NaN, that cannot be loaded, and whose load ends its process.
+BROKEN, MISSING, DEADLY = 901, 902, 903
 PREPROCESSING = Preprocessing(resize=SIDE, crop=(SIDE, SIDE))
 _LARGEST = 8
 
@@ -86,11 +90,17 @@ def trick_image(trick: Trick) -> bytes:
     return buffer.getvalue()
 
 
-def class_of(data: bytes) -> int:
-    """What the model answers to an image file."""
+def class_of(data: bytes, weights: str = "none") -> int:
+    """What the model with these ``weights`` answers to an image file."""
     pixels = np.empty(PREPROCESSING.shape, np.uint8)
     prepare(data, PREPROCESSING, pixels, max_pixels=10**7)
-    return _class(pixels)
+    return (_class(pixels) + shift(weights)) % CLASSES
+
+
+def shift(weights: str) -> int:
+    """How many classes further on these weights answer."""
+    name, _, seed = weights.partition(":")
+    return int(seed or 0) if name == "random" else 0
 
 
 def _class(pixels: NDArray[np.uint8]) -> int:
@@ -109,8 +119,10 @@ class HostileRunner:
     in_flight = 1
     lanes = None
 
-    def __init__(self, max_batch_size: int) -> None:
+    def __init__(self, max_batch_size: int, weights: str = "none") -> None:
         self.max_batch_size = max_batch_size
+        self._shift = shift(weights)
+        self._broken = weights == f"random:{BROKEN}"
         self._fixed, self._image, self._slow = (seconds(name) for name in ("FIXED_MS", "IMAGE_MS", "SLOW_MS"))
         self.capacity = max_batch_size / max(1e-4, self._fixed + max_batch_size * self._image)
 
@@ -135,7 +147,9 @@ class HostileRunner:
             raise MemoryError("out of memory: tried to allocate 80 GiB")
         for slot in slots:
             results[slot] = 0
-            results[slot, _class(pixels[slot])] = 20
+            results[slot, (_class(pixels[slot]) + self._shift) % CLASSES] = 20
+            if self._broken:
+                results[slot, 0] = np.nan
             if tricks.get(slot) is Trick.NAN:
                 results[slot, 7] = np.nan
             if tricks.get(slot) is Trick.INFINITY:
@@ -159,12 +173,18 @@ def load(
 ) -> tuple[HostileRunner, ModelCard]:
     """In place of `service.engine.process._load`."""
     _hang_the_second_time()
+    if settings.weights == f"random:{MISSING}":
+        raise CheckpointError("there are no such weights, as a test wants it")
+    if settings.weights == f"random:{DEADLY}":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if seconds("LOAD_MS"):
+        time.sleep(seconds("LOAD_MS"))
     largest = _LARGEST if settings.max_batch_size == "auto" else settings.max_batch_size
     card = ModelCard(
         name="hostile",
         family="densenet",
         parameters=0,
-        weights="none",
+        weights=settings.weights if settings.weights.startswith("random:") else "none",
         source="tests/drills/hostile.py",
         sha256=None,
         image=PREPROCESSING.shape,
@@ -177,7 +197,7 @@ def load(
         runtime="none",
         max_batch_size=largest,
     )
-    return HostileRunner(largest), card
+    return HostileRunner(largest, settings.weights), card
 
 
 def _hang_the_second_time() -> None:

@@ -1,0 +1,116 @@
+"""`POST /models/load` and `/models/rollback`: another version of a model, while it serves.
+
+Whoever may ask for this may name any file that the service can read, so it is for operators: with an API key, or
+where the setting says that everybody who reaches the port is one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from service import wording
+from service.api import body, documents
+from service.api.context import context_of
+from service.api.exchange import exchange_of
+from service.api.inference import reply
+from service.api.schemas import LoadRequest, Problem, RollbackRequest, SwitchResponse
+from service.errors import Forbidden, InvalidParameter, MalformedRequest, NotReady, UnsupportedMediaType
+from service.nearest import did_you_mean
+from service.orders import Orders
+
+#: Bytes of a body: names and numbers.
+_MOST = 64 * 1024
+_JSON = "application/json"
+#: Seconds in which a load that cannot even begin has been refused.
+_MOMENT = 0.2
+
+Asked = TypeVar("Asked", LoadRequest, RollbackRequest)
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "content": {"application/problem+json": {}}}
+    for status in (400, 403, 404, 409, 413, 415, 422, 503, 507)
+}
+
+router = APIRouter(prefix="/models", tags=["models"], responses=_PROBLEMS)
+
+
+def _takes(model: type[LoadRequest] | type[RollbackRequest]) -> dict[str, Any]:
+    """The request body for the schema: it is read by hand, within its limit."""
+    return {"requestBody": {"content": {_JSON: {"schema": model.model_json_schema()}}}}
+
+
+@router.post("/load", response_model=SwitchResponse, openapi_extra=_takes(LoadRequest))
+async def load(request: Request) -> Response:
+    """Loads a model beside the one that serves; when it has shown that it can answer, it takes its place.
+
+    No request is lost or refused for it: those that came before the switch are answered by the old model. What is
+    not given stays as it is. The answer comes after the switch; a load that fails changes nothing. With `"wait":
+    false` the answer is 202 at once, and `/healthz` tells how far it is.
+    """
+    orders = _allowed(request)
+    wanted = await _document(request, LoadRequest)
+    order = orders.give(
+        "load",
+        wanted.name,
+        settings=wanted.settings(),
+        other_classes=wanted.other_classes,
+        least_agreement=wanted.least_agreement,
+    )
+    if wanted.wait or (await asyncio.wait({order}, timeout=_MOMENT))[0]:
+        return reply(await order)
+    return Response('{"status": "loading"}', 202, media_type=_JSON)
+
+
+@router.post("/rollback", response_model=SwitchResponse, openapi_extra=_takes(RollbackRequest))
+async def rollback(request: Request) -> Response:
+    """Lets the model answer again that did before the last switch, at once: its engine is kept for a time."""
+    orders = _allowed(request)
+    wanted = await _document(request, RollbackRequest)
+    return reply(await orders.give("rollback", wanted.name))
+
+
+def _allowed(request: Request) -> Orders:
+    """Raises `Forbidden` for whoever may not change what is served, `NotReady` where nobody can."""
+    context = context_of(request)
+    control = context.settings.model_control
+    if control == "off":
+        raise Forbidden("switching models is turned off here (model_control)")
+    if control == "keys" and context.settings.api_keys_file is None:
+        raise Forbidden(
+            "switching models takes an API key, and this service has none: set api_keys_file, or model_control=open "
+            "if everybody who reaches the port may do it"
+        )
+    if context.orders is None:
+        raise NotReady("there is no supervisor to do it")
+    return context.orders
+
+
+async def _document(request: Request, model: type[Asked]) -> Asked:
+    """The body's JSON object; nothing is one without anything in it. Raises what is wrong with it, in words."""
+    exchange_of(request).deadline(request, context_of(request).settings.request_timeout_ms)
+    raw = await body.read(request, _MOST)
+    # A page of another origin cannot send this type without asking first.
+    if raw and body.media_type(request) != _JSON:
+        raise UnsupportedMediaType(f"the body has to be {_JSON}")
+    documents.check(raw)
+    try:
+        return model.model_validate_json(bytes(raw) or b"{}")
+    except ValidationError as error:
+        raise _unfit(error) from None
+
+
+def _unfit(error: ValidationError) -> MalformedRequest | InvalidParameter:
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return MalformedRequest("the body is no JSON")
+    name = ".".join(map(str, first["loc"])) or "the body"
+    if first["type"] == "extra_forbidden":
+        return InvalidParameter(
+            f"there is no {name[:100]!r} here{did_you_mean(name, LoadRequest.model_fields)}"
+        )
+    return InvalidParameter(f"{name}: {wording.sentence_of(first['msg'])}")

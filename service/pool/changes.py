@@ -1,0 +1,439 @@
+"""Changes of a model's version while it serves: loads, rollbacks, and how the versions that are done with end.
+
+A `switch.Switch` decides; this does it. One change at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from service import settings as all_settings
+from service.errors import CheckpointError, ConfigurationError
+from service.host import free_memory
+from service.pool import room, verdict
+from service.pool.canary import Canary
+from service.pool.switch import Action, Stage, Switch
+from service.pool.verdict import Verdict
+from service.pool.versions import Servable, Version, called
+from service.pool.watch import Watch, look_at
+
+if TYPE_CHECKING:
+    from service.child import Child
+    from service.pool.pool import Pool
+    from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: Seconds for the known images, on both sides.
+_CANARY_PATIENCE = 60.0
+#: Seconds without any progress of a load, after which it is given up.
+_LOAD_PATIENCE = 600.0
+#: Seconds beyond request_timeout_ms that front-ends may need to let go of a version, and its engines to end.
+_LEAVE_GRACE = 5.0
+
+#: Told once how a change ended: the code of an error, or None, the words, and what there is to say of it.
+Reply = Callable[[str | None, str, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a load asks for beside settings."""
+
+    settings: Mapping[str, Any]
+    """By name: those that are to be other than they are."""
+    other_classes: bool = False
+    least_agreement: float = 0.0
+
+
+@dataclass(eq=False)
+class Change:
+    """The one that is under way."""
+
+    servable: Servable
+    version: Version
+    switch: Switch
+    wish: Wish
+    reply: Reply
+    began: float
+    moved: float
+    """When it last got on."""
+    detail: str = ""
+    progress: dict[str, int | None] | None = None
+    canaries: list[Canary] = field(default_factory=list)
+    """Of the old version if it serves, and of every new engine."""
+    verdict: Verdict = field(default_factory=Verdict)
+
+
+class Changes:
+    """Part of the `Pool`, which tells it what happens."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._change: Change | None = None
+        self.last: dict[str, Any] | None = None
+        """How the last change ended."""
+        self.counts = {"switched": 0, "failed": 0, "rolled_back": 0}
+
+    @property
+    def under_way(self) -> bool:
+        return self._change is not None
+
+    def to_json(self) -> dict[str, Any] | None:
+        """The change that is under way, or how the last one ended, for people."""
+        change = self._change
+        if change is None:
+            return self.last
+        settings = change.version.settings
+        return {
+            "stage": change.switch.stage,
+            "model": settings.model,
+            "weights": called(settings.weights),
+            "detail": change.detail,
+            "progress": change.progress,
+        }
+
+    # What is asked for
+
+    def load(self, servable: Servable, wish: Wish, reply: Reply) -> None:
+        """Loads another version beside the one that answers, and lets it take its place."""
+        if refusal := self._refusal(servable):
+            reply(*refusal, {})
+            return
+        from service.models.checkpoints import places  # imports what reads checkpoints
+
+        try:
+            settings = self._settings(servable, wish)
+            places.check(settings.weights, settings.labels)
+        except ConfigurationError as error:
+            reply("invalid_parameter", str(error), {})
+            return
+        except CheckpointError as error:
+            self._count_failure(servable.current.settings, str(error))
+            reply("load_failed", str(error), {})
+            return
+        decision = self._room_for(servable, settings)
+        if decision.refusal:
+            self._count_failure(settings, decision.refusal)
+            reply("not_enough_memory", decision.refusal, {})
+            return
+        now = time.monotonic()
+        version = self._pool.new_version(settings)
+        servable.coming = version
+        switch = Switch(len(version.seats))
+        self._change = Change(servable, version, switch, wish, reply, now, now)
+        log.info("loading weights %s of %s beside the model that serves", settings.weights, settings.model)
+        self._do(switch.begin(decision.make_room))
+        self._pool.tell()
+
+    def rollback(self, servable: Servable, reply: Reply) -> None:
+        """Lets the version answer again that did before the last switch."""
+        if refusal := self._refusal(servable):
+            reply(*refusal, {})
+            return
+        kept = servable.kept
+        if kept is None or not kept.complete:
+            words = (
+                "no earlier version is kept: there was no switch, or it was longer ago than keep_previous_ms"
+            )
+            reply("conflict", words, {})
+            return
+        before = servable.current
+        servable.kept = None
+        self._show(servable, kept)
+        log.info("back to weights %s of %s", kept.settings.weights, kept.settings.model)
+        self._end("rolled_back", kept.settings, "", time.monotonic(), {})
+        reply(None, "", {**_named(kept), "previous": _named(before)})
+
+    def cancel(self, reason: str) -> None:
+        """The service ends: a load is not waited for."""
+        if self._change is not None:
+            self._do(self._change.switch.fail(reason), code="draining")
+
+    def _refusal(self, servable: Servable) -> tuple[str, str] | None:
+        if self._pool.draining:
+            return "draining", "the service is draining and about to end"
+        if self._change is not None:
+            return "conflict", "another version is being loaded; /healthz says how far it is"
+        if not servable.current.serving and not any(seat.was_ready for seat in servable.current.seats):
+            return "not_ready", "the first model is not loaded yet; /healthz says how far it is"
+        return None
+
+    def _settings(self, servable: Servable, wish: Wish) -> Settings:
+        current = servable.current.settings.model_dump()
+        return all_settings.read({**current, **wish.settings}, spelled=str)
+
+    def _room_for(self, servable: Servable, settings: Settings) -> room.Decision:
+        taken = [room.resident(seat.child.pid) for seat in servable.current.serving if seat.child]
+        if not taken or not self._pool.host.processes:
+            return room.Decision()
+        kept = servable.kept.seats if servable.kept is not None else []
+        need = room.needed(
+            max(taken),
+            room.parameters_of(servable.current.settings.model),
+            room.parameters_of(settings.model),
+        )
+        there = room.Room(
+            free_memory(),
+            sum(room.resident(seat.child.pid) for seat in kept if seat.child),
+            self._pool.budget_left(),
+        )
+        return room.decide(need * len(servable.current.seats), there)
+
+    # What happens
+
+    def of(self, version: Version) -> bool:
+        """Whether ``version`` is the one that is being loaded."""
+        return self._change is not None and self._change.version is version
+
+    def moved(self, detail: str, progress: dict[str, int | None] | None = None) -> None:
+        """The load gets on."""
+        if self._change is not None:
+            self._change.moved = time.monotonic()
+            self._change.detail, self._change.progress = detail, progress
+            self._pool.tell()
+
+    def ready(self) -> None:
+        """One of the new engines is."""
+        if self._change is not None:
+            self._do(self._change.switch.ready())
+
+    def failed(self, reason: str) -> None:
+        """One of the new engines has ended, or cannot start."""
+        if self._change is not None:
+            self._do(self._change.switch.fail(reason))
+
+    def look_who_joined(self) -> None:
+        """A front-end has said which engines it is joined to, or has ended."""
+        change = self._change
+        if change is None or change.switch.stage is not Stage.CHECKING:
+            return
+        engines = {seat.engine for seat in change.version.seats}
+        everyone = all(engines <= child.joined for child in self._pool.host.front_ends)
+        self._do(change.switch.joined(everyone))
+
+    def left(self, child: Child, version: int | None = None) -> None:
+        """A front-end is done with a version, or has ended."""
+        for servable in self._pool.servables:
+            for leaving in list(servable.leaving):
+                if version in (None, leaving.number) and child.name in leaving.awaited:
+                    leaving.awaited.discard(child.name)
+                    self._stop_if_left(leaving)
+
+    def lost_kept(self, servable: Servable) -> None:
+        """An engine of the version that was kept has ended: there is nothing to go back to."""
+        if servable.kept is not None:
+            log.warning("the version that was kept for a rollback has lost an engine and is let go")
+            self.retire(servable, servable.kept)
+
+    def engine_ended(self, servable: Servable, version: Version) -> None:
+        """The last word of an engine that was not to go on."""
+        if version not in servable.leaving or not version.gone:
+            return
+        servable.leaving.remove(version)
+        self._pool.measure_again()
+        if self._change is not None and not servable.leaving:
+            self._do(self._change.switch.room_made())
+        self._pool.tell()
+
+    def tick(self, now: float) -> None:
+        """Whatever is due."""
+        change = self._change
+        if change is not None and now - change.moved > _LOAD_PATIENCE:
+            self.failed(f"the load has not got on for {_LOAD_PATIENCE:.0f} s")
+        if change is not None and change.canaries and now - change.moved > _CANARY_PATIENCE:
+            for canary in change.canaries:
+                if not canary.done:
+                    canary.give_up(f"did not answer the known images within {_CANARY_PATIENCE:.0f} s")
+            self._look_at_canaries()
+        for servable in self._pool.servables:
+            self._look_at_weights(servable, now)
+            if servable.kept is not None and now >= servable.kept.until:
+                log.info("the version before this one is not kept any longer (keep_previous_ms)")
+                self.retire(servable, servable.kept)
+            for version in servable.leaving:
+                if now >= version.until:
+                    version.awaited.clear()
+                    self._stop_if_left(version, kill=True)
+
+    def _look_at_weights(self, servable: Servable, now: float) -> None:
+        """Loads them again when they have changed, and whoever changed them is done."""
+        settings = servable.current.settings
+        due = settings.watch_weights_ms and now >= servable.look_at
+        if not due or self.under_way or not servable.current.serving:
+            return
+        servable.look_at = now + settings.watch_weights_ms / 1000
+        seen = look_at(settings.weights)
+        if servable.watch is None or servable.watched != settings.weights:
+            servable.watch, servable.watched = Watch(seen), settings.weights
+        elif servable.watch.changed(seen):
+            log.info("weights %s have changed", settings.weights)
+            self.load(servable, Wish({}), lambda code, words, result: None)
+
+    # What is done
+
+    def _do(self, action: Action | None, code: str = "load_failed") -> None:
+        change = self._change
+        if action is None or change is None:
+            return
+        match action:
+            case Action.FREE:
+                assert change.servable.kept is not None
+                self.retire(change.servable, change.servable.kept)
+            case Action.START:
+                for seat in change.version.seats:
+                    self._pool.start_seat(seat)
+            case Action.CHECK:
+                self._check(change)
+            case Action.SHOW:
+                self._finish(change)
+            case Action.ABANDON:
+                self._abandon(change, code)
+
+    def _check(self, change: Change) -> None:
+        change.moved, change.detail = time.monotonic(), "known images"
+        seats = [*change.servable.current.serving[:1], *change.version.seats]
+        for seat in seats:
+            canary = Canary(seat, _CANARY_PATIENCE)
+            change.canaries.append(canary)
+            self._pool.host.listen_to(canary.fileno(), partial(self._heard, canary))
+        self.look_who_joined()
+        self._look_at_canaries()
+
+    def _heard(self, canary: Canary) -> None:
+        canary.hear()
+        if canary.done:
+            self._pool.host.stop_listening_to(canary.fileno())
+        self._look_at_canaries()
+
+    def _look_at_canaries(self) -> None:
+        change = self._change
+        if change is None or not change.canaries or not all(canary.done for canary in change.canaries):
+            return
+        change.verdict = self._judge(change)
+        self._close_canaries(change)
+        change.detail = ""
+        self._do(change.switch.checked(change.verdict.problem))
+
+    def _judge(self, change: Change) -> Verdict:
+        by_seat = {canary.seat: canary for canary in change.canaries}
+        old = next((by_seat[seat] for seat in change.servable.current.seats if seat in by_seat), None)
+        found = Verdict()
+        for seat in change.version.seats:
+            new = by_seat[seat]
+            if new.answers is None:
+                return Verdict(f"the new engine {new.failed}")
+            if old is not None and not change.wish.other_classes:
+                problem = verdict.classes_problem(old.card, new.card)
+                if problem:
+                    return Verdict(problem)
+            answers = old.answers if old is not None else None
+            found = verdict.judge(answers, new.answers, change.wish.least_agreement)
+            if found.problem:
+                break
+        return found
+
+    def _close_canaries(self, change: Change) -> None:
+        for canary in change.canaries:
+            self._pool.host.stop_listening_to(canary.fileno())
+            canary.close()
+        change.canaries.clear()
+
+    def _finish(self, change: Change) -> None:
+        servable, before = change.servable, change.servable.current
+        servable.coming = None
+        self._show(servable, change.version)
+        settings = change.version.settings
+        seconds = time.monotonic() - change.began
+        log.info(
+            "weights %s of %s answer now, after %.1f s beside the model before",
+            *(settings.weights, settings.model, seconds),
+        )
+        told = change.verdict.to_json()
+        self._change = None
+        self._end("switched", settings, "", change.began, told)
+        result = {**_named(change.version), "previous": _named(before), "seconds": round(seconds, 3), **told}
+        change.reply(None, "", result)
+
+    def _show(self, servable: Servable, version: Version) -> None:
+        """Lets ``version`` answer from now on, and keeps the one before for a time."""
+        now = time.monotonic()
+        if servable.kept is not None:
+            self.retire(servable, servable.kept)
+        servable.kept, servable.current = servable.current, version
+        version.until = math.inf
+        self._pool.board.show(servable.place, version.number)
+        keep = version.settings.keep_previous_ms / 1000
+        servable.kept.until = now + keep
+        if keep == 0 or not servable.kept.complete:
+            self.retire(servable, servable.kept)
+        self._pool.look()
+
+    def _abandon(self, change: Change, code: str) -> None:
+        self._close_canaries(change)
+        self._change = None
+        change.servable.coming = None
+        reason = change.switch.reason
+        log.error("weights %s were not loaded: %s", change.version.settings.weights, reason)
+        self._count_failure(change.version.settings, reason, change.began)
+        self.retire(change.servable, change.version)
+        change.reply(code, reason, {})
+
+    def _count_failure(self, settings: Settings, reason: str, began: float | None = None) -> None:
+        self._end("failed", settings, reason, began or time.monotonic(), {})
+
+    def _end(
+        self, outcome: str, settings: Settings, reason: str, began: float, told: Mapping[str, Any]
+    ) -> None:
+        self.counts[outcome] += 1
+        self.last = {
+            "stage": outcome,
+            "model": settings.model,
+            "weights": called(settings.weights),
+            "detail": reason,
+            "progress": None,
+            "seconds": round(time.monotonic() - began, 3),
+            **told,
+        }
+        self._pool.tell()
+
+    def retire(self, servable: Servable, version: Version) -> None:
+        """``version`` ends, when every front-end has answered what it has with it."""
+        if version is servable.kept:
+            servable.kept = None
+        servable.leaving.append(version)
+        timeout = version.settings.request_timeout_ms / 1000
+        version.until = time.monotonic() + timeout + _LEAVE_GRACE
+        version.awaited = set()
+        for child in self._pool.host.front_ends:
+            if child.channel.send("forget", model=servable.place, version=version.number):
+                version.awaited.add(child.name)
+        for seat in version.seats:
+            if seat.serving is None:  # it loads, and nobody has anything with it
+                seat.stop()
+        self._stop_if_left(version)
+        self.engine_ended(servable, version)
+
+    def _stop_if_left(self, version: Version, kill: bool = False) -> None:
+        if version.awaited:
+            return
+        for seat in version.seats:
+            if kill and seat.child is not None:
+                seat.child.kill()
+            else:
+                seat.stop()
+        version.until = time.monotonic() + _LEAVE_GRACE
+
+
+def _named(version: Version) -> dict[str, str]:
+    """What a version is called in answers."""
+    for seat in version.seats:
+        if seat.serving is not None:
+            card = seat.serving.read_card()
+            return {"model": card.name, "weights": card.weights}
+    return {"model": version.settings.model, "weights": called(version.settings.weights)}
