@@ -61,6 +61,9 @@ BEYOND = dict.fromkeys(
     "vertex_health_route": "/health",
     "vertex_predict_route": "/predict",
     "max_connections": "auto",
+    "model_control": "keys",
+    "watch_weights_ms": 0,
+    "keep_previous_ms": 300_000,
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.api.keys import Keys
@@ -156,7 +156,8 @@ async def test_who_does_not_wait_is_told_that_it_has_begun() -> None:
         supervisor.close()
 
 
-@given(st.binary(max_size=200))
+@settings(max_examples=25)
+@given(st.one_of(st.binary(max_size=200), st.text(max_size=50).map(str.encode)))
 def test_no_bytes_are_more_than_a_refusal(raw: bytes) -> None:
     @on_a_loop
     async def ask() -> None:

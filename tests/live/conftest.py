@@ -14,7 +14,7 @@ SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 
 @pytest.fixture(scope="package")
 def server() -> Iterator[Server]:
-    with Server(weights="demo", frontends=1, grpc_port=0) as running:
+    with Server(weights="demo", frontends=1, grpc_port=0, model_control="open") as running:
         yield running
 
 

@@ -23,7 +23,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 TEXT = (ROOT / "docs" / "API.md").read_text("utf-8")
 
 #: What is another one each time; only its type is compared.
-CHANGING = {"request_id", "timings_ms", "platform"}
+CHANGING = {"request_id", "timings_ms", "platform", "seconds"}
 MORE = "…"
 #: The classification extension's strings.
 SCORED = re.compile(r"(\d\.\d{6})(:.*)")
