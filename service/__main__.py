@@ -1,6 +1,14 @@
 """``python -m service`` is ``imagenet-serve``."""
 
-from service.cli import main
+from service.collector import resting
+
+
+def main() -> None:
+    """The entry point of the command line."""
+    with resting():
+        from service.cli import main as run
+    run()
+
 
 if __name__ == "__main__":
     main()

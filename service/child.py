@@ -6,6 +6,7 @@ what was imported. On a system without `transport.PROCESSES` the same functions 
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -88,6 +89,8 @@ class ProcessChild(Child):
                 log.exception("%s failed", name)
                 raise SystemExit(1) from None
 
+        # What is there now stays in both. A child's collector that walked through it would copy its pages.
+        gc.freeze()
         self._process = multiprocessing.get_context("fork").Process(target=body, name=name)
         self._process.start()
         theirs.close()

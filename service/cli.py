@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from click.shell_completion import get_completion_class
 
-from service import __version__, sinks, tables
+from service import __version__
+from service.collector import resting
 from service.errors import StartError
 from service.flags import MODEL_SETTINGS, all_settings, form_flag, from_flags, settings_flags
 from service.models.catalog import VARIANTS
 from service.settings import Settings
-from service.working import may_write, working
 
 if TYPE_CHECKING:
     from service import classify as classify_room
+    from service import sinks, tables
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -43,7 +44,8 @@ def serve(**given: Any) -> None:
     Every option can also be given as an environment variable: IMAGENET_ and its name in capitals, such
     as IMAGENET_MAX_BATCH_SIZE=32.
     """
-    from service.supervisor import Supervisor
+    with resting():
+        from service.supervisor import Supervisor
 
     sys.exit(Supervisor(_checked(from_flags(given, warn=False))).run())
 
@@ -71,6 +73,8 @@ def demo(**given: Any) -> None:
 @form_flag
 def models(form: tables.Form) -> None:
     """List the twelve variants with their size and published accuracy."""
+    from service import tables
+
     rows = [
         {
             "model": variant.name,
@@ -294,6 +298,7 @@ def quantize(out: Path, calibrate: Path, force: bool, overwrite: bool, **given: 
     on images of FOLDER that had no part in the calibration, and written into the artifact.
     """
     from service import quantize as room
+    from service.working import may_write
 
     may_write(out, overwrite=overwrite)
     sys.exit(room.run(_checked(from_flags(given)), calibrate, out, force=force))
@@ -313,6 +318,7 @@ def export(out: Path, overwrite: bool, **given: Any) -> None:
     elsewhere, and holds machine code: serve those that you made yourself.
     """
     from service import export as room
+    from service.working import may_write
 
     may_write(out, overwrite=overwrite)
     sys.exit(room.run(_checked(from_flags(given)), out))
@@ -330,6 +336,8 @@ def convert(source: str, directory: Path, overwrite: bool, **given: Any) -> None
     and the classes in one JSON file beside the tensors, and needs neither hub nor HDF5 to be served.
     """
     settings = _checked(from_flags({**given, "weights": source}))
+    from service.working import may_write, working
+
     may_write(directory, overwrite=overwrite)
     from service.models import loader
     from service.models.checkpoints import resolve, write

@@ -25,6 +25,7 @@ from typing import Any
 
 from service import credentials, descriptors, listener, logs, metrics, tracing
 from service.child import Child, Closable, ProcessChild, ThreadChild
+from service.collector import resting
 from service.engine import transport
 from service.leftovers import Claim
 from service.pool import orders
@@ -126,8 +127,12 @@ class Supervisor:
             self._start_front_end(f"frontend-{index + 1}")
 
     def _start_front_end(self, name: str) -> None:
-        # FastAPI takes half a second: imported once, in the parent of all, and after the engine's start.
-        from service import frontend
+        # FastAPI takes a quarter of a second: imported once, in the parent of all, and after the engine's start.
+        # The same for what counts, which `metrics.prepare` wants to come before.
+        with resting():
+            import prometheus_client  # noqa: F401
+
+            from service import frontend
 
         assert self._listener is not None
         # A fork has its own copy of the socket; a thread needs one, since each side closes its own.

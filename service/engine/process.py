@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from service import logs
 from service.buckets import bucket_of
 from service.card import ModelCard
+from service.collector import resting
 from service.engine.arena import Arena, Gauge, Geometry
 from service.engine.batcher import Batcher
 from service.engine.core import EngineCore
@@ -151,7 +152,8 @@ def _load(
     def report(state: str, detail: str) -> None:
         channel.send("phase", state=state, detail=detail)
 
-    from service.models import preparing, serving
+    with resting():
+        from service.models import preparing, serving
 
     progress = _Progress(channel)
     preparing.prepare(settings, report, progress)

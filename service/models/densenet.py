@@ -1,18 +1,68 @@
-"""DenseNet: configuration → module, on torchvision's own classes and with its parameter names."""
+"""DenseNet: configuration → module, layer by layer as torchvision has them and with its parameter names.
+
+The layers are our own: importing torchvision takes longer than importing torch, since it brings torch's compiler along.
+"""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from service.models._torchvision import torchvision
 from service.models.configuration import DenseNetConfig
 from service.models.head import layers_of
 from service.models.heads import GlobalPool, LayeredHead, NoHead
 from service.models.stems import build_stem
 
 
-class DenseNet(torchvision.models.DenseNet):
+class DenseLayer(nn.Module):
+    """``growth_rate`` more channels from all that the layers before have made."""
+
+    def __init__(self, inputs: int, bottleneck: int, growth_rate: int, drop_rate: float) -> None:
+        super().__init__()
+        inner = bottleneck * growth_rate
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv1 = nn.Conv2d(inputs, inner, kernel_size=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(inner)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(inner, growth_rate, kernel_size=3, padding=1, bias=False)
+        self.drop_rate = drop_rate
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        narrowed = self.conv1(self.relu1(self.norm1(torch.cat(maps, 1))))
+        made: Tensor = self.conv2(self.relu2(self.norm2(narrowed)))
+        return F.dropout(made, self.drop_rate, self.training) if self.drop_rate else made
+
+
+class DenseBlock(nn.ModuleDict):
+    """``float [N, inputs, H, W]`` → ``float [N, inputs + layers * growth_rate, H, W]``."""
+
+    def __init__(self, layers: int, inputs: int, bottleneck: int, growth_rate: int, drop_rate: float) -> None:
+        super().__init__()
+        for number in range(layers):
+            layer = DenseLayer(inputs + number * growth_rate, bottleneck, growth_rate, drop_rate)
+            self.add_module(f"denselayer{number + 1}", layer)
+
+    def forward(self, first: Tensor) -> Tensor:
+        maps = [first]
+        for layer in self.values():
+            maps.append(layer(maps))
+        return torch.cat(maps, 1)
+
+
+class Transition(nn.Sequential):
+    """Between two blocks: fewer channels, half the height and width."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(inputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv = nn.Conv2d(inputs, outputs, kernel_size=1, bias=False)
+        self.pool = nn.AvgPool2d(kernel_size=2, stride=2)
+
+
+class DenseNet(nn.Module):
     """torchvision's DenseNet with a free stem, a free compression and a free head, which ``layers`` describes.
 
     Modules are made and initialised in torchvision's order, so that a seed gives the very weights
@@ -20,20 +70,16 @@ class DenseNet(torchvision.models.DenseNet):
     """
 
     def __init__(self, configuration: DenseNetConfig, *, drop_rate: float = 0.0) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         self.features = build_stem(configuration)
         width = configuration.stem_width
         for number, layers in enumerate(configuration.blocks, start=1):
-            block = torchvision.models.densenet._DenseBlock(
-                layers, width, configuration.bottleneck, configuration.growth_rate, drop_rate
-            )
+            block = DenseBlock(layers, width, configuration.bottleneck, configuration.growth_rate, drop_rate)
             self.features.add_module(f"denseblock{number}", block)
             width += layers * configuration.growth_rate
             if number < len(configuration.blocks):
                 kept = int(width * configuration.compression)
-                self.features.add_module(
-                    f"transition{number}", torchvision.models.densenet._Transition(width, kept)
-                )
+                self.features.add_module(f"transition{number}", Transition(width, kept))
                 width = kept
         # torchvision's name, whatever the number of blocks: it is their last norm, not the fifth.
         self.features.add_module("norm5", nn.BatchNorm2d(width))

@@ -1,16 +1,15 @@
-"""VGG: configuration → module, on torchvision's own class and with its parameter names."""
+"""VGG: configuration → module, layer by layer as torchvision has them and with its parameter names."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from service.models._torchvision import torchvision
 from service.models.configuration import VGGConfig
 from service.models.head import KERNEL, layers_of
 from service.models.heads import LayeredHead, NoHead, dense_layers
 
 
-class VGG(torchvision.models.VGG):
+class VGG(nn.Module):
     """torchvision's VGG with free widths, and with the head of the checkpoint's origin. ``layers`` describes the head.
 
     Modules are made and initialised in torchvision's order, so that a seed gives the very weights
@@ -18,7 +17,7 @@ class VGG(torchvision.models.VGG):
     """
 
     def __init__(self, configuration: VGGConfig) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         self.features = _layers(configuration)
         self.classifier: nn.Module
         self.layers = layers_of(configuration)
@@ -67,22 +66,16 @@ class VGG(torchvision.models.VGG):
 
 
 def _layers(configuration: VGGConfig) -> nn.Sequential:
-    layers: nn.Sequential = torchvision.models.vgg.make_layers(
-        _letters(configuration), batch_norm=configuration.batch_norm
-    )
-    if configuration.channels != 3:
-        # make_layers knows colour images alone.
-        first = configuration.stages[0][0]
-        layers[0] = nn.Conv2d(configuration.channels, first, kernel_size=3, padding=1)
-    return layers
-
-
-def _letters(configuration: VGGConfig) -> list[int | str]:
-    """torchvision's ``cfgs`` notation: filters, and ``"M"`` for a max-pool."""
-    letters: list[int | str] = []
+    layers: list[nn.Module] = []
+    inputs = configuration.channels
     for stage in configuration.stages:
-        letters += [*stage, "M"]
-    return letters
+        for width in stage:
+            layers.append(nn.Conv2d(inputs, width, kernel_size=3, padding=1))
+            layers += [nn.BatchNorm2d(width)] if configuration.batch_norm else []
+            layers.append(nn.ReLU(inplace=True))
+            inputs = width
+        layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
+    return nn.Sequential(*layers)
 
 
 def build(configuration: VGGConfig) -> VGG:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from service.errors import CheckpointError
 from service.labels import imagenet_classes
-from service.models._torchvision import torchvision
 from service.models.cache import file_sha256
 from service.models.catalog import VARIANTS, Variant
 from service.models.checkpoints.checkpoint import Checkpoint
@@ -82,5 +81,8 @@ def _cached_or_fetched(variant: Variant, progress: Progress | None) -> tuple[Pat
 
 def url(variant: Variant) -> str:
     """Where torchvision has it from."""
+    # Which takes longer to import than torch, and is asked before a download alone.
+    from service.models._torchvision import torchvision
+
     address: str = torchvision.models.get_model_weights(variant.name)[variant.weights_name].url
     return address

@@ -21,7 +21,7 @@ class Whole(nn.Module):
     def __init__(self, model: Uint8Model, dtype: torch.dtype, *, has_head: bool = True) -> None:
         super().__init__()
         self.model = model
-        self.model.network.to(dtype).to(memory_format=torch.channels_last)
+        self.model.network.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._dtype, self._has_head = dtype, has_head
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
