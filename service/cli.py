@@ -16,6 +16,7 @@ from service.errors import StartError
 from service.flags import MODEL_SETTINGS, all_settings, form_flag, from_flags, settings_flags
 from service.models.catalog import VARIANTS
 from service.settings import Settings
+from service.working import may_write, working
 
 if TYPE_CHECKING:
     from service import classify as classify_room
@@ -298,7 +299,6 @@ def quantize(out: Path, calibrate: Path, force: bool, overwrite: bool, **given: 
     on images of FOLDER that had no part in the calibration, and written into the artifact.
     """
     from service import quantize as room
-    from service.working import may_write
 
     may_write(out, overwrite=overwrite)
     sys.exit(room.run(_checked(from_flags(given)), calibrate, out, force=force))
@@ -318,7 +318,6 @@ def export(out: Path, overwrite: bool, **given: Any) -> None:
     elsewhere, and holds machine code: serve those that you made yourself.
     """
     from service import export as room
-    from service.working import may_write
 
     may_write(out, overwrite=overwrite)
     sys.exit(room.run(_checked(from_flags(given)), out))
@@ -336,8 +335,6 @@ def convert(source: str, directory: Path, overwrite: bool, **given: Any) -> None
     and the classes in one JSON file beside the tensors, and needs neither hub nor HDF5 to be served.
     """
     settings = _checked(from_flags({**given, "weights": source}))
-    from service.working import may_write, working
-
     may_write(directory, overwrite=overwrite)
     from service.models import loader
     from service.models.checkpoints import resolve, write

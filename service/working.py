@@ -6,12 +6,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from service.wording import size
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 class Work:
@@ -35,6 +37,10 @@ class Work:
 @contextmanager
 def working(text: str) -> Iterator[Work]:
     """Shows ``text`` with a spinner and the time until the block ends; one line where there is no terminal."""
+    # Which a server has no use for.
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
