@@ -14,8 +14,8 @@ from PIL import Image
 
 from service.bench import synthetic_photo
 from service.models import loader
+from service.models.canary import LIMITS, distance
 from service.models.checkpoints import Checkpoint
-from service.models.cuda.canary import LIMITS, distance
 from service.models.cuda.pipeline import StreamRunner
 from service.task import Task
 

@@ -19,10 +19,10 @@ from benchmarks.gpu import Outcome, Plan, Row, Step
 from benchmarks.serve import scrape
 from service import bench, host, loadgen
 from service.fallback import Fallbacks
-from service.models import fused
+from service.models import canary, fused
 from service.models.catalog import VARIANTS
 from service.models.checkpoints import Checkpoint, resolve
-from service.models.cuda import canary, start
+from service.models.cuda import start
 from service.models.cuda.pipeline import StreamRunner
 from service.models.loader import load
 from service.models.placement import Placement

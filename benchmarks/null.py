@@ -25,8 +25,9 @@ from service.engine import process
 from service.engine.transport import Channel
 from service.fallback import Fallback
 from service.labels import imagenet_classes
+from service.models.watch import Watch
 from service.preprocess import Preprocessing
-from service.running import Finished, Memory
+from service.running import Finished, Memory, Ran
 from service.settings import Settings
 from service.task import Wanted
 
@@ -49,6 +50,7 @@ class NullRunner:
     def __init__(self, max_batch_size: int) -> None:
         self.max_batch_size = max_batch_size
         self._fixed, self._image = _seconds("FIXED"), _seconds("IMAGE")
+        self._watch = Watch(["null"])
 
     def start(
         self,
@@ -57,9 +59,17 @@ class NullRunner:
         wanted: Sequence[Wanted],
         results: NDArray[np.float32],
     ) -> Finished:
+        self._watch.ran("null")
+        return self._run(len(slots))
+
+    def canary(self) -> Finished:
+        self._watch.looked("null")
+        return self._run(1, 1)
+
+    def _run(self, images: int, canaries: int = 0) -> Finished:
         if self._fixed or self._image:
-            time.sleep(self._fixed + len(slots) * self._image)
-        return Finished(len(slots))
+            time.sleep(self._fixed + images * self._image)
+        return Finished(Ran(images, canaries=canaries, canary_due=self._watch.due))
 
     def adopt(self, pixels: NDArray[np.uint8]) -> Sequence[Fallback]:
         return ()

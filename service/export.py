@@ -87,7 +87,7 @@ def _compile(settings: Settings, out: Path) -> int:
 
 
 def _limit(precision: str) -> float:
-    from service.models.cuda.canary import LIMITS
+    from service.models.canary import LIMITS
 
     return LIMITS[precision]
 
@@ -96,7 +96,7 @@ def _compare(forward: Any, plain: Any, image: tuple[int, int, int], device: Any,
     """The largest ``‖out - ref‖ / ‖ref‖`` over images of noise, and how often the top class is the same."""
     import torch
 
-    from service.models.cuda.canary import distance
+    from service.models.canary import distance
 
     chance = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (_IMAGES, *image), dtype=torch.uint8, generator=chance)

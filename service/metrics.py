@@ -107,6 +107,7 @@ class Metrics:
     batch_size: Histogram
     batch_duration: Labelled[Histogram]
     padding_rows: Counter
+    canary_checks: Counter
     canary_mismatch: Counter
     batches: Counter
     images: Counter
@@ -146,6 +147,9 @@ class Metrics:
                 histogram("batch_duration_seconds", "From the start of a batch to its answers.", ("bucket",))
             ),
             padding_rows=counter("padding_rows", "Rows of batches that held no image."),
+            canary_checks=counter(
+                "canary_checks", "Answers to a known image that were compared with the right one."
+            ),
             canary_mismatch=counter("canary_mismatch", "Wrong answers of the device to a known image."),
             batches=counter("batches", "Forward passes."),
             images=counter("images", "Images that went through the model."),

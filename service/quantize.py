@@ -67,7 +67,7 @@ def run(settings: Settings, folder: Path, out: Path, *, force: bool = False, see
     Returns 1, and writes nothing, when the two models agree too little, unless ``force``. Raises `StartError`
     when the model or the tools cannot be had, or there are too few images.
     """
-    from service.models import loader
+    from service.models import canary, loader
     from service.models.building import describe
     from service.models.checkpoints import resolve
     from service.models.runtimes import artifact, conversion, converting, int8, manifest
@@ -111,6 +111,7 @@ def run(settings: Settings, folder: Path, out: Path, *, force: bool = False, see
         converted.head,
         "int8",
         libraries=manifest.libraries("openvino", "nncf", "torch", "numpy", "pillow"),
+        expected=logits(smaller, [canary.image(checkpoint.preprocessing.shape)])[0],
         fp32=recipe.fp32,
         calibration={"images": len(calibration), "seed": seed},
         check=asdict(check),

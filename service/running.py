@@ -34,6 +34,10 @@ class Ran:
     """How often the canary's answer was not what it was at warm-up."""
     distrust: str = ""
     """Why the device should get no more work, though these answers are good; empty as a rule."""
+    canaries: int = 0
+    """Answers to the canary that were looked at."""
+    canary_due: bool = False
+    """Whether so much has run since the canary was last looked at that it is the next that should run."""
 
 
 class Running(Protocol):
@@ -57,11 +61,11 @@ class Restless(Protocol):
 class Finished:
     """A batch of a device that computes while `start` waits for it."""
 
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
+    def __init__(self, ran: Ran) -> None:
+        self._ran = ran
 
     def done(self) -> bool:
         return True
 
     def finish(self) -> Ran:
-        return Ran(self._rows)
+        return self._ran

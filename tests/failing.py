@@ -1,7 +1,7 @@
 """`python -m tests.failing serve …`: the service with a device that can be made to fail while it serves.
 
 FAILING names a folder. A file ``lost`` there is a device that does not answer any more, ``wrong`` one that computes a
-wrong canary with the next batch, ``full`` one whose memory is nearly used up; an engine that is started again waits
+wrong canary from now on, ``full`` one whose memory is nearly used up; an engine that is started again waits
 until the files are gone. ``faults`` holds how many engines lose their device before one gets ready.
 """
 
@@ -22,16 +22,11 @@ from service.cli import main
 from service.engine import process
 from service.engine.transport import Channel
 from service.fallback import Fallback
-from service.running import DeviceFailed, Finished, Memory, Ran
+from service.running import DeviceFailed, Finished, Memory
 from service.settings import Settings
 from service.task import Wanted
 
 FOLDER = Path(os.environ.get("FAILING", "."))
-
-
-class _Wrong(Finished):
-    def finish(self) -> Ran:
-        return Ran(2, 1, "the device gave a wrong answer to the canary image")
 
 
 class FailingRunner(null.NullRunner):
@@ -43,7 +38,12 @@ class FailingRunner(null.NullRunner):
         results: NDArray[np.float32],
     ) -> Finished:
         results[slots] = np.arange(self.results)
-        return _Wrong(2) if (FOLDER / "wrong").exists() else Finished(len(slots))
+        return super().start(pixels, slots, wanted, results)
+
+    def canary(self) -> Finished:
+        if (FOLDER / "wrong").exists():
+            raise DeviceFailed("the device gave wrong answers to the canary image twice", mismatches=2)
+        return super().canary()
 
     def check(self) -> Memory:
         if (FOLDER / "lost").exists():

@@ -5,17 +5,21 @@ from __future__ import annotations
 import threading
 import time
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.running import DeviceFailed, Memory, Ran
+from service.models.watch import Trust, Watch
+from service.running import DeviceFailed, Memory, Ran, Running
 from service.task import Explain, Wanted
 
 #: Positions of the fake map; the first says which class was explained.
 FAKE_MAP = 4
+#: What a wrong pass adds to every number.
+WRONG = 1000.0
 
 
 class VirtualClock:
@@ -59,6 +63,12 @@ class FakeRunner:
     running: int = 0
     lane_count: int = 0
     """Lanes, which two images that wait together prefer."""
+    wrong: float = 0
+    """Passes to come whose numbers are wrong, the canary's among them."""
+    wrongs: int = 0
+    """Passes that were wrong, but for the canary's."""
+    watch: Watch[str] = field(default_factory=lambda: Watch(["fake"]))
+    trust: Trust = field(default_factory=Trust)
 
     def __post_init__(self) -> None:
         self.may_run.set()
@@ -78,6 +88,26 @@ class FakeRunner:
         assert self.running <= self.in_flight, f"{self.running} batches at once"
         self.batches.append(slots)
         return FakeRunning(self, pixels, slots, wanted, results)
+
+    def canary(self) -> Running:
+        assert self.lanes is None or not self.lanes.busy, "the canary beside images in lanes"
+        self.running += 1
+        assert self.running <= self.in_flight, f"{self.running} batches at once"
+        return FakeCanary(self, np.empty((0, 0, 0, 0), np.uint8), [], [], np.empty((0, 0), np.float32))
+
+    def goes_wrong(self) -> bool:
+        """Whether this pass does."""
+        wrong = self.wrong > 0
+        self.wrong -= wrong
+        return wrong
+
+    def look(self) -> Ran:
+        """What the canary comes to."""
+        try:
+            ran = self.trust.judge(self.goes_wrong(), 1, self.goes_wrong)
+        finally:
+            self.watch.looked("fake")
+        return replace(ran, rows=1)
 
     def check(self) -> Memory:
         if self.broken:
@@ -107,17 +137,19 @@ class FakeRunning:
         assert runner.may_run.wait(60)
         time.sleep(max(0.0, self.ready_at - time.monotonic()))
         runner.running -= 1
-        self.compute()
-        return Ran(len(self.slots), runner.mismatches, runner.distrust)
+        return self.compute()
 
-    def compute(self) -> None:
+    def compute(self) -> Ran:
         """What every batch comes to, after its delay."""
         runner = self.runner
         time.sleep(max(0.0, self.ready_at - time.monotonic()))
         if runner.error is not None:
             raise runner.error
+        wrong = runner.goes_wrong()
+        runner.wrongs += wrong
+        runner.watch.ran("fake")
         for slot, want in reversed(list(zip(self.slots, self.wanted, strict=True))):
-            answer = fingerprint(self.pixels[slot], runner.results)
+            answer = fingerprint(self.pixels[slot], runner.results) + wrong * WRONG
             if runner.not_a_number:
                 answer[:] = np.nan
             if isinstance(want, Explain):
@@ -126,6 +158,14 @@ class FakeRunning:
             else:
                 answer += 1000 * want
             self.results[slot, : len(answer)] = answer
+        due = runner.watch.due
+        return Ran(len(self.slots), runner.mismatches, runner.distrust, canary_due=due)
+
+
+class FakeCanary(FakeRunning):
+    def compute(self) -> Ran:
+        time.sleep(max(0.0, self.ready_at - time.monotonic()))
+        return self.runner.look()
 
 
 class FakeLanes:
@@ -145,13 +185,22 @@ class FakeLanes:
 
     def run(
         self, lane: int, pixels: NDArray[np.uint8], slot: int, want: Wanted, results: NDArray[np.float32]
-    ) -> None:
+    ) -> Ran:
+        with self._taken(lane):
+            assert pixels[slot].flat[0] != self.STUCK or self.may_leave.wait(60)
+            return FakeRunning(self._runner, pixels, [slot], [want], results).compute()
+
+    def canary(self, lane: int) -> Ran:
+        with self._taken(lane):
+            return self._runner.look()
+
+    @contextmanager
+    def _taken(self, lane: int) -> Iterator[None]:
         assert 0 <= lane < self.count
         assert lane not in self.busy, "two images in one lane"
         assert not self._runner.running, "an image in a lane beside a batch"
         self.busy.add(lane)
         try:
-            assert pixels[slot].flat[0] != self.STUCK or self.may_leave.wait(60)
-            FakeRunning(self._runner, pixels, [slot], [want], results).compute()
+            yield
         finally:
             self.busy.remove(lane)

@@ -24,6 +24,7 @@ from typing import Protocol
 
 from service.engine.arena import FILE, Arena, Decoding, Gauge, Outcome
 from service.engine.batcher import Batcher, Request
+from service.engine.canary import Canary
 from service.engine.device import Batch, DeviceThread, LaneThreads, Runner
 from service.engine.files import MOST_WAITING, FileLane
 from service.engine.load import LoadMeter
@@ -83,6 +84,7 @@ class EngineCore:
         self._files = files
         self._lanes = runner.lanes
         self._threads = LaneThreads(runner.lanes, arena, clock, self._device.tell) if runner.lanes else None
+        self._canary = Canary(clock())
         self._load = LoadMeter(clock(), capacity, batcher.max_batch_size)
         self._selector = selectors.DefaultSelector()
         self._front_ends: dict[int, FrontEnd] = {}
@@ -170,6 +172,7 @@ class EngineCore:
         now = self._clock()
         self._answer_expired(now)
         self._dispatch(now)
+        self._let_the_canary_out(now)
         self._arena.gauges[Gauge.QUEUE_DEPTH] = len(self._batcher)
         self._look_at_the_device(now)
         if now >= self._gauges_due:
@@ -279,17 +282,33 @@ class EngineCore:
             threads = self._lanes_for_next()
             # With images in lanes, a batch would have to wait for all of them: the next one takes a lane as well.
             free = threads.free if threads else len(self._running) < self._device.in_flight
+            if free and self._canary.is_due(threads is not None):
+                self._run([], threads, now)
+                continue
             requests = self._batcher.next_batch(now, 1 if threads else None) if free else []
             if not requests:
                 return
-            self._batches += 1
-            wanted = [self._arena.wanted(request.slot) for request in requests]
-            lane = threads.free.pop() if threads else None
-            batch = self._running[self._batches] = Batch(
-                self._batches, requests, wanted, lane, handed_over=now
-            )
-            self._tell_what_runs()
-            (threads or self._device).submit(batch)
+            self._run(requests, threads, now)
+
+    def _let_the_canary_out(self, now: float) -> None:
+        """Nobody waits for it where nothing else is to be run."""
+        if self._running or len(self._batcher) or self._stopping:
+            return
+        if self._threads and self._canary.is_due(True):
+            self._run([], self._threads, now)
+        elif self._canary.is_due(False) or self._canary.is_welcome(now):
+            self._run([], None, now)
+
+    def _run(self, requests: list[Request], threads: LaneThreads | None, now: float) -> None:
+        """Hands a batch to a lane or to the whole device; one without requests is the canary."""
+        self._batches += 1
+        wanted = [self._arena.wanted(request.slot) for request in requests]
+        lane = threads.free.pop() if threads else None
+        if not requests:
+            self._canary.started(lane is not None)
+        batch = self._running[self._batches] = Batch(self._batches, requests, wanted, lane, handed_over=now)
+        self._tell_what_runs()
+        (threads or self._device).submit(batch)
 
     def _tell_what_runs(self) -> None:
         oldest = next(iter(self._running.values()), None)
@@ -319,8 +338,13 @@ class EngineCore:
         if self._threads is not None and batch.lane is not None:
             self._threads.free.append(batch.lane)
         self._tell_what_runs()
+        in_lane, now = batch.lane is not None, self._clock()
+        if batch.is_canary:
+            self._canary.ended(batch.ran, in_lane, batch.finished - batch.started, now)
+        else:
+            self._canary.ran(batch.ran, in_lane, now)
         if not self._device.failed:
-            self._dispatch(self._clock())  # the device first: what is finished can wait for microseconds
+            self._dispatch(now)  # the device first: what is finished can wait for microseconds
         outcome = Outcome.OK if batch.error is None else Outcome.FAILED
         size = len(batch.slots) - len(batch.late)
         for slot in batch.slots:
@@ -329,6 +353,8 @@ class EngineCore:
         if size:
             self._note(batch, size, full)
             self._arena.gauges[Gauge.PASS] = self._load.seconds
+        if size or batch.is_canary:
+            self._busy_until = max(self._busy_until, batch.finished)
             self._batch_ran(batch)  # before the answers leave: whoever has one finds it counted
         self._hand_back(batch.slots)
 
@@ -339,7 +365,6 @@ class EngineCore:
         else:
             # Of batches that overlap, each counts for as long as it had the device to itself.
             self._load.ran(size, batch.finished - max(batch.started, self._busy_until))
-        self._busy_until = max(self._busy_until, batch.finished)
 
     def _reply(self, slots: list[int], outcome: Outcome) -> None:
         """Hands back what never ran."""

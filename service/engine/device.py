@@ -43,8 +43,11 @@ class Lanes(Protocol):
 
     def run(
         self, lane: int, pixels: NDArray[np.uint8], slot: int, want: Wanted, results: NDArray[np.float32]
-    ) -> None:
+    ) -> Ran:
         """What `Runner.start` starts, done, for one image. Other threads run other lanes at the same time."""
+
+    def canary(self, lane: int) -> Ran:
+        """What `Runner.canary` starts, done, in one lane. Raises `DeviceFailed`."""
 
 
 class Runner(Protocol):
@@ -74,13 +77,17 @@ class Runner(Protocol):
         A device that only computes while it is waited for has done everything when this returns.
         """
 
+    def canary(self) -> Running:
+        """Starts a pass over a known image. Its answer is compared with the right one when the pass is finished, which
+        raises `DeviceFailed` for a device that is not to be trusted."""
+
     def check(self) -> Memory:
         """The device's memory, as a sign of its life. Raises `DeviceFailed`."""
 
 
 @dataclass
 class Batch:
-    """Requests that run together. Times are seconds of the monotonic clock."""
+    """Requests that run together, or without any the canary. Times are seconds of the monotonic clock."""
 
     number: int
     requests: list[Request]
@@ -97,8 +104,16 @@ class Batch:
     late: list[int] = field(default_factory=list)
     """Of the slots: those that expired between the loop's decision and the device's start, and do not run."""
 
+    def __str__(self) -> str:
+        return "the canary" if self.is_canary else f"a batch of {len(self.requests)}"
+
     def __post_init__(self) -> None:
         self.slots = [request.slot for request in self.requests]
+
+    @property
+    def is_canary(self) -> bool:
+        """Whether nobody asked for it."""
+        return not self.requests
 
     def start(self, now: float) -> tuple[list[int], list[Wanted]]:
         """What is to be run now: the slots whose deadline has not come, and what is wanted of them."""
@@ -194,12 +209,13 @@ class DeviceThread:
 
     def _begin(self, batch: Batch) -> None:
         slots, wanted = batch.start(self._clock())
-        if not slots:
+        if not slots and not batch.is_canary:
             self._skip(batch)
             return
         try:
             runner, arena = self._runner, self._arena
-            running = runner.start(arena.pixels, slots, wanted, arena.results)
+            asked = batch.requests
+            running = runner.start(arena.pixels, slots, wanted, arena.results) if asked else runner.canary()
         except Exception as error:
             # The border of this thread: whatever a model raises is the batch's failure, not the engine's.
             self._fail(batch, error)
@@ -218,11 +234,11 @@ class DeviceThread:
         batch, running = self._running.popleft()
         try:
             batch.ran = running.finish()
-            self.failed = self.failed or batch.ran.distrust
         except Exception as error:
             # The same border.
             self._fail(batch, error)
         batch.finished = self._clock()
+        self.failed = self.failed or _distrust(batch)
         if batch.finished >= self._check_due and not self.failed:
             self._check()
         self.tell(batch)
@@ -235,14 +251,14 @@ class DeviceThread:
             self.failed = str(error)
 
     def _fail(self, batch: Batch, error: Exception) -> None:
-        log.error("the model failed on a batch of %d", len(batch.requests), exc_info=error)
+        log.error("the model failed on %s", batch, exc_info=error)
         batch.error = error
         batch.finished = self._clock()
-        if isinstance(error, DeviceFailed):
-            self.failed = self.failed or str(error)
 
     def tell(self, batch: Batch | None) -> None:
         """Lets ``batch`` be collected. Safe in any thread."""
+        if batch is not None:
+            self.failed = self.failed or _distrust(batch)
         self._done.put(batch)
         os.write(self._wake_write, b"\0")
 
@@ -288,11 +304,20 @@ class LaneThreads:
         assert batch.lane is not None
         slots, wanted = batch.start(self._clock())
         try:
-            if slots:
-                self._lanes.run(batch.lane, self._arena.pixels, slots[0], wanted[0], self._arena.results)
-                batch.ran = Ran(1)
+            if batch.is_canary:
+                batch.ran = self._lanes.canary(batch.lane)
+            elif slots:
+                arena = self._arena
+                batch.ran = self._lanes.run(batch.lane, arena.pixels, slots[0], wanted[0], arena.results)
         except Exception as error:
             # The border of this thread: whatever a model raises is the image's failure, not the engine's.
-            log.error("the model failed on an image", exc_info=error)
+            log.error("the model failed on %s", batch, exc_info=error)
             batch.error = error
         batch.finished = self._clock()
+
+
+def _distrust(batch: Batch) -> str:
+    """Why the device is not to be used any more, as far as this batch tells."""
+    if isinstance(batch.error, DeviceFailed):
+        return str(batch.error)
+    return batch.ran.distrust if batch.ran is not None else ""

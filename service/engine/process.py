@@ -202,9 +202,16 @@ def obey(core: EngineCore, channel: Channel) -> None:
 
 
 def _counter(metrics: Metrics) -> Callable[[Batch], None]:
-    """Counts every batch that ran."""
+    """Counts every batch that ran, and what the canary answered."""
 
     def batch_ran(batch: Batch) -> None:
+        told = batch.ran or batch.error
+        if isinstance(told, (Ran, DeviceFailed)) and told.mismatches:
+            metrics.canary_mismatch.inc(told.mismatches)
+        if batch.ran is not None and batch.ran.canaries:
+            metrics.canary_checks.inc(batch.ran.canaries)
+        if batch.is_canary:
+            return
         size = len(batch.requests) - len(batch.late)
         metrics.batch_size.observe(size)
         metrics.batches.inc()
@@ -214,9 +221,6 @@ def _counter(metrics: Metrics) -> Callable[[Batch], None]:
             metrics.batch_duration.labels(bucket).observe(batch.finished - batch.started)
             if batch.ran.rows > size:
                 metrics.padding_rows.inc(batch.ran.rows - size)
-        told = batch.ran or batch.error
-        if isinstance(told, (Ran, DeviceFailed)) and told.mismatches:
-            metrics.canary_mismatch.inc(told.mismatches)
         late = sum(
             request.deadline <= batch.started and request.slot not in batch.late for request in batch.requests
         )

@@ -10,7 +10,7 @@ import torch
 from service.card import ModelCard
 from service.errors import ConfigurationError
 from service.fallback import Fallbacks
-from service.models import loader, serving, sources
+from service.models import canary, loader, serving, sources
 from service.models.catalog import VARIANTS
 from service.models.checkpoints import Checkpoint, Progress, resolve
 from service.models.explain import Explainer
@@ -92,8 +92,10 @@ def load(
 
         started = start(checkpoint, placement, largest, explainer, say, fallbacks, given_up)
         return Loaded(started, placement.device, described, fallbacks)
+    image = checkpoint.preprocessing.shape
+    expected = canary.expected(model, image, has_head=checkpoint.classes is not None)
     runtime = _runtime(model, checkpoint, placement, say)
-    runner = ModelRunner(runtime, checkpoint.preprocessing.shape, largest, explainer)
+    runner = ModelRunner(runtime, image, largest, explainer, expected=expected)
     return Loaded(runner, placement.device, described, fallbacks)
 
 

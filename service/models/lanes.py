@@ -13,14 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.models.delivery import Delivery
+from service.models.guard import Guard
 from service.models.runtimes import Lane, Pixels
+from service.running import Ran
 from service.task import Wanted
 
 
 class Lanes:
-    """What `service.engine.device.Lanes` describes. ``sooner[n]``: n images run sooner here than as one batch."""
+    """What `service.engine.device.Lanes` describes, of the way with this ``name``.
 
-    def __init__(self, lanes: Sequence[Lane], sooner: Sequence[bool], deliver: Delivery) -> None:
+    ``sooner[n]``: n images run sooner here than as one batch.
+    """
+
+    def __init__(
+        self, name: str, lanes: Sequence[Lane], sooner: Sequence[bool], deliver: Delivery, guard: Guard
+    ) -> None:
+        self._name, self._guard = name, guard
         self.count = len(lanes)
         self._lanes = list(lanes)
         self._sooner = list(sooner)
@@ -30,6 +38,12 @@ class Lanes:
         """Whether this many run sooner in lanes than as one batch; of more than the largest, as many of it."""
         return self._sooner[min(images, len(self._sooner) - 1)]
 
-    def run(self, lane: int, pixels: Pixels, slot: int, want: Wanted, results: NDArray[np.float32]) -> None:
+    def run(self, lane: int, pixels: Pixels, slot: int, want: Wanted, results: NDArray[np.float32]) -> Ran:
         """Runs ``pixels[slot]`` in ``lane`` and writes what is wanted to ``results[slot]``."""
         self._deliver([slot], [want], [self._lanes[lane](pixels, slot)], results)
+        self._guard.ran(self._name, 1)
+        return Ran(1, canary_due=self._guard.is_due(self._name))
+
+    def canary(self, lane: int) -> Ran:
+        """Looks at the canary in ``lane``. Raises `DeviceFailed`."""
+        return self._guard.look_in_lane(self._name, self._lanes[lane])

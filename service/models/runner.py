@@ -6,18 +6,21 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.fallback import Fallback
 from service.models import plan
+from service.models.canary import Logits
 from service.models.delivery import Delivery, longest
 from service.models.explain import Explainer
+from service.models.guard import Guard
 from service.models.lanes import Lanes
 from service.models.runtimes import Divisible, Pixels, Runtime, Way
 from service.models.runtimes.machine import Measured, Notes
-from service.running import Finished, Memory
+from service.running import Finished, Memory, Ran
 from service.task import Wanted
 
 log = logging.getLogger(__name__)
@@ -40,7 +43,7 @@ class ModelRunner:
     ``image`` is the slot's (height, width, channels). ``max_batch_size`` None lets `warm_up` choose the
     smallest size that brings nearly all there is. ``explainer`` None is for a network without a head. ``shapes`` are
     those of an answer's features and the number of its logits; None lets a first image tell. ``notes`` hold what an
-    earlier start has measured.
+    earlier start has measured. ``expected`` is the network's answer to the canary, where it is known.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class ModelRunner:
         explainer: Explainer | None = None,
         shapes: tuple[tuple[int, int, int], int] | None = None,
         notes: Notes | None = None,
+        expected: Logits | None = None,
     ) -> None:
         self.runtime = runtime
         self.capacity = 0.0
@@ -68,6 +72,7 @@ class ModelRunner:
         """The last block's output: channels, height, width."""
         self.results = longest(logits, self.feature_shape)
         self._deliver = Delivery(explainer)
+        self._guard = Guard(image, runtime.precision, expected)
 
     def __repr__(self) -> str:
         return (
@@ -77,7 +82,8 @@ class ModelRunner:
     def warm_up(self) -> None:
         """Plans the fastest way for each number of images, from the notes or from what it measures now.
 
-        Runs once whatever the plan takes, seeds the capacity, and chooses the largest size where it may.
+        Runs once whatever the plan takes, seeds the capacity, and chooses the largest size where it may. Raises
+        `UntrustedError` when something else is computed than the network.
         """
         measured = self._notes.read()
         times = self._recalled(measured)
@@ -129,8 +135,9 @@ class ModelRunner:
         """Runs ``pixels[slots]`` (uint8 ``[slots, H, W, C]``) and writes what is ``wanted`` to ``results[slots]``."""
         done = 0
         for step in self._planned(len(slots)):
-            part = slice(done, done + step.images)
-            self._deliver(slots[part], wanted[part], self._ways[step.way](pixels, slots[part]), results)
+            part, way = slice(done, done + step.images), self._ways[step.way]
+            self._deliver(slots[part], wanted[part], way(pixels, slots[part]), results)
+            self._guard.ran(way.name, step.images)
             done += step.images
 
     #: `run` keeps the processor busy to the end; a second batch would only take cores from the first.
@@ -141,7 +148,12 @@ class ModelRunner:
     ) -> Finished:
         """`run`, as the engine calls it."""
         self.run(pixels, slots, wanted, results)
-        return Finished(len(slots))
+        return Finished(Ran(len(slots), canary_due=self._guard.due))
+
+    def canary(self) -> Finished:
+        """Looks at the canary where that is most urgent. Raises `DeviceFailed`."""
+        ran = self._guard.look(list(self._ways.values()))
+        return Finished(replace(ran, canary_due=self._guard.due))
 
     def adopt(self, pixels: Pixels) -> Sequence[Fallback]:
         """Says where batches will come from. A processor reads any memory."""
@@ -196,19 +208,29 @@ class ModelRunner:
         self._ways = {number: self._ways[number] for number in sorted({step.way for step in taken})}
         with ThreadPoolExecutor(len(self._ways)) as threads:
             list(threads.map(lambda way: way(pixels, range(way.unit or 1)), self._ways.values()))
-        for step in sorted(taken, key=lambda step: step.images):
-            way = self._ways[step.way]
-            if way.unit is None or step.images < way.unit:
-                way(pixels, range(step.images))
-        self.runtime.settle([way.name for way in self._ways.values()])
+        ways = list(self._ways.values())
+        sizes = [
+            sorted(_sizes(way, [step.images for step in taken if step.way == number]))
+            for number, way in self._ways.items()
+        ]
+        self._guard.learn(ways, sizes)
+        names = [way.name for way in ways]
+        if self.runtime.settle(names):
+            self._guard.learn(ways, sizes)
+            self.runtime.settle(names)
 
     def _lanes(self) -> Lanes | None:
         """Those of a way that the plan takes for several images."""
         for number, way in self._ways.items():
             if way.unit is not None and way.unit > 1 and isinstance(way, Divisible):
                 taken = [any(step.way == number for step in steps) for steps in self._steps]
-                return Lanes(way.lanes(), taken, self._deliver)
+                return Lanes(way.name, way.lanes(), taken, self._deliver, self._guard)
         return None
+
+
+def _sizes(way: Way, taken: Sequence[int]) -> set[int]:
+    """In which the way is going to run: images that go one by one are the same in any number."""
+    return {1, way.unit} if way.unit else set(taken)
 
 
 def _time(way: Way, pixels: Pixels, images: int) -> float:

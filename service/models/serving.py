@@ -160,7 +160,7 @@ def openvino(converted: Converted, card: ModelCard, settings: Settings, placemen
     explainer = Explainer(converted.head) if converted.head is not None else None
     shapes = converted.card.feature_shape, len(converted.card.classes)
     chosen = runtime(converted, precision, cores, card.image, notes)
-    runner = ModelRunner(chosen, card.image, largest, explainer, shapes, notes)
+    runner = ModelRunner(chosen, card.image, largest, explainer, shapes, notes, converted.expected)
     return Loaded(runner, placement.device, labelled(card, settings.labels))
 
 

@@ -38,7 +38,7 @@ from service.errors import CheckpointError
 from service.fallback import Fallback
 from service.labels import imagenet_classes
 from service.preprocess import Preprocessing, prepare
-from service.running import Finished, Memory
+from service.running import Finished, Memory, Ran
 from service.settings import Settings
 from service.task import Wanted
 
@@ -154,7 +154,10 @@ class HostileRunner:
                 results[slot, 7] = np.nan
             if tricks.get(slot) is Trick.INFINITY:
                 results[slot, 7] = -np.inf
-        return Finished(len(slots))
+        return Finished(Ran(len(slots)))
+
+    def canary(self) -> Finished:
+        return Finished(Ran(1, canaries=1))
 
     def adopt(self, pixels: NDArray[np.uint8]) -> Sequence[Fallback]:
         return ()

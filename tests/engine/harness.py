@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ from service.engine.client import EngineClient
 from service.engine.core import EngineCore
 from service.engine.process import obey
 from service.engine.transport import Channel, Link, socket_pair
+from service.running import DeviceFailed
 from tests.fakes import FAKE_MAP, FakeRunner
 
 IMAGE = (6, 5, 3)
@@ -41,8 +43,8 @@ class Engine:
         self._channel = Channel(ours)
         if kind == "thread":
             self._theirs = theirs
-            self.core = core = make_core(self.runner, self.arena, Channel(theirs), queue_delay)
-            self._thread = threading.Thread(target=core.serve, daemon=True)
+            self.core = make_core(self.runner, self.arena, Channel(theirs), queue_delay)
+            self._thread = threading.Thread(target=self._serve, daemon=True)
             self._thread.start()
         else:
             settings = {"slots": slots, "queue_delay": queue_delay, "runner": runner}
@@ -70,6 +72,10 @@ class Engine:
         else:
             self.process.wait(20)
         self._channel.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(DeviceFailed):  # the front-ends learn it, as they do of a process
+            self.core.serve()
 
     def connect(self, client: EngineClient | None = None) -> EngineClient:
         """Attaches ``client``, or a new one, as a front-end of its own. To be called on a running loop."""

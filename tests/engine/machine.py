@@ -20,17 +20,22 @@ from numpy.typing import NDArray
 
 from service.engine.arena import Arena, Geometry
 from service.engine.batcher import Batcher, Request
+from service.engine.canary import PAUSE, SHARE
 from service.engine.client import Answer, EngineClient
 from service.engine.core import EngineCore
 from service.engine.device import Batch, DeviceThread
 from service.engine.transport import Link, socket_pair
 from service.engine.writing import Ended, ThreadWriting, Work
 from service.errors import DeadlineExceeded, EngineFailed, InternalError, InvalidImage, Overloaded
+from service.models.watch import Watch
+from service.running import DeviceFailed
 from tests.engine.histories import Counted
-from tests.fakes import FakeRunner, VirtualClock, fingerprint
+from tests.fakes import WRONG, FakeRunner, VirtualClock, fingerprint
 
 SLOTS, MOST, FRONT_ENDS = 6, 3, 2
 GEOMETRY = Geometry(SLOTS, 2, 2, 3, results=10)
+#: Passes between two looks at the canary: few, so that a short history has some.
+CANARY_EVERY = 4
 #: What ends much at once comes once in so many times that it could: or nothing would ever get far.
 RARELY = 8
 #: More work than any history leaves behind.
@@ -64,6 +69,8 @@ class ManualDevice(DeviceThread):
         super().__init__(runner, arena, clock)
         self.runner, self.clock = runner, clock
         self.given: Batch | None = None
+        self.patience = PAUSE
+        """Seconds of silence after which the canary runs: it is to take a small part of the time."""
 
     def start(self) -> None:
         """There is no thread."""
@@ -97,7 +104,9 @@ class ManualDevice(DeviceThread):
         due = [request.slot for request in batch.requests if request.deadline > batch.started]
         assert self.runner.batches[run:] == ([due] if due else []), "expired work ran"
         self.clock.advance(during)
-        if due:  # else it is answered already
+        if batch.is_canary:
+            self.patience = max(PAUSE, during / SHARE)
+        if due or batch.is_canary:  # else it is answered already
             self._finish()
 
 
@@ -162,7 +171,8 @@ class Service(Counted):
 
     def start_engine(self) -> None:
         self.arena = Arena.create(GEOMETRY)
-        self.runner = FakeRunner(max_batch_size=MOST)
+        self.runner = FakeRunner(max_batch_size=MOST, watch=Watch(["fake"], CANARY_EVERY))
+        self.glitches = 0
         batcher = Batcher(MOST, max_bulk_batch_size=1)
         self.core = EngineCore(self.runner, self.arena, batcher, capacity=10.0, clock=self.clock)
         self.core._device.stop()
@@ -222,7 +232,12 @@ class Service(Counted):
             asked.hung_up = asked.task.cancel()
 
     def turn_engine(self) -> None:
-        self.core.step(0)
+        try:
+            self.core.step(0)
+        except DeviceFailed:
+            assert self.glitches > 1, "an engine was replaced whose device is well"
+            self.replace_engine()
+            self.core.step(0)
 
     @property
     def running(self) -> list[Asked]:
@@ -268,8 +283,10 @@ class Service(Counted):
 
     @rule()
     def engine_turns(self) -> None:
+        quiet = self.clock.now - self.core._canary._quiet_since
         self.turn_engine()
         assert self.device.given is not None or not len(self.core._batcher), "someone waits for a free device"
+        assert self.device.given is not None or quiet < self.device.patience, "nobody looks at an idle device"
         self.loop.turn()
 
     @rule(
@@ -284,6 +301,17 @@ class Service(Counted):
         self.device.finish(before, during)
         self.turn_engine()
         self.loop.turn()
+
+    @rule(
+        which=st.integers(0, FRONT_ENDS - 1),
+        images=st.integers(1, 2 * CANARY_EVERY),
+        rarely=st.integers(0, RARELY),
+    )
+    def some_come_one_by_one(self, which: int, images: int, rarely: int) -> None:
+        """Each when the one before is answered, with everything that was begun already."""
+        for _ in range(images if rarely == RARELY else 0):
+            self.arrive(which, 30.0, 1, False)
+            self.everything_goes_on()
 
     @rule(data=st.data(), rarely=st.integers(0, RARELY))
     @precondition(lambda self: bool(self.running))
@@ -313,10 +341,23 @@ class Service(Counted):
         front_end.arena.close()
         self.start_front_end()
 
+    @rule(rarely=st.integers(0, RARELY), passes=st.sampled_from([1, 1, float("inf")]))
+    def device_goes_wrong(self, rarely: int, passes: float) -> None:
+        """For a pass, or from now on: which is what two passes are worth."""
+        if rarely < RARELY - 1:
+            return
+        self.runner.wrong = max(self.runner.wrong, passes)
+        self.glitches += 1 if passes == 1 else 2
+        self.ever_wrong = True
+
+    ever_wrong = False
+
     @rule(rarely=st.integers(0, RARELY))
     def engine_is_killed(self, rarely: int) -> None:
-        if rarely < RARELY:
-            return
+        if rarely == RARELY:
+            self.replace_engine()
+
+    def replace_engine(self) -> None:
         waiting = self.running
         self.end_engine()
         self.loop.turn()
@@ -336,6 +377,9 @@ class Service(Counted):
     def end_engine(self) -> None:
         self.device._jobs.put(None)
         self.core.end()
+        if self.device.failed:  # else it has closed them itself
+            os.close(self.device._wake_read)
+            os.close(self.device._wake_write)
         self.arena.close()
 
     # What is promised
@@ -376,7 +420,8 @@ class Service(Counted):
         if asked.abandoned:
             return
         if error is None:
-            assert (task.result().result == fingerprint(asked.image, 10)).all(), "another's answer"
+            away = task.result().result - fingerprint(asked.image, 10)
+            assert (away == 0).all() or (self.ever_wrong and (away == WRONG).all()), "another's answer"
         elif isinstance(error, DeadlineExceeded):
             assert self.clock.now >= asked.deadline, "expired before its time"
         elif isinstance(error, InternalError):
@@ -385,6 +430,10 @@ class Service(Counted):
             assert asked.image[0, 0, 0] == 255
         else:
             assert isinstance(error, (Overloaded, EngineFailed)), error
+
+    @invariant()
+    def a_device_that_is_wrong_is_found(self) -> None:
+        assert self.runner.wrongs <= CANARY_EVERY + self.glitches, "wrong answers go on"
 
     @invariant()
     def a_deadline_is_answered_at_its_moment(self) -> None:
@@ -401,6 +450,17 @@ class Service(Counted):
 
     def everything_comes_to_its_end(self) -> None:
         """Everybody is answered and every slot is free again once all that was begun has ended."""
+        self.everything_goes_on()
+        assert not self.running, "requests without an answer"
+        self.whoever_was_answered_was_answered_rightly()
+        assert self.arena.free == SLOTS, f"{SLOTS - self.arena.free} slots were lost"
+        for front_end in self.front_ends:
+            assert front_end.client.pending == 0
+            (connection,) = front_end.client.connections
+            assert connection.decoding == 0
+
+    def everything_goes_on(self) -> None:
+        """Until nobody waits and nothing runs."""
         for _ in range(_ROUNDS):
             for front_end in self.front_ends:
                 while front_end.jobs:
@@ -414,13 +474,6 @@ class Service(Counted):
                 break
         self.turn_engine()
         self.loop.turn()
-        assert not self.running, "requests without an answer"
-        self.whoever_was_answered_was_answered_rightly()
-        assert self.arena.free == SLOTS, f"{SLOTS - self.arena.free} slots were lost"
-        for front_end in self.front_ends:
-            assert front_end.client.pending == 0
-            (connection,) = front_end.client.connections
-            assert connection.decoding == 0
 
     def clean_up(self) -> None:
         for asked in self.asked:

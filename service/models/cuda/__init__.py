@@ -2,7 +2,6 @@
 
 device.py         what is wanted of such a device: streams, events, graphs, memory. tests/models/cuda has a hostile fake
 torch_device.py   the same by torch.cuda
-canary.py         a known image whose answer is known too
 program.py        a network as a function on the device
 lanes.py          the memory of one batch in flight
 prepare.py        a program → one captured and proved step for each bucket

@@ -15,6 +15,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,8 @@ from torch import Tensor
 from service.buckets import bucket_of, chunks
 from service.errors import ConfigurationError
 from service.fallback import Fallback, Fallbacks
-from service.models import plan
-from service.models.cuda import canary, measure
+from service.models import canary, plan
+from service.models.cuda import measure
 from service.models.cuda.device import Device, Event
 from service.models.cuda.flight import Flight
 from service.models.cuda.lanes import MOST_CANARIES, Lane, neighbours
@@ -33,6 +34,7 @@ from service.models.cuda.program import Choice
 from service.models.delivery import Delivery, longest
 from service.models.explain import Explainer
 from service.models.runtimes import Pixels
+from service.models.watch import Trust, Watch
 from service.running import DeviceFailed, Memory, Ran
 from service.task import Wanted
 
@@ -40,8 +42,8 @@ log = logging.getLogger(__name__)
 
 #: Images a batch that are tried first, unless the setting says otherwise.
 _LARGEST = 256
-#: Batches without padding after which the canary gets a forward pass of its own.
-CANARY_EVERY = 64
+#: All buckets read the same weights, so that they are one place to be watched.
+_DEVICE = "device"
 
 
 class StreamRunner:
@@ -80,7 +82,8 @@ class StreamRunner:
         """What is given up if the program that is there fails."""
         self._maker = Maker(device, self._computing, self._canary)
         self._prepared: Prepared | None = None
-        self._without_canary = 0
+        self._watch = Watch([_DEVICE])
+        self._trust = Trust()
         self._adopted: Tensor | None = None
         """Over the arena's pixels, if copies can start there."""
         self._take_program()
@@ -217,6 +220,11 @@ class StreamRunner:
             self._give_up(lane, error)
             raise
 
+    def canary(self) -> Flight:
+        """Starts a forward pass for the canary alone. What `start` says of batches is true of it."""
+        nothing = np.empty((0, self.results), np.float32)
+        return self.start(np.empty((0, *self.image), np.uint8), [], [], nothing)
+
     def adopt(self, pixels: Pixels) -> Sequence[Fallback]:
         """Says where batches will come from, uint8 ``[slots, H, W, C]``: copies start there, if they can.
 
@@ -252,14 +260,16 @@ class StreamRunner:
 
     def _launch(self, batch: Flight) -> Event:
         images = len(batch.slots)
-        self._upload(batch)
-        self._computing.wait(self._copying.record())
         batch.rows, batch.canaries = 0, []
+        if images:
+            self._upload(batch)
+            self._computing.wait(self._copying.record())
         row = 0
         for count in chunks(images, self.limit):
             self._compute(batch, row, count)
             row += count
-        self._let_the_canary_out(batch)
+        if not images:
+            self._compute_canary(batch)
         self._answering.wait(self._computing.record())
         self._download(batch)
         return self._answering.record()
@@ -300,12 +310,8 @@ class StreamRunner:
             self._note_canary(batch, bucket, count)
         batch.rows += bucket
 
-    def _let_the_canary_out(self, batch: Flight) -> None:
-        """A forward pass of its own, when many batches in a row had no room for it."""
-        self._without_canary = 0 if batch.canaries else self._without_canary + 1
-        if self._without_canary < CANARY_EVERY:
-            return
-        self._without_canary = 0
+    def _compute_canary(self, batch: Flight) -> None:
+        """A forward pass of its own, when many batches in a row had no room for it, or there were none."""
         ready = self._ready()
         bucket = min(ready.steps)
         self._computing.copy(ready.shared.pixels[0], self._maker.canary)
@@ -320,7 +326,8 @@ class StreamRunner:
 
     def _download(self, batch: Flight) -> None:
         lane, images, seen = batch.lane, len(batch.slots), len(batch.canaries)
-        self._answering.copy(lane.host_answers[:images], lane.answers[:images])
+        if images:
+            self._answering.copy(lane.host_answers[:images], lane.answers[:images])
         if seen:
             self._answering.copy(lane.host_canaries[:seen], lane.canaries[:seen])
         if batch.wants_features:
@@ -332,29 +339,22 @@ class StreamRunner:
         """Waits for a batch and writes its results. See `service.running.Running`."""
         try:
             batch.wait()
-            mismatches = self._mismatches(batch)
-            if mismatches:
-                log.error("the canary's answer was wrong; the batch runs again")
-                self._start(batch)
-                batch.wait()
-                again = self._mismatches(batch)
-                if again:
-                    raise DeviceFailed(
-                        "the device gave wrong answers to the canary image twice (its memory or its arithmetic is "
-                        "damaged, or the model's weights on it are)",
-                        mismatches=mismatches + again,
-                    )
+            ran = self._trust.judge(self._mismatches(batch), len(batch.canaries), lambda: self._again(batch))
             batch.deliver(self._deliver)
         except Exception as error:
             self._give_up(batch.lane, error)
             raise
         self._ready().lanes.append(batch.lane)
-        distrust = (
-            "the device gave a wrong answer to the canary image; the batch was run again"
-            if mismatches
-            else ""
-        )
-        return Ran(batch.rows, mismatches, distrust)
+        self._watch.ran(_DEVICE)
+        if batch.canaries:
+            self._watch.looked(_DEVICE)
+        return replace(ran, rows=batch.rows, canary_due=self._watch.due)
+
+    def _again(self, batch: Flight) -> int:
+        """Runs the batch once more. Returns how many answers to the canary are wrong now."""
+        self._start(batch)
+        batch.wait()
+        return self._mismatches(batch)
 
     def _mismatches(self, batch: Flight) -> int:
         answers = batch.lane.host_canaries.numpy()

@@ -12,16 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.buckets import up_to
-from service.errors import ConfigurationError
-from service.models.cuda import canary
+from service.models import canary
 from service.models.cuda.device import Device, Stream, Work
 from service.models.cuda.lanes import Lane, Shapes, Shared
 from service.models.cuda.program import Program
 from service.models.runtimes import Pixels
-
-
-class UntrustedError(ConfigurationError):
-    """What was prepared does not compute the network."""
 
 
 @dataclass
@@ -59,7 +54,7 @@ class Maker:
     def prepare(self, program: Program, shapes: Shapes, largest: int, lanes: int) -> Prepared:
         """Memory and steps for batches of up to ``largest`` images, ``lanes`` of them at once.
 
-        Raises what `Device.out_of_memory` knows, and `UntrustedError`.
+        Raises what `Device.out_of_memory` knows, and `service.models.canary.UntrustedError`.
         """
         shared = Shared(self._device, shapes, largest)
         made = deque(Lane(self._device, shapes, largest) for _ in range(lanes))
@@ -99,15 +94,15 @@ def _forward(program: Program, shared: Shared, bucket: int) -> None:
 
 
 def _trusted(program: Program, bucket: int, answers: NDArray[np.float32]) -> canary.Logits:
-    """The canary's answer; raises `UntrustedError` where it is wrong, or another one in another row."""
+    """The canary's answer; raises `canary.UntrustedError` where it is wrong, or another one in another row."""
     reference: canary.Logits = answers[-1].copy()
     if program.expected is not None and not canary.is_right(reference, program.expected, program.precision):
-        raise UntrustedError(
+        raise canary.UntrustedError(
             f"runtime={program.name} in {program.precision} at {bucket} images is off the network's answer by "
             f"{canary.distance(reference, program.expected):.2g}; use runtime=eager"
         )
     if not all(canary.is_same(answer, reference, program.precision) for answer in answers):
-        raise UntrustedError(
+        raise canary.UntrustedError(
             f"runtime={program.name}: the rows of a batch of {bucket} influence each other; use runtime=eager"
         )
     return reference

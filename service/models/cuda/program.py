@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from service.models.cuda.canary import Logits
+from service.models.canary import Logits
 
 
 @dataclass(frozen=True)

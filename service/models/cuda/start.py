@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 
 from service.fallback import Fallbacks
-from service.models import fused, loader
+from service.models import canary, fused, loader
 from service.models.checkpoints import Checkpoint
-from service.models.cuda import canary
 from service.models.cuda.pipeline import StreamRunner
 from service.models.cuda.program import Choice, Program
 from service.models.cuda.torch_device import CudaDevice
@@ -67,12 +66,9 @@ def settle_numerics() -> None:
 
 
 def expected_of(checkpoint: Checkpoint) -> canary.Logits:
-    """What the network in fp32 on the CPU says to the canary; without a head, its features' mean."""
-    pixels = torch.from_numpy(canary.image(checkpoint.preprocessing.shape))[None]
-    network = Whole(loader.load(checkpoint), torch.float32, has_head=checkpoint.classes is not None)
-    with torch.inference_mode():
-        answer: canary.Logits = network(pixels)[1][0].numpy()
-    return answer
+    """What the checkpoint's network says to the canary."""
+    has_head = checkpoint.classes is not None
+    return canary.expected(loader.load(checkpoint), checkpoint.preprocessing.shape, has_head=has_head)
 
 
 def choices(

@@ -79,8 +79,8 @@ class Runtime(Protocol):
     def another(self) -> Runtime | None:
         """The same with memory of its own, to be measured beside it; None where there is no choice or no room."""
 
-    def settle(self, names: Sequence[str]) -> None:
-        """No way but these is going to be used from now on."""
+    def settle(self, names: Sequence[str]) -> bool:
+        """No way but these is going to be used from now on. Returns whether any of them was made anew."""
 
 
 def gather(pixels: Pixels, slots: Sequence[int], staging: Pixels) -> Pixels:

@@ -30,8 +30,9 @@ class Ahead:
     def another(self) -> None:
         return None
 
-    def settle(self, names: Sequence[str]) -> None:
-        """There is one."""
+    def settle(self, names: Sequence[str]) -> bool:
+        """There is one way."""
+        return False
 
 
 def load(

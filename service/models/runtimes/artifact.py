@@ -6,6 +6,7 @@ model.xml       OpenVINO's graph: uint8 [N, H, W, C] → features [N, C', h, w],
 winograd.xml    the same answers by other convolutions (winograd.py), where there are any that may be faster
 model.bin       the weights of both graphs, each once
 head.bin        arrays of the head that are not among those
+canary.bin      what the network answers to the canary (canary.py), float32; not in artifacts of older versions
 machines/       what was measured of it, for each kind of processor (machine.py)
 
 Reading one needs no torch.
@@ -27,6 +28,7 @@ import numpy as np
 from service.card import ModelCard
 from service.errors import ConfigurationError
 from service.models import cache
+from service.models.canary import Logits
 from service.models.gradients import Head
 from service.models.head import from_json, to_json
 from service.models.runtimes import manifest, merging
@@ -40,7 +42,7 @@ log = logging.getLogger(__name__)
 
 KIND = manifest.OPENVINO
 DIRECT, WINOGRAD = "model.xml", "winograd.xml"
-_WEIGHTS, _HEAD = "model.bin", "head.bin"
+_WEIGHTS, _HEAD, _CANARY = "model.bin", "head.bin", "canary.bin"
 
 #: Conversions that the cache keeps, the latest used: enough for a host that changes between some models,
 #: and not more of its disk (a VGG16's is 0.7 GB).
@@ -110,6 +112,8 @@ class Converted:
     card: ModelCard
     """But for what a start decides."""
     precision: str
+    expected: Logits | None = None
+    """The answer to the canary, where it is known."""
     directory: Path | None = None
 
 
@@ -133,7 +137,12 @@ class Artifact:
         names = [name for name in (DIRECT, WINOGRAD) if name in self.about["files"]]
         graphs = {name: Graph(self.directory / name) for name in names}
         card = ModelCard.from_json(self.about["card"])
-        return Converted(graphs, self._head(), card, self.precision, self.directory)
+        return Converted(graphs, self._head(), card, self.precision, self._expected(), self.directory)
+
+    def _expected(self) -> Logits | None:
+        if _CANARY not in self.about["files"]:
+            return None
+        return np.fromfile(self.directory / _CANARY, np.float32)
 
     def _head(self) -> Head | None:
         """The layers behind the features, their arrays mapped from the files; None for a network without a head."""
@@ -157,6 +166,7 @@ def write(
     precision: str,
     *,
     winograd: openvino.Model | None = None,
+    expected: Logits | None = None,
     **more: Any,
 ) -> None:
     """Writes an artifact that `read` gives back: whole, or not at all. Replaces one that is there.
@@ -175,6 +185,9 @@ def write(
         if head is not None:
             places.update(merging.place(head.arrays, folder / DIRECT, folder / _HEAD))
             names.append(_HEAD)
+        if expected is not None:
+            expected.astype(np.float32).tofile(folder / _CANARY)
+            names.append(_CANARY)
         return names
 
     described = {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from service.card import ModelCard
 from service.errors import ConfigurationError
-from service.models import gradients
+from service.models import canary, gradients
 from service.models.checkpoints import Checkpoint
 from service.models.gradients import Head
 from service.models.head import layers_of
@@ -57,6 +57,7 @@ def load(
 def convert(model: Uint8Model, checkpoint: Checkpoint, card: ModelCard, precision: str) -> Converted:
     """The model for OpenVINO, to be run in ``precision``. Raises `ConversionError`."""
     image, has_head = checkpoint.preprocessing.shape, checkpoint.classes is not None
+    expected = canary.expected(model, image, has_head=has_head)
     direct = conversion.convert(model, image, has_head=has_head)
     graphs = {artifact.DIRECT: artifact.Graph(None, direct)}
     features = winograd.features(model, *image[:2]) if precision == "fp32" else None
@@ -68,7 +69,7 @@ def convert(model: Uint8Model, checkpoint: Checkpoint, card: ModelCard, precisio
             log.warning("Winograd's convolutions are not used: %s", error)
     channels, height, width = (side.get_length() for side in list(direct.outputs[0].partial_shape)[1:])
     card = replace(card, feature_shape=(channels, height, width))
-    return Converted(graphs, head_of(model, checkpoint), card, "fp32")
+    return Converted(graphs, head_of(model, checkpoint), card, "fp32", expected)
 
 
 def write(directory: Path, converted: Converted, checkpoint: Checkpoint) -> None:
@@ -77,7 +78,14 @@ def write(directory: Path, converted: Converted, checkpoint: Checkpoint) -> None
     fewer = graphs[artifact.WINOGRAD].model() if artifact.WINOGRAD in graphs else None
     direct = graphs[artifact.DIRECT].model()
     artifact.write(
-        directory, direct, checkpoint, converted.card, converted.head, converted.precision, winograd=fewer
+        directory,
+        direct,
+        checkpoint,
+        converted.card,
+        converted.head,
+        converted.precision,
+        winograd=fewer,
+        expected=converted.expected,
     )
 
 

@@ -42,8 +42,9 @@ class Eager:
     def another(self) -> None:
         return None
 
-    def settle(self, names: Sequence[str]) -> None:
-        """There is one."""
+    def settle(self, names: Sequence[str]) -> bool:
+        """There is one way."""
+        return False
 
 
 class Together:

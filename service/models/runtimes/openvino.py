@@ -69,8 +69,9 @@ class OpenVino:
             return None
         return OpenVino(self._graph, self.precision, self._cores, self._notes)
 
-    def settle(self, names: Sequence[str]) -> None:
+    def settle(self, names: Sequence[str]) -> bool:
         """Keeps what these ways have compiled, and gives back the memory that compiling took."""
+        anew = False
         for name in names:
             way = self._ways[name]
             if self._graph.nbytes <= _SMALL and self._notes.blob(name) is None and way.compiled is not None:
@@ -79,11 +80,13 @@ class OpenVino:
                     # From its file it takes less memory than as it was compiled: weights are pages there.
                     way.reset(self._compiled(name, way.images, way.streams))
                     way.prepare()
+                    anew = True
         self._ways = {name: self._ways[name] for name in names}
         for way in self._ways.values():
             way.let_go()
         self._graph.let_go()
         cache.trim_memory()
+        return anew
 
     def _compiled(self, name: str, images: int | None, streams: int) -> Callable[[], _Compiled]:
         return partial(self._compile, name, images, streams)

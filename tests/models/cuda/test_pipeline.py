@@ -16,10 +16,11 @@ from torch import Tensor
 from service.buckets import SIZES
 from service.errors import ConfigurationError
 from service.fallback import Fallbacks
-from service.models.cuda import canary, pipeline
+from service.models import canary
+from service.models.canary import UntrustedError
 from service.models.cuda.pipeline import StreamRunner
-from service.models.cuda.prepare import UntrustedError
 from service.models.cuda.program import Choice, Program
+from service.models.watch import CANARY_EVERY
 from service.running import DeviceFailed
 from service.task import Task
 from tests.models.cuda.fake_device import FakeDevice, LostError
@@ -189,9 +190,11 @@ def test_a_wrong_canary_makes_the_batch_run_again_and_is_told() -> None:
     running = runner.start(pixels, [0, 1, 2], [Task.CLASSIFY] * 3, results)
     network.wrong = 1
     ran = running.finish()
-    assert ran.mismatches == 1
-    assert "canary" in ran.distrust
+    assert (ran.mismatches, ran.distrust) == (1, "")
     assert (results[:, :CLASSES] == right(pixels)).all()
+    running = runner.canary()
+    network.wrong = 1
+    assert "now and then" in running.finish().distrust
 
 
 def test_a_canary_that_stays_wrong_ends_the_device_and_answers_nobody() -> None:
@@ -209,9 +212,18 @@ def test_full_batches_have_a_canary_too_once_in_a_while() -> None:
     runner = ready(network=network)
     pixels, results = photos(16), np.zeros((16, runner.results), np.float32)
     batch = (pixels, list(range(16)), [Task.CLASSIFY] * 16, results)
-    rows = [runner.start(*batch).finish().rows for _ in range(2 * pipeline.CANARY_EVERY)]
-    assert rows.count(17) == 2
-    assert rows.count(16) == len(rows) - 2
+    runner.canary().finish()  # the warm-up has had passes as well
+    due = [runner.start(*batch).finish().canary_due for _ in range(CANARY_EVERY)]
+    assert due == [False] * (CANARY_EVERY - 1) + [True]
+    ran = runner.canary().finish()
+    assert (ran.rows, ran.canaries, ran.mismatches, ran.canary_due) == (1, 1, 0, False)
+    padded = runner.start(pixels, [0, 1, 2], [Task.CLASSIFY] * 3, results).finish()
+    assert (padded.rows, padded.canaries) == (4, 1)
+    assert not any(runner.start(*batch).finish().canary_due for _ in range(CANARY_EVERY - 1))
+    network.wrong = 2
+    with pytest.raises(DeviceFailed, match="canary") as caught:
+        runner.canary().finish()
+    assert caught.value.mismatches == 2
 
 
 @pytest.mark.parametrize("fault", ["expected", "rows"])

@@ -22,6 +22,7 @@ from service.models import building, loader, placement, serving
 from service.models.checkpoints import Checkpoint, resolve
 from service.models.configuration import VGGConfig
 from service.models.delivery import Delivery, pool
+from service.models.guard import Guard
 from service.models.lanes import Lanes
 from service.models.placement import place
 from service.models.runner import ModelRunner
@@ -127,7 +128,9 @@ def test_lanes_run_side_by_side_and_say_what_the_batch_says() -> None:
     assert isinstance(apart, Divisible)
     pixels = images(checkpoint, 12)
     expected = [answer.logits.copy() for answer in runtime(checkpoint).ways()[0](pixels, range(12))]
-    lanes = Lanes(apart.lanes(), [False, False, True], Delivery())
+    guard = Guard(checkpoint.preprocessing.shape, "fp32")
+    guard.learn([apart], [[1, 2]])
+    lanes = Lanes(apart.name, apart.lanes(), [False, False, True], Delivery(), guard)
     assert lanes.count == 2
     assert [lanes.sooner(images) for images in (1, 2, 50)] == [False, True, True]
     results = np.full((12, 30), 777, np.float32)
@@ -138,6 +141,7 @@ def test_lanes_run_side_by_side_and_say_what_the_batch_says() -> None:
 
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(every_other, range(2)))
+    assert [lanes.canary(lane).mismatches for lane in range(2)] == [0, 0]
     for slot, wanted in enumerate(expected):
         np.testing.assert_allclose(results[slot, : len(wanted)], wanted, rtol=1e-4, atol=1e-4)
         assert (results[slot, len(wanted) :] == 777).all()

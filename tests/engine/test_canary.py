@@ -1,0 +1,162 @@
+"""The canary in the engine's loop: a device that begins to be wrong is found, and one that is right is left alone."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.engine.arena import Arena
+from service.engine.batcher import Batcher
+from service.engine.canary import PAUSE, Canary
+from service.engine.core import EngineCore
+from service.engine.transport import Link, socket_pair
+from service.errors import EngineFailed
+from service.models.watch import CANARY_EVERY
+from service.running import DeviceFailed, Ran
+from service.task import Task
+from tests.engine.harness import Engine
+from tests.engine.machine import GEOMETRY, MOST, SLOTS, ManualDevice
+from tests.engine.test_client_and_core import ask, picture
+from tests.fakes import FakeRunner, VirtualClock
+from tests.loops import on_a_loop
+
+
+class Driven:
+    """A core whose device runs a batch when told to, and a front-end that has what it wants."""
+
+    def __init__(self) -> None:
+        self.clock = VirtualClock()
+        self.arena = Arena.create(GEOMETRY)
+        self.runner = FakeRunner(max_batch_size=MOST)
+        self.core = EngineCore(
+            self.runner, self.arena, Batcher(MOST), capacity=10.0, clock=self.clock, batch_ran=self.note
+        )
+        self.core._device.stop()
+        self.device = self.core._device = ManualDevice(self.runner, self.arena, self.clock)
+        self.core.begin()
+        ours, theirs = socket_pair()
+        self.link = Link(ours)
+        self.core.attach(1, Link(theirs))
+        self.passes = self.canaries = 0
+
+    def note(self, batch: object) -> None:
+        self.passes += not getattr(batch, "is_canary", False)
+        self.canaries += getattr(batch, "is_canary", False)
+
+    def serve(self, images: int) -> None:
+        """One batch of so many images, after the canary if it is due."""
+        slots = [slot for slot in range(SLOTS) if not self.arena.owners[slot]][:images]
+        for slot in slots:
+            self.arena.owners[slot] = 1
+            self.arena.note_submitted(slot, self.clock.now + 1000, self.clock.now, Task.CLASSIFY)
+        self.link.send(slots)
+        while any(self.arena.owners):
+            self.core.step(0)
+            if self.device.given is not None:
+                self.device.finish(during=0.001)
+                self.core.step(0)
+            for slot in self.link.receive() or []:
+                self.arena.owners[slot] = 0
+
+    def close(self) -> None:
+        self.device.failed = ""
+        self.core.end()
+        self.link.close()
+        self.arena.close()
+
+
+@settings(max_examples=25, deadline=None)
+@given(sizes=st.lists(st.integers(1, MOST), min_size=1, max_size=4), before=st.integers(0, 2 * CANARY_EVERY))
+def test_a_device_that_begins_to_be_wrong_is_found_within_so_many_passes(
+    sizes: list[int], before: int
+) -> None:
+    driven = Driven()
+    try:
+        for number in range(before):
+            driven.serve(sizes[number % len(sizes)])
+        assert driven.canaries <= driven.passes // CANARY_EVERY
+        driven.runner.wrong = float("inf")
+
+        def go_on() -> None:
+            for number in range(CANARY_EVERY + 1):
+                driven.serve(sizes[number % len(sizes)])
+
+        with pytest.raises(DeviceFailed, match="canary"):
+            go_on()
+        assert driven.runner.wrongs <= CANARY_EVERY
+    finally:
+        driven.close()
+
+
+def test_one_wrong_pass_harms_no_engine_and_the_canary_takes_one_pass_in_so_many() -> None:
+    driven = Driven()
+    try:
+        for number in range(4 * CANARY_EVERY + 1):
+            if number == CANARY_EVERY:
+                driven.runner.wrong = 1  # the canary meets it
+            driven.serve(1)
+        assert driven.runner.wrongs == 0
+        assert driven.canaries == 4
+    finally:
+        driven.close()
+
+
+def test_an_idle_device_is_looked_at_and_nobody_waits_for_long() -> None:
+    driven = Driven()
+    try:
+        driven.clock.advance(PAUSE)
+        driven.core.step(0)
+        given_ = driven.device.given
+        assert given_ is not None
+        assert given_.is_canary
+        driven.runner.wrong = float("inf")
+        driven.device.finish(during=0.1)
+        with pytest.raises(DeviceFailed, match="twice"):
+            driven.core.step(0)
+    finally:
+        driven.close()
+
+
+@pytest.mark.parametrize("lanes", [0, 2])
+@on_a_loop
+async def test_a_wrong_device_is_found_while_it_is_busy(lanes: int) -> None:
+    with Engine("thread", slots=16, max_batch_size=4, lane_count=lanes) as engine:
+        client = engine.connect()
+        await asyncio.gather(*(ask(client, picture(seed)) for seed in range(8)))
+        engine.runner.wrong = float("inf")
+
+        async def one(seed: int) -> None:
+            while True:
+                await ask(client, picture(seed))
+
+        found = await asyncio.gather(*(one(seed) for seed in range(4)), return_exceptions=True)
+        assert all(isinstance(error, EngineFailed) for error in found)
+        assert 0 < engine.runner.wrongs <= CANARY_EVERY + lanes
+
+
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.booleans(), st.booleans(), st.floats(0.0, 3.0)), min_size=1, max_size=60
+    )
+)
+def test_the_canary_is_never_asked_for_twice_at_once_and_rests_in_proportion(
+    events: list[tuple[bool, bool, bool, float]],
+) -> None:
+    canary, now, out = Canary(0.0), 0.0, False
+    for due, in_lane, failed, seconds in events:
+        now += seconds
+        if out:
+            canary.ended(None if failed else Ran(1, canary_due=due), in_lane=True, seconds=seconds, now=now)
+            out = False
+            assert not canary.is_welcome(now + 31 * seconds - 1e-6)
+            assert canary.is_welcome(now + max(PAUSE, 32 * seconds) + 1e-6)
+        else:
+            canary.ran(None if failed else Ran(1, canary_due=due), in_lane, now)
+            assert canary.is_due(in_lane) == (due and not failed)
+        if canary.is_due(True):
+            canary.started(True)
+            out = True
+            assert not canary.is_due(True)
