@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.jit._trace import TracerWarning
 
 from benchmarks import report
 from service.models import loader
@@ -56,6 +57,16 @@ _OURS = "ours"
 Run = Callable[[], object]
 #: A contestant, given the batch size.
 Make = Callable[[int], Run]
+
+
+@contextlib.contextmanager
+def tracing() -> Iterator[None]:
+    """OpenVINO's frontend still reads what torch.jit.trace writes; torch calls that deprecated on each use."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+        # What it warns of, shapes that become constants, is wanted: an image has one size here.
+        warnings.filterwarnings("ignore", category=TracerWarning)
+        yield
 
 
 class Model:
@@ -112,7 +123,7 @@ class Model:
     def _openvino(self) -> Make:
         """As its documentation does it: converted, reshaped to the batch, compiled for latency."""
         network = self._load().network
-        with conversion.tracing():
+        with tracing():
             traced = torch.jit.trace(network, self._floats[:1], check_trace=False)
             converted = openvino.convert_model(traced, example_input=self._floats[:1])
 

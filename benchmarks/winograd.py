@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks import raw, report
 from service.models._openvino import openvino
-from service.models.runtimes import conversion, winograd
+from service.models.runtimes import winograd
 from service.settings import available_cores
 
 #: Channels and side of the maps in each stage of a VGG, for images of 224 x 224.
@@ -29,7 +29,7 @@ LAYERS = ((64, 224), (128, 112), (256, 56), (512, 28), (512, 14))
 
 def run_of(layers: nn.Module, images: Tensor) -> Callable[[], NDArray[np.float32]]:
     """Runs the layers and gives what they give."""
-    with conversion.tracing():
+    with raw.tracing():
         traced = torch.jit.trace(layers.requires_grad_(False), images, check_trace=False)
         model = openvino.convert_model(traced, example_input=images)
     model.reshape(list(images.shape))

@@ -16,7 +16,6 @@ import sys
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino  # noqa: E402
-import openvino.frontend  # noqa: E402
 
 #: On log_level=debug its frontend would log each layer of the graph.
 logging.getLogger("openvino").setLevel(logging.WARNING)

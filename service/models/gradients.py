@@ -42,7 +42,7 @@ Floats = NDArray[np.floating[Any]]
 #: From the gradient by a layer's result to the gradient by what it was given.
 Back = Callable[[Floats], Floats]
 
-_SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805  # Klambauer et al., arXiv:1706.02515
+SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805  # Klambauer et al., arXiv:1706.02515
 _GELU_CUBIC = 0.044715  # Hendrycks and Gimpel, arXiv:1606.08415, the approximation by tanh
 _SOFTPLUS_LINEAR = 20.0  # torch's threshold
 
@@ -124,11 +124,11 @@ def _adapted(x: Floats, layer: Adapt) -> tuple[Floats, Back]:
     height, width = layer.size
     if layer.enlarge:
         height, width = max(height, x.shape[2]), max(width, x.shape[3])
-    down, across = _averaging(height, x.shape[2]), _averaging(width, x.shape[3])
+    down, across = averaging(height, x.shape[2]), averaging(width, x.shape[3])
     return down @ x @ across.T, lambda g: down.T @ g @ across
 
 
-def _averaging(outputs: int, inputs: int) -> Floats:
+def averaging(outputs: int, inputs: int) -> Floats:
     """The matrix ``[outputs, inputs]`` of adaptive averaging: output i is the mean from ⌊i·n/m⌋ to ⌈(i+1)·n/m⌉."""
     matrix = np.zeros((outputs, inputs), np.float32)
     for row in range(outputs):
@@ -260,7 +260,7 @@ _PAIRS: Mapping[str, Callable[[Floats, np.float32], tuple[Floats, Floats]]] = {
     "relu6": lambda x, _: (np.clip(x, 0, 6), ((x > 0) & (x < 6)).astype(np.float32)),
     "leaky_relu": _leaky,
     "elu": _exponential,
-    "selu": lambda x, _: _exponential(x, np.float32(_SELU_ALPHA), _SELU_SCALE),
+    "selu": lambda x, _: _exponential(x, np.float32(SELU_ALPHA), SELU_SCALE),
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
     "silu": _silu,

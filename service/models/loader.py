@@ -10,8 +10,8 @@ from service.models.checkpoints import Checkpoint
 from service.models.network import Network, build
 
 #: Pillow's ``convert("L")``: ITU-R 601-2 luma in units of 2^-16, rounded.
-_LUMA = (19595, 38470, 7471)
-_LUMA_HALF, _LUMA_BITS = 1 << 15, 16
+LUMA = (19595, 38470, 7471)
+LUMA_HALF, LUMA_BITS = 1 << 15, 16
 
 
 class Uint8Model(nn.Module):
@@ -86,8 +86,8 @@ def load(checkpoint: Checkpoint) -> Uint8Model:
 def grey(pixels: Tensor) -> Tensor:
     """Pillow's ``convert("L")`` of uint8 ``[N, H, W, 3]``, whole numbers ``[N, H, W, 1]``."""
     red, green, blue = pixels.int().unbind(-1)
-    luma = red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]
-    return ((luma + _LUMA_HALF) >> _LUMA_BITS).unsqueeze(-1)
+    luma = red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]
+    return ((luma + LUMA_HALF) >> LUMA_BITS).unsqueeze(-1)
 
 
 def _refuse_misfit(wanted: dict[str, Tensor], given: dict[str, Tensor], name: str) -> None:

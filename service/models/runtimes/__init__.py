@@ -3,7 +3,7 @@
 service.models.runner      slots, plans, warm-up: the engine's door
     │ Way(pixels, slots) → answers
 eager.py                   torch: the reference, on any device
-openvino.py                OpenVINO on the CPU ◀── conversion.py   torch module → OpenVINO model
+openvino.py                OpenVINO on the CPU ◀── conversion.py   torch module → OpenVINO model, by translation.py
                                                ◀── winograd.py     VGG's convolutions, with fewer products
                                                ◀── artifact.py     a converted or quantised model on disk
                                                ◀── int8.py         OpenVINO model → one of integers

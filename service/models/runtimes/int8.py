@@ -53,7 +53,7 @@ def prepared(model: Any) -> Any:
     from openvino._offline_transformations import apply_moc_transformations
 
     copy = model.clone()
-    # What openvino.convert_model, the slower way to a model (see conversion.py), ends with.
+    # What openvino.convert_model, OpenVINO's own way to a model, ends with.
     apply_moc_transformations(copy, cf=False, smart_reshape=False)
     return copy
 

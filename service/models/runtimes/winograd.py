@@ -15,7 +15,6 @@ memory, the products over channels are one batch of 36, and no layer has to move
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +26,7 @@ from service.models.runtimes.eager import fold_batch_norms
 from service.models.vgg import VGG
 
 #: Outputs and inputs of a tile along one axis.
-_OUT, _IN = 4, 6
+_OUT, IN = 4, 6
 
 #: Where the polynomials are evaluated; the sixth point is infinity. Lavin and Gray have 0, 1, -1, 2 and -2, whose
 #: rounding errors are twice as large on average and three times at worst. But for the filters', all entries are exact
@@ -40,7 +39,7 @@ def _matrices() -> tuple[Tensor, Tensor, Tensor]:
 
     Toom and Cook's: a polynomial is known by its values, and the maps' transposes make a correlation of a product.
     """
-    inputs, filters, outputs = np.zeros((_IN, _IN)), np.zeros((_IN, 3)), np.zeros((_OUT, _IN))
+    inputs, filters, outputs = np.zeros((IN, IN)), np.zeros((IN, 3)), np.zeros((_OUT, IN))
     for row, point in enumerate(_POINTS):
         others = [other for other in _POINTS if other != point]
         inputs[row, :-1] = np.poly(others)[::-1]
@@ -62,15 +61,14 @@ _SIDES = range(20, 65)
 _STRIP = 4 << 20
 
 
-def features(model: Uint8Model, height: int, width: int) -> Callable[[Tensor], Tensor] | None:
-    """``model.forward_features`` for images of this size, or None where nothing of it would be faster.
+def features(model: Uint8Model, height: int, width: int) -> nn.Sequential | None:
+    """In place of ``model.network.features`` for images of this size; None where nothing of it would be faster.
 
-    To be traced, not to be run: it is a VGG's, in fp32, and holds its own copy of the filters that it changes.
+    To be translated, not to be run: it is a VGG's, in fp32, and holds its own copy of the filters that it changes.
     """
     if not isinstance(model.network, VGG):
         return None
-    layers = _rewritten(model.network.features, height, width)
-    return None if layers is None else lambda pixels: layers(model.normalise(pixels))
+    return _rewritten(model.network.features, height, width)
 
 
 def _rewritten(layers: nn.Sequential, height: int, width: int) -> nn.Sequential | None:
@@ -87,7 +85,7 @@ def _rewritten(layers: nn.Sequential, height: int, width: int) -> nn.Sequential 
     last = max(i for i in range(first, end) if suitable[i])
     inside = [_inside(place) for place in places[first : last + 1]]
     before, after = ([place.layer for place in part] for part in (places[:first], places[last + 1 :]))
-    return nn.Sequential(*before, _Swap(), *inside, _Swap(), *after).requires_grad_(False)
+    return nn.Sequential(*before, Swap(), *inside, Swap(), *after).requires_grad_(False)
 
 
 class _Place(NamedTuple):
@@ -121,28 +119,28 @@ def _inside(place: _Place) -> nn.Module:
     if isinstance(place.layer, nn.Conv2d):
         return Convolution(place.layer, place.height, place.width)
     if isinstance(place.layer, nn.MaxPool2d):
-        return _Pool(place.height, place.width)
+        return Pool(place.height, place.width)
     return place.layer  # a ReLU, and what was a norm, know no axes
 
 
-class _Swap(nn.Module):
+class Swap(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, H, W]`` → ``[H, W, N, C]``, and back."""
         return x.permute(2, 3, 0, 1)
 
 
-class _Pool(nn.Module):
+class Pool(nn.Module):
     """The largest of each 2 x 2; an odd last row or column is left out."""
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
-        self._height, self._width = 2 * (height // 2), 2 * (width // 2)
+        self.height, self.width = 2 * (height // 2), 2 * (width // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[H, W, N, C]`` → ``[H // 2, W // 2, N, C]``."""
         # Not amax over a reshaped axis: OpenVINO has only a reference for that.
-        x = torch.maximum(x[0 : self._height : 2], x[1 : self._height : 2])
-        return torch.maximum(x[:, 0 : self._width : 2], x[:, 1 : self._width : 2])
+        x = torch.maximum(x[0 : self.height : 2], x[1 : self.height : 2])
+        return torch.maximum(x[:, 0 : self.width : 2], x[:, 1 : self.width : 2])
 
 
 class Convolution(nn.Module):
@@ -152,36 +150,36 @@ class Convolution(nn.Module):
         super().__init__()
         assert (convolution.kernel_size, convolution.stride, convolution.padding) == ((3, 3), (1, 1), (1, 1))
         assert convolution.bias is not None
-        self._width = width
-        self._bias = convolution.bias.detach()
-        self._filters = _filters(convolution.weight.detach())  # [6, 6, C, C'], columns first
+        self.width = width
+        self.bias = convolution.bias.detach()
+        self.filters = _filters(convolution.weight.detach())  # [6, 6, C, C'], columns first
         across = _strip(width, 0, -(-width // _OUT))
-        self._tiles = across.tiles
-        self._columns = across.inputs.reshape(_IN, 1, across.tiles, width)
-        self._back = across.outputs
-        most = _STRIP // (4 * _IN * _IN * across.tiles * max(self._filters.shape[2:]))
+        self.tiles = across.tiles
+        self.columns = across.inputs.reshape(IN, 1, across.tiles, width)
+        self.back = across.outputs
+        most = _STRIP // (4 * IN * IN * across.tiles * max(self.filters.shape[2:]))
         self.strips = _strips(height, most)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.reshape(-1, self._width * x.shape[2] * x.shape[3])
-        strips = [self._strip(x, strip) for strip in self.strips]
+        x = x.reshape(-1, self.width * x.shape[2] * x.shape[3])
+        strips = [self.strip(x, strip) for strip in self.strips]
         return torch.cat(strips) if len(strips) > 1 else strips[0]
 
-    def _strip(self, x: Tensor, strip: _Strip) -> Tensor:
+    def strip(self, x: Tensor, strip: Strip) -> Tensor:
         """``[H, W * N * C]`` → some rows of the result."""
-        channels, filters = self._filters.shape[2:]
-        along = _IN * strip.tiles
+        channels, filters = self.filters.shape[2:]
+        along = IN * strip.tiles
         # Comments name the axes: h and w, places in the image; i and j, tiles; r and s, what the maps make of a tile.
         y = torch.matmul(strip.inputs, x[strip.first : strip.stop])  # ri, w n c
-        y = torch.matmul(self._columns, y.reshape(1, along, self._width, -1))  # s, ri, j, n c
-        y = torch.matmul(y.reshape(_IN, _IN, -1, channels), self._filters)  # s, r, i j n, c'
-        y = torch.matmul(strip.outputs, y.reshape(_IN, along, -1))  # s, h, j n c'
-        y = y.reshape(_IN, strip.rows, self._tiles, -1).transpose(0, 1)  # h, s, j, n c'
-        y = torch.matmul(self._back, y.reshape(strip.rows, _IN * self._tiles, -1))  # h, w, n c'
-        return y.reshape(strip.rows, self._width, -1, filters) + self._bias
+        y = torch.matmul(self.columns, y.reshape(1, along, self.width, -1))  # s, ri, j, n c
+        y = torch.matmul(y.reshape(IN, IN, -1, channels), self.filters)  # s, r, i j n, c'
+        y = torch.matmul(strip.outputs, y.reshape(IN, along, -1))  # s, h, j n c'
+        y = y.reshape(IN, strip.rows, self.tiles, -1).transpose(0, 1)  # h, s, j, n c'
+        y = torch.matmul(self.back, y.reshape(strip.rows, IN * self.tiles, -1))  # h, w, n c'
+        return y.reshape(strip.rows, self.width, -1, filters) + self.bias
 
 
-class _Strip(NamedTuple):
+class Strip(NamedTuple):
     """Neighbouring tiles along one axis: from which inputs they are made, and to which outputs."""
 
     first: int
@@ -196,7 +194,7 @@ class _Strip(NamedTuple):
     """``[rows, 6 * tiles]``."""
 
 
-def _strips(length: int, most: int) -> list[_Strip]:
+def _strips(length: int, most: int) -> list[Strip]:
     """An axis of ``length`` in equal strips of up to ``most`` tiles, and of one at least."""
     tiles = -(-length // _OUT)
     count = -(-tiles // max(1, most))
@@ -204,19 +202,19 @@ def _strips(length: int, most: int) -> list[_Strip]:
     return [_strip(length, first, min(each, tiles - first)) for first in range(0, tiles, each)]
 
 
-def _strip(length: int, tile: int, tiles: int) -> _Strip:
+def _strip(length: int, tile: int, tiles: int) -> Strip:
     first, stop = max(0, _OUT * tile - 1), min(length, _OUT * (tile + tiles) + 1)
     rows = min(length, _OUT * (tile + tiles)) - _OUT * tile
-    inputs = torch.zeros(_IN, tiles, stop - first)
-    outputs = torch.zeros(rows, _IN, tiles)
+    inputs = torch.zeros(IN, tiles, stop - first)
+    outputs = torch.zeros(rows, IN, tiles)
     for number in range(tiles):
         start = _OUT * (tile + number) - 1  # its first input
-        for offset in range(_IN):
+        for offset in range(IN):
             if first <= start + offset < stop:
                 inputs[:, number, start + offset - first] = _INPUT[:, offset].float()
         end = min(_OUT, rows - _OUT * number)
         outputs[_OUT * number :, :, number][:end] = _OUTPUT[:end].float()
-    return _Strip(first, stop, tiles, rows, inputs.flatten(0, 1), outputs.flatten(1))
+    return Strip(first, stop, tiles, rows, inputs.flatten(0, 1), outputs.flatten(1))
 
 
 def _filters(weight: Tensor) -> Tensor:
