@@ -72,7 +72,7 @@ def start(weights: Path, **environment: str) -> dict[str, object]:
 def test_the_second_start_needs_no_torch_and_answers_the_same(tmp_path: Path, name: str) -> None:
     weights = MODELS[name](tmp_path)
     first, second = start(weights), start(weights)
-    assert first["heavy"] == ["torch", "torchvision"]
+    assert first["heavy"] == ["torch"]
     assert second["heavy"] == []
     assert first["name"] == second["name"]
     np.testing.assert_allclose(first["results"], second["results"], rtol=1e-5, atol=1e-5)
