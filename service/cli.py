@@ -67,7 +67,7 @@ def demo(**given: Any) -> None:
     for name, value in _DEMO.items():
         if given[name] is None and f"IMAGENET_{name.upper()}" not in os.environ:
             given[name] = value
-    sys.exit(room.run(from_flags(given, warn=False)))
+    sys.exit(room.run(_checked(from_flags(given, warn=False))))
 
 
 @cli.command()
@@ -245,7 +245,7 @@ def evaluate(
     task = room.Task(folder, ground_truth, class_list, limit, confusions, form, calibrate)
     if url:
         sys.exit(room.over_http(task, url, api_key, concurrency))
-    settings = from_flags(given)
+    settings = _checked(from_flags(given))
     sys.exit(room.in_process(task, room.all_variants(settings) if every else [settings]))
 
 
@@ -341,12 +341,12 @@ def convert(source: str, directory: Path, overwrite: bool, **given: Any) -> None
 
     with working(f"reading {source}") as work:
         checkpoint = resolve(
-            settings.weights, settings.model, labels=settings.labels, progress=work.downloaded
+            settings.weights, settings.named_model, labels=settings.labels, progress=work.downloaded
         )
         loader.load(checkpoint)  # what makes no network is not written
         work.say(f"writing {directory}")
         write(checkpoint, directory)
-        loader.load(resolve(str(directory), settings.model))
+        loader.load(resolve(str(directory), settings.named_model))
     click.echo(f"{directory}: {checkpoint.name} from {checkpoint.source}", err=True)
 
 
@@ -467,15 +467,17 @@ def plan(
     from service import bench
     from service import plan as room
 
-    settings = from_flags(given)
+    settings = _checked(from_flags(given))
     fixed = {name: value for name in _FIXED_BY_THE_USER if (value := getattr(settings, name)) is not None}
     defaults = Settings.model_fields
     kept = {name: value for name, value in fixed.items() if value != defaults[name].default}
+    if settings.named_model or settings.weights == "pretrained":
+        kept["model"] = settings.model
     pictures = [photo.read_bytes() for photo in photos] or [bench.synthetic_photo(500, 375)]
     sys.exit(
         room.run(
             objective_ms,
-            {"model": settings.model, "weights": settings.weights, **kept},
+            {"weights": settings.weights, **kept},
             runtimes or room.runtimes(settings.device),
             pictures,
             out,

@@ -59,7 +59,7 @@ def _compile(settings: Settings, out: Path) -> int:
     device = torch.device(placement.device)
     with working("reading the weights") as work:
         checkpoint = resolve(
-            settings.weights, settings.model, labels=settings.labels, progress=work.downloaded
+            settings.weights, settings.named_model, labels=settings.labels, progress=work.downloaded
         )
     image, has_head = checkpoint.preprocessing.shape, checkpoint.classes is not None
     most = _MOST if settings.max_batch_size == "auto" else settings.max_batch_size

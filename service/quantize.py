@@ -77,7 +77,7 @@ def run(settings: Settings, folder: Path, out: Path, *, force: bool = False, see
         raise ConfigurationError(f"'{out}' exists and is no artifact; choose another folder")
     with working("reading the weights") as work:
         checkpoint = resolve(
-            settings.weights, settings.model, labels=settings.labels, progress=work.downloaded
+            settings.weights, settings.named_model, labels=settings.labels, progress=work.downloaded
         )
     if checkpoint.classes is None:
         raise ConfigurationError("this checkpoint has no classes, so agreement cannot be measured on it")

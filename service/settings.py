@@ -24,7 +24,7 @@ from pydantic_settings import (
 from service import wording
 from service.errors import ConfigurationError
 from service.host import cpu_quota
-from service.models.catalog import VARIANTS
+from service.models.catalog import DEFAULT, VARIANTS
 from service.nearest import did_you_mean, one_of
 from service.platforms import CONTRACTS, implied_settings, listed
 
@@ -52,7 +52,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="IMAGENET_", frozen=True, extra="forbid")
 
-    model: str = Field("densenet121", description="Which of the twelve variants is served.")
+    model: str = Field(
+        DEFAULT, description="Which of the twelve variants is served. Where it is not set, a file of weights says."
+    )
     weights: str = Field(
         "pretrained",
         description="Where its numbers come from: pretrained, random[:SEED], demo, a .pth or .safetensors "
@@ -304,6 +306,11 @@ class Settings(BaseSettings):
         if self.log_format != "auto":
             return self.log_format
         return "text" if sys.stderr.isatty() else "json"
+
+    @property
+    def named_model(self) -> str | None:
+        """`model` where somebody named it: a file of another variant is a slip then. Else the file decides."""
+        return self.model if "model" in self.model_fields_set else None
 
     @property
     def resolved_frontends(self) -> int:

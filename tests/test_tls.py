@@ -22,12 +22,13 @@ from tests.server import HTTP, Server
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 
 
-def make(folder: Path, name: str) -> tuple[Path, Path]:
+def make(folder: Path, name: str, alternative: str = "DNS:localhost") -> tuple[Path, Path]:
     certificate, key = folder / "tls.crt", folder / "tls.key"
     subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
             *("-nodes", "-days", "2", "-subj", f"/CN={name}"),
+            *("-addext", f"subjectAltName={alternative}"),
             *("-keyout", str(key), "-out", str(certificate)),
         ],
         check=True,

@@ -33,7 +33,7 @@ def weights(settings: Settings) -> Finding:
         return passed("weights", f"{converted}: a converted model, which needs nothing else")
 
     try:
-        checkpoint = resolve(settings.weights, settings.model, labels=settings.labels, cached_only=True)
+        checkpoint = resolve(settings.weights, settings.named_model, labels=settings.labels, cached_only=True)
         loader.load(checkpoint)
     except NotCached as missing:
         return _at_the_hub(settings.weights, missing, places.ask)

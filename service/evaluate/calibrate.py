@@ -42,7 +42,7 @@ def ready(settings: Settings) -> Checkpoint:
             "--calibrate is for weights and --runtime names an artifact made of them: calibrate the weights, and "
             "make the artifact again"
         )
-    checkpoint = resolve(settings.weights, settings.model, labels=settings.labels)
+    checkpoint = resolve(settings.weights, settings.named_model, labels=settings.labels)
     require_softmax(checkpoint)
     return checkpoint
 

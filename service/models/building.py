@@ -35,7 +35,7 @@ def prepare(settings: Settings, placement: Placement, report: Report, progress: 
         return report("loading", detail)
 
     if _converted(model, checkpoint, card, placement, say, Fallbacks()) is not None:
-        sources.remember(settings.weights, settings.model, checkpoint, card)
+        sources.remember(settings.weights, settings.named_model, checkpoint, card)
 
 
 def export(settings: Settings, out: Path) -> None:
@@ -55,7 +55,7 @@ def export(settings: Settings, out: Path) -> None:
 
 
 def _read(settings: Settings, progress: Progress | None) -> tuple[Checkpoint, Uint8Model, ModelCard]:
-    checkpoint = resolve(settings.weights, settings.model, progress=progress)
+    checkpoint = resolve(settings.weights, settings.named_model, progress=progress)
     model = loader.load(checkpoint)
     return checkpoint, model, describe(checkpoint, model)
 
@@ -81,7 +81,7 @@ def load(
     if placement.runtime == "openvino":
         converted = _converted(model, checkpoint, card, placement, say, fallbacks)
         if converted is not None:
-            sources.remember(settings.weights, settings.model, checkpoint, card)
+            sources.remember(settings.weights, settings.named_model, checkpoint, card)
             return serving.openvino(converted, card, settings, placement)
     explainer = _explainer(model, checkpoint)
     largest = serving.chosen_largest(settings)

@@ -133,3 +133,6 @@ _ALL = (
 
 #: By name, in the order in which the contract lists them.
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
+
+#: The one where nobody names another, and the weights bring no network of their own.
+DEFAULT = "densenet121"

@@ -46,7 +46,7 @@ def prepare(settings: Settings, report: Report, progress: Progress) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(settings.model_dump_json() + "\n")
+        process.stdin.write(settings.model_dump_json(exclude_unset=True) + "\n")
         process.stdin.flush()
         failed = ""
         for line in process.stdout:

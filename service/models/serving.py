@@ -68,7 +68,8 @@ def load(
 
     On CUDA, one way to run the model is left out for each reason in ``given_up``.
     """
-    report("loading", f"weights {settings.weights} of {settings.model}")
+    of = f" of {settings.model}" if settings.named_model or settings.weights == "pretrained" else ""
+    report("loading", f"weights {settings.weights}{of}")
     placement = place(settings.device, settings.precision, settings.runtime)
     found = _prepared(settings, placement, progress)
     if found is not None:
@@ -85,7 +86,7 @@ def wants_preparing(settings: Settings, progress: Progress | None = None) -> boo
     placement = place(settings.device, settings.precision, settings.runtime)
     if placement.runtime != "openvino" or converted_weights(settings.weights, settings.model) is not None:
         return False
-    source = sources.find(settings.weights, settings.model, progress)
+    source = sources.find(settings.weights, settings.named_model, progress)
     if source is not None and placement.artifact is None:
         if artifact.cached(source.fingerprint, placement.precision).is_dir():
             return False
@@ -101,7 +102,7 @@ def _prepared(settings: Settings, placement: Placement, progress: Progress | Non
         return _of_directory(path, settings, placement)
     if placement.runtime != "openvino":
         return None
-    source = sources.find(settings.weights, settings.model, progress)
+    source = sources.find(settings.weights, settings.named_model, progress)
     if source is None:
         return None
     if placement.artifact is not None:

@@ -33,7 +33,7 @@ class Source:
     card: ModelCard
 
 
-def find(weights: str, model: str, progress: Progress | None = None) -> Source | None:
+def find(weights: str, model: str | None, progress: Progress | None = None) -> Source | None:
     """What an earlier start has learnt of these weights; None if there was none, or they are others now.
 
     May ask a hub, as reading the weights would. Raises `CheckpointError`.
@@ -52,7 +52,7 @@ def find(weights: str, model: str, progress: Progress | None = None) -> Source |
     return source if same else None
 
 
-def remember(weights: str, model: str, checkpoint: Checkpoint, card: ModelCard) -> Source:
+def remember(weights: str, model: str | None, checkpoint: Checkpoint, card: ModelCard) -> Source:
     """Notes what reading these weights has shown. A cache that cannot be written is no matter."""
     source = Source(manifest.fingerprint(checkpoint), card)
     try:
@@ -64,7 +64,7 @@ def remember(weights: str, model: str, checkpoint: Checkpoint, card: ModelCard) 
     return source
 
 
-def _place(weights: str, model: str) -> Path:
+def _place(weights: str, model: str | None) -> Path:
     key: Mapping[str, object] = {
         "weights": weights,
         "folder": str(Path.cwd()),  # for a relative path

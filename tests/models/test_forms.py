@@ -457,6 +457,23 @@ _KEYS = st.sampled_from(
 )
 
 
+#: Of weights that are kept in parts, whole or half.
+_ENDINGS = st.sampled_from(["_g", "_v", "_orig", "_mask", ".p"])
+_IN_PARTS = st.lists(
+    st.sampled_from(
+        [
+            "weight_g",
+            "weight_v",
+            "weight_orig",
+            "weight_u",
+            "parametrizations.weight.original",
+            "_orig_mod.weight",
+        ]
+    ),
+    min_size=1,
+    max_size=3,
+)
+
 TYPES = (torch.int8, torch.bool, torch.complex64, torch.float64, torch.bfloat16)
 
 
@@ -469,7 +486,7 @@ def mutated(draw: st.DrawFn) -> Any:
     for _ in range(draw(st.integers(0, 4))):
         key = draw(st.sampled_from(sorted(state, key=str)))
         value = state[key]
-        change = draw(st.integers(0, 7))
+        change = draw(st.integers(0, 9))
         if change == 0:
             del state[key]
         elif change == 1:
@@ -489,6 +506,11 @@ def mutated(draw: st.DrawFn) -> Any:
             state[f"{draw(_KEYS)}.{key}"] = value
         elif change == 7 and isinstance(value, Tensor) and value.ndim == 2:
             state[key] = value.to_sparse()
+        elif change == 8:
+            state[f"{key}{draw(_ENDINGS)}"] = state.pop(key)
+        elif change == 9:
+            stem = str(key).rpartition(".weight")[0]
+            state |= {f"{stem}.{part}": torch.ones(draw(st.integers(0, 3))) for part in draw(_IN_PARTS)}
         if not state:
             break
     for key in draw(st.lists(_KEYS, max_size=3)):

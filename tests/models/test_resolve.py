@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision import models
 
+from service.cli import cli
 from service.errors import CheckpointError
 from service.labels import imagenet_classes
 from service.models import _torchvision as _torchvision
@@ -310,6 +312,35 @@ def test_a_configuration_that_is_none_is_refused(tmp_path: Path, text: str) -> N
 def test_cheap_mistakes_are_told_from_the_words_alone(weights: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         places.check(weights)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "serve",
+        "demo",
+        "classify F",
+        "evaluate F",
+        "plan --p99 50",
+        "quantize O --calibrate F",
+        "export O",
+        "convert",
+    ],
+)
+def test_every_command_tells_them_before_it_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    class Told(Exception):
+        pass
+
+    def tell(weights: str, labels: Path | None) -> None:
+        raise Told
+
+    monkeypatch.setattr(places, "check", tell)
+    named = ["pretraned", str(tmp_path / "out")] if command == "convert" else ["--weights", "pretraned"]
+    words = [{"F": str(tmp_path), "O": str(tmp_path / "out")}.get(word, word) for word in command.split()]
+    ran = CliRunner().invoke(cli, [*words, *named])
+    assert isinstance(ran.exception, Told), ran.output
 
 
 def test_and_without_torch() -> None:

@@ -26,7 +26,7 @@ from typing import Any
 
 from service.errors import CheckpointError
 from service.label_files import read_labels, read_labels_of
-from service.models.catalog import VARIANTS
+from service.models.catalog import DEFAULT, VARIANTS
 from service.models.checkpoints import huggingface, kaggle, places
 from service.models.checkpoints.checkpoint import Activation, Checkpoint
 from service.models.checkpoints.download import Progress
@@ -38,7 +38,7 @@ __all__ = ["Activation", "Checkpoint", "Progress", "resolve", "write"]
 
 def resolve(
     weights: str,
-    model: str,
+    model: str | None,
     *,
     labels: Path | None = None,
     progress: Progress | None = None,
@@ -46,11 +46,13 @@ def resolve(
 ) -> Checkpoint:
     """The checkpoint that the settings ``weights`` and ``model`` name, under the classes of ``labels``.
 
+    Without a ``model``, a file decides which of the twelve it is, and what has no network of its own is `DEFAULT`.
+
     With ``cached_only`` no hub is asked, and what is not on this host raises `NotCached` (a hub's alone: what
     torch.hub keeps is `torch_hub.cached`). ``progress`` is called with (bytes done, total or None) while something
     is downloaded. Raises `CheckpointError`, whose one sentence says what to do.
     """
-    if model not in VARIANTS:
+    if model is not None and model not in VARIANTS:
         raise CheckpointError(f"there is no model '{model}'; choose one of {', '.join(VARIANTS)}")
     if labels is not None:
         read_labels(labels)  # before anything is downloaded for it
@@ -67,39 +69,41 @@ def write(checkpoint: Checkpoint, directory: Path, *, notes: Mapping[str, Any] |
     own.write(checkpoint, directory, notes=notes)
 
 
-def _origin(weights: str, model: str, progress: Progress | None, cached_only: bool) -> Checkpoint:
+def _origin(weights: str, model: str | None, progress: Progress | None, cached_only: bool) -> Checkpoint:
     from service.models.checkpoints.torch_hub import pretrained
     from service.models.checkpoints.untrained import untrained
 
     if weights == "pretrained":
-        return _known(pretrained(model, progress), places.published_or_baked(VARIANTS[model]))
+        variant = VARIANTS[model or DEFAULT]
+        return _known(pretrained(variant.name, progress), places.published_or_baked(variant))
     if weights == "random" or weights.startswith("random:"):
-        return untrained(model, *places.seed_and_configuration(weights))
+        return untrained(model or DEFAULT, *places.seed_and_configuration(weights))
     if weights == "demo":
         if not places.DEMO.is_dir():
             raise CheckpointError(
                 "the demo model did not come with this installation: install imagenet-serve again, or give other "
                 "weights, such as --weights pretrained"
             )
-        return _from_folder(local(places.DEMO), Options())
+        return _from_folder(local(places.DEMO), model, Options())
     source, options = parse(weights)
     if huggingface.file_in(source):
         path = huggingface.fetch_file(source, progress, cached_only=cached_only)
         return _known(_from_file(path, model, options), path)
     if source.startswith(huggingface.SCHEME):
-        return _from_folder(huggingface.open_repository(source, progress, cached_only=cached_only), options)
+        repository = huggingface.open_repository(source, progress, cached_only=cached_only)
+        return _from_folder(repository, model, options)
     if source.startswith(kaggle.SCHEME) or source in kaggle.BUILT_IN:
         address = kaggle.BUILT_IN.get(source, source)
-        return _from_folder(kaggle.open_model(address, progress, cached_only=cached_only), options)
+        return _from_folder(kaggle.open_model(address, progress, cached_only=cached_only), model, options)
     path = Path(source).expanduser()
     if source and path.is_dir():
-        return _from_folder(local(path), options)
+        return _from_folder(local(path), model, options)
     if source and path.exists():
         return _known(_from_file(path, model, options), path)
     raise places.unknown(weights)
 
 
-def _from_file(path: Path, model: str, options: Options) -> Checkpoint:
+def _from_file(path: Path, model: str | None, options: Options) -> Checkpoint:
     """Its bytes say what it is; a name may say anything."""
     from service.models.checkpoints.keras import model as keras_model
     from service.models.checkpoints.tensors import file, recognise
@@ -114,7 +118,7 @@ def _known(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     return replace(checkpoint, files={path.name: path})
 
 
-def _from_folder(folder: Folder, options: Options) -> Checkpoint:
+def _from_folder(folder: Folder, model: str | None, options: Options) -> Checkpoint:
     """With the files that were looked for on the way."""
     looked_for: dict[str, Path | None] = {}
 
@@ -122,35 +126,57 @@ def _from_folder(folder: Folder, options: Options) -> Checkpoint:
         looked_for[name] = folder.locate(name)
         return looked_for[name]
 
-    checkpoint = _of_folder(replace(folder, locate=locate), options)
+    checkpoint = _of_folder(replace(folder, locate=locate), model, options)
     return replace(checkpoint, files=looked_for)
 
 
-def _of_folder(folder: Folder, options: Options) -> Checkpoint:
+def _of_folder(folder: Folder, model: str | None, options: Options) -> Checkpoint:
     """A folder says in its ``config.json`` whose format it is of; KerasHub asks in this order too."""
     from service.models.checkpoints import directory, timm
     from service.models.checkpoints.keras import hub
-    from service.models.checkpoints.tensors.recognise import SAVED_MODEL
 
     document = folder.json("config.json")
     if document is None:
-        if folder.find("saved_model.pb") is not None:
-            raise CheckpointError(f"'{folder.name}' is a SavedModel; {SAVED_MODEL}")
-        raise CheckpointError(
-            f"'{folder.name}' is no checkpoint directory: it has no config.json; give the file of the weights itself"
-        )
+        return _of_tensors(folder, {}, model, options)
     if document.get("format") == directory.FORMAT:
         options.only()
         return directory.read(folder, document)
     if "registered_name" in document:
         return hub.read(folder, document, legacy_head=options.only("legacy_head").legacy_head)
-    if "model_type" in document:
-        raise CheckpointError(
-            f"'{folder.name}' is a transformers model ({document['model_type']}); only VGGs and DenseNets of "
-            "torchvision, timm and KerasHub can be served"
-        )
-    if "architecture" in document:
+    if "architecture" in document and document.get("model_type") in (None, _WRAPPED_TIMM):
         return timm.read(folder, document, test_size=options.only("test_size").test_size)
-    raise CheckpointError(
-        f"the config.json of '{folder.name}' is of no format known here; give one of ours, of timm or of KerasHub"
+    if "model_type" in document and not folder.is_local:
+        raise _transformers(folder, document)
+    return _of_tensors(folder, document, model, options)
+
+
+def _transformers(folder: Folder, document: dict[str, Any]) -> CheckpointError:
+    return CheckpointError(
+        f"'{folder.name}' is a transformers model ({document['model_type']}); only VGGs and DenseNets of "
+        "torchvision, timm and KerasHub can be served"
     )
+
+
+#: What transformers calls a model of timm's that it has wrapped.
+_WRAPPED_TIMM = "timm_wrapper"
+
+
+def _of_tensors(folder: Folder, document: dict[str, Any], model: str | None, options: Options) -> Checkpoint:
+    """A folder without a known ``config.json``, as trainers leave it: its tensors say what network they are."""
+    from service.models.checkpoints import parts
+    from service.models.checkpoints.tensors import file, recognise
+
+    if folder.find("saved_model.pb") is not None:
+        raise CheckpointError(f"'{folder.name}' is a SavedModel; {recognise.SAVED_MODEL}")
+    if folder.find(".metadata") is not None:
+        raise CheckpointError(f"'{folder.name}' {recognise.DISTRIBUTED}")
+    if not any(folder.find(name) or folder.find(f"{name}.index.json") for name in parts.NAMES):
+        if "model_type" in document:
+            raise _transformers(folder, document)
+        raise CheckpointError(
+            f"'{folder.name}' is no checkpoint directory: it has neither a config.json that is known here, nor "
+            f"{' or '.join(parts.NAMES)}; give the file of the weights itself"
+        )
+    values, sha256 = parts.read_parts(folder)
+    checkpoint = file.of_values(values, folder.name, model, options, beside=document)
+    return replace(checkpoint, source=folder.source, sha256=sha256)

@@ -29,8 +29,8 @@ _KEYS = (
     "categories",
 )
 
-#: Deeper than anybody puts them.
-_DEEPEST = 6
+#: Deeper than anybody puts them, and in longer lists.
+_DEEPEST, _FEW = 6, 8
 
 
 def classes_beside(values: Any, count: int, name: str) -> tuple[ClassLabel, ...]:
@@ -51,6 +51,9 @@ def classes_beside(values: Any, count: int, name: str) -> tuple[ClassLabel, ...]
 def _under(values: Any, key: str, depth: int) -> Iterator[Any]:
     if isinstance(values, Namespace):
         values = vars(values)
+    if isinstance(values, list | tuple) and len(values) <= _FEW:
+        for value in values:
+            yield from _under(value, key, depth + 1)
     if not isinstance(values, Mapping) or depth > _DEEPEST:
         return
     if key in values:

@@ -22,6 +22,7 @@ class Folder:
     name: str
     source: str
     locate: Callable[[str], Path | None]
+    is_local: bool = False
 
     def find(self, name: str) -> Path | None:
         """The path of a file of this plain name, or None. Raises `CheckpointError`."""
@@ -56,4 +57,4 @@ def local(path: Path) -> Folder:
     def locate(name: str) -> Path | None:
         return path / name if (path / name).is_file() else None
 
-    return Folder(path.resolve().name, f"directory {path.resolve().name}", locate)
+    return Folder(path.resolve().name, f"directory {path.resolve().name}", locate, is_local=True)

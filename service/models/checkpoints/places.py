@@ -12,7 +12,7 @@ from pathlib import Path
 
 from service.errors import CheckpointError
 from service.label_files import read_labels
-from service.models.catalog import VARIANTS, Variant
+from service.models.catalog import DEFAULT, VARIANTS, Variant
 from service.models.checkpoints import huggingface, kaggle
 from service.models.checkpoints.download import Progress
 from service.models.checkpoints.folder import local
@@ -41,13 +41,13 @@ def published_or_baked(variant: Variant) -> Path:
     return baked if BAKED in os.environ and baked.is_file() and not path.is_file() else path
 
 
-def locator(weights: str, model: str, progress: Progress | None = None) -> Locate:
+def locator(weights: str, model: str | None, progress: Progress | None = None) -> Locate:
     """From the name of a file to its path, None where the weights have no such file.
 
     May ask a hub, as reading the weights would. Raises `CheckpointError`.
     """
     if weights == "pretrained":
-        return _among(published_or_baked(VARIANTS[model]))
+        return _among(published_or_baked(VARIANTS[model or DEFAULT]))
     if weights == "demo":
         return local(DEMO).find
     source, _ = parse(weights)

@@ -1,7 +1,7 @@
 """timm's repositories, as on the Hugging Face Hub or saved by ``timm.models.save_for_hf``.
 
     config.json          architecture, model_args, label_names, and pretrained_cfg with the preprocessing
-    model.safetensors    the weights (or pytorch_model.bin with the same names)
+    model.safetensors    the weights (parts.py)
 
 The network is read off the weights: a name like vgg11 says little once model_args has its say.
 """
@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from service.errors import CheckpointError
 from service.labels import ClassLabel, default_classes, imagenet_classes, named_classes
-from service.models.cache import file_sha256
 from service.models.checkpoints.checkpoint import Checkpoint
 from service.models.checkpoints.folder import Folder
-from service.models.checkpoints.tensors.files import read_values
+from service.models.checkpoints.parts import read_parts
 from service.models.checkpoints.tensors.state_dict import read_network
 from service.models.configuration import Configuration, VGGConfig
 from service.models.head import Pooling
@@ -64,10 +62,8 @@ def read(folder: Folder, document: dict[str, Any], *, test_size: bool = False) -
         raise CheckpointError(f"'{folder.name}' is a {architecture}; only VGGs and DenseNets can be served")
     settings, arguments = _settings(document), document.get("model_args") or {}
     _refuse_arguments(arguments, folder.name)
-    weights = _weights(folder)
-    network = read_network(
-        read_values(weights), folder.name, Options(pooling=_wide_pooling(document, arguments))
-    )
+    values, sha256 = read_parts(folder)
+    network = read_network(values, folder.name, Options(pooling=_wide_pooling(document, arguments)))
     configuration, state_dict = network.configuration, network.state_dict
     configuration = _as_timm_computes(configuration, architecture, _pooling(document, arguments, folder.name))
     return Checkpoint(
@@ -78,7 +74,7 @@ def read(folder: Folder, document: dict[str, Any], *, test_size: bool = False) -
         activation="softmax",
         name=folder.name,
         source=f"timm {architecture}, {folder.source}",
-        sha256=file_sha256(weights),
+        sha256=sha256,
     )
 
 
@@ -86,15 +82,6 @@ def _settings(document: dict[str, Any]) -> dict[str, Any]:
     """``pretrained_cfg``, or for the oldest repositories the document itself."""
     settings = document.get("pretrained_cfg")
     return settings if isinstance(settings, dict) else document
-
-
-def _weights(folder: Folder) -> Path:
-    # The pickle only where there is nothing safer.
-    return (
-        folder.find("model.safetensors")
-        or folder.find("pytorch_model.bin")
-        or folder.need("model.safetensors")
-    )
 
 
 def _refuse_arguments(arguments: dict[str, Any], name: str) -> None:
@@ -162,7 +149,7 @@ def _triple(values: Any) -> tuple[float, float, float]:
 def _classes(document: dict[str, Any], count: int, name: str) -> tuple[ClassLabel, ...] | None:
     if count == 0:
         return None
-    labels = document.get("label_names", document.get("labels"))
+    labels = document.get("label_names") or document.get("labels") or document.get("id2label")
     if not labels:
         return default_classes(count)
     if len(labels) != count:

@@ -43,6 +43,11 @@ class Stored:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
     @property
+    def keys(self) -> list[str]:
+        """The names of its tensors."""
+        return [f"{self.name}.{part}" if self.name else part for part in self.parts]
+
+    @property
     def is_linear(self) -> bool:
         return {"weight"} <= {*self.parts} <= {"weight", "bias"} and self.parts["weight"].ndim == 2
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from service.errors import CheckpointError
 from service.models.cache import file_sha256
@@ -14,6 +16,7 @@ from service.models.checkpoints.checkpoint import Activation, Checkpoint
 from service.models.checkpoints.classes import classes_beside
 from service.models.checkpoints.pixels import with_pixels
 from service.models.checkpoints.tensors.files import read_values
+from service.models.checkpoints.tensors.normalising import Normalising
 from service.models.checkpoints.tensors.state_dict import read_network
 from service.models.configuration import Configuration, VGGConfig
 from service.models.options import Options
@@ -28,6 +31,9 @@ _WITHOUT_A_HEAD = "vgg16_features-amdegroot-"
 #: Sides of the image before torchvision's presets cut its centre out, to the side of what they cut.
 _MARGIN = 256 / 224
 
+#: How transformers and Accelerate number the parts of a large checkpoint.
+_PART = re.compile(r"-\d{5}-of-(\d{5})")
+
 _OPTIONS = (
     "preprocessing",
     "classifier_activation",
@@ -39,39 +45,54 @@ _OPTIONS = (
 )
 
 
-def read(path: Path, model: str, options: Options) -> Checkpoint:
+def read(path: Path, model: str | None, options: Options) -> Checkpoint:
     """The checkpoint of a file of tensors, with torchvision's preprocessing unless ``options`` say otherwise.
 
     Raises `CheckpointError` for a file that is no VGG or DenseNet, or is one of the twelve and not ``model``.
     """
-    options = options.only(*_OPTIONS)
     if path.name.startswith(_WITHOUT_A_HEAD):
         raise CheckpointError(f"'{path.name}' holds no values for its classifier; set weights to pretrained")
-    values = read_values(path)
-    network = read_network(values, path.name, options)
+    if part := _PART.search(path.stem):
+        raise CheckpointError(
+            f"'{path.name}' is one of {int(part[1])} parts of a checkpoint; give the folder that all of them are in"
+        )
+    checkpoint = of_values(read_values(path), path.name, model, options)
+    return replace(checkpoint, name=path.stem, source=f"file {path.name}", sha256=file_sha256(path))
+
+
+def of_values(values: Any, name: str, model: str | None, options: Options, beside: Any = None) -> Checkpoint:
+    """The checkpoint of what a file, or all the files of a folder, hold. ``beside`` may name the classes, too.
+
+    Raises `CheckpointError`.
+    """
+    options = options.only(*_OPTIONS)
+    network = read_network(values, name, options)
     configuration = network.configuration
-    _refuse_another_variant(configuration, model, path.name)
+    _refuse_another_variant(configuration, model, name)
     classes = configuration.num_classes
     checkpoint = with_pixels(
         Checkpoint(
             configuration=configuration,
             state_dict=network.state_dict,
-            preprocessing=_preprocessing(options),
-            classes=classes_beside(values, classes, path.name) if classes else None,
+            preprocessing=_preprocessing(options, network.normalising),
+            classes=classes_beside([values, beside], classes, name) if classes else None,
             activation=_activation(classes, options.classifier_activation),
-            name=path.stem,
-            source=f"file {path.name}",
-            sha256=file_sha256(path),
+            name=name,
+            source="",
+            sha256=None,
         ),
         options.preprocessing,
     )
     return with_both_classes(checkpoint)
 
 
-def _preprocessing(options: Options) -> Preprocessing:
+def _preprocessing(options: Options, normalising: Normalising | None) -> Preprocessing:
+    usual = Preprocessing()
+    if normalising is not None:
+        usual = replace(usual, mean=normalising[0], std=normalising[1])
     if options.image_size is None:
-        return Preprocessing()
-    return Preprocessing(resize=round(min(options.image_size) * _MARGIN), crop=options.image_size)
+        return usual
+    return replace(usual, resize=round(min(options.image_size) * _MARGIN), crop=options.image_size)
 
 
 def _activation(classes: int, wanted: str | None) -> Activation:
@@ -81,8 +102,13 @@ def _activation(classes: int, wanted: str | None) -> Activation:
     return "sigmoid" if classes == 1 else "softmax"
 
 
-def _refuse_another_variant(configuration: Configuration, model: str, name: str) -> None:
-    """One variant under the name of another is a slip; a network that is none of the twelve is a choice."""
+def _refuse_another_variant(configuration: Configuration, model: str | None, name: str) -> None:
+    """One variant under the name of another is a slip; a network that is none of the twelve is a choice.
+
+    Where nobody has named a variant, the file does.
+    """
+    if model is None:
+        return
     wanted, found = _body(VARIANTS[model].configuration), _body(configuration)
     if found == wanted:
         return

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import decimal
 import fractions
+import json
 import logging
 import pickle
 import re
@@ -22,7 +24,6 @@ import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from service.errors import CheckpointError
 from service.models.checkpoints.tensors.recognise import kind
@@ -44,14 +45,26 @@ def read_values(path: Path) -> Any:
             raise CheckpointError(f"'{path.name}' is a {other} file; a file of tensors is wanted here")
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors by name. Raises `CheckpointError`."""
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """The tensors by name, and what its head says beside them, as far as that is JSON. Raises `CheckpointError`."""
     try:
-        return load_file(path, device="cpu")
+        with safetensors.safe_open(path, framework="pt") as file:
+            beside = _documents(file.metadata() or {})
+        return {**beside, **load_file(path, device="cpu")}
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(
             f"'{path.name}' is no safetensors file, or a damaged one; fetch it again"
         ) from error
+
+
+def _documents(metadata: dict[str, str]) -> dict[str, Any]:
+    """All values there are texts; some of them are objects or lists that somebody wrote as JSON."""
+    found: dict[str, Any] = {}
+    for key, text in metadata.items():
+        if text.lstrip()[:1] in ("{", "["):
+            with contextlib.suppress(ValueError, RecursionError):
+                found[key] = json.loads(text)
+    return found
 
 
 class _Aside:

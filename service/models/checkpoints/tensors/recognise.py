@@ -119,6 +119,13 @@ SAVED_MODEL = (
 )
 
 
+#: For a directory of ``torch.distributed.checkpoint``, as FSDP writes it.
+DISTRIBUTED = (
+    "is a distributed checkpoint; make one file of it, and give that: python -m "
+    "torch.distributed.checkpoint.format_utils dcp_to_torch DIRECTORY weights.pth"
+)
+
+
 def _pickle(head: bytes, path: Path) -> Kind:
     if head[2:].startswith(_TORCHS_NUMBER):
         return "torch"

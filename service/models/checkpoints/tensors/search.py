@@ -60,14 +60,46 @@ class Found:
         return f".{key}." in f".{self.name}."
 
 
+#: What ``torch.compile``, FSDP, activation checkpoints and their like put between a module's name and its layers'.
+_SHELLS = re.compile(
+    r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+)
+
+
 def flatten(values: Any) -> Flat:
-    """Every plain tensor and float array in nested mappings and lists, by its path."""
+    """Every plain tensor and float array in nested mappings and lists, by its path without the shells of modules."""
     flat: Flat = {}
     for key, value in _walk(values, "", set(), 0):
         tensor = _tensor(value)
         if tensor is not None:
-            flat.setdefault(key, tensor)
+            flat.setdefault(_SHELLS.sub("", key), tensor)
     return flat
+
+
+def is_quantised(values: Any) -> bool:
+    """Whether torch has quantised some of these weights: they are whole numbers then, with a scale."""
+    return any(
+        "_packed_params" in key or (isinstance(value, Tensor) and value.is_quantized)
+        for key, value in _walk(values, "", set(), 0)
+    )
+
+
+def module_of(values: Any, found: Found) -> str:
+    """What the names begin with that lie in one state dict with the network's: all of them are of one module."""
+    mappings: set[str] = set()
+    _mappings(values, "", mappings, 0)
+    fitting = [path for path in mappings if found.root.startswith(path)]
+    return max(fitting, key=len, default="")
+
+
+def _mappings(value: Any, path: str, found: set[str], depth: int) -> None:
+    if not isinstance(value, Mapping | list | tuple) or depth > _DEEPEST or len(value) > _LONGEST:
+        return
+    for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+        if isinstance(item, Tensor | np.ndarray):
+            found.add(_SHELLS.sub("", path))
+        else:
+            _mappings(item, f"{path}{key}.", found, depth + 1)
 
 
 def _walk(value: Any, path: str, above: set[int], depth: int) -> Iterator[tuple[str, Any]]:
@@ -139,12 +171,18 @@ def is_average(flat: Flat, found: Found) -> bool:
 
 def features(flat: Flat, found: Found) -> Flat:
     """The tensors of the network without its head, under torchvision's names."""
+    return {name: flat[key] for key, name in layers(flat, found).items()}
+
+
+def layers(flat: Flat, found: Found) -> dict[str, str]:
+    """What ``flat`` calls each of these tensors, to torchvision's name."""
     begins = len(found.root)
     inner = {key[begins:]: value for key, value in flat.items() if key.startswith(found.root)}
+    names = {key: key for key in inner}
     if any(re.match(r"\d+\.denselayer1\.", key) for key in inner):
-        inner = _with_names(inner)
-    kept = {key: value for key, value in inner.items() if _is_body(key, inner)}
-    return {f"features.{key}": value for key, value in kept.items()}
+        names = _names(inner)
+    named = {name: inner[key] for key, name in names.items()}
+    return {found.root + key: f"features.{name}" for key, name in names.items() if _is_body(name, named)}
 
 
 _BODY = re.compile(r"(\d+|conv\d|norm\d|denseblock\d+|transition\d+)\..*")
@@ -157,7 +195,7 @@ def _is_body(key: str, inner: Flat) -> bool:
     return match is not None and (weight is None or weight.ndim != 2)
 
 
-def _with_names(inner: Flat) -> Flat:
+def _names(inner: Flat) -> dict[str, str]:
     """``nn.Sequential(*densenet.features.children())`` has lost the names of the layers, and not their order."""
     first = min(int(key.partition(".")[0]) for key in inner if re.match(r"\d+\.denselayer1\.", key))
     kinds: dict[int, str] = {}
@@ -166,16 +204,16 @@ def _with_names(inner: Flat) -> Flat:
         if number.isdecimal():
             kinds.setdefault(int(number), _kind(int(number), rest, value, first))
     counts: dict[str, int] = {}
-    names: dict[str, str] = {}
+    places: dict[str, str] = {}
     for place, kind in sorted(kinds.items()):
         counts[kind] = counts.get(kind, 0) + 1
-        names[str(place)] = kind if kind in ("conv0", "norm0", "norm5", "") else f"{kind}{counts[kind]}"
-    renamed: Flat = {}
-    for key, value in inner.items():
+        places[str(place)] = kind if kind in ("conv0", "norm0", "norm5", "") else f"{kind}{counts[kind]}"
+    names: dict[str, str] = {}
+    for key in inner:
         number, _, rest = key.partition(".")
-        if names.get(number):
-            renamed[f"{names[number]}.{rest}"] = value
-    return renamed
+        if places.get(number):
+            names[key] = f"{places[number]}.{rest}"
+    return names
 
 
 def _kind(number: int, rest: str, value: Tensor, first: int) -> str:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from service.errors import CheckpointError
-from service.models.checkpoints.tensors import chain, search
+from service.models.checkpoints.tensors import chain, folded, named, normalising, search, strangers
 from service.models.checkpoints.tensors.chain import Stored
+from service.models.checkpoints.tensors.normalising import Normalising
 from service.models.checkpoints.tensors.search import Flat, Found
 from service.models.checkpoints.tensors.shapes import body
 from service.models.configuration import Configuration, VGGConfig
@@ -29,6 +30,7 @@ _OLD_DENSENET_KEY = re.compile(
 
 #: timm's names for the head of a VGG, whose first two layers are convolutions there.
 _TIMM_HEAD = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
+_TIMMS = tuple(f"{name}." for name in _TIMM_HEAD)
 
 
 #: The layers of torchvision's VGG head.
@@ -41,24 +43,37 @@ class Network:
 
     configuration: Configuration
     state_dict: dict[str, Tensor]
+    normalising: Normalising | None = None
+    """What it does with pixels before its first layer, if a module of its own in front of it does."""
 
 
 def read_network(values: Any, name: str, options: Options) -> Network:
     """The network in ``values``. Raises `CheckpointError` where there is none, or none that can be told."""
-    flat = search.flatten(values)
+    if search.is_quantised(values):
+        raise CheckpointError(
+            f"'{name}' holds weights that torch has quantised; give the floats that they were made of, and make whole "
+            "numbers of them here, with: imagenet-serve quantize"
+        )
+    flat = named.with_usual_names(folded.whole(search.flatten(values), name))
     found = _chosen(flat, name, options.key)
     features = with_batch_counters(
         {_OLD_DENSENET_KEY.sub(r"\1\2", key): tensor for key, tensor in search.features(flat, found).items()}
     )
     configuration = body(features, name)
-    configuration, head = _head(flat, found, configuration, name, options)
-    return Network(configuration, _checked(features | with_batch_counters(head), name))
+    configuration, head, taken = _head(flat, found, configuration, name, options)
+    module = search.module_of(values, found)
+    if options.head is None:
+        strangers.refuse(flat, _untaken(flat, found, taken), module, name)
+    tensors = _checked(features | with_batch_counters(head), name)
+    return Network(configuration, tensors, normalising.inside(flat, module, name))
 
 
 def _chosen(flat: Flat, name: str, key: str | None) -> Found:
     found = search.networks(flat)
     if not found:
-        what = "holds neither a VGG nor a DenseNet; only these two families are served"
+        what = (
+            "holds neither a VGG nor a DenseNet by its names and shapes; only these two families are served"
+        )
         raise CheckpointError(
             f"'{name}' {what}" if flat else f"'{name}' holds no weights at all and so {what}"
         )
@@ -103,36 +118,47 @@ def _is_whole(flat: Flat, average: Found, raw: Found) -> bool:
     return keys(average) >= keys(raw)
 
 
+def _untaken(flat: Flat, found: Found, head: set[str]) -> list[str]:
+    """The names of what is neither of the network, nor of its head, nor of another network."""
+    return [
+        key
+        for key in _beside(flat, found, [one for one in search.networks(flat) if one != found], "")
+        if key not in head
+    ]
+
+
 def _head(
     flat: Flat, found: Found, configuration: Configuration, name: str, options: Options
-) -> tuple[Configuration, Flat]:
-    """The configuration with its head, and the head's tensors; unchanged where the file has none at all."""
+) -> tuple[Configuration, Flat, set[str]]:
+    """The configuration with its head, the head's tensors, and what ``flat`` calls them. Unchanged without a head."""
     others = [one for one in search.networks(flat) if one != found]
     scope = found.scope
     while True:
         rest = _beside(flat, found, others, scope)
         if isinstance(configuration, VGGConfig) and "pre_logits.fc1.weight" in rest:
-            return _timm_head(rest, configuration, name)
+            return *_timm_head(rest, configuration, name), {
+                f"{scope}{key}" for key in rest if key.startswith(_TIMMS)
+            }
         layers = chain.stored_layers(rest)
         if any(layer.is_linear for layer in layers):
-            return _read_head(layers, configuration, name, options)
+            configuration, head, order = _read_head(layers, configuration, name, options)
+            return configuration, head, {scope + key for layer in order for key in layer.keys}
         if not scope:
             break
         scope = "".join(f"{part}." for part in scope.split(".")[:-2])
     _refuse_what_may_be_a_head(_beside(flat, found, others, ""), name)
     _log.warning("%s holds no head: it serves features only", name)
-    return configuration, {}
+    return configuration, {}, set()
 
 
 def _beside(flat: Flat, found: Found, others: list[Found], scope: str) -> Flat:
     """The tensors within ``scope`` that belong to no network's layers, under their names in it."""
-    taken = {found.root + key.removeprefix("features.") for key in search.features(flat, found)}
+    taken = search.layers(flat, found)
     return {
         key.removeprefix(scope): tensor
         for key, tensor in flat.items()
         if key.startswith(scope)
         and key not in taken
-        and not (found.root and key.startswith(found.root))
         and not any(
             key.startswith(other.scope or other.root) for other in others if other.scope != found.scope
         )
@@ -154,7 +180,7 @@ def _refuse_what_may_be_a_head(rest: Flat, name: str) -> None:
 
 def _read_head(
     layers: list[Stored], configuration: Configuration, name: str, options: Options
-) -> tuple[Configuration, Flat]:
+) -> tuple[Configuration, Flat, list[Stored]]:
     width = configuration.width
     chosen = _candidates(layers, width, name, options.head)
     order = chain.ordered(chosen, width)
@@ -162,10 +188,9 @@ def _read_head(
         raise CheckpointError(_no_chain(chosen, width, name))
     if _is_cut_off(order, configuration):
         _log.warning("%s holds a head without its last layer: it serves features only", name)
-        return configuration, {}
+        return configuration, {}, order
     stored, tensors = chain.layers_of(order, width, options, name)
-    classes = order[-1].outputs
-    return _canonical(configuration, stored, tensors, classes)
+    return *_canonical(configuration, stored, tensors, order[-1].outputs), order
 
 
 def _candidates(layers: list[Stored], width: int, name: str, wanted: str | None) -> list[Stored]:
@@ -202,9 +227,6 @@ def _candidates(layers: list[Stored], width: int, name: str, wanted: str | None)
                 f"the head; say which by adding ?head={chosen[0].name.partition('.')[0]} or "
                 f"?head={layer.name.partition('.')[0]}"
             )
-    left = [layer for layer in left if {*layer.parts} & {"weight", "bias"}]
-    if left:
-        _log.warning("%s: left out are %s, which are no part of the network", name, _some(left))
     return chosen
 
 
@@ -229,11 +251,6 @@ def _refuse_several(fitting: list[str], name: str) -> None:
         raise CheckpointError(
             f"'{name}' holds several heads: {', '.join(fitting[:8])}; choose one by adding ?head={fitting[0]}"
         )
-
-
-def _some(layers: list[Stored]) -> str:
-    names = [layer.name or "(no name)" for layer in layers]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _no_chain(layers: list[Stored], width: int, name: str) -> str:

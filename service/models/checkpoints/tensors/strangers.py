@@ -1,0 +1,41 @@
+"""What lies among the tensors of a network and is no part of a VGG or a DenseNet as they are served.
+
+Losses and metrics are left out, aloud. Anything else may change what the network computes (an attention, a learned
+pooling, a temperature), so it is refused: an answer without it would be another model's.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+
+from service.errors import CheckpointError
+from service.models.checkpoints.tensors.search import Flat
+
+_log = logging.getLogger(__name__)
+
+#: Words in the names of what has no part in an answer: losses, metrics, counters, what training keeps.
+_HARMLESS = re.compile(
+    r"(?:^|[._])(?:criteri(?:on|a)\w*|\w*loss(?:es)?\w*|\w*metrics?\w*|\w*acc(?:uracy)?\w*|\w*(?:auroc|auc|f1|iou|dice|kappa"
+    r"|recall|precision|confmat|confusion)\w*|(?:class|cls|pos|sample)_?weights?|optim\w*|(?:lr_)?sched\w*|scaler|ema_decay"
+    r"|decay|steps?|global_step|epochs?|best\w*|initted|n_averaged|num_updates|queue\w*|_?extra_state|lpips\w*|fid\w*"
+    r"|mixup|cutmix|augment\w*|(?:img|image|pixel)?_?(?:mean|std))(?:[._]|$)",
+    re.I,
+)
+
+
+def refuse(flat: Flat, others: Iterable[str], within: str, name: str) -> None:
+    """Raises `CheckpointError` for a tensor under ``others``, the keys in ``flat`` that nothing has taken, whose name
+    is in the module ``within`` and tells no loss and no metric."""
+    left = [key for key in others if key.startswith(within) and flat[key].is_floating_point()]
+    for key in left:
+        if not _HARMLESS.search(key.removeprefix(within)):
+            raise CheckpointError(
+                f"'{name}' holds '{key}' {list(flat[key].shape)} beside the layers of its network, and what that "
+                "does is not known here; where answers without it are right, add ?head= and the name of the head"
+            )
+    layers = list(dict.fromkeys(key.rpartition(".")[0] or key for key in left))
+    if layers:
+        some = ", ".join(layers[:5]) + (f" and {len(layers) - 5} more" if len(layers) > 5 else "")
+        _log.warning("%s: left out are %s, which are no part of the network", name, some)
