@@ -45,7 +45,7 @@ test: $(STAMP)  ## the default test run, a process a core
 OLDEST := build/oldest-$(notdir $(PYTHON))
 
 test-oldest: $(OLDEST)/.installed  ## the default test run on the oldest torch and torchvision
-	$(OLDEST)/bin/python -m pytest
+	$(OLDEST)/bin/python -m pytest -n auto --dist loadfile
 
 $(OLDEST)/.installed: pyproject.toml tests/requirements/oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
@@ -94,6 +94,11 @@ test-ray: build/ray/.installed  ## service.batch through a local Ray
 EXTRA := dev
 
 # deploy/install takes torch's CPU build where there is one.
+build/gpu/.installed: pyproject.toml
+	$(PYTHON) -m venv build/gpu
+	build/gpu/bin/python deploy/install dev gpu -- $(PIP_ARGS)
+	touch $@
+
 build/%/.installed: pyproject.toml tests/requirements/%.txt
 	$(PYTHON) -m venv build/$*
 	build/$*/bin/python deploy/install $(EXTRA) tests/requirements/$*.txt -- $(PIP_ARGS)

@@ -53,7 +53,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="IMAGENET_", frozen=True, extra="forbid")
 
     model: str = Field(
-        DEFAULT, description="Which of the twelve variants is served. Where it is not set, a file of weights says."
+        DEFAULT,
+        description="Which of the twelve variants is served. Where it is not set, a file of weights says.",
     )
     weights: str = Field(
         "pretrained",

@@ -22,7 +22,7 @@ from service import usage
 HTTP = httpx.Client(verify=False, timeout=60, headers={"connection": "close"})
 
 #: Seconds: a start on a busy machine, and an end.
-_START, _END = 90.0, 60.0
+_START, _END = 240.0, 60.0
 #: TCP_LISTEN in /proc/net/tcp.
 _LISTENING = "0A"
 

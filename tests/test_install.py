@@ -60,7 +60,7 @@ def choose(
     monkeypatch.setattr(install, "DRIVERS", ["/proc/self/stat"] if driver else [])
     monkeypatch.setattr(install, "with_cuda_by_default", lambda: linux)
     monkeypatch.setattr(install, "say", said.append)
-    return install.choose_builds(WANTED, []), "\n".join(said)
+    return install.choose_builds(WANTED, install.offered("torch", []), []), "\n".join(said)
 
 
 def test_without_a_driver_a_cpu_build_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +91,12 @@ def test_with_a_driver_cuda_is_wanted_and_its_size_is_said(monkeypatch: pytest.M
 
 def test_where_every_build_is_for_the_cpu_nothing_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(monkeypatch, driver=False, torch="2.13.0", linux=False) == ([], "")
+
+
+def test_for_a_gpu_no_cpu_build_is_taken_though_pip_would() -> None:
+    offers = [Version(text) for text in ("2.14.0", "2.13.0+cpu", "2.13.0", "2.12.0")]
+    assert install.newest_cuda_build(WANTED, offers) == ["torch===2.13.0"]
+    assert install.newest_cuda_build(WANTED, []) == []
 
 
 @pytest.mark.parametrize(
