@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -38,6 +38,8 @@ class Ran:
     """Answers to the canary that were looked at."""
     canary_due: bool = False
     """Whether so much has run since the canary was last looked at that it is the next that should run."""
+    rest: Callable[[], None] | None = None
+    """What is left to do for the answers without the device; until it is done they are not whole. Any thread may."""
 
 
 class Running(Protocol):
@@ -47,7 +49,10 @@ class Running(Protocol):
         """Whether `finish` would not have to wait, also because the batch has failed. Never blocks, never raises."""
 
     def finish(self) -> Ran:
-        """Waits, and writes what the tasks want. Raises what the model raised, `DeviceFailed` for the device."""
+        """Waits, and writes what the tasks want, but for `Ran.rest`.
+
+        Raises what the model raised, `DeviceFailed` for the device.
+        """
 
 
 @runtime_checkable

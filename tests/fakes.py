@@ -61,6 +61,8 @@ class FakeRunner:
     """A batch waits for it after it was started; set from the beginning."""
     batches: list[list[int]] = field(default_factory=list)
     running: int = 0
+    maps_wait_for: threading.Event | None = None
+    """With it, maps are what is left to do after the device (`Ran.rest`), and wait for it."""
     lane_count: int = 0
     """Lanes, which two images that wait together prefer."""
     wrong: float = 0
@@ -137,7 +139,15 @@ class FakeRunning:
         assert runner.may_run.wait(60)
         time.sleep(max(0.0, self.ready_at - time.monotonic()))
         runner.running -= 1
-        return self.compute()
+        if runner.maps_wait_for is None or not any(isinstance(want, Explain) for want in self.wanted):
+            return self.compute()
+        return Ran(len(self.slots), runner.mismatches, runner.distrust, rest=self.late)
+
+    def late(self) -> None:
+        """All of it, once that is allowed."""
+        assert self.runner.maps_wait_for is not None
+        assert self.runner.maps_wait_for.wait(60)
+        self.compute()
 
     def compute(self) -> Ran:
         """What every batch comes to, after its delay."""

@@ -362,7 +362,7 @@ class EngineCore:
         """``full``: it ended with every lane at work."""
         if self._lanes is not None and batch.lane is not None:
             self._load.ran_in_lane(batch.finished - batch.started, self._lanes.count, full)
-        else:
+        elif batch.finished > self._busy_until:  # not one whose answers took longer than a later one's
             # Of batches that overlap, each counts for as long as it had the device to itself.
             self._load.ran(size, batch.finished - max(batch.started, self._busy_until))
 

@@ -158,8 +158,10 @@ class DeviceThread:
         self._wake_read, self._wake_write = os.pipe()
         self._owner = owner or Owner("device")
         self._ended: Callable[[], None] = lambda: None
+        self._rest = RestThread(self.tell)
 
     def start(self) -> None:
+        self._rest.start()
         self._ended = self._owner.start(self._work)
 
     def fileno(self) -> int:
@@ -179,6 +181,7 @@ class DeviceThread:
         if self.failed:
             return  # whatever a broken device still does, nobody waits for it; the process ends
         self._ended()
+        self._rest.stop()
         os.close(self._wake_read)
         os.close(self._wake_write)
 
@@ -241,7 +244,10 @@ class DeviceThread:
         self.failed = self.failed or _distrust(batch)
         if batch.finished >= self._check_due and not self.failed:
             self._check()
-        self.tell(batch)
+        if batch.ran is not None and batch.ran.rest is not None:
+            self._rest.submit(batch)  # the device goes on meanwhile
+        else:
+            self.tell(batch)
 
     def _check(self) -> None:
         self._check_due = self._clock() + _CHECK_EVERY
@@ -261,6 +267,44 @@ class DeviceThread:
             self.failed = self.failed or _distrust(batch)
         self._done.put(batch)
         os.write(self._wake_write, b"\0")
+
+
+class RestThread:
+    """Does what is left of answers when the device is done with them (`Ran.rest`); ``tell`` hears of each end.
+
+    Until then their batch counts as running, so that no more is left lying here than the device may have in flight.
+    """
+
+    def __init__(self, tell: Callable[[Batch], None]) -> None:
+        self._tell = tell
+        self._jobs: SimpleQueue[Batch | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="rest", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, batch: Batch) -> None:
+        self._jobs.put(batch)
+
+    def stop(self) -> None:
+        """Lets the thread end after what it was given, and waits for that."""
+        self._jobs.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _work(self) -> None:
+        while (batch := self._jobs.get()) is not None:
+            try:
+                assert batch.ran is not None
+                assert batch.ran.rest is not None
+                batch.ran.rest()
+            except Exception as error:
+                # The border of this thread: what fails here is the batch's failure, not the engine's.
+                log.error(
+                    "the answers to a batch of %d could not be made", len(batch.requests), exc_info=error
+                )
+                batch.error = error
+            self._tell(batch)
 
 
 class LaneThreads:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
+import numpy as np
 import pytest
 
 from service.engine.arena import Arena, Gauge, Geometry
 from service.engine.batcher import Batcher
 from service.engine.core import EngineCore
 from service.engine.transport import Link, socket_pair
-from service.errors import EngineFailed
+from service.errors import EngineFailed, InternalError
 from service.running import DeviceFailed, Memory
-from service.task import Task
+from service.task import Explain, Task
 from tests.engine.harness import IMAGE, Engine
-from tests.engine.test_client_and_core import ask, picture
-from tests.fakes import FakeRunner, fingerprint
+from tests.engine.test_client_and_core import LATER, ask, picture
+from tests.fakes import FAKE_MAP, FakeRunner, fingerprint
 from tests.loops import on_a_loop, until
 
 
@@ -50,6 +52,36 @@ async def test_everyone_gets_their_own_answer_whatever_overlaps(in_flight: int) 
         await asyncio.gather(*(one(seed) for seed in range(16)))
         assert engine.arena.free == 32
         assert engine.arena.gauges[Gauge.BUSY_SINCE] == 0
+
+
+@on_a_loop
+async def test_the_device_goes_on_while_a_map_is_made() -> None:
+    made = threading.Event()
+    with Engine("thread", slots=16, in_flight=2, max_batch_size=1, maps_wait_for=made) as engine:
+        client = engine.connect()
+
+        async def look(seed: int) -> Any:
+            with client.take() as slot:
+                slot.pixels[...] = picture(seed)
+                return (await slot.answer(client.clock() + LATER, 10 + FAKE_MAP, Explain(3))).result
+
+        looking = asyncio.create_task(look(1))
+        await until(lambda: engine.runner.batches != [] and engine.runner.running == 0)
+        for seed in range(2, 6):
+            answer = await ask(client, picture(seed))
+            assert (answer.result == fingerprint(picture(seed), 10)).all()
+        assert not looking.done()
+        assert engine.arena.free == 15
+        made.set()
+        grid = await looking
+        assert (grid[:10] == fingerprint(picture(1), 10)).all()
+        assert (grid[10:] == 3 - np.arange(FAKE_MAP)).all()
+        engine.runner.error = ValueError("this map cannot be made")
+        with pytest.raises(InternalError):
+            await look(7)
+        engine.runner.error = None
+        await ask(client, picture(8))
+        assert engine.arena.free == 16
 
 
 @on_a_loop

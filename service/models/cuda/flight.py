@@ -47,8 +47,8 @@ class Flight:
     def finish(self) -> Ran:
         return self._finish(self)
 
-    def deliver(self, deliver: Delivery) -> None:
-        """The answers, to the slots' results."""
+    def deliver(self, deliver: Delivery) -> Callable[[], None] | None:
+        """The answers, to the slots' results; returns what of them is left to do without the device."""
         images, lane = len(self.slots), self.lane
         if not images:
             return
@@ -56,7 +56,7 @@ class Flight:
         if not self.wants_features:
             # In one go: this thread is the one that keeps the device busy.
             self._results[self.slots, : logits.shape[1]] = logits
-            return
+            return None
         features = lane.host_features[:images].permute(0, 3, 1, 2).float().numpy()
         rows = zip(features, logits, strict=True)
-        deliver(self.slots, self._wanted, [Answer(*row) for row in rows], self._results)
+        return deliver.begin(self.slots, self._wanted, [Answer(*row) for row in rows], self._results)

@@ -202,7 +202,9 @@ class StreamRunner:
         self, pixels: Pixels, slots: list[int], wanted: Sequence[Wanted], results: NDArray[np.float32]
     ) -> None:
         """`start`, and waits."""
-        self.start(pixels, slots, wanted, results).finish()
+        rest = self.start(pixels, slots, wanted, results).finish().rest
+        if rest is not None:
+            rest()
 
     def start(
         self, pixels: Pixels, slots: list[int], wanted: Sequence[Wanted], results: NDArray[np.float32]
@@ -340,7 +342,7 @@ class StreamRunner:
         try:
             batch.wait()
             ran = self._trust.judge(self._mismatches(batch), len(batch.canaries), lambda: self._again(batch))
-            batch.deliver(self._deliver)
+            rest = batch.deliver(self._deliver)
         except Exception as error:
             self._give_up(batch.lane, error)
             raise
@@ -348,7 +350,7 @@ class StreamRunner:
         self._watch.ran(_DEVICE)
         if batch.canaries:
             self._watch.looked(_DEVICE)
-        return replace(ran, rows=batch.rows, canary_due=self._watch.due)
+        return replace(ran, rows=batch.rows, canary_due=self._watch.due, rest=rest)
 
     def _again(self, batch: Flight) -> int:
         """Runs the batch once more. Returns how many answers to the canary are wrong now."""
