@@ -12,13 +12,17 @@ import torch
 from torch import Tensor
 
 from benchmarks import gpu, gpu_checks, gpu_steps, report
+from service import bench
 from service.models import fused, loader
 from service.models.catalog import VARIANTS
 from service.models.checkpoints import Checkpoint
+from service.models.cuda import jpegs
 from service.models.cuda.pipeline import StreamRunner
 from service.models.cuda.program import Choice, Program
+from service.preprocess import Preprocessing
 from tests import tiny
 from tests.models.cuda.fake_device import FakeDevice
+from tests.models.cuda.test_jpegs import by_pillow
 
 
 @pytest.fixture(autouse=True)
@@ -162,3 +166,14 @@ def test_without_a_gpu_it_says_so(
     monkeypatch.setattr("sys.argv", ["gpu", *flags])
     assert gpu.main() == code
     assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_the_lane_that_decodes_says_how_fast_and_how_right_it_is() -> None:
+    photos = [bench.synthetic_photo(60, 40, seed) for seed in range(3)]
+    decoder = jpegs.JpegDecoder(by_pillow, Preprocessing())
+    outcome = gpu_steps.lane_rate(decoder, photos, 0.01)
+    assert outcome.verdict == "passed"
+    assert outcome.rows[0]["photos/s"] > 0
+    assert outcome.rows[0]["grey levels away"] == 0
+    broken = jpegs.JpegDecoder(lambda files: [None, *by_pillow(files[1:])], Preprocessing())
+    assert gpu_steps.lane_rate(broken, photos, 0.01).verdict == "FAILED"
