@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,16 @@ def _move(file: h5py.File, old: str, new: str) -> None:
         file.move(old, new)
 
 
+@dataclass(repr=False)
+class Changed:
+    """A file; too large to be printed."""
+
+    name: str
+    data: bytes
+
+
 @st.composite
-def mutated(draw: st.DrawFn) -> tuple[str, bytes]:
+def mutated(draw: st.DrawFn) -> Changed:
     source = draw(st.sampled_from(FILES))
     if source.suffix == ".keras":
         with zipfile.ZipFile(source) as archive:
@@ -123,14 +132,14 @@ def mutated(draw: st.DrawFn) -> tuple[str, bytes]:
         with zipfile.ZipFile(made, "w") as archive:
             for name, data in parts.items():
                 archive.writestr(name, data)
-        return source.name, made.getvalue()
+        return Changed(source.name, made.getvalue())
     whole = io.BytesIO(source.read_bytes())
     with h5py.File(whole, "r+") as file:
         if "model_config" in file.attrs:
             text = _mutate_document(draw, str(file.attrs["model_config"]))
             file.attrs["model_config"] = text
         _mutate_arrays(draw, file)
-    return source.name, whole.getvalue()
+    return Changed(source.name, whole.getvalue())
 
 
 _QUERIES = [
@@ -144,11 +153,9 @@ _QUERIES = [
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(file=mutated(), query=st.sampled_from(_QUERIES))
-def test_any_file_of_kerass_is_a_network_or_a_sentence(
-    tmp_path: Path, file: tuple[str, bytes], query: str
-) -> None:
-    name, data = file
-    (tmp_path / name).write_bytes(data)
+def test_any_file_of_kerass_is_a_network_or_a_sentence(tmp_path: Path, file: Changed, query: str) -> None:
+    name = file.name
+    (tmp_path / name).write_bytes(file.data)
     logging.disable(logging.WARNING)
     try:
         checkpoint = resolve(f"{tmp_path / name}{query}", None)

@@ -224,7 +224,6 @@ def test_our_directory_gives_back_what_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (None, "no config.json"),
         ("{", "JSON"),
         ("[]", "no JSON object"),
         ("{}", "no format known"),
@@ -232,14 +231,16 @@ def test_our_directory_gives_back_what_was_written(tmp_path: Path) -> None:
         ('{"format": "imagenet-serve", "version": 1}', "architecture"),
     ],
 )
-def test_a_bad_directory_is_refused(tmp_path: Path, config: str | None, message: str) -> None:
+def test_a_bad_directory_is_refused(tmp_path: Path, config: str, message: str) -> None:
     write(_as_saved(tmp_path), tmp_path / "ours")
-    path = tmp_path / "ours" / "config.json"
-    path.unlink()
-    if config is not None:
-        path.write_text(config)
+    (tmp_path / "ours" / "config.json").write_text(config)
     with pytest.raises(CheckpointError, match=message):
         resolve(str(tmp_path / "ours"), "densenet121")
+
+
+def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no config\.json, and neither model\.safetensors"):
+        resolve(str(tmp_path), None)
 
 
 def test_labels_replace_the_classes_and_must_be_as_many(tmp_path: Path) -> None:

@@ -117,8 +117,10 @@ def test_what_cannot_be_served_is_refused(
 
 
 def test_transformers_models_are_refused(repository: Callable[..., Path]) -> None:
+    folder = repository(model_type="vit")
+    (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"is a transformers model \(vit\)"):
-        resolve(str(repository(model_type="vit")), "vgg11")
+        resolve(str(folder), "vgg11")
 
 
 def test_a_head_without_classes_is_none(caplog: pytest.LogCaptureFixture) -> None:

@@ -246,6 +246,7 @@ def test_a_distributed_checkpoint_is_told_how_to_become_a_file(tmp_path: Path) -
         resolve(str(tmp_path), None)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch is about to part with them
 def test_quantised_weights_say_so(tmp_path: Path) -> None:
     state: dict[str, Any] = {
         key: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8) if t.ndim > 1 else t

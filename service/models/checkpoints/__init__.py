@@ -137,7 +137,7 @@ def _of_folder(folder: Folder, model: str | None, options: Options) -> Checkpoin
 
     document = folder.json("config.json")
     if document is None:
-        return _of_tensors(folder, {}, model, options)
+        return _of_tensors(folder, _NOTHING, model, options)
     if document.get("format") == directory.FORMAT:
         options.only()
         return directory.read(folder, document)
@@ -157,6 +157,12 @@ def _transformers(folder: Folder, document: dict[str, Any]) -> CheckpointError:
     )
 
 
+#: For a folder without a ``config.json``.
+_NOTHING: dict[str, Any] = {}
+
+#: What a ``config.json`` has at least one of that a trainer of transformers' has written.
+_TRAINERS = {"id2label", "label2id", "num_labels", "num_classes", "model_type", "architectures"}
+
 #: What transformers calls a model of timm's that it has wrapped.
 _WRAPPED_TIMM = "timm_wrapper"
 
@@ -170,12 +176,17 @@ def _of_tensors(folder: Folder, document: dict[str, Any], model: str | None, opt
         raise CheckpointError(f"'{folder.name}' is a SavedModel; {recognise.SAVED_MODEL}")
     if folder.find(".metadata") is not None:
         raise CheckpointError(f"'{folder.name}' {recognise.DISTRIBUTED}")
-    if not any(folder.find(name) or folder.find(f"{name}.index.json") for name in parts.NAMES):
-        if "model_type" in document:
-            raise _transformers(folder, document)
+    here = any(folder.find(name) or folder.find(f"{name}.index.json") for name in parts.NAMES)
+    if "model_type" in document and not here:
+        raise _transformers(folder, document)
+    if document is not _NOTHING and not (here and _TRAINERS & {*document}):
         raise CheckpointError(
-            f"'{folder.name}' is no checkpoint directory: it has neither a config.json that is known here, nor "
-            f"{' or '.join(parts.NAMES)}; give the file of the weights itself"
+            f"the config.json of '{folder.name}' is of no format known here; give one of ours, of timm or of KerasHub"
+        )
+    if not here:
+        raise CheckpointError(
+            f"'{folder.name}' is no checkpoint directory: it has no config.json, and neither "
+            f"{' nor '.join(parts.NAMES)}; give the file of the weights itself"
         )
     values, sha256 = parts.read_parts(folder)
     checkpoint = file.of_values(values, folder.name, model, options, beside=document)
