@@ -51,7 +51,7 @@ class Flight:
         """The answers, to the slots' results; returns what of them is left to do without the device."""
         images, lane = len(self.slots), self.lane
         if not images:
-            return
+            return None
         logits = lane.host_answers[:images].numpy()
         if not self.wants_features:
             # In one go: this thread is the one that keeps the device busy.
