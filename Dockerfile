@@ -134,7 +134,7 @@ FROM runtime AS gpu
 # Triton builds a launcher for each kernel at the first start, and runtime=compile whole kernels: both with the system's
 # compiler and Python's headers, which a base of Debian's own Python has in python3-dev.
 ARG GPU_APT_PACKAGES="g++ libc6-dev"
-USER root
+USER 0
 # hadolint ignore=DL3008,SC2086
 RUN apt-get update && apt-get install -y --no-install-recommends ${GPU_APT_PACKAGES} \
     && rm -rf /var/lib/apt/lists/*
@@ -169,5 +169,6 @@ LABEL org.opencontainers.image.title="imagenet-serve" \
 ENV BUILD_REVISION="${REVISION}"
 
 # The last target is what `docker build .` makes: with WEIGHTS the smaller image, else the one that reads any.
+# hadolint ignore=DL3006
 FROM runtime${WEIGHTS:+-baked} AS cpu
 ENV IMAGENET_DEVICE=cpu

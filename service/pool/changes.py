@@ -165,7 +165,8 @@ class Changes:
         return None
 
     def _settings(self, servable: Servable, wish: Wish) -> Settings:
-        current = servable.current.settings.model_dump()
+        # Without what nobody has set: it stays so, and a file may say which of the twelve it is.
+        current = servable.current.settings.model_dump(exclude_unset=True)
         return all_settings.read({**current, **wish.settings}, spelled=str)
 
     def _room_for(self, servable: Servable, settings: Settings) -> room.Decision:
