@@ -37,15 +37,28 @@ def cpu_flags() -> list[str]:
     return sorted(_cpuinfo("flags", "Features").split())
 
 
+#: Processes of this service that share the quota evenly; more than one in an engine with its part of the processor.
+_sharers = 1
+
+
+def share_quota(sharers: int) -> None:
+    """For this process, `cpu_quota` is one part of as many from now on."""
+    global _sharers  # what this process is, as its affinity
+    _sharers = sharers
+
+
 def cpu_quota(root: Path = _CGROUP) -> float | None:
-    """Cores that the cgroup allows (``cpu.max`` of v2, ``cpu.cfs_quota_us`` of v1); None without a limit."""
+    """Cores that the cgroup allows (``cpu.max`` of v2, ``cpu.cfs_quota_us`` of v1); None without a limit.
+
+    Of a quota that is shared, this process's part.
+    """
     try:
         if (root / "cpu.max").exists():
             quota, period = (root / "cpu.max").read_text().split()
         else:
             quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
             period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
-        return None if quota in ("max", "-1") else int(quota) / int(period)
+        return None if quota in ("max", "-1") else int(quota) / int(period) / _sharers
     except (OSError, ValueError, ZeroDivisionError):
         return None
 

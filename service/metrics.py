@@ -41,6 +41,7 @@ _PREFIX = "imagenet-serve-metrics-"
 PROBES = re.compile(r"/(livez|readyz|healthz|metrics)|/v2/health/(live|ready)|/v2/models/.+/ready")
 
 STATES = ("starting", "loading", "warming", "ready", "draining", "failed")
+ENGINE_STATES = ("waiting", "loading", "serving", "ending", "ended", "given up")
 STAGES = ("receive", "decode", "queue", "inference", "respond")
 
 #: Seconds: from a sub-millisecond stage to a request that waited for its deadline.
@@ -189,11 +190,12 @@ class Snapshot:
         cards: Sequence[ModelCard],
         supervisor: int | None = None,
         switches: Mapping[str, int] | None = None,
+        engines: Sequence[str] = (),
     ) -> None:
         """``sources`` are the engines, ``cards`` what answers, the default model first.
 
         ``supervisor`` is the process above all others of the service, for what each of them uses. ``switches`` are how
-        many changes of a model ended, by outcome.
+        many changes of a model ended, by outcome; ``engines`` the state of each engine of the models that answer.
         """
         self._state = state
         self._restarts = restarts
@@ -203,6 +205,7 @@ class Snapshot:
         self._cards = cards
         self._supervisor = supervisor
         self._switches = switches or {}
+        self._engines = engines
 
     def collect(self) -> Iterable[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -219,6 +222,12 @@ class Snapshot:
             "Front-ends that were started in place of a dead one.",
             self._frontend_restarts,
         )
+        engines = GaugeMetricFamily(
+            "imagenet_engines", "Engines of the models that answer, by state.", labels=["state"]
+        )
+        for name in ENGINE_STATES:
+            engines.add_metric([name], float(self._engines.count(name)))
+        yield engines
         switches = CounterMetricFamily(
             "imagenet_switches", "Changes of a model's version that ended, by outcome.", labels=["outcome"]
         )

@@ -21,7 +21,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from service import wording
+from service import devices, wording
 from service.errors import ConfigurationError
 from service.host import cpu_quota
 from service.models.catalog import DEFAULT, VARIANTS
@@ -35,10 +35,9 @@ _ORIGIN = re.compile(r"https?://[A-Za-z0-9._\[\]:-]+")
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _ROUTE = re.compile(r"/[A-Za-z0-9._~:/-]+")
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 #: What settings take that are words to people and free text to the types.
-_WORDS = {"model": tuple(VARIANTS), "device": ("auto", "cpu", "cuda", "cuda:N")}
+_WORDS = {"model": tuple(VARIANTS), "device": devices.WORDS}
 #: Variables with the prefix that are no settings: the key that clients send.
 _NO_SETTINGS = frozenset({"IMAGENET_API_KEY"})
 #: What Kubernetes sets in every pod for a Service whose name begins with "imagenet".
@@ -61,7 +60,11 @@ class Settings(BaseSettings):
         description="Where its numbers come from: pretrained, random[:SEED], demo, a .pth or .safetensors "
         "file, a checkpoint directory, hf://owner/repo or kaggle://owner/model/framework/variation.",
     )
-    device: str = Field("auto", description="auto takes CUDA where there is one; else cpu, cuda or cuda:N.")
+    device: str = Field(
+        "auto",
+        description="auto takes CUDA where there is one; else cpu, cuda or cuda:N. Several share the work, each with "
+        "an engine of its own: cuda:0,1, cuda:all, cpu,cpu, or UUIDs of GPUs and MIG slices.",
+    )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         "auto", description="auto is fp16 on CUDA and fp32 on the CPU."
     )
@@ -223,9 +226,7 @@ class Settings(BaseSettings):
     @field_validator("device")
     @classmethod
     def _known_device(cls, name: str) -> str:
-        if not _DEVICE.fullmatch(name):
-            meant = "cuda" if name.lower().startswith(("gpu", "nvidia")) else name
-            raise ValueError(_not_among(meant, _WORDS["device"]))
+        devices.listed(name)
         return name
 
     @field_validator("cors_origins")

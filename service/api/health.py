@@ -67,6 +67,7 @@ def metrics(request: Request) -> Response:
         [served.card for served in context.models.answering],
         context.supervisor,
         status.switches,
+        [engine["state"] for engine in status.engines if engine["role"] == "current"],
     )
     exemplars = context.tracing.exemplars if context.tracing is not None else None
     content, content_type = exposition(snapshot, request.headers.get("accept", ""), exemplars)

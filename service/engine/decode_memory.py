@@ -62,9 +62,9 @@ class DecodeMemory:
 
     def note_busy(self, seconds: float) -> None:
         """Tells everyone that the decoders here have been busy for ``seconds``, since they began."""
+        self._connections = [one for one in self._connections if not one.failed]  # nor keep their arenas
         for connection in self._connections:
-            if not connection.failed:
-                connection.arena.decoding[connection.number, Decoding.BUSY] += seconds - self._busy
+            connection.arena.decoding[connection.number, Decoding.BUSY] += seconds - self._busy
         self._busy = seconds
 
     def _reserve(self, size: int) -> None:

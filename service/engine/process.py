@@ -16,6 +16,7 @@ from service import logs
 from service.buckets import bucket_of
 from service.card import ModelCard
 from service.collector import resting
+from service.devices import Device, confine
 from service.engine.arena import Arena, Gauge, Geometry
 from service.engine.batcher import Batcher
 from service.engine.core import EngineCore
@@ -53,12 +54,21 @@ _FEWEST_SLOTS, _BATCHES_OF_SLOTS = 256, 8
 _BULK_SHARE = 4
 
 
-def main(settings: Settings, channel: Channel, given_up: Sequence[str] = (), name: str = "engine") -> None:
+def main(
+    settings: Settings,
+    channel: Channel,
+    given_up: Sequence[str] = (),
+    name: str = "engine",
+    device: Device | None = None,
+) -> None:
     """Runs an engine until the supervisor says stop or dies. Ends with `CANNOT_START` after saying why.
 
     ``given_up`` has a sentence for each engine before this one whose device failed while it was getting ready: of the
-    ways to run the model, so many are left out. ``name`` is for the log.
+    ways to run the model, so many are left out. ``name`` is for the log. ``device``, of several, is what
+    this process is confined to.
     """
+    if device is not None:
+        confine(device)
     logs.configure(settings, name)
     owner = Owner("device")
     try:

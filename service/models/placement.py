@@ -8,6 +8,7 @@ from glob import glob
 from importlib.util import find_spec
 from pathlib import Path
 
+from service.devices import ALL, listed
 from service.errors import ConfigurationError
 from service.extras import install_command
 from service.models.runtimes import manifest
@@ -40,6 +41,8 @@ def place(device: str, precision: str, runtime: str) -> Placement:
     """Decides the settings' ``auto``. Raises `ConfigurationError` with one sentence for what this host cannot do."""
     if device == "auto":
         device = "cuda" if _has_cuda() else "cpu"
+    if device == ALL or listed(device) != [device] or device.startswith(("GPU-", "MIG-")):
+        raise ConfigurationError(f"device={device}: only serve takes several devices or UUIDs; give one here")
     if device.startswith("cuda") and not _has_cuda():
         raise ConfigurationError(
             f"device={device}: this host has no usable CUDA device; use device=cpu or auto"

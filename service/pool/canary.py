@@ -76,7 +76,7 @@ class Canary:
                 self.failed = "has no free place"
                 return
             np.copyto(self._arena.pixels[slot], pixels)
-            self._arena.note_admission(slot, deadline, bulk=True)
+            self._arena.note_admission(slot, deadline, bulk=False)
             self._arena.note_submitted(slot, deadline, now, wanted)
             self._waiting[slot] = image
             self._link.send((slot,))

@@ -287,8 +287,7 @@ class Changes:
                 assert change.servable.kept is not None
                 self.retire(change.servable, change.servable.kept)
             case Action.START:
-                for seat in change.version.seats:
-                    self._pool.start_seat(seat)
+                self._pool.start_version(change.version)
             case Action.CHECK:
                 self._check(change)
             case Action.SHOW:

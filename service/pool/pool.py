@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from service import metrics
 from service.child import Child
+from service.devices import gpus, resolve
 from service.engine import process as engine
 from service.engine.transport import Channel
 from service.pool.board import Board
@@ -111,23 +112,46 @@ class Pool:
         """One more, of which nothing is started yet."""
         self._versions += 1
         version = Version(self._versions, settings)
-        for device in [settings.device]:
+        devices = resolve(settings.device, gpus)
+        capacity = settings.queue_capacity
+        if capacity != "auto":  # what the setting says is for all of them
+            capacity = -(-capacity // len(devices))
+        for device in devices:
             self._names += 1
             name = "engine" if self._names == 1 else f"engine-{self._names}"
-            version.seats.append(Seat(name, device, settings.model_copy(update={"device": device})))
+            own = {"device": device.setting, "queue_capacity": capacity}
+            version.seats.append(Seat(name, device, settings.model_copy(update=own)))
         return version
 
     # Starting
 
     def start(self) -> None:
-        """Starts every engine."""
-        for _, _, seat in self:
-            self.start_seat(seat)
+        """Starts every model's first engine; `_start_others` follows."""
+        for servable in self.servables:
+            self.start_version(servable.current)
+
+    def start_version(self, version: Version) -> None:
+        """Starts its engines: one finds and converts the weights, and the others then have them ready."""
+        self.start_seat(version.seats[0])
+
+    def _start_others(self, servable: Servable, version: Version) -> None:
+        if version in servable.leaving or self.draining or self.host.over:
+            return
+        for seat in version.seats:
+            if not seat.engine:
+                self.start_seat(seat)
 
     def start_seat(self, seat: Seat) -> None:
         """Starts an engine there."""
         self._engines += 1
-        main = partial(engine.main, seat.settings, given_up=tuple(seat.given_up), name=seat.name)
+        several = seat.place.visible or seat.place.share[1] > 1
+        main = partial(
+            engine.main,
+            seat.settings,
+            given_up=tuple(seat.given_up),
+            name=seat.name,
+            device=seat.place if several and self.host.processes else None,
+        )
         seat.begin(self._engines, self.host.spawn(seat.name, main))
         assert seat.child is not None
         self.host.watch(seat.child, self._spoke, self._ended)
@@ -203,6 +227,7 @@ class Pool:
             case "ready":
                 arena, card = descriptors
                 seat.ready(Serving(message["geometry"], arena, card))
+                self._start_others(servable, version)
                 if role != "leaving":
                     for front_end in self.host.front_ends:
                         self._join(front_end, servable, version, seat)
@@ -221,6 +246,8 @@ class Pool:
 
     def _phase(self, servable: Servable, version: Version, seat: Seat, state: State, detail: str) -> None:
         log.info("%s%s: %s", state, self._where(seat), detail)
+        if state == "warming":
+            self._start_others(servable, version)
         if self.changes.of(version):
             self.changes.moved(f"{state}: {detail}")
         elif version is servable.current and not version.serving:

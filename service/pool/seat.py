@@ -16,6 +16,7 @@ from typing import Any
 
 from service.card import ModelCard
 from service.child import Child
+from service.devices import Device
 from service.engine import transport
 from service.engine.arena import MOST_FRONTENDS, Geometry
 from service.restarts import Lives
@@ -53,10 +54,12 @@ class Serving:
 class Seat:
     """Construct, `begin` with each engine that is started, `ready`, `introduce` it, `leave` when it has ended."""
 
-    def __init__(self, name: str, device: str, settings: Settings) -> None:
+    def __init__(self, name: str, device: Device, settings: Settings) -> None:
+        """``settings`` are those of its engine, for the one ``device``."""
         self.name = name
         """What its processes are called."""
-        self.device = device
+        self.device = device.name
+        self.place = device
         self.settings = settings
         self.child: Child | None = None
         self.engine = 0
@@ -94,7 +97,7 @@ class Seat:
         if self.closed:
             return "given up"
         if self.child is None:
-            return "ended"
+            return "ended" if self.engine else "waiting"
         return "serving" if self.serves else "ending" if not self.trusted else "loading"
 
     def begin(self, engine: int, child: Child) -> None:

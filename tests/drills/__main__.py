@@ -16,7 +16,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from benchmarks import report as published
-from tests.drills import effort, ending, flips, loading, models, rollouts
+from tests.drills import effort, ending, flips, loading, models, rollouts, switching
 from tests.drills.report import Report
 
 #: By name: the drill in full and in short.
@@ -30,6 +30,7 @@ DRILLS: dict[str, tuple[Callable[[], Report], Callable[[], Report]]] = {
     "rollouts": (lambda: rollouts.rollouts(10_000), lambda: rollouts.rollouts(1_000)),
     "effort": (lambda: effort.effort(400, 60), lambda: effort.effort(40, 12)),
     "flips": (lambda: flips.flips(40), lambda: flips.flips(6)),
+    "switch": (lambda: switching.switches(50), lambda: switching.switches(8)),
     "histories": (lambda: models.random_histories(1_000_000), lambda: models.random_histories(20_000)),
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.crew import Crew
 from tests.drills import wire
-from tests.drills.hostile import Trick, class_of, trick_image
+from tests.drills.hostile import CLASSES, Trick, class_of, shift, trick_image
 from tests.uploads import png
 
 #: Seconds after a kill in which connections of the killed process may break: the kernel resets them at once, and a
@@ -112,8 +112,10 @@ class Crowd(Crew):
         photo, right = rng.choice(PHOTOS)
         outcome = client.ask(photo)
         wrong = ""
-        if outcome.status == 200 and outcome.document["predictions"][0]["class_id"] != right:
-            wrong = "another's answer"
+        if outcome.status == 200:
+            right = (right + shift(outcome.document["weights"])) % CLASSES
+            if outcome.document["predictions"][0]["class_id"] != right:
+                wrong = f"another's answer, of weights {outcome.document['weights']}"
         self.ledger.note(kind, outcome, _ANYTIME | {200}, wrong)
         return outcome.status
 
@@ -149,8 +151,10 @@ class Crowd(Crew):
         outcome = client.ask(body, "/predict/batch", Content_Type=content_type)
         wrong = ""
         if outcome.status == 200:
+            further = shift(outcome.document["weights"])
             for (_, right), result in zip(chosen, outcome.document["results"], strict=True):
-                if result["status"] == 200 and result["predictions"][0]["class_id"] != right:
+                expected = (right + further) % CLASSES
+                if result["status"] == 200 and result["predictions"][0]["class_id"] != expected:
                     wrong = "another's answer in a batch"
         self.ledger.note("batch", outcome, _ANYTIME | {200}, wrong)
         return outcome.status

@@ -3,13 +3,14 @@
 import math
 from typing import Any
 
+from service.devices import Device
 from service.engine.arena import MOST_FRONTENDS
 from service.pool.seat import Seat
 from service.settings import Settings
 
 
 def seat() -> Seat:
-    return Seat("engine", "cpu", Settings())
+    return Seat("engine", Device("cpu", "cpu"), Settings())
 
 
 def test_no_two_front_ends_have_one_number_however_often_the_others_are_replaced() -> None:
