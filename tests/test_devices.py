@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from itertools import pairwise
 
@@ -51,7 +52,6 @@ def test_devices_are_listed(text: str, found: list[str]) -> None:
         f"{ALL},cpu",
         "cuda:0,²",
         "tpu",
-        "cuda:0;1",
     ],
 )
 def test_what_is_no_device_is_refused_in_words(text: str) -> None:
@@ -72,10 +72,8 @@ def test_every_list_of_devices_is_one_engine_each_and_shares_of_the_cores_are_ev
 
 @given(st.text(max_size=20))
 def test_no_text_is_more_than_a_refusal(text: str) -> None:
-    try:
+    with contextlib.suppress(ValueError):
         assert resolve(text, lambda: ["0"])
-    except ValueError:
-        pass
 
 
 @given(st.sets(st.integers(0, 300), min_size=1, max_size=130), st.integers(1, 40))

@@ -22,6 +22,17 @@ def serving(server: Server) -> int:
     )
 
 
+def kill_one(server: Server, asking: Asking) -> None:
+    """The other goes on, and the service is ready all the time."""
+    victim = engines(server)[0]
+    before = sum(asking.statuses.values())
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: victim not in engines(server))
+    assert HTTP.get(server.url + "/readyz").status_code == 200
+    until(lambda: sum(asking.statuses.values()) > before + 20)
+    until(lambda: serving(server) == 2)
+
+
 def test_one_of_two_engines_dies_alone_and_comes_back() -> None:
     settings = options(
         FIXED_MS=5, IMAGE_MS=1, frontends=2, device="cpu,cpu", queue_capacity=64, model_control="open"
@@ -33,13 +44,7 @@ def test_one_of_two_engines_dies_alone_and_comes_back() -> None:
         with Asking(server, 8) as asking:
             until(lambda: sum(asking.statuses.values()) > 20)
             for _ in range(2):
-                victim = engines(server)[0]
-                before = sum(asking.statuses.values())
-                os.kill(victim, signal.SIGKILL)
-                until(lambda: victim not in engines(server))
-                assert HTTP.get(server.url + "/readyz").status_code == 200
-                until(lambda: sum(asking.statuses.values()) > before + 20)
-                until(lambda: serving(server) == 2)
+                kill_one(server, asking)
             assert load(server, 0).status_code == 200  # both of them are replaced
             assert serving(server) == 2
         assert not asking.wrong

@@ -31,6 +31,7 @@ DRILLS: dict[str, tuple[Callable[[], Report], Callable[[], Report]]] = {
     "effort": (lambda: effort.effort(400, 60), lambda: effort.effort(40, 12)),
     "flips": (lambda: flips.flips(40), lambda: flips.flips(6)),
     "switch": (lambda: switching.switches(50), lambda: switching.switches(8)),
+    "engines": (lambda: switching.two_engines(8), lambda: switching.two_engines(2)),
     "histories": (lambda: models.random_histories(1_000_000), lambda: models.random_histories(20_000)),
 }
 

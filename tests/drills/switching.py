@@ -138,6 +138,67 @@ def switches(times: int) -> Report:
     return report
 
 
+def two_engines(kills: int) -> Report:
+    """One of two engines is killed, again and again, while clients ask both."""
+    report = Report(
+        "two engines", f"{kills} kills of one of two engines under load, after a load on one and on two"
+    )
+    capacity = {count: _goodput("cpu" if count == 1 else "cpu,cpu") for count in (1, 2)}
+    not_ready = 0
+    shares: list[float] = []
+    with Server(**options(**PACE, frontends=2, device="cpu,cpu", queue_capacity=128)) as server:
+        _until(lambda: _serving(server) == 2)
+        with Crowd(address_of(server.url), {"good": 12, "kept": 4}) as crowd:
+            time.sleep(1.0)
+            for number in range(kills):
+                victim = _engines(server)[number % 2]
+                os.kill(victim, signal.SIGKILL)
+                asked = crowd.ledger.count(200)
+                ends = time.monotonic() + 0.5
+                while time.monotonic() < ends:
+                    not_ready += httpx.get(server.url + "/readyz", timeout=_PATIENCE).status_code != 200
+                shares.append((crowd.ledger.count(200) - asked) / 0.5)
+                _until(lambda: _serving(server) == 2)
+                time.sleep(0.5)
+        held = _held(server)
+        code = server.terminate()
+    ledger = crowd.ledger
+    times = capacity[2] / capacity[1]
+    report.promise(
+        "two engines do at least 1.9 times as much as one",
+        times >= 1.9,
+        f"{times:.2f} times {capacity[1]:.0f}/s",
+    )
+    report.promise("ready all the time", not_ready == 0, f"{not_ready} times not")
+    report.promise("nothing is lost", not ledger.lost, f"{len(ledger.lost)} lost of {ledger.answered}")
+    report.promise(
+        "503 only for what was on the dead one",
+        ledger.count(503) <= 16 * len(shares),
+        f"{ledger.count(503)} in {len(shares)} kills, with 16 clients",
+    )
+    report.promise("no wrong answer", not ledger.wrong, "; ".join(ledger.wrong[:2]) or 0)
+    report.promise("all slots are free again", held == 0, f"{held} held")
+    report.promise("exit code 0", code == 0, code)
+    report.figure("images a second in the half second after a kill", spread(shares, 1))
+    return report
+
+
+def _goodput(device: str) -> float:
+    """Answers a second of a closed loop that keeps every engine busy."""
+    with Server(**options(**PACE, frontends=1, device=device)) as server:
+        _until(lambda: _serving(server) == device.count("cpu"))
+        with Crowd(address_of(server.url), {"kept": 24 * device.count("cpu")}) as crowd:
+            time.sleep(1.5)
+            before = crowd.ledger.count(200)
+            time.sleep(4.0)
+            return (crowd.ledger.count(200) - before) / 4.0
+
+
+def _serving(server: Server) -> int:
+    found = httpx.get(server.url + "/healthz", timeout=_PATIENCE).json()["engines"]
+    return sum(engine["state"] == "serving" for engine in found if engine["role"] == "current")
+
+
 def _order(server: Server, action: str = "load", **document: Any) -> httpx.Response:
     return httpx.post(f"{server.url}/models/{action}", json=document, timeout=_PATIENCE)
 
