@@ -29,8 +29,11 @@ log = logging.getLogger(__name__)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 #: Where neither setting nor runtime says less.
 _LARGEST = 1 << 16
-#: Times that each is measured, in turns, so that a neighbour's second of work does not fall on one size alone.
-_ROUNDS = 3
+#: Times that each is measured, in turns, so that a neighbour's second of work does not fall on one size alone; and the
+#: seconds after which a start begins no further turn, since an idle engine measures again.
+_ROUNDS, _BUDGET = 3, 0.5
+#: Of the longest pass that is allowed: after one that took more, twice the images are not tried.
+_SOON = 0.7
 #: Starts that measure: after so many there is nothing new to be learnt.
 _MEASUREMENTS = 4
 #: Seconds. A quicker pass is run some more times at once: the first of them finds this way's threads asleep.
@@ -89,6 +92,7 @@ class ModelRunner:
         times = self._recalled(measured)
         pixels = self._blank(max(self.max_batch_size, *(way.unit or 1 for way in self._ways.values())))
         if times is None:
+            log.info("measuring what is fastest here; the next start knows it")
             times = self._measure(pixels)
             self._notes.write(Measured(self._named(times), graph=self._notes.graph))
         units = [way.unit for way in self._ways.values()]
@@ -177,20 +181,29 @@ class ModelRunner:
 
     def _measure(self, pixels: Pixels) -> list[dict[int, float]]:
         """Seconds for each size in each way: the best of some rounds, after a first one that pays for set-up."""
+        self._set_up(pixels)
         times: list[dict[int, float]] = []
         sizes = [*(size for size in _SIZES if size < self.max_batch_size), self.max_batch_size]
         for way in self._ways.values():
             times.append({})
             for size in [way.unit] if way.unit else sizes:
-                times[-1][size] = took = _time(way, pixels, size)
-                if size >= plan.LEAST and took > plan.LONGEST:
+                times[-1][size] = took = _once(way, pixels, size)
+                if size >= plan.LEAST and took > _SOON * plan.LONGEST:
                     break  # larger ones are composed of these
         tried = [(number, size) for number, measured in enumerate(times) for size in measured]
-        rounds = [[_time(self._ways[number], pixels, size) for number, size in tried] for _ in range(_ROUNDS)]
-        for (number, size), took in zip(tried, map(min, *rounds), strict=True):
+        rounds, began = list[list[float]](), time.perf_counter()
+        while len(rounds) < _ROUNDS and (not rounds or time.perf_counter() - began < _BUDGET):
+            rounds.append([_time(self._ways[number], pixels, size) for number, size in tried])
+        least = [min(of_one) for of_one in zip(*rounds, strict=True)]
+        for (number, size), took in zip(tried, least, strict=True):
             times[number][size] = took
             log.debug("%d images, way %d: %.1f ms", size, number, took * 1000)
         return times
+
+    def _set_up(self, pixels: Pixels) -> None:
+        """Runs each way once, side by side: what compiles has one core each."""
+        with ThreadPoolExecutor(len(self._ways)) as threads:
+            list(threads.map(lambda way: way(pixels, range(way.unit or 1)), self._ways.values()))
 
     def _named(self, times: list[dict[int, float]]) -> dict[str, dict[int, float]]:
         return {way.name: measured for way, measured in zip(self._ways.values(), times, strict=True)}
@@ -206,8 +219,7 @@ class ModelRunner:
         """Lets go of the ways that are never taken, and runs once what is taken."""
         taken = {step for steps in self._steps for step in steps}
         self._ways = {number: self._ways[number] for number in sorted({step.way for step in taken})}
-        with ThreadPoolExecutor(len(self._ways)) as threads:
-            list(threads.map(lambda way: way(pixels, range(way.unit or 1)), self._ways.values()))
+        self._set_up(pixels)
         ways = list(self._ways.values())
         sizes = [
             sorted(_sizes(way, [step.images for step in taken if step.way == number]))

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from service.models import canary
 from service.models._openvino import openvino
 from service.models.loader import Uint8Model
 from service.models.runtimes import translation
-
-#: How far a converted model's logits may be from torch's, relative to the largest: rounding is 1e-5 and less.
-_TOLERANCE = 1e-4
 
 
 class ConversionError(Exception):
@@ -25,36 +20,31 @@ def convert(
     *,
     has_head: bool = True,
     features: nn.Module | None = None,
+    expected: canary.Logits | None = None,
 ) -> openvino.Model:
     """uint8 ``[N, H, W, 3]`` of any N → features ``[N, C, h, w]`` and, with a head, logits ``[N, classes]``.
 
-    ``features`` takes the place of the network's own, which it is compared with.
+    ``features`` takes the place of the network's own. The result is compared with ``expected``, the network's own
+    answer to the canary, which is computed where it is not given.
 
     Normalising stays inside. The result keeps the weights of ``model`` alive and shares them. Raises
     `ConversionError`.
     """
+    if expected is None:
+        expected = canary.expected(model, image, has_head=has_head)
     try:
         converted = translation.network(model, image, has_head=has_head, features=features)
-        _compare(converted, model, _probe(image), has_head=has_head)
+        answer = _answer(converted, image, has_head=has_head)
     except (RuntimeError, TypeError) as error:
         raise ConversionError(str(error).splitlines()[-1]) from error
+    if not canary.is_right(answer, expected, "fp32"):
+        away = canary.distance(answer, expected)
+        raise ConversionError(f"its answers differ from torch's by {away:.2g}")
     return converted
 
 
-def _probe(image: tuple[int, int, int]) -> NDArray[np.uint8]:
-    return np.random.default_rng(0).integers(0, 256, (2, *image), np.uint8)
-
-
-def _compare(
-    converted: openvino.Model, model: Uint8Model, images: NDArray[np.uint8], *, has_head: bool
-) -> None:
-    """Raises `ConversionError` unless the converted model says what torch says."""
-    with torch.inference_mode():
-        last = model.forward_features(torch.from_numpy(images))
-        expected = (model.forward_head(last) if has_head else last).numpy()
+def _answer(converted: openvino.Model, image: tuple[int, int, int], *, has_head: bool) -> canary.Logits:
+    """As `canary.expected`, by the converted model."""
     compiled = openvino.Core().compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    got = compiled(images)[len(compiled.outputs) - 1]
-    allowed = _TOLERANCE * max(1.0, float(np.abs(expected).max()))
-    difference = float(np.abs(got - expected).max())
-    if not difference <= allowed:
-        raise ConversionError(f"its answers differ from torch's by {difference:.2g}")
+    last: canary.Logits = compiled(canary.image(image)[None])[len(compiled.outputs) - 1][0]
+    return last if has_head else last.mean((1, 2))

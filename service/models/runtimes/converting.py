@@ -58,12 +58,12 @@ def convert(model: Uint8Model, checkpoint: Checkpoint, card: ModelCard, precisio
     """The model for OpenVINO, to be run in ``precision``. Raises `ConversionError`."""
     image, has_head = checkpoint.preprocessing.shape, checkpoint.classes is not None
     expected = canary.expected(model, image, has_head=has_head)
-    direct = conversion.convert(model, image, has_head=has_head)
+    direct = conversion.convert(model, image, has_head=has_head, expected=expected)
     graphs = {artifact.DIRECT: artifact.Graph(None, direct)}
     features = winograd.features(model, *image[:2]) if precision == "fp32" else None
     if features is not None:
         try:
-            fewer = conversion.convert(model, image, has_head=has_head, features=features)
+            fewer = conversion.convert(model, image, has_head=has_head, features=features, expected=expected)
             graphs[artifact.WINOGRAD] = artifact.Graph(None, fewer)
         except ConversionError as error:
             log.warning("Winograd's convolutions are not used: %s", error)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 _SMALL = 256 << 20
 
 #: Passes that decide between two graphs.
-_PASSES = 6
+_PASSES = 4
 
 
 class OpenVino:
@@ -57,11 +58,13 @@ class OpenVino:
         self._ways: dict[str, _Together | _Apart] = {}
 
     def ways(self) -> list[Way]:
-        self._ways = {"together": _Together("together", self._compiled("together", None, 1))}
+        ways: list[_Together | _Apart] = [_Together("together", self._compiled("together", None, 1))]
         if self._graph.nbytes <= _SMALL:
             for streams in sorted({1, self._cores}):
                 name = "one" if streams == 1 else "apart"
-                self._ways[name] = _Apart(name, self._compiled(name, 1, streams), streams)
+                ways.append(_Apart(name, self._compiled(name, 1, streams), streams))
+        # Those that are there already have compiled what they need.
+        self._ways = {way.name: self._ways.get(way.name, way) for way in ways}
         return list(self._ways.values())
 
     def another(self) -> OpenVino | None:
@@ -71,22 +74,25 @@ class OpenVino:
 
     def settle(self, names: Sequence[str]) -> bool:
         """Keeps what these ways have compiled, and gives back the memory that compiling took."""
-        anew = False
-        for name in names:
-            way = self._ways[name]
-            if self._graph.nbytes <= _SMALL and self._notes.blob(name) is None and way.compiled is not None:
-                exported: bytes = way.compiled.export_model().getvalue()
-                if self._notes.keep(name, exported) is not None:
-                    # From its file it takes less memory than as it was compiled: weights are pages there.
-                    way.reset(self._compiled(name, way.images, way.streams))
-                    way.prepare()
-                    anew = True
         self._ways = {name: self._ways[name] for name in names}
+        with ThreadPoolExecutor() as threads:
+            anew = any([*threads.map(self._keep, self._ways.values())])
         for way in self._ways.values():
             way.let_go()
         self._graph.let_go()
         cache.trim_memory()
         return anew
+
+    def _keep(self, way: _Together | _Apart) -> bool:
+        """Writes what the way has compiled into its file and reads it there, unless that was done."""
+        if self._graph.nbytes > _SMALL or way.compiled is None or self._notes.blob(way.name) is not None:
+            return False
+        if self._notes.keep(way.name, way.compiled.export_model().getvalue()) is None:
+            return False
+        # From its file it takes less memory than as it was compiled: weights are pages there.
+        way.reset(self._compiled(way.name, way.images, way.streams))
+        way.prepare()
+        return True
 
     def _compiled(self, name: str, images: int | None, streams: int) -> Callable[[], _Compiled]:
         return partial(self._compile, name, images, streams)
@@ -257,16 +263,16 @@ def runtime(
     """A converted model in the graph that is the faster one here, as the notes have it or as is measured now."""
     notes = notes or Notes()
     measured = notes.read()
-    name = measured.graph if measured and measured.graph in converted.graphs else ""
-    notes.graph = name or faster(converted.graphs, precision, cores, image)
-    return OpenVino(converted.graphs[notes.graph], precision, cores, notes)
+    known = measured is not None and measured.graph in converted.graphs
+    names = [measured.graph] if measured and known else [*converted.graphs]
+    candidates = {name: OpenVino(converted.graphs[name], precision, cores, notes) for name in names}
+    notes.graph = names[0] if len(names) == 1 else faster(candidates, image)
+    return candidates[notes.graph]
 
 
-def faster(graphs: Mapping[str, Graph], precision: str, cores: int, image: tuple[int, int, int]) -> str:
-    """The name of the graph that runs one image in the least time here; the first one where there is no other."""
-    if len(graphs) == 1:
-        return next(iter(graphs))
-    times = {name: _milliseconds(OpenVino(graph, precision, cores), image) for name, graph in graphs.items()}
+def faster(candidates: Mapping[str, OpenVino], image: tuple[int, int, int]) -> str:
+    """The name of the one that runs one image in the least time here."""
+    times = {name: _milliseconds(candidate, image) for name, candidate in candidates.items()}
     log.info("one image: %s", ", ".join(f"{took:.1f} ms by {name}" for name, took in times.items()))
     return min(times, key=lambda name: times[name])
 
