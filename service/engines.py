@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any
 
@@ -54,7 +54,7 @@ class Engines:
         served = self._served(message["model"], message["version"], card, message["name"])
         memory = Arena(arena, Geometry.from_json(message["geometry"]))
         self._connections[message["engine"]] = served.client.attach(
-            memory, Link.of(link), message["number"], message.get("standby", False)
+            memory, Link.of(link), message["number"], message.get("standby", False), _answers(card)
         )
 
     async def let_go(self, model: int, version: int) -> None:
@@ -65,6 +65,11 @@ class Engines:
         while not served.idle and served.client.connected:
             await asyncio.sleep(_LOOK_AGAIN)
         self._context.models.remove(served)
+
+    def expect_no_other(self) -> None:
+        """None is started any more."""
+        for served in self._context.models.all:
+            served.client.expect_no_other()
 
     def detach(self) -> None:
         """Lets go of all of them."""
@@ -79,7 +84,13 @@ class Engines:
         if served is None:
             client = EngineClient(threads=self._threads, memory=self._memory)
             client.on_cancelled(context.metrics.cancelled.inc)
+            client.on_again(context.metrics.resubmitted.inc)
             served = context.models.add(Served(model, version, card, client, recipe))
         served.card, served.recipe = card, recipe
         self._configure(recipe)
         return served
+
+
+def _answers(card: ModelCard) -> Hashable:
+    """What decides what an engine answers to the same pixels, and what they are."""
+    return card.name, card.weights, card.sha256, card.preprocessing, len(card.classes), card.feature_shape

@@ -198,6 +198,7 @@ class FrontEnd:
 
     def _drain(self, delay: float) -> None:
         loop = asyncio.get_running_loop()
+        self._engines.expect_no_other()
         loop.call_later(delay, self._end)
         if self._pool is not None:
             patience = self._settings.drain_timeout_ms / 1000

@@ -108,6 +108,7 @@ class Metrics:
     batch_size: Histogram
     batch_duration: Labelled[Histogram]
     padding_rows: Counter
+    resubmitted: Counter
     canary_checks: Counter
     canary_mismatch: Counter
     batches: Counter
@@ -148,6 +149,7 @@ class Metrics:
                 histogram("batch_duration_seconds", "From the start of a batch to its answers.", ("bucket",))
             ),
             padding_rows=counter("padding_rows", "Rows of batches that held no image."),
+            resubmitted=counter("resubmitted", "Images that were given to another engine since theirs died."),
             canary_checks=counter(
                 "canary_checks", "Answers to a known image that were compared with the right one."
             ),

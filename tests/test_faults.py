@@ -104,14 +104,19 @@ def test_a_model_that_hangs_is_replaced() -> None:
         wait_for(lambda: server.metrics()["imagenet_in_flight_requests"] == 1, "not admitted")
         behind = [clients.submit(ask, server, png(seed)) for seed in range(3)]
         assert HTTP.get(server.url + "/healthz").status_code == 200  # nothing waits behind the model
-        assert [code(one.result()) for one in [hanging, *behind]] == [(503, "engine_failed")] * 4
+        assert code(hanging.result()) == (503, "engine_failed")
+        # Another engine gets all four, and answers those that it comes to before it hangs as well.
+        assert {one.result().status_code for one in behind} <= {200, 503}
         wait_for(lambda: is_ready(server), "never ready again")
         wait_for(lambda: is_served(server), "never served again")
         health = HTTP.get(server.url + "/healthz").json()
-        assert health["restarts"] == 1
-        assert server.metrics()["imagenet_in_flight_requests"] == 0
+        assert health["restarts"] == 2  # they were given to one more engine, and to no third
+        metrics = server.metrics()
+        assert metrics["imagenet_in_flight_requests"] == 0
+        assert metrics["imagenet_resubmitted_total"] == 4
         assert server.terminate() == 0
     assert any("a batch had been running" in line for line in server.lines)
+    assert any("two engines died while they had the same image" in line for line in server.lines)
 
 
 @pytest.mark.slow
@@ -146,7 +151,7 @@ def test_a_terminal_that_closes_ends_the_service_as_sigterm_does() -> None:
 
 def test_an_engine_that_dies_again_and_again_ends_the_service_with_a_message() -> None:
     with hostile(frontends=1) as server:
-        for _ in range(5):
+        for _ in range(3):  # two engines each, but for the last
             wait_for(lambda: is_served(server), "never served again")
             assert code(ask(server, trick_image(Trick.EXIT))) == (503, "engine_failed")
         assert server.wait() == 1

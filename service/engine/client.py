@@ -9,7 +9,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import numpy as np
 
@@ -44,6 +44,11 @@ class EngineClient:
         self._turn = 0
         """Images that wanted a slot: engines that are equally good take turns."""
         self._cancelled: Callable[[], None] = lambda: None
+        self._again: Callable[[], None] = lambda: None
+        self._waiting: set[asyncio.Future[None]] = set()
+        """Of those whose engine has failed: they look again when anything has changed."""
+        self._last = False
+        """Whether no other engine is going to come."""
 
     def __repr__(self) -> str:
         return f"<EngineClient {[one.arena for one in self._living] or 'not connected'}>"
@@ -52,19 +57,36 @@ class EngineClient:
         """``callback`` is called for every image whose client went away before the model ran."""
         self._cancelled = callback
 
-    def attach(self, arena: Arena, link: Link, number: int, standby: bool = False) -> Connection:
-        """Serves from ``arena``, too, from now on, as front-end ``number``. To be called on the event loop."""
-        connection = Connection(arena, link, number, self._cancelled, self._threads, standby)
+    def on_again(self, callback: Callable[[], None]) -> None:
+        """``callback`` is called for every image that is submitted once more since its engine died."""
+        self._again = callback
+
+    def attach(
+        self, arena: Arena, link: Link, number: int, standby: bool = False, model: Hashable = None
+    ) -> Connection:
+        """Serves from ``arena``, too, from now on, as front-end ``number``. To be called on the event loop.
+
+        ``model`` is what the engine computes: images go from one that has died to one of the same.
+        """
+        connection = Connection(arena, link, number, self._cancelled, self._threads, standby, model)
         self._connections = [*self._living, connection]
+        self._last = False
         connection.listen()
         self.memory.join(connection)
+        self._wake()
         return connection
+
+    def expect_no_other(self) -> None:
+        """Nobody waits for another engine any more: the service ends."""
+        self._last = True
+        self._wake()
 
     def detach(self) -> None:
         """Lets go of every engine; whoever waits for one gets `EngineFailed`."""
         for connection in self._connections:
-            connection.fail()
+            connection.leave_engine()
         self._connections = []
+        self.expect_no_other()
 
     @property
     def connections(self) -> list[Connection]:
@@ -108,11 +130,9 @@ class EngineClient:
         connections = self._in_order(bulk)
         self._refuse_hopeless(connections[0], deadline, bulk)
         for connection in connections:
-            room = not bulk or connection.arena.free > connection.reserve(bulk)
-            slot = connection.arena.take(connection.number) if room else None
-            if slot is not None:
-                connection.arena.note_admission(slot, deadline, bulk)
-                return Slot(connection, slot, self.clock)
+            number = _take_from(connection, deadline, bulk)
+            if number is not None:
+                return Slot(connection, number, self.clock, self)
         raise self._overloaded(connections)
 
     async def take_in_turn(self, deadline: float, bulk: bool = False) -> Slot:
@@ -128,6 +148,55 @@ class EngineClient:
                         "the deadline passed before there was room for every image"
                     ) from None
                 await asyncio.sleep(_LOOK_AGAIN)
+            except EngineFailed:
+                await self._another(deadline)
+
+    async def take_elsewhere(self, failed: Connection, deadline: float, bulk: bool) -> tuple[Connection, int]:
+        """See `service.engine.slot.Others`."""
+        while True:
+            if not self.connected:
+                await self._another(deadline)
+                continue
+            connections = [one for one in self._in_order(bulk) if one.model == failed.model]
+            if not connections:
+                raise EngineFailed("the engine failed, and the one after it has another model")
+            for connection in connections:
+                number = _take_from(connection, deadline, bulk)
+                if number is not None:
+                    return connection, number
+            await self._news(self._patience(deadline), _LOOK_AGAIN)
+
+    def note_again(self) -> None:
+        """See `service.engine.slot.Others`."""
+        self._again()
+
+    async def _another(self, deadline: float) -> None:
+        """Waits until there may be an engine. Raises `DeadlineExceeded`, and `EngineFailed` where none will come."""
+        if self._last:
+            raise EngineFailed("the engine failed while it held this request")
+        await self._news(self._patience(deadline))
+
+    def _patience(self, deadline: float) -> float:
+        patience = deadline - self.clock()
+        if patience <= 0:
+            raise DeadlineExceeded("the deadline passed before another engine was there (request_timeout_ms)")
+        return patience
+
+    async def _news(self, *seconds: float) -> None:
+        """Returns when an engine has come, when none will, or after the least of ``seconds``."""
+        loop = asyncio.get_running_loop()
+        news: asyncio.Future[None] = loop.create_future()
+        self._waiting.add(news)
+        timer = loop.call_later(min(seconds), _settle, news)
+        try:
+            await news
+        finally:
+            timer.cancel()
+            self._waiting.discard(news)
+
+    def _wake(self) -> None:
+        for news in self._waiting:
+            _settle(news)
 
     def _ready(self) -> list[Connection]:
         """Engines that may be asked: the standby where there is no other. Never empty."""
@@ -167,6 +236,21 @@ class EngineClient:
         capacity = sum(float(connection.arena.gauges[Gauge.CAPACITY]) for connection in connections)
         reason = f"all {slots} places are taken (queue_capacity)"
         return _overload(reason, slots / capacity if capacity > 0 else _SHORTEST_RETRY)
+
+
+def _take_from(connection: Connection, deadline: float, bulk: bool) -> int | None:
+    """A place with that engine; None where there is no room."""
+    arena = connection.arena
+    room = not bulk or arena.free > connection.reserve(bulk)
+    number = arena.take(connection.number) if room else None
+    if number is not None:
+        arena.note_admission(number, deadline, bulk)
+    return number
+
+
+def _settle(news: asyncio.Future[None]) -> None:
+    if not news.done():
+        news.set_result(None)
 
 
 def _overload(reason: str, wait: float) -> Overloaded:

@@ -12,7 +12,7 @@ earlier, so nobody writes into another's image.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from service.engine.arena import FILE, Arena, Decoding, Gauge, Outcome
 from service.engine.choice import Offer
@@ -39,9 +39,14 @@ class Connection:
         cancelled: Callable[[], None],
         threads: int,
         standby: bool = False,
+        model: Hashable = None,
     ) -> None:
-        """``standby``: it is asked while no other engine of its model is there."""
+        """``standby``: it is asked while no other engine of its model is there.
+
+        Engines of equal ``model`` answer alike.
+        """
         self.arena = arena
+        self.model = model
         self.number = number
         self.standby = standby
         self.failed = False
@@ -96,7 +101,8 @@ class Connection:
 
     def takes_files(self) -> bool:
         """Whether an image would be decoded sooner in the engine than here."""
-        return 0 < self._threads <= self.decoding and self.arena.gauges.item(Gauge.FILES) > len(self._files)
+        busy = 0 < self._threads <= self.decoding
+        return busy and not self.failed and self.arena.gauges.item(Gauge.FILES) > len(self._files)
 
     def send_file(self, slot: int, length: int, otherwise: Callable[[], Writing]) -> Writing:
         """The engine decodes the file in ``slot``; what it will not, ``otherwise`` does."""
@@ -132,6 +138,13 @@ class Connection:
         if hung_up:
             self._cancelled()
 
+    def leave_engine(self) -> None:
+        """Lets go of an engine that may go on, and takes back what was held here: nobody may write there any more."""
+        for writing in self._files.values():
+            writing.fail(EngineFailed("the engine was left while it decoded this image"))
+        self._files.clear()
+        self.fail()
+
     def fail(self) -> None:
         """The engine has gone, and its arena with it: whoever waits is told, nothing is released."""
         if self.failed:
@@ -145,7 +158,7 @@ class Connection:
             if reply is not None and not reply.done():
                 reply.set_exception(EngineFailed("the engine failed while it held this request"))
         for writing in self._files.values():
-            writing.fail(EngineFailed("the engine failed while it decoded this image"))
+            writing.give_back()
 
     def _hear(self) -> None:
         numbers = self._link.receive()

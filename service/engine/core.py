@@ -345,6 +345,9 @@ class EngineCore:
             self._canary.ran(batch.ran, in_lane, now)
         if not self._device.failed:
             self._dispatch(now)  # the device first: what is finished can wait for microseconds
+        if isinstance(batch.error, DeviceFailed):
+            self._batch_ran(batch)
+            return  # the engine ends, and another one runs the same images
         outcome = Outcome.OK if batch.error is None else Outcome.FAILED
         size = len(batch.slots) - len(batch.late)
         for slot in batch.slots:

@@ -1,21 +1,32 @@
-"""A place for one image: filled by a decoder, answered by the engine whose arena it is in."""
+"""A place for one image: filled by a decoder, answered by the engine whose arena it is in.
+
+An engine that dies leaves its arena behind, which this process has mapped: the pixels are copied into a place of
+another engine, the standby or the one that comes back, and submitted once more. An image that was with two engines
+when they died goes to no third, for it may be what they died of.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.arena import Outcome
 from service.engine.connection import Connection
-from service.engine.writing import Decoders, Encoded, Work, Writing
-from service.errors import DeadlineExceeded, InternalError
+from service.engine.writing import Decoders, Encoded, FileWriting, Work, Writing
+from service.errors import DeadlineExceeded, EngineFailed, InternalError
 from service.task import Task, Wanted
 
+log = logging.getLogger(__name__)
+
+#: Engines that may die while they have an image: with one more it is answered 503.
+_MOST_DEATHS = 1
 #: Attributes of an enumeration's class are slow to find.
 _OK, _EXPIRED = int(Outcome.OK), int(Outcome.EXPIRED)
 
@@ -34,13 +45,31 @@ class Answer:
     """When the batch was done, on the monotonic clock."""
 
 
+class Others(Protocol):
+    """The engines of a model."""
+
+    async def take_elsewhere(self, failed: Connection, deadline: float, bulk: bool) -> tuple[Connection, int]:
+        """A place with another engine than the one that has ``failed``, waiting for one until ``deadline``.
+
+        Raises `DeadlineExceeded`, and `EngineFailed` where no other is going to come.
+        """
+
+    def note_again(self) -> None:
+        """An image is submitted once more."""
+
+
 class Slot:
     """A place in the arena for one image, and the right to be answered. Use it in a ``with`` statement."""
 
-    def __init__(self, connection: Connection, number: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, connection: Connection, number: int, clock: Callable[[], float], others: Others
+    ) -> None:
         self.number = number
         self._connection = connection
         self._clock = clock
+        self._others = others
+        self._deaths = 0
+        """Engines that have died while they had this image."""
         self._writing: Writing | None = None
         self._left = False
 
@@ -81,6 +110,8 @@ class Slot:
             await writing.done
         finally:
             timer.cancel()
+        if isinstance(writing, FileWriting) and writing.lost:
+            self._deaths += 1
 
     def _begin(self, decoders: Decoders, work: Work) -> Writing:
         """In the engine, if no decoder is free here and it takes such files; else by one of ``decoders``."""
@@ -99,17 +130,43 @@ class Slot:
     async def answer(self, deadline: float, length: int, wanted: Wanted = Task.CLASSIFY) -> Answer:
         """Submits the slot for what is ``wanted`` and waits for the engine's reply, ``length`` float32 of it.
 
-        Raises `DeadlineExceeded` at the ``deadline`` (seconds of the client's clock) whatever the
-        engine does, `EngineFailed` when it died, `InternalError` when the model failed.
+        An engine that dies is followed by another. Raises `DeadlineExceeded` at the ``deadline`` (seconds of the
+        client's clock) whatever the engines do, `EngineFailed` when a second one died or no other will come,
+        `InternalError` when the model failed.
         """
         submitted = self._clock()
-        reply = self._connection.submit(self.number, wanted, submitted, deadline)
-        timer = reply.get_loop().call_later(max(0.0, deadline - submitted), _fail, reply, _deadline_passed)
+        while not await self._replied(wanted, submitted, deadline):
+            if self._deaths > _MOST_DEATHS:
+                log.error("two engines died while they had the same image; it is answered 503")
+                raise EngineFailed("two engines failed one after the other while they held this request")
+            await self._move(deadline)
+        return self._read(length)
+
+    async def _replied(self, wanted: Wanted, submitted: float, deadline: float) -> bool:
+        """Whether the engine has replied; False when it is dead."""
+        connection = self._connection
+        if connection.failed:
+            return False
+        reply = connection.submit(self.number, wanted, submitted, deadline)
+        if self._deaths:
+            self._others.note_again()
+        patience = max(0.0, deadline - self._clock())
+        timer = reply.get_loop().call_later(patience, _fail, reply, _deadline_passed)
         try:
             await reply
+        except EngineFailed:
+            self._deaths += 1
+            return False
         finally:
             timer.cancel()
-        return self._read(length)
+        return True
+
+    async def _move(self, deadline: float) -> None:
+        """To another engine, pixels and all. Nobody else has the old place: its owner's byte says whose it is."""
+        old, number = self._connection, self.number
+        bulk = old.arena.is_bulk(number)
+        self._connection, self.number = await self._others.take_elsewhere(old, deadline, bulk)
+        self.pixels[...] = old.arena.pixels[number]
 
     def _read(self, length: int) -> Answer:
         arena = self._connection.arena

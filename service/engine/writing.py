@@ -39,6 +39,8 @@ class FileWriting:
         self._otherwise = otherwise
         self._instead: Writing | None = None
         self._replied = False
+        self.lost = False
+        """Whether the engine has gone while it had the file."""
         self._afterwards: Callable[[], None] | None = None
         """Set when nobody wants the pixels any more."""
 
@@ -63,9 +65,14 @@ class FileWriting:
             self._instead.done.add_done_callback(self._pass_on)
 
     def fail(self, error: Exception) -> None:
-        """The engine has gone, and the slot with it."""
+        """The front-end has let go of the engine, and of the slot."""
         if not self.done.done():
             self.done.set_exception(error)
+
+    def give_back(self) -> None:
+        """The engine has gone: a decoder begins again."""
+        self.lost = True
+        self.reply(False)
 
     def _pass_on(self, other: asyncio.Future[None]) -> None:
         error = None if other.cancelled() else other.exception()

@@ -77,7 +77,9 @@ class Engine:
         with contextlib.suppress(DeviceFailed):  # the front-ends learn it, as they do of a process
             self.core.serve()
 
-    def connect(self, client: EngineClient | None = None) -> EngineClient:
+    def connect(
+        self, client: EngineClient | None = None, standby: bool = False, model: str | None = None
+    ) -> EngineClient:
         """Attaches ``client``, or a new one, as a front-end of its own. To be called on a running loop."""
         ours, theirs = socket_pair()
         number = self._next_number
@@ -85,7 +87,8 @@ class Engine:
         self._channel.send("front-end", number=number, descriptors=[theirs.fileno()])
         theirs.close()
         client = client or EngineClient()
-        client.attach(Arena(os.dup(self.arena.descriptor), self.arena.geometry), Link(ours), number)
+        arena = Arena(os.dup(self.arena.descriptor), self.arena.geometry)
+        client.attach(arena, Link(ours), number, standby, model)
         self._clients.append(client)
         return client
 

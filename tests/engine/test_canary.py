@@ -125,6 +125,7 @@ def test_an_idle_device_is_looked_at_and_nobody_waits_for_long() -> None:
 async def test_a_wrong_device_is_found_while_it_is_busy(lanes: int) -> None:
     with Engine("thread", slots=16, max_batch_size=4, lane_count=lanes) as engine:
         client = engine.connect()
+        client.expect_no_other()
         await asyncio.gather(*(ask(client, picture(seed)) for seed in range(8)))
         engine.runner.wrong = float("inf")
 

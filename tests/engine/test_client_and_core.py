@@ -33,8 +33,10 @@ def picture(seed: int) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, IMAGE, np.uint8)
 
 
-async def ask(client: EngineClient, image: NDArray[np.uint8], patience: float = LATER) -> Answer:
-    with client.take() as slot:
+async def ask(
+    client: EngineClient, image: NDArray[np.uint8], patience: float = LATER, bulk: bool = False
+) -> Answer:
+    with client.take(bulk=bulk) as slot:
         slot.pixels[...] = image
         return await slot.answer(client.clock() + patience, 10)
 
@@ -235,21 +237,117 @@ async def test_a_failing_model_is_an_internal_error_and_the_next_batch_is_fine(l
 
 
 @on_a_loop
-async def test_a_killed_engine_fails_everyone_at_once_and_another_takes_over() -> None:
+async def test_whoever_waits_for_a_killed_engine_is_answered_by_the_next() -> None:
+    again: list[None] = []
     with Engine("process", slots=8, delay=600.0) as engine:
         client = engine.connect()
+        client.on_again(lambda: again.append(None))
+        decoding = client.take()  # submitted when there is no engine
         waiting = [asyncio.create_task(ask(client, picture(seed))) for seed in range(6)]
         await asyncio.sleep(0.5)
         engine.process.kill()
-        async with asyncio.timeout(30):  # of the 600 s that the batch would take
-            results = await asyncio.gather(*waiting, return_exceptions=True)
-        assert all(isinstance(result, EngineFailed) for result in results)
-        assert not client.connected
+        await until(lambda: not client.connected)
         with pytest.raises(EngineFailed):
             client.take()
-        with Engine("process", slots=8) as another:
+        waiting.append(asyncio.create_task(_fill(decoding, 6)))
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in waiting)
+        with Engine("process", slots=4) as another:  # who finds no place there waits for one
             another.connect(client)
-            assert ((await ask(client, picture(9))).result == fingerprint(picture(9), 10)).all()
+            for seed, answer in enumerate(await asyncio.gather(*waiting)):
+                assert (answer.result == fingerprint(picture(seed), 10)).all()
+            assert len(again) == 6
+            assert another.arena.free == 4
+
+
+async def _fill(slot: Slot, seed: int) -> Answer:
+    with slot:
+        slot.pixels[...] = picture(seed)
+        return await slot.answer(time.monotonic() + LATER, 10)
+
+
+@on_a_loop
+async def test_a_standby_takes_over_what_a_dead_engine_had() -> None:
+    with Engine("process", slots=16, delay=600.0) as engine, Engine("process", slots=16) as standby:
+        client = engine.connect()
+        standby.connect(client, standby=True)
+        waiting = [asyncio.create_task(ask(client, picture(seed), bulk=seed % 2)) for seed in range(6)]
+        await asyncio.sleep(0.2)
+        assert standby.arena.free == 16
+        engine.process.kill()
+        for seed, answer in enumerate(await asyncio.gather(*waiting)):
+            assert (answer.result == fingerprint(picture(seed), 10)).all()
+        assert ((await ask(client, picture(9))).result == fingerprint(picture(9), 10)).all()
+        assert standby.arena.free == 16
+
+
+@on_a_loop
+async def test_an_image_that_was_with_two_dead_engines_goes_to_no_third(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with (
+        Engine("process", slots=8, delay=600.0) as first,
+        Engine("process", slots=8, delay=600.0) as second,
+        Engine("process", slots=8) as third,
+    ):
+        client = first.connect()
+        waiting = asyncio.create_task(ask(client, picture(1)))
+        for engine in (first, second):
+            if engine is second:
+                second.connect(client)
+            await until(lambda: client.pending == 1)
+            engine.process.kill()
+            await until(lambda: not client.connected)
+        third.connect(client)
+        with pytest.raises(EngineFailed, match="two engines"):
+            await waiting
+        assert "two engines died while they had the same image" in caplog.text
+        assert third.arena.free == 8
+
+
+@pytest.mark.parametrize("why", ["deadline", "end", "hang-up", "model"])
+@on_a_loop
+async def test_nobody_waits_for_another_engine_in_vain(why: str) -> None:
+    with Engine("process", slots=8, delay=600.0) as engine, Engine("process", slots=8) as other:
+        client = engine.connect()
+        waiting = asyncio.create_task(ask(client, picture(1), 0.3 if why == "deadline" else LATER))
+        in_turn = asyncio.create_task(
+            client.take_in_turn(client.clock() + (0.3 if why == "deadline" else LATER))
+        )
+        await until(lambda: in_turn.done())
+        in_turn.result().__exit__(None, None, None)
+        await until(lambda: client.pending == 1)
+        engine.process.kill()
+        await until(lambda: not client.connected)
+        if why == "end":
+            client.expect_no_other()
+        elif why == "hang-up":
+            waiting.cancel()
+        elif why == "model":
+            other.connect(client, model="another one")
+        expected = {"deadline": DeadlineExceeded, "hang-up": asyncio.CancelledError}.get(why, EngineFailed)
+        with pytest.raises(expected):
+            await waiting
+        assert other.arena.free == 8
+
+
+@on_a_loop
+async def test_the_images_of_a_request_that_wait_for_a_place_wait_for_an_engine_as_well() -> None:
+    with Engine("process", slots=1, delay=600.0) as engine:
+        client = engine.connect()
+        taken = client.take()
+        in_turn = asyncio.create_task(client.take_in_turn(client.clock() + LATER))
+        await asyncio.sleep(0.02)
+        engine.process.kill()
+        await until(lambda: not client.connected)
+        with Engine("process", slots=1) as another:
+            another.connect(client)
+            with await in_turn as slot:
+                slot.pixels[...] = picture(3)
+                answer = await slot.answer(client.clock() + LATER, 10)
+            assert (answer.result == fingerprint(picture(3), 10)).all()
+            taken.__exit__(None, None, None)
+            await until(lambda: another.arena.free == 1)
 
 
 @KINDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -100,10 +101,10 @@ class Site:
             assert not thread.is_alive()
             stopped.close()
 
-    def client(self, number: int = 1) -> EngineClient:
+    def client(self, number: int = 1, client: EngineClient | None = None) -> EngineClient:
         ours, theirs = socket_pair()
         self.core.attach(number, Link(ours))
-        client = EngineClient(threads=1)
+        client = client or EngineClient(threads=1)
         client.attach(Arena(_dup(self.arena.descriptor), self.arena.geometry), Link(theirs), number)
         (connection,) = client.connections
         connection.decoding = 1  # its one decoder is busy with something else
@@ -183,6 +184,27 @@ def test_what_the_engine_does_not_decode_the_front_end_does(trouble: str) -> Non
     assert len(site.decoders.begun) == 1
 
 
+def test_a_file_whose_engine_dies_is_decoded_here_and_answered_by_the_next() -> None:
+    decoder, next_site = FakeDecoder(), Site(None)
+
+    async def scenario(site: Site) -> None:
+        decoder.may.clear()
+        client = site.client()
+        waiting = asyncio.create_task(site.ask(client, Photo(b"F\x10")))
+        await until(decoder.began.is_set)
+        site.core._front_ends[1].link._socket.shutdown(socket.SHUT_RDWR)  # as the end of its process does
+        await until(lambda: len(site.decoders.begun) == 1)
+        with next_site.serving():
+            next_site.client(client=client)
+            assert await waiting == 0x11
+            await until(lambda: next_site.arena.free == 6)
+            client.detach()
+        decoder.may.set()
+        site.arena.release(0)  # nobody else does: the engine is no more
+
+    run(decoder, scenario)
+
+
 def test_a_decoder_that_fails_again_and_again_gets_no_more(caplog: pytest.LogCaptureFixture) -> None:
     decoder = FakeDecoder()
     decoder.error = RuntimeError("CUDA error")
@@ -232,7 +254,7 @@ def test_a_dead_front_end_s_slots_come_back_after_the_engine_has_decoded_into_th
         dies = asyncio.create_task(site.ask(client, Photo(b"F\x10")))
         await until(decoder.began.is_set)
         client.detach()
-        with pytest.raises(Exception, match="engine failed"):
+        with pytest.raises(Exception, match="engine was left"):
             await dies
         await until(lambda: 1 in site.core._front_ends and site.core._front_ends[1].gone)
         assert site.arena.free == 5
