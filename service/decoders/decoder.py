@@ -24,8 +24,8 @@ from service.engine.transport import anonymous_memory, socket_pair
 if TYPE_CHECKING:
     from service.decoders.job import Job
 
-#: Bodies up to this many bytes may stay in a decoder's memory: the next one is written over them.
-_KEPT = 1 << 20
+#: Bodies up to this many bytes, most photos, stay in a decoder's memory: the next one is written over them.
+_KEPT = 4 << 20
 #: How far behind others a decoder stands that is busy with one picture for long.
 _NICE = 10
 #: ``CPUCLOCK_SCHED``: the kernel's number for a process's clock is made of its own number and this.
@@ -83,20 +83,30 @@ class Decoder:
 
     def take(self, job: Job) -> bool:
         """Hands ``job`` over. False if the process has gone: then nothing has happened."""
-        data = job.picture.data
+        self._memory[: len(job.picture.data)] = job.picture.data
+        if not self._order(job):
+            return False
+        self.job = job
+        self._began = time.monotonic()
+        self._cpu_began = self._cpu()
+        return True
+
+    def take_again(self) -> bool:
+        """Orders the job that it has once more, which may take other memory now: the picture lies there still."""
+        assert self.job is not None
+        return self._order(self.job)
+
+    def _order(self, job: Job) -> bool:
         self._number += 1
-        self._memory[: len(data)] = data
-        order = wire.ORDER.pack(self._number, len(data), job.memory, job.picture.drawn)
-        if job.picture.recipe is not self._recipe and job.picture.recipe != self._recipe:
-            self._recipe = job.picture.recipe
+        picture = job.picture
+        order = wire.ORDER.pack(self._number, len(picture.data), job.memory, picture.drawn)
+        if picture.recipe is not self._recipe and picture.recipe != self._recipe:
+            self._recipe = picture.recipe
             order += json.dumps(wire.recipe_to_json(self._recipe)).encode()
         try:
             self._end.send(order)
         except OSError:
             return False
-        self.job = job
-        self._began = time.monotonic()
-        self._cpu_began = self._cpu()
         return True
 
     def answers(self, number: int) -> bool:
@@ -128,8 +138,8 @@ class Decoder:
 
     @property
     def cpu_seconds(self) -> float:
-        """Of CPU that the job has taken; 0 while that cannot be told."""
-        return max(0.0, self._cpu() - self._cpu_began)
+        """Of CPU that its job has taken; 0 without one, and while that cannot be told."""
+        return max(0.0, self._cpu() - self._cpu_began) if self.job is not None else 0.0
 
     def yield_to_others(self) -> None:
         """Lets the processor have others first, for the rest of its life."""

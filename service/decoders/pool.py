@@ -6,7 +6,7 @@ takes very much has a process of its own. A decoder that is busy with one pictur
 from then on (a niceness cannot be taken back, so it ends with that picture), and another one takes its place among
 the quick ones.
 
-While every decoder has been busy for a moment, there is one more of them.
+While every decoder works on a picture that takes long, there is one more of them.
 
 Killed is a decoder at the deadline of its picture, after the CPU seconds that no honest picture of that size takes,
 and a moment after its client has gone.
@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 
 #: CPU seconds of one picture after which a decoder stands behind the others: a photo of 24 megapixels takes a quarter.
 _LONG = 0.4
-#: Seconds that every decoder has been busy with one picture, after which another is started for who comes next.
+#: CPU seconds that each decoder has spent on one picture, after which another is started for who comes next. Where
+#: the processor is short, more decoders would only share it: a photo of 8 megapixels takes as much.
 _HELD_UP = 0.05
 #: Decoders beside the quick ones, at least, for pictures that take long or much.
 _FEWEST_MORE = 4
@@ -252,10 +253,24 @@ class Pool:
             job.reserved = 0
             self._later(0.0, self._admit_large)
 
+    def _goes_on(self, decoder: Decoder, needed: Cost) -> bool:
+        """Whether the decoder may go on at once with a picture that takes more than it was allowed."""
+        job = decoder.job
+        assert job is not None
+        self._return_memory(job)
+        job.cost = self._at_most(needed)
+        if not job.wanted or self._large or job.memory > _MUCH or not self._take_memory(job):
+            return False
+        return decoder.take_again()
+
+    def _at_most(self, needed: Cost) -> Cost:
+        """What a decoder says is believed up to what the largest picture takes."""
+        return Cost(min(needed.memory, self._largest.memory), min(needed.seconds, self._largest.seconds))
+
     def _needs(self, job: Job, needed: Cost) -> None:
         """A decoder has sent ``job`` back: it takes more than it was allowed."""
         self._return_memory(job)
-        job.cost = Cost(min(needed.memory, self._largest.memory), min(needed.seconds, self._largest.seconds))
+        job.cost = self._at_most(needed)
         limit = self._memory.memory_limit
         if job.memory > limit:
             job.end(
@@ -341,6 +356,8 @@ class Pool:
             decoder.kill("nonsense")
             return
         self._failures = 0
+        if isinstance(result, Cost) and self._goes_on(decoder, result):
+            return
         elapsed = decoder.seconds
         self._finished_seconds += elapsed
         job = decoder.leave()
@@ -458,7 +475,7 @@ class Pool:
     def _tick(self) -> None:
         """Looks at who is busy. The deadlines have timers of their own."""
         self._ticking = False
-        if all(one.alone or one.seconds > _HELD_UP for one in self._all):
+        if all(one.alone or one.cpu_seconds > _HELD_UP for one in self._all):
             self._start_another()
         for decoder in list(self._all):
             job = decoder.job

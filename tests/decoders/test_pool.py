@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from PIL import Image
 from service import usage
 from service.decoders import cost, job, picture
 from service.decoders.cost import Cost
+from service.decoders.decoder import Decoder
 from service.decoders.keeper import Keeper
 from service.decoders.picture import Picture, Recipe
 from service.decoders.pool import Pool
@@ -303,6 +305,50 @@ async def test_memory_ends_where_the_picture_was_allowed_to_go(monkeypatch: pyte
         with pytest.raises(InvalidImage, match="more memory"):
             await decode(decoders, b"take:3000")
         assert np.array_equal(await decode(decoders, GOOD), expected(GOOD))
+
+
+@on_a_loop
+async def test_a_large_picture_stays_with_the_decoder_that_reckoned_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken = Counter[str]()
+    for way in (Decoder.take, Decoder.take_again):
+        count(monkeypatch, way, taken)
+    data = encode(Image.new("RGB", (3000, 3000), (10, 200, 30)), "PNG")
+    async with pool(monkeypatch, quick=1) as decoders:
+        assert np.array_equal(await decode(decoders, data), expected(data))
+        assert np.array_equal(await decode(decoders, GOOD), expected(GOOD))
+    assert taken == {"take": 2, "take_again": 1}
+
+
+def count(monkeypatch: pytest.MonkeyPatch, method: Callable[..., Any], calls: Counter[str]) -> None:
+    """Counts the calls of a decoder's ``method``."""
+
+    def counted(*arguments: Any) -> Any:
+        calls[method.__name__] += 1
+        return method(*arguments)
+
+    monkeypatch.setattr(Decoder, method.__name__, counted)
+
+
+@on_a_loop
+async def test_a_decoder_that_gets_no_processor_is_not_one_that_works_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the processor is short, more decoders would only share it."""
+    async with pool(monkeypatch, quick=1) as decoders:
+        await decode(decoders, GOOD)
+        (only,) = before = decoders_of(decoders)
+        os.kill(only, signal.SIGSTOP)
+        waits = asyncio.create_task(decode(decoders, GOOD))
+        looked = Counter[str]()
+        with monkeypatch.context() as patch:
+            tick = Pool._tick
+            patch.setattr(Pool, "_tick", lambda self: (looked.update(["tick"]), tick(self)))
+            await until(lambda: looked["tick"] > 3)
+        assert decoders_of(decoders) == before
+        os.kill(only, signal.SIGCONT)
+        assert np.array_equal(await waits, expected(GOOD))
 
 
 @on_a_loop
