@@ -32,8 +32,10 @@ def cli() -> None:
 def _checked(settings: Settings) -> Settings:
     """The same, after a look at what weights and labels are called: a slip is told before torch is imported."""
     from service.models.checkpoints import places
+    from service.several import models_of
 
-    places.check(settings.weights, settings.labels)
+    for _, own in models_of(settings):
+        places.check(own.weights, own.labels)
     return settings
 
 

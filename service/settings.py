@@ -60,6 +60,16 @@ class Settings(BaseSettings):
         description="Where its numbers come from: pretrained, random[:SEED], demo, a .pth or .safetensors "
         "file, a checkpoint directory, hf://owner/repo or kaggle://owner/model/framework/variation.",
     )
+    models: str | None = Field(
+        None,
+        description="Several models in place of one: variants, separated by commas, or a JSON file of names and their "
+        "settings. The first is the default; requests ask for another with ?model=NAME.",
+    )
+    memory_budget_mib: PositiveInt | None = Field(
+        None,
+        description="What the engines of all models together may take: a start or a switch past it is refused. "
+        "Unset is whatever there is.",
+    )
     device: str = Field(
         "auto",
         description="auto takes CUDA where there is one; else cpu, cuda or cuda:N. Several share the work, each with "

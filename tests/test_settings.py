@@ -61,6 +61,8 @@ BEYOND = dict.fromkeys(
     "vertex_health_route": "/health",
     "vertex_predict_route": "/predict",
     "max_connections": "auto",
+    "models": None,
+    "memory_budget_mib": None,
     "model_control": "keys",
     "watch_weights_ms": 0,
     "keep_previous_ms": 300_000,

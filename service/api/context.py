@@ -79,8 +79,7 @@ class Context:
     @property
     def connected(self) -> bool:
         """Whether every model has an engine that has not closed its end."""
-        answering = self.models.answering
-        return bool(answering) and all(served.client.connected for served in answering)
+        return self.models.complete
 
     @property
     def state(self) -> str:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from service.api import body
 from service.api.context import context_of
 from service.api.exchange import exchange_of, hang_up_cancels
-from service.api.inference import PROBLEMS, arrive, head, in_a_thread, look, reply, upload
+from service.api.inference import PROBLEMS, ModelName, arrive, head, in_a_thread, look, reply, upload
 from service.api.ranking import activate
 from service.api.schemas import ExplainResponse
 from service.errors import InvalidParameter
@@ -42,7 +42,7 @@ ClassId = Annotated[
     responses={**PROBLEMS, 200: {"content": {_PNG: {}}}},
     openapi_extra=upload("file"),
 )
-async def explain(request: Request, class_id: ClassId = None) -> Response:
+async def explain(request: Request, class_id: ClassId = None, model: ModelName = None) -> Response:
     """Where the model looked: a class activation map (DenseNet) or Grad-CAM (VGG) of one class.
 
     Batched with everyone else's images. With `Accept: image/png` the upright photo with the map laid over it,
@@ -50,11 +50,12 @@ async def explain(request: Request, class_id: ClassId = None) -> Response:
     and the part of the photo that they lie on.
     """
     context, exchange = context_of(request), exchange_of(request)
+    served = exchange.ask(context, model)
     drawn = _PNG in request.headers.get("accept", "")
     explained = await explain_image(
         request, class_id, lambda: body.one_image(request, context.settings.max_upload_bytes), drawn=drawn
     )
-    label, model = explained.label, exchange.ask(context).card
+    label = explained.label
     if explained.picture is not None:
         headers = {"X-Class-Id": str(label.class_id)}
         return Response(explained.picture, media_type=_PNG, headers=headers)
@@ -63,12 +64,12 @@ async def explain(request: Request, class_id: ClassId = None) -> Response:
         "wnid": label.wnid,
         "label": label.label,
         "probability": explained.probability,
-        "method": _METHODS[model.family],
+        "method": _METHODS[served.card.family],
         "grid": explained.grid.tolist(),
         "box": explained.box,
         "timings_ms": explained.timings,
     }
-    return reply({**head(exchange, model), **document})
+    return reply({**head(exchange, served.card), **document})
 
 
 @dataclass(frozen=True)

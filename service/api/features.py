@@ -15,7 +15,7 @@ from service.api import body
 from service.api.compression import packed
 from service.api.context import context_of
 from service.api.exchange import exchange_of, hang_up_cancels
-from service.api.inference import PROBLEMS, arrive, head, look, reply, upload
+from service.api.inference import PROBLEMS, ModelName, arrive, head, look, reply, upload
 from service.api.schemas import FeaturesResponse
 from service.task import Task
 
@@ -39,7 +39,7 @@ Pooling = Annotated[
     responses={**PROBLEMS, 200: {"content": {_NPY: {}}}},
     openapi_extra=upload("file"),
 )
-async def features(request: Request, pooling: Pooling = None) -> Response:
+async def features(request: Request, pooling: Pooling = None, model: ModelName = None) -> Response:
     """The last convolutional block's output of one image, before the classifier.
 
     Batched with everyone else's images. With `Accept: application/x-npy` the array itself, float32, in
@@ -47,13 +47,13 @@ async def features(request: Request, pooling: Pooling = None) -> Response:
     """
     context, exchange = context_of(request), exchange_of(request)
     deadline = exchange.deadline(request, context.settings.request_timeout_ms)
-    served = exchange.ask(context)
-    model = served.card
-    chosen = pooling or model.feature_pooling
+    served = exchange.ask(context, model)
+    card = served.card
+    chosen = pooling or card.feature_pooling
     arrive(served, exchange)
     image = await body.one_image(request, context.settings.max_upload_bytes)
     exchange.stages["receive"] = time.monotonic() - exchange.started
-    shape = model.feature_shape if chosen == "none" else model.feature_shape[:1]
+    shape = card.feature_shape if chosen == "none" else card.feature_shape[:1]
     async with hang_up_cancels(request):
         with served.client.take(deadline, exchange.bulk) as slot:
             seen = await look(
@@ -65,7 +65,7 @@ async def features(request: Request, pooling: Pooling = None) -> Response:
         response = Response(_npy(array), media_type=_NPY)
     else:
         document = {"pooling": chosen, "shape": list(shape), "features": array.tolist()}
-        response = reply({**head(exchange, model), **document})
+        response = reply({**head(exchange, card), **document})
     response = await packed(request, context, response, deadline)
     exchange.timings()
     return response

@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import numpy as np
+from fastapi import Query
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from pydantic_core import to_json
@@ -28,10 +29,15 @@ from service.task import Task, Wanted
 T = TypeVar("T")
 R = TypeVar("R")
 
+#: A query parameter of every route that asks a model.
+ModelName = Annotated[
+    str | None, Query(description="Which of several models, by its name; the default one unless given.")
+]
+
 #: For the schema: what such a route may answer beside 200.
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "content": {"application/problem+json": {}}}
-    for status in (400, 413, 415, 422, 429, 500, 503, 504)
+    for status in (400, 404, 413, 415, 422, 429, 500, 503, 504)
 }
 
 

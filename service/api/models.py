@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 
 from service.api.context import context_of
-from service.api.schemas import Accuracy, FallbackInfo, Label, ModelInfo, VariantInfo
+from service.api.schemas import Accuracy, FallbackInfo, Label, ModelInfo, Problem, VariantInfo
+from service.card import ModelCard
 from service.models.catalog import VARIANTS
 
 router = APIRouter(tags=["model"])
+
+_UNKNOWN: dict[int | str, dict[str, Any]] = {
+    404: {"model": Problem, "content": {"application/problem+json": {}}}
+}
 
 
 @router.get("/model")
 async def model(request: Request) -> ModelInfo:
     """The model that answers `/predict`."""
-    card = context_of(request).model()
+    return _described(context_of(request).model())
+
+
+def _described(card: ModelCard) -> ModelInfo:
     published = card.top1 is not None and card.top5 is not None
     return ModelInfo(
         name=card.name,
@@ -37,10 +47,28 @@ async def model(request: Request) -> ModelInfo:
     )
 
 
+@router.get("/models/loaded")
+async def loaded_models(request: Request) -> list[ModelInfo]:
+    """Every model that answers, the default first."""
+    return [_described(served.card) for served in context_of(request).models.answering]
+
+
+@router.get("/models/loaded/{model_name}", responses=_UNKNOWN)
+async def loaded_model(request: Request, model_name: str) -> ModelInfo:
+    """One of several models, by its name."""
+    return _described(context_of(request).model(model_name))
+
+
+@router.get("/models/loaded/{model_name}/labels", responses=_UNKNOWN)
+async def labels_of(request: Request, model_name: str) -> list[Label]:
+    """Every class that it knows, in the order of its logits."""
+    return _labels(context_of(request).model(model_name))
+
+
 @router.get("/models")
 async def models(request: Request) -> list[VariantInfo]:
     """The twelve variants that the setting `model` takes."""
-    loaded = {served.card.name for served in context_of(request).models.answering}
+    names = {served.card.name for served in context_of(request).models.answering}
     return [
         VariantInfo(
             name=variant.name,
@@ -50,7 +78,7 @@ async def models(request: Request) -> list[VariantInfo]:
             top1=variant.top1,
             top5=variant.top5,
             download_mb=variant.download_mb,
-            loaded=variant.name in loaded,
+            loaded=variant.name in names,
         )
         for variant in VARIANTS.values()
     ]
@@ -59,4 +87,8 @@ async def models(request: Request) -> list[VariantInfo]:
 @router.get("/labels")
 async def labels(request: Request) -> list[Label]:
     """Every class that the model knows, in the order of its logits."""
-    return [Label.model_validate(entry) for entry in context_of(request).model().classes]
+    return _labels(context_of(request).model())
+
+
+def _labels(card: ModelCard) -> list[Label]:
+    return [Label.model_validate(entry) for entry in card.classes]

@@ -13,7 +13,7 @@ from service.api import base64_images, body
 from service.api.context import Context, context_of
 from service.api.errors import problem, status_of
 from service.api.exchange import Exchange, exchange_of, hang_up_cancels
-from service.api.inference import PROBLEMS, arrive, each, head, in_a_thread, look, reply, upload
+from service.api.inference import PROBLEMS, ModelName, arrive, each, head, in_a_thread, look, reply, upload
 from service.api.ranking import Ranking
 from service.api.schemas import BatchResponse, PredictResponse
 from service.api.served import Served
@@ -35,10 +35,12 @@ Activation = Annotated[
     responses=PROBLEMS,
     openapi_extra=upload("file", json=base64_images.ImageDocument),
 )
-async def predict(request: Request, top_k: TopK = None, activation: Activation = "softmax") -> Response:
+async def predict(
+    request: Request, top_k: TopK = None, activation: Activation = "softmax", model: ModelName = None
+) -> Response:
     """One image, as a form's part `file`, as the raw body, or as base64 in JSON, to its best classes."""
     limit = context_of(request).settings.max_upload_bytes
-    return await _predict(request, top_k, activation, lambda: body.one_image(request, limit))
+    return await _predict(request, top_k, activation, model, lambda: body.one_image(request, limit))
 
 
 # What `curl -T` sends. One operation in the schema is enough.
@@ -48,18 +50,21 @@ router.put("/predict", include_in_schema=False)(predict)
 async def predict_any_type(request: Request, top_k: int | None) -> Response:
     """`predict`, but that a raw body may be of any declared type: the bytes decide."""
     limit = context_of(request).settings.max_upload_bytes
-    return await _predict(request, top_k, "softmax", lambda: body.one_image(request, limit, any_type=True))
+    return await _predict(
+        request, top_k, "softmax", None, lambda: body.one_image(request, limit, any_type=True)
+    )
 
 
 async def _predict(
     request: Request,
     top_k: int | None,
     activation: str,
+    name: str | None,
     receive: Callable[[], Awaitable[bytes | memoryview]],
 ) -> Response:
     context, exchange = context_of(request), exchange_of(request)
     deadline = exchange.deadline(request, context.settings.request_timeout_ms)
-    served, ranking = _ask(context, exchange, top_k, activation)
+    served, ranking = _ask(context, exchange, top_k, activation, name)
     model = served.card
     image: bytes | memoryview
     if base64_images.is_json(request):
@@ -82,7 +87,9 @@ async def _predict(
     responses=PROBLEMS,
     openapi_extra=upload("files", several=True),
 )
-async def predict_batch(request: Request, top_k: TopK = None, activation: Activation = "softmax") -> Response:
+async def predict_batch(
+    request: Request, top_k: TopK = None, activation: Activation = "softmax", model: ModelName = None
+) -> Response:
     """Several images, as a form's parts `files`, to one result each, in order.
 
     An image that cannot be used, or that the model has no numbers for, gets its own error and changes nothing
@@ -91,25 +98,25 @@ async def predict_batch(request: Request, top_k: TopK = None, activation: Activa
     context, exchange = context_of(request), exchange_of(request)
     settings = context.settings
     deadline = exchange.deadline(request, settings.request_timeout_ms)
-    served, ranking = _ask(context, exchange, top_k, activation)
-    model = served.card
+    served, ranking = _ask(context, exchange, top_k, activation, model)
+    card = served.card
     parts = await body.several_images(request, settings.max_upload_bytes, settings.max_images_per_request)
     exchange.stages["receive"] = time.monotonic() - exchange.started
 
     async def result(part: body.Part, slot: Slot) -> dict[str, Any]:
         try:
-            seen = await look(context, slot, served.picture(part.data), deadline, len(model.classes))
+            seen = await look(context, slot, served.picture(part.data), deadline, len(card.classes))
         except (RequestError, NotANumber) as error:
             document = problem(error, exchange.id)
             return {"filename": part.filename, "status": status_of(error), "error": document}
         exchange.note(seen.stages, seen.answer)
-        predictions = ranking.predictions(seen.answer.result, model.classes, model.activation)
+        predictions = ranking.predictions(seen.answer.result, card.classes, card.activation)
         return {"filename": part.filename, "status": 200, "predictions": predictions}
 
     async with hang_up_cancels(request):
         results = await each(served, parts, deadline, result, bulk=exchange.bulk)
     exchange.timings()
-    return reply({**head(exchange, model), "results": results})
+    return reply({**head(exchange, card), "results": results})
 
 
 async def _from_json(
@@ -130,9 +137,11 @@ async def _from_json(
     return image, ranking.changed(served.card.classes, document.top_k, document.activation)
 
 
-def _ask(context: Context, exchange: Exchange, top_k: int | None, activation: str) -> tuple[Served, Ranking]:
+def _ask(
+    context: Context, exchange: Exchange, top_k: int | None, activation: str, name: str | None
+) -> tuple[Served, Ranking]:
     """What is asked for, refused before the body is read if nobody could serve it."""
-    served = exchange.ask(context)
+    served = exchange.ask(context, name)
     ranking = Ranking.of(served.classifier().classes, top_k, context.settings.top_k, activation)
     arrive(served, exchange)
     return served, ranking

@@ -80,6 +80,13 @@ class Models:
         return [served for place in places if (served := self.current(place)) is not None]
 
     @property
+    def complete(self) -> bool:
+        """Whether every model of the service can be asked, as far as this front-end knows."""
+        answering = self.answering
+        known = len(answering) >= max(1, self._board.models)
+        return known and all(served.client.connected for served in answering)
+
+    @property
     def all(self) -> Sequence[Served]:
         """Those that end or are kept as well."""
         return list(self._served.values())

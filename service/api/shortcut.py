@@ -21,7 +21,8 @@ from service.errors import ServiceError
 
 #: Query strings whose meaning is beyond doubt. Of a parameter given twice both take the last.
 _PLAIN = re.compile(
-    rb"(?:(?:top_k=(?P<top_k>[1-9][0-9]{0,5})|activation=(?P<activation>softmax|none))(?:&(?=.)|$))*"
+    rb"(?:(?:top_k=(?P<top_k>[1-9][0-9]{0,5})|activation=(?P<activation>softmax|none)"
+    rb"|model=(?P<model>[A-Za-z0-9._-]{1,100}))(?:&(?=.)|$))*"
 )
 
 _ROUTE = next(route for route in predict.router.routes if getattr(route, "path", None) == "/predict")
@@ -49,10 +50,13 @@ class ShortCut:
 
 async def _predict(scope: Scope, receive: Receive, send: Send) -> None:
     request = Request(scope, receive, send)
-    top_k, activation = scope["query"]["top_k"], scope["query"]["activation"]
+    top_k, activation, model = scope["query"].group("top_k", "activation", "model")
     try:
         response = await predict.predict(
-            request, int(top_k) if top_k else None, "none" if activation == b"none" else "softmax"
+            request,
+            int(top_k) if top_k else None,
+            "none" if activation == b"none" else "softmax",
+            model.decode() if model else None,
         )
     except ServiceError as error:
         response = respond(request, error)

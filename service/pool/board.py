@@ -28,6 +28,11 @@ class Board:
         (version,) = _WORD.unpack_from(self._memory, model * _WORD.size)
         return int(version)
 
+    @property
+    def models(self) -> int:
+        """How many there are."""
+        return next((place for place in range(self.most) if not self.version(place)), self.most)
+
     def show(self, model: int, version: int) -> None:
         """Lets ``version`` answer from this moment on: an aligned word is written in one go."""
         _WORD.pack_into(self._memory, model * _WORD.size, version)

@@ -328,6 +328,10 @@ class Changes:
             new = by_seat[seat]
             if new.answers is None:
                 return Verdict(f"the new engine {new.failed}")
+            if change.servable.name is None and new.card.name in self._pool.names(change.servable):
+                return Verdict(
+                    f"another model is called {new.card.name} already; give models names in a file"
+                )
             if old is not None and not change.wish.other_classes:
                 problem = verdict.classes_problem(old.card, new.card)
                 if problem:

@@ -16,11 +16,13 @@ from service.child import Child
 from service.devices import gpus, resolve
 from service.engine import process as engine
 from service.engine.transport import Channel
+from service.pool import room
 from service.pool.board import Board
 from service.pool.changes import Changes
 from service.pool.seat import LIVES, Seat, Serving
 from service.pool.versions import Servable, Version
 from service.settings import Settings
+from service.several import models_of
 from service.status import State, Status
 
 log = logging.getLogger(__name__)
@@ -74,9 +76,15 @@ class Pool:
         self.board = Board()
         self.changes = Changes(self)
         self._versions = 0
+        self._was_ready = False
         self._engines = 0
         self._names = 0
-        self.servables = [Servable(0, self.new_version(settings))]
+        self._budget = settings.memory_budget_mib
+        wanted = models_of(settings)
+        room.check_budget([one.settings.model for one in wanted], self._budget)
+        self.servables = [
+            Servable(place, self.new_version(own), name) for place, (name, own) in enumerate(wanted)
+        ]
         for servable in self.servables:
             self.board.show(servable.place, servable.current.number)
 
@@ -182,6 +190,10 @@ class Pool:
         self.changes.left(child)
         self.changes.look_who_joined()
 
+    def names(self, leave_out: Servable) -> set[str]:
+        """What the other models are called."""
+        return {servable.called for servable in self.servables if servable is not leave_out}
+
     # What everyone is told
 
     def tell(self) -> None:
@@ -194,6 +206,7 @@ class Pool:
     def look(self) -> None:
         """The service is ready, if every model is served now."""
         if all(servable.current.serving for servable in self.servables) and self.host.status.state != "ready":
+            self._was_ready = True
             self.host.enter("ready", "")
 
     def measure_again(self) -> None:
@@ -205,7 +218,31 @@ class Pool:
 
     def budget_left(self) -> int | None:
         """Bytes that engines may take beside those that there are; None without a budget."""
-        return None
+        if self._budget is None or not self.host.processes:
+            return None
+        return (self._budget << 20) - sum(self._taken().values())
+
+    def _taken(self) -> dict[str, int]:
+        """Bytes by engine."""
+        return {
+            f"{seat.name} ({version.settings.model})": room.resident(seat.child.pid)
+            for _, version, seat in self
+            if seat.child is not None
+        }
+
+    def _over_budget(self) -> bool:
+        """Whether the engines take more than they may; the first start ends then."""
+        left = self.budget_left()
+        if left is None or left >= 0:
+            return False
+        each = ", ".join(f"{name} {size >> 20} MiB" for name, size in self._taken().items())
+        message = f"the engines take {-left >> 20} MiB more than memory_budget_mib={self._budget}: {each}"
+        log.error("%s", message)
+        if self._was_ready:
+            return False
+        self.host.enter("failed", message)
+        self.host.give_up()
+        return True
 
     def tick(self, now: float) -> None:
         """Whatever is due."""
@@ -265,6 +302,8 @@ class Pool:
         return f" ({seat.name}, {seat.device})" if self._names > 1 else ""
 
     def _serves(self, servable: Servable, version: Version, seat: Seat) -> None:
+        if self._over_budget():
+            return
         came = self.host.status.state != "ready"
         if version is servable.current:
             self.look()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.errors import ConfigurationError
 from service.models.catalog import VARIANTS
 from service.usage import resident_bytes
 
@@ -32,6 +34,17 @@ def needed(taken: int, old: int | None, new: int | None) -> int:
     if not old or not new:
         return taken
     return int(taken * max(1.0, new / old))
+
+
+def check_budget(variants: Sequence[str], budget_mib: int | None) -> None:
+    """Raises `ConfigurationError` where not even the numbers of all ``variants`` would fit, before any is loaded."""
+    known = {name: 4 * VARIANTS[name].parameters for name in variants}
+    least = sum(4 * VARIANTS[name].parameters for name in variants)
+    if budget_mib is not None and len(variants) > 1 and least > budget_mib * _MIB:
+        each = ", ".join(f"{name} {size / _MIB:.0f} MiB" for name, size in known.items())
+        raise ConfigurationError(
+            f"memory_budget_mib={budget_mib} has no room for the parameters of all models alone: {each}"
+        )
 
 
 def parameters_of(variant: str) -> int | None:

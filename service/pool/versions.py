@@ -71,6 +71,16 @@ class Servable:
     """When it looks again."""
 
     @property
+    def called(self) -> str:
+        """What the model that answers is called."""
+        if self.name is not None:
+            return self.name
+        for seat in self.current.seats:
+            if seat.serving is not None:
+                return seat.serving.read_card().name
+        return self.current.settings.model
+
+    @property
     def offered(self) -> list[Version]:
         """Those that front-ends should be joined to."""
         return [version for version in (self.current, self.coming, self.kept) if version is not None]
