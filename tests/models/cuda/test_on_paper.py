@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from benchmarks.paper.trace import CUDA, Access, Paper, Trace  # it needs the ab
 from service.buckets import SIZES
 from service.models.catalog import VARIANTS
 from service.models.configuration import Configuration, DenseNetConfig, VGGConfig
-from service.models.head import Activate, Linear, Norm, Pool
+from service.models.head import Activate, Adapt, Flatten, Layer, Linear, Nonlinearity, Norm, Pool, Pooling
 from service.models.runtimes.whole import DTYPES
 
 IMAGE = (224, 224, 3)
@@ -41,6 +42,35 @@ ODD: dict[str, Configuration] = {
     "densenet, a head of layers": DenseNetConfig((2, 2), 8, 12, num_classes=5, layers=CHAIN),
     "no head": VGGConfig(((8,), (12,)), num_classes=0),
 }
+
+
+def _head(width: int, pooling: Pooling, between: Sequence[Nonlinearity], classes: int) -> tuple[Layer, ...]:
+    """As a file of somebody's own has it: pooling, norms, dense layers and what stands between them."""
+    values = width * (2 if pooling.startswith("cat") else 1)
+    layers: list[Layer] = [Pool(pooling), Norm("0", values), Linear("1", values, 16, bias=False)]
+    for number, by in enumerate(between, start=2):
+        layers += [Activate(by), Linear(str(number), 16, 16)]
+    return (*layers, Norm("8", 16), Linear("9", 16, classes))
+
+
+#: Every pooling with each family, and every nonlinearity there is; one logit among them.
+HEADS: dict[str, Configuration] = {}
+for _number, _pooling in enumerate(get_args(Pooling)):
+    _between, _classes = get_args(Nonlinearity)[3 * _number : 3 * _number + 3], _number + 1
+    HEADS[f"densenet, {_pooling}, {', '.join(_between)}"] = DenseNetConfig(
+        (2, 2), 8, 12, num_classes=_classes, layers=_head(30, _pooling, _between, _classes)
+    )
+    HEADS[f"vgg, {_pooling}, {', '.join(_between)}"] = VGGConfig(
+        ((8,), (12,)), num_classes=_classes, layers=_head(12, _pooling, _between, _classes)
+    )
+HEADS |= {
+    f"vgg, averaged to {side}": VGGConfig(
+        ((8,), (12,)), num_classes=5, layers=(Adapt((side, side)), Flatten(), Linear("0", 12 * side**2, 5))
+    )
+    for side in (1, 2, 5)
+}
+
+
 #: What gives another format, and why it may: a head that flattens the map turns it once, into the order of its weights;
 #: torch's reflecting pad, of blurred stems alone, knows no other, and a mean keeps what it is given.
 TURNING = {"clone", "reflection_pad2d", "avg_pool2d"}
@@ -90,6 +120,20 @@ def test_odd_networks_stay_on_the_device_in_their_precision(name: str) -> None:
     for precision in ("fp16", "fp32"):
         run(ODD[name], precision, True, 5)
     run(ODD[name], "fp16", False, 1)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_of_ones_own_stay_on_the_device_in_their_precision(name: str) -> None:
+    run(HEADS[name], "fp16", True, 3)
+    run(HEADS[name], "bf16", False, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_of_ones_own_in_every_bucket(name: str, precision: str) -> None:
+    for fused in (True, False):
+        run(HEADS[name], precision, fused, *SIZES)
 
 
 @pytest.mark.parametrize("name", COSTS)
