@@ -44,8 +44,9 @@ test: $(STAMP)  ## the default test run, a process a core
 # The oldest torch that pyproject.toml allows, which hosts with GPUs have; PYTHON=python3.11 and python3.12 are both meant.
 OLDEST := build/oldest-$(notdir $(PYTHON))
 
-test-oldest: $(OLDEST)/.installed  ## the default test run on the oldest torch and torchvision
+test-oldest: $(OLDEST)/.installed  ## the default tests, and those of hubs, on the oldest libraries that read weights
 	$(OLDEST)/bin/python -m pytest -n auto --dist loadfile
+	$(OLDEST)/bin/python -m pytest -m slow tests/test_remote_sources.py
 
 $(OLDEST)/.installed: pyproject.toml tests/requirements/oldest.txt
 	$(PYTHON) -m venv $(OLDEST)

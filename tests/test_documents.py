@@ -112,10 +112,11 @@ def test_the_targets_of_make_exist() -> None:
         assert arguments[0] in targets, where
 
 
-def test_the_oldest_torch_is_the_one_that_is_tested() -> None:
-    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+def test_the_oldest_libraries_that_read_weights_are_the_ones_that_are_tested() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = [*project["dependencies"], *project["optional-dependencies"]["hub"]]
     tested = (ROOT / "tests/requirements/oldest.txt").read_text()
-    for name in ("torch", "torchvision"):
+    for name in ("torch", "torchvision", "safetensors", "h5py", "huggingface_hub"):
         least = next(match[1] for line in required if (match := re.match(rf"{name}>=([\d.]+)", line)))
         assert f"{name}=={least}.*" in tested
 

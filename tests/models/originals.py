@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -132,9 +133,17 @@ def _keras_cv(arguments: dict[str, Any], inputs: tuple[int, ...]) -> Callable[[P
 
 
 def _applications(
-    build: Callable[[Any], Any], size: tuple[int, int], files: dict[str, str], mode: str | None
+    build: Callable[[Any], Any],
+    size: tuple[int, int],
+    files: dict[str, str],
+    mode: str | None,
+    *,
+    packed: bool = False,
 ) -> Callable[[Path, Any], None]:
-    """A model around `keras.applications`, in several files, each with the options that it needs."""
+    """A model around `keras.applications`, in several files, each with the options that it needs.
+
+    ``packed``: Keras stores what is in a .keras file as it is; here it is compressed, byte for byte the same inside.
+    """
 
     def make(folder: Path, rng: Any) -> None:
         keras = _library("keras")
@@ -147,6 +156,8 @@ def _applications(
                 weight.assign(_numpy(weight.value) * 0.05)
         for name in files:
             (model.save_weights if "weights" in name else model.save)(str(folder / name))
+            if packed:
+                _pack(folder / name)
         pixels = rng.integers(0, 256, (2, *size, 3), dtype=np.uint8)
         given = pixels.astype("float32")
         if mode is not None:
@@ -160,6 +171,14 @@ def _applications(
         )
 
     return make
+
+
+def _pack(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
 
 
 def _small_vgg(keras: Any) -> Any:
@@ -203,6 +222,17 @@ def _of_applications(name: str, **arguments: Any) -> Callable[[Any], Any]:
 def _small_densenet(keras: Any) -> Any:
     module = _library("keras.src.applications.densenet")
     return module.DenseNet([1, 1, 1, 1], weights=None, classes=3, input_shape=(48, 40, 3))
+
+
+def _narrow_densenet(keras: Any) -> Any:
+    """Keras's own DenseNet but for its growth rate, which no argument sets: 4 for 32, so that the file is small."""
+    module = _library("keras.src.applications.densenet")
+    plain = module.conv_block
+    module.conv_block = lambda x, growth_rate, name: plain(x, 4, name)
+    try:
+        return module.DenseNet([1, 2, 1, 1], weights=None, classes=3, input_shape=(48, 40, 3))
+    finally:
+        module.conv_block = plain
 
 
 def _shake_torch(model: Any, rng: Any) -> None:
@@ -294,6 +324,7 @@ SMALL: dict[str, Callable[[Path, Any], None]] = {
         _flattened, (64, 64), {**_ALL_FILES, "model.weights.h5": _SAID}, "caffe"
     ),
     "keras_vgg_pooled": _applications(_pooled, (64, 64), _ALL_FILES, None),
+    "keras_densenet_g4": _applications(_narrow_densenet, (48, 40), {"model.keras": ""}, "torch", packed=True),
     "khub_vgg_max_sigmoid": _keras_hub(
         "VGG",
         {**_VGG, "image_shape": _ANY},

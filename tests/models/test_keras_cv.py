@@ -260,3 +260,14 @@ def test_its_pooling_is_what_features_pool_by(
     assert resolve(str(tmp_path / "ours"), "vgg16").feature_pooling == expected
     card = describe(checkpoint, load(checkpoint))
     assert ModelCard.from_bytes(card.to_bytes()).feature_pooling == expected
+
+
+def test_a_model_of_a_class_of_ones_own_is_told_what_to_do(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "own.weights.h5", "w") as file:
+        file["body/layers/conv2d/vars/0"] = np.ones((3, 3, 3, 4), "f4")
+    with zipfile.ZipFile(tmp_path / "own.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps({"class_name": "Own", "config": {"trainable": True}}))
+        archive.write(tmp_path / "own.weights.h5", "model.weights.h5")
+    for name in ("own.weights.h5", "own.keras"):
+        with pytest.raises(CheckpointError, match="a class of somebody's own"):
+            resolve(str(tmp_path / name), None)

@@ -27,6 +27,7 @@ from tests.models.parity import FIXTURES
 FILES = [
     *(FIXTURES / "keras_vgg_flatten" / name for name in ("model.keras", "model.h5", "model.weights.h5")),
     *(FIXTURES / "keras_vgg_pooled" / name for name in ("model.keras", "model.h5")),
+    FIXTURES / "keras_densenet_g4" / "model.keras",
     FIXTURES / "khub_densenet_g8" / "model.weights.h5",
 ]
 

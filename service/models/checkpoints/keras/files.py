@@ -242,6 +242,8 @@ def _read_weights(path: Path) -> KerasFile:
     by_layer = _by_layer(arrays)
     names = group_names(path, path.name)
     groups = {path.rpartition("/vars")[0] for path in names if path.endswith("/vars")} | set(by_layer)
+    if groups and not by_layer:
+        raise CheckpointError(f"'{path.name}' {graph.OF_A_CLASS}")
     leaves = []
     for group in sorted(groups, key=_place):
         kind = _SNAKE.get(re.sub(r"_\d+$", "", group.rpartition("/")[2]))

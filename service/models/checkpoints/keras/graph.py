@@ -40,9 +40,24 @@ class Leaf:
     """What it is called with, as JSON: numbers of plain arithmetic stand there."""
 
 
+#: Of a model that is neither Functional nor Sequential.
+OF_A_CLASS = (
+    "holds a model of a class of somebody's own, and the file does not say how its layers follow each other; build the "
+    "same as a Functional or Sequential model, with new.set_weights(old.get_weights()), and give what "
+    "new.save('model.keras') writes"
+)
+
+
 def leaves(document: dict[str, Any], name: str) -> list[Leaf]:
     """The layers that a model's output is computed by. Raises `CheckpointError` for what is no model's document."""
     found: dict[str, Leaf] = {}
+    config = document.get("config")
+    if (
+        document.get("class_name") not in (None, "Sequential", "Functional", "Model")
+        and isinstance(config, dict)
+        and "layers" not in config
+    ):
+        raise CheckpointError(f"'{name}' {OF_A_CLASS}")
     try:
         output = _model(document, "layers/", ["input"], found, name, 0)
         return _on_the_way(found, output)
