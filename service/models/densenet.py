@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from service.models.configuration import DenseNetConfig
 from service.models.head import layers_of
-from service.models.heads import GlobalPool, LayeredHead, NoHead
+from service.models.heads import GlobalPool, LayeredHead, NoHead, is_virtual
 from service.models.stems import build_stem
 
 
@@ -96,10 +96,10 @@ class DenseNet(nn.Module):
 
     def _initialise(self, epsilon: float) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
-            elif isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d):
                 module.eps = epsilon
+            elif isinstance(module, nn.Conv2d) and not is_virtual(module):
+                nn.init.kaiming_normal_(module.weight)
             elif isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 

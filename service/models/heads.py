@@ -45,6 +45,14 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def is_virtual(module: nn.Module) -> bool:
+    """Whether the module's own parameters have no memory yet (torch's device ``meta``).
+
+    There is nothing to initialise, and torch would import its compiler, a second of CPU, to draw numbers that are none.
+    """
+    return any(parameter.is_meta for parameter in module.parameters(recurse=False))
+
+
 class NoHead(nn.Module):
     """In place of a head that the checkpoint does not have. Nothing classifies with random weights."""
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from service.models.configuration import VGGConfig
 from service.models.head import KERNEL, layers_of
-from service.models.heads import LayeredHead, NoHead, dense_layers
+from service.models.heads import LayeredHead, NoHead, dense_layers, is_virtual
 
 
 class VGG(nn.Module):
@@ -33,6 +33,8 @@ class VGG(nn.Module):
 
     def _initialise(self) -> None:
         for module in self.modules():
+            if is_virtual(module):
+                continue
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
