@@ -75,6 +75,8 @@ def _values_of(name: str) -> list[str]:
         "weights": ["pretrained", "demo", "random"],
     }
     annotation = Settings.model_fields[name].annotation
+    if annotation is bool:
+        return ["true", "false"]
     return known.get(name) or ([*get_args(annotation)] if get_origin(annotation) is Literal else [])
 
 

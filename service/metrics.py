@@ -41,7 +41,7 @@ _PREFIX = "imagenet-serve-metrics-"
 PROBES = re.compile(r"/(livez|readyz|healthz|metrics)|/v2/health/(live|ready)|/v2/models/.+/ready")
 
 STATES = ("starting", "loading", "warming", "ready", "draining", "failed")
-ENGINE_STATES = ("waiting", "loading", "serving", "ending", "ended", "given up")
+ENGINE_STATES = ("waiting", "loading", "serving", "standby", "ending", "ended", "given up")
 STAGES = ("receive", "decode", "queue", "inference", "respond")
 
 #: Seconds: from a sub-millisecond stage to a request that waited for its deadline.

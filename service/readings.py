@@ -20,6 +20,8 @@ class Source(NamedTuple):
 
     card: ModelCard
     arena: Arena
+    standby: bool = False
+    """Whether it is asked while no other engine of its model is there."""
 
 
 class Readings(NamedTuple):
@@ -44,6 +46,7 @@ def readings(sources: Sequence[Source]) -> Readings:
     models: defaultdict[tuple[str, str], list[Source]] = defaultdict(list)
     for source in sources:
         models[source.card.name, source.card.weights].append(source)
+    asked = [[one for one in engines if not one.standby] or engines for engines in models.values()]
     full = [
         saturation(
             sum(values(Gauge.ARRIVALS, engines)),
@@ -51,8 +54,9 @@ def readings(sources: Sequence[Source]) -> Readings:
             max(values(Gauge.DECODE_CAPACITY, engines)),
             max(values(Gauge.DECODE_BUSY, engines)),
         )
-        for engines in models.values()
+        for engines in asked
     ]
+    busy = [ratio for engines in asked for ratio in values(Gauge.BUSY_RATIO, engines)]
     devices = {
         source.card.device: source for source in sources
     }  # two engines on one device see the same memory
@@ -61,7 +65,7 @@ def readings(sources: Sequence[Source]) -> Readings:
         sum(values(Gauge.QUEUE_DEPTH)),
         float(sum(source.arena.geometry.slots - source.arena.free for source in sources)),
         max(full),
-        sum(values(Gauge.BUSY_RATIO)) / len(sources),
+        sum(busy) / len(busy),
         sum(values(Gauge.MEMORY_USED, memory)),
         sum(values(Gauge.MEMORY_TOTAL, memory)),
     )

@@ -75,6 +75,11 @@ class Settings(BaseSettings):
         description="auto takes CUDA where there is one; else cpu, cuda or cuda:N. Several share the work, each with "
         "an engine of its own: cuda:0,1, cuda:all, cpu,cpu, or UUIDs of GPUs and MIG slices.",
     )
+    standby: bool = Field(
+        False,
+        description="Keeps a second engine on the first device, loaded and warm, which takes over when the first "
+        "dies: no request waits for a start. It takes as much memory again.",
+    )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         "auto", description="auto is fp16 on CUDA and fp32 on the CPU."
     )

@@ -12,6 +12,7 @@ from service.nearest import did_you_mean, one_of
 
 #: Of a whole number and of any number, with pydantic's names for the limits.
 _KINDS = {int: "a whole number", float: "a number"}
+_TRUTH = ["true", "false"]
 
 
 def allowed(annotation: Any, metadata: Iterable[Any] = ()) -> str:
@@ -25,6 +26,8 @@ def allowed(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         return one_of([part for part in parts if part]) if any(parts) else ""
     if origin is Literal:
         return one_of([str(value) for value in get_args(annotation)])
+    if annotation is bool:
+        return one_of(_TRUTH)
     if annotation in _KINDS:
         limits = _flat(metadata)
         if annotation is int and "gt" in limits:
@@ -37,6 +40,8 @@ def choices(annotation: Any) -> list[str]:
     """The words among what fits ``annotation``."""
     if get_origin(annotation) is Literal:
         return [str(value) for value in get_args(annotation)]
+    if annotation is bool:
+        return _TRUTH
     return [word for part in get_args(annotation) if not isinstance(part, str) for word in choices(part)]
 
 

@@ -66,6 +66,7 @@ BEYOND = dict.fromkeys(
     "model_control": "keys",
     "watch_weights_ms": 0,
     "keep_previous_ms": 300_000,
+    "standby": False,
 }
 
 

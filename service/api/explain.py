@@ -104,7 +104,7 @@ async def explain_image(
     photo = served.picture(image, drawn)
     classes, (_, height, width) = len(model.classes), model.feature_shape
     async with hang_up_cancels(request):
-        with served.client.take(deadline, exchange.bulk) as slot:
+        with await served.client.admit(deadline, exchange.bulk) as slot:
             seen = await look(context, slot, photo, deadline, classes + height * width, wanted)
         exchange.note(seen.stages, seen.answer)
         result = seen.answer.result

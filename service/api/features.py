@@ -55,7 +55,7 @@ async def features(request: Request, pooling: Pooling = None, model: ModelName =
     exchange.stages["receive"] = time.monotonic() - exchange.started
     shape = card.feature_shape if chosen == "none" else card.feature_shape[:1]
     async with hang_up_cancels(request):
-        with served.client.take(deadline, exchange.bulk) as slot:
+        with await served.client.admit(deadline, exchange.bulk) as slot:
             seen = await look(
                 context, slot, served.picture(image), deadline, math.prod(shape), _TASKS[chosen]
             )

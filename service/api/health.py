@@ -60,7 +60,7 @@ def metrics(request: Request) -> Response:
         status.frontend_restarts,
         context.connected,
         [
-            Source(served.card, connection.arena)
+            Source(served.card, connection.arena, connection.standby)
             for served in context.models.all
             for connection in served.client.connections
         ],

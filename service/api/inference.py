@@ -123,7 +123,7 @@ async def each(
             return await work(item, place)
 
     # The first slot is held here as well, in case the task that should use it is cancelled before it begins.
-    with served.client.take(deadline, bulk) as first:
+    with await served.client.admit(deadline, bulk) as first:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
@@ -155,7 +155,7 @@ async def logits_of_all(
         return seen.answer.result
 
     if len(writes) == 1:  # without a group of tasks: most requests have one image
-        with served.client.take(deadline, exchange.bulk) as slot:
+        with await served.client.admit(deadline, exchange.bulk) as slot:
             return (await one((0, writes[0]), slot))[np.newaxis]
     return np.stack(await each(served, list(enumerate(writes)), deadline, one, bulk=exchange.bulk))
 

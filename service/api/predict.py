@@ -73,7 +73,7 @@ async def _predict(
         image = await receive()
     exchange.stages["receive"] = time.monotonic() - exchange.started
     async with hang_up_cancels(request):
-        with served.client.take(deadline, exchange.bulk) as slot:
+        with await served.client.admit(deadline, exchange.bulk) as slot:
             seen = await look(context, slot, served.picture(image), deadline, len(model.classes))
     exchange.note(seen.stages, seen.answer)
     predictions = ranking.predictions(seen.answer.result, model.classes, model.activation)

@@ -186,7 +186,7 @@ class EngineInfo(BaseModel):
     version: int
     role: Literal["current", "coming", "kept", "leaving"]
     device: str
-    state: Literal["waiting", "loading", "serving", "ending", "ended", "given up"]
+    state: Literal["waiting", "loading", "serving", "standby", "ending", "ended", "given up"]
 
 
 class SwitchInfo(BaseModel):

@@ -135,6 +135,14 @@ class EngineClient:
                 return Slot(connection, number, self.clock, self)
         raise self._overloaded(connections)
 
+    async def admit(self, deadline: float, bulk: bool = False) -> Slot:
+        """`take`, for a request that `check_room` has let in: an engine that has died since is waited for."""
+        while True:
+            try:
+                return self.take(deadline, bulk)
+            except EngineFailed:
+                await self._another(deadline)
+
     async def take_in_turn(self, deadline: float, bulk: bool = False) -> Slot:
         """A slot, waiting for one until ``deadline``: for the second and later images of one request."""
         while True:

@@ -60,12 +60,13 @@ def main(
     given_up: Sequence[str] = (),
     name: str = "engine",
     device: Device | None = None,
+    standby: bool = False,
 ) -> None:
     """Runs an engine until the supervisor says stop or dies. Ends with `CANNOT_START` after saying why.
 
     ``given_up`` has a sentence for each engine before this one whose device failed while it was getting ready: of the
     ways to run the model, so many are left out. ``name`` is for the log. ``device``, of several, is what
-    this process is confined to.
+    this process is confined to. A ``standby`` leaves time to spare to the engine that is asked.
     """
     if device is not None:
         confine(device)
@@ -95,7 +96,7 @@ def main(
     description = blob(card.to_bytes())
     channel.send("ready", geometry=arena.geometry.to_json(), descriptors=[arena.descriptor, description])
     core.every_second(partial(_show_life, channel))
-    work = runner.measure_again() if isinstance(runner, Restless) else iter(())
+    work = runner.measure_again() if isinstance(runner, Restless) and not standby else iter(())
     spare = SpareTime(work, partial(_seen, arena))
     spare.start()
     core.when_overdue(longest_batch(runner.max_batch_size, runner.capacity), partial(_say_overdue, channel))

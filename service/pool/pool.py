@@ -129,6 +129,10 @@ class Pool:
             name = "engine" if self._names == 1 else f"engine-{self._names}"
             own = {"device": device.setting, "queue_capacity": capacity}
             version.seats.append(Seat(name, device, settings.model_copy(update=own)))
+        if settings.standby and self.host.processes:  # a thread is not killed
+            self._names += 1
+            first = version.seats[0]
+            version.seats.append(Seat(f"engine-{self._names}", first.place, first.settings, standby=True))
         return version
 
     # Starting
@@ -142,11 +146,12 @@ class Pool:
         """Starts its engines: one finds and converts the weights, and the others then have them ready."""
         self.start_seat(version.seats[0])
 
-    def _start_others(self, servable: Servable, version: Version) -> None:
+    def _start_others(self, servable: Servable, version: Version, standby: bool = False) -> None:
+        """A ``standby`` only when there is nobody any more whose start it would delay."""
         if version in servable.leaving or self.draining or self.host.over:
             return
         for seat in version.seats:
-            if not seat.engine:
+            if not seat.engine and (standby or not seat.standby):
                 self.start_seat(seat)
 
     def start_seat(self, seat: Seat) -> None:
@@ -159,6 +164,7 @@ class Pool:
             given_up=tuple(seat.given_up),
             name=seat.name,
             device=seat.place if several and self.host.processes else None,
+            standby=seat.standby,
         )
         seat.begin(self._engines, self.host.spawn(seat.name, main))
         assert seat.child is not None
@@ -264,7 +270,7 @@ class Pool:
             case "ready":
                 arena, card = descriptors
                 seat.ready(Serving(message["geometry"], arena, card))
-                self._start_others(servable, version)
+                self._start_others(servable, version, standby=True)
                 if role != "leaving":
                     for front_end in self.host.front_ends:
                         self._join(front_end, servable, version, seat)

@@ -54,12 +54,16 @@ class Serving:
 class Seat:
     """Construct, `begin` with each engine that is started, `ready`, `introduce` it, `leave` when it has ended."""
 
-    def __init__(self, name: str, device: Device, settings: Settings) -> None:
-        """``settings`` are those of its engine, for the one ``device``."""
+    def __init__(self, name: str, device: Device, settings: Settings, standby: bool = False) -> None:
+        """``settings`` are those of its engine, for the one ``device``.
+
+        A ``standby`` is asked while no other is there.
+        """
         self.name = name
         """What its processes are called."""
         self.device = device.name
         self.place = device
+        self.standby = standby
         self.settings = settings
         self.child: Child | None = None
         self.engine = 0
@@ -98,7 +102,9 @@ class Seat:
             return "given up"
         if self.child is None:
             return "ended" if self.engine else "waiting"
-        return "serving" if self.serves else "ending" if not self.trusted else "loading"
+        if self.serves:
+            return "standby" if self.standby else "serving"
+        return "loading" if self.trusted else "ending"
 
     def begin(self, engine: int, child: Child) -> None:
         """An engine has been started."""
@@ -176,6 +182,7 @@ class Seat:
             engine=self.engine,
             number=number,
             geometry=self.serving.geometry,
+            standby=self.standby,
             **version,
             descriptors=[self.serving.arena, theirs.fileno(), self.serving.card],
         )

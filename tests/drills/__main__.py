@@ -16,7 +16,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from benchmarks import report as published
-from tests.drills import effort, ending, flips, loading, models, rollouts, switching
+from tests.drills import effort, ending, flips, loading, models, rollouts, standby, switching
 from tests.drills.report import Report
 
 #: By name: the drill in full and in short.
@@ -29,6 +29,7 @@ DRILLS: dict[str, tuple[Callable[[], Report], Callable[[], Report]]] = {
     "faults": (lambda: models.faults(10), lambda: models.faults(1)),
     "rollouts": (lambda: rollouts.rollouts(10_000), lambda: rollouts.rollouts(1_000)),
     "effort": (lambda: effort.effort(400, 60), lambda: effort.effort(40, 12)),
+    "standby": (lambda: standby.standby(24), lambda: standby.standby(2)),
     "flips": (lambda: flips.flips(40), lambda: flips.flips(6)),
     "switch": (lambda: switching.switches(50), lambda: switching.switches(8)),
     "engines": (lambda: switching.two_engines(8), lambda: switching.two_engines(2)),

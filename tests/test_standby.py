@@ -1,0 +1,113 @@
+"""A second engine that takes over when the first dies, and requests that wait for the next one without it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from service import usage
+from tests import tiny
+from tests.drills.crowd import options
+from tests.server import HTTP, Server
+from tests.test_switching import Asking, health, until, usage_name
+from tests.uploads import png
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="parts are processes there")
+
+
+def engine(server: Server, name: str) -> int:
+    """The process of the engine with this name; 0 while there is none."""
+    return next((pid for pid in usage.children(server.pid) if usage_name(pid) == name), 0)
+
+
+def states(server: Server) -> list[str]:
+    return [one["state"] for one in health(server)["engines"]]
+
+
+def kill(server: Server, name: str) -> None:
+    """And waits until another one is there in its place."""
+    victim = engine(server, name)
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: engine(server, name) not in (0, victim))
+    until(lambda: states(server) == ["serving", "standby"])
+
+
+def test_a_standby_takes_over_and_nobody_notices() -> None:
+    settings = options(FIXED_MS=5, IMAGE_MS=1, LOAD_MS=700, frontends=2, standby=True)
+    with Server(**settings) as server:
+        until(lambda: states(server) == ["serving", "standby"])
+        with Asking(server, 8) as asking:
+            until(lambda: sum(asking.statuses.values()) > 20)
+            kill(server, "engine")
+            assert HTTP.get(server.url + "/readyz").status_code == 200
+            before = sum(asking.statuses.values())
+            until(lambda: sum(asking.statuses.values()) > before + 20)
+            kill(server, "engine-2")  # nobody had anything with it
+            kill(server, "engine")
+        assert set(asking.statuses) == {200}
+        assert not asking.wrong
+        told, metrics = health(server), server.metrics()
+        assert (told["state"], told["restarts"]) == ("ready", 3)
+        assert 0 < metrics["imagenet_resubmitted_total"] <= 2 * 8
+        assert metrics['imagenet_engines{state="standby"}'] == 1
+        until(lambda: server.metrics()["imagenet_in_flight_requests"] == 0)
+        assert server.terminate() == 0
+
+
+def test_without_a_standby_whoever_has_time_left_waits_for_the_next_engine() -> None:
+    settings = options(FIXED_MS=700, LOAD_MS=1000, frontends=1, max_batch_size=1)
+    with Server(**settings) as server, ThreadPoolExecutor(3) as clients:
+        victim = engine(server, "engine")
+        asked = [
+            clients.submit(HTTP.post, server.url + "/predict", files={"file": png(seed)}, headers=headers)
+            for seed, headers in enumerate([{}, {}, {"x-request-timeout-ms": "900"}])
+        ]
+        until(lambda: server.metrics()["imagenet_in_flight_requests"] == 3)
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: HTTP.get(server.url + "/readyz").status_code == 503)  # newcomers may go elsewhere
+        assert HTTP.post(server.url + "/predict", files={"file": png(9)}).status_code == 503
+        assert [one.result().status_code for one in asked[:2]] == [200, 200]
+        assert asked[2].result().status_code in (200, 504)  # it had run before the kill, or it is late now
+        assert HTTP.get(server.url + "/readyz").status_code == 200
+
+
+def test_every_kind_of_request_survives_the_death_of_its_engine() -> None:
+    # The engine waits for company, so that all of them are with it when it dies.
+    settings = {"max_queue_delay_ms": 2500, "max_batch_size": 32, "grpc_port": 0}
+    with Server(weights=tiny.shared(), frontends=1, standby=True, **settings) as server:
+        until(lambda: states(server) == ["serving", "standby"])
+
+        def post(path: str, data: bytes = png(1), **headers: str) -> httpx.Response:
+            return HTTP.post(
+                server.url + path, content=data, headers={"content-type": "image/png", **headers}
+            )
+
+        def batch() -> httpx.Response:
+            return HTTP.post(server.url + "/predict/batch", files=[("files", png(seed)) for seed in range(3)])
+
+        kinds: list[Callable[[], httpx.Response]] = [
+            lambda: post("/predict"),
+            lambda: post("/predict", **{"x-priority": "bulk"}),
+            lambda: post("/features"),
+            lambda: post("/features?pooling=none"),
+            lambda: post("/explain"),
+            batch,
+        ]
+        alone = [kind() for kind in kinds]
+        with ThreadPoolExecutor(len(kinds)) as clients:
+            asked = [clients.submit(kind) for kind in kinds]
+            # All but the bulk one, which runs alone while nobody else waits.
+            until(lambda: server.metrics()["imagenet_in_flight_requests"] >= len(kinds) + 1)
+            os.kill(engine(server, "engine"), signal.SIGKILL)
+            answers = [one.result() for one in asked]
+        assert [answer.status_code for answer in answers] == [200] * len(kinds)
+        for answer, before in zip(answers, alone, strict=True):
+            for name in ("predictions", "features", "explanation", "results"):
+                assert answer.json().get(name) == before.json().get(name) or name == "features"
+        assert server.metrics()["imagenet_resubmitted_total"] >= len(kinds) + 1
