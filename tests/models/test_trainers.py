@@ -212,6 +212,7 @@ KINDS = tuple(ClassLabel(number, None, f"kind {number}") for number in range(CLA
         None,
         NAMED,
         {"model_type": "my-net", **NAMED},
+        {"hidden": 9, "dropout": 0.3},
         {"architecture": "densenet121", "num_classes": CLASSES},
         {"architecture": "densenet121", "model_type": "timm_wrapper", "label_names": list("abcde")},
     ],

@@ -137,7 +137,7 @@ def _of_folder(folder: Folder, model: str | None, options: Options) -> Checkpoin
 
     document = folder.json("config.json")
     if document is None:
-        return _of_tensors(folder, _NOTHING, model, options)
+        return _of_tensors(folder, None, model, options)
     if document.get("format") == directory.FORMAT:
         options.only()
         return directory.read(folder, document)
@@ -157,18 +157,16 @@ def _transformers(folder: Folder, document: dict[str, Any]) -> CheckpointError:
     )
 
 
-#: For a folder without a ``config.json``.
-_NOTHING: dict[str, Any] = {}
-
-#: What a ``config.json`` has at least one of that a trainer of transformers' has written.
-_TRAINERS = {"id2label", "label2id", "num_labels", "num_classes", "model_type", "architectures"}
-
 #: What transformers calls a model of timm's that it has wrapped.
 _WRAPPED_TIMM = "timm_wrapper"
 
 
-def _of_tensors(folder: Folder, document: dict[str, Any], model: str | None, options: Options) -> Checkpoint:
-    """A folder without a known ``config.json``, as trainers leave it: its tensors say what network they are."""
+def _of_tensors(
+    folder: Folder, document: dict[str, Any] | None, model: str | None, options: Options
+) -> Checkpoint:
+    """A folder whose tensors say what network they are. Its ``config.json``, if there is one, is a trainer's, or of
+    ``PyTorchModelHubMixin``, which writes there whatever a model was made with.
+    """
     from service.models.checkpoints import parts
     from service.models.checkpoints.tensors import file, recognise
 
@@ -177,9 +175,9 @@ def _of_tensors(folder: Folder, document: dict[str, Any], model: str | None, opt
     if folder.find(".metadata") is not None:
         raise CheckpointError(f"'{folder.name}' {recognise.DISTRIBUTED}")
     here = any(folder.find(name) or folder.find(f"{name}.index.json") for name in parts.NAMES)
-    if "model_type" in document and not here:
+    if document and "model_type" in document and not here:
         raise _transformers(folder, document)
-    if document is not _NOTHING and not (here and _TRAINERS & {*document}):
+    if document is not None and not (here and document):
         raise CheckpointError(
             f"the config.json of '{folder.name}' is of no format known here; give one of ours, of timm or of KerasHub"
         )
