@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed-run
 STAMP     := $(VENV)/.installed
 
-.PHONY: help run test test-oldest verify-gpu test-slow alert-series drill-rollouts drill soak test-page test-originals test-kserve test-ray fuzz audit check format clean verify-deploy
+.PHONY: help run test test-oldest verify-gpu test-slow alert-series drill-rollouts drill soak test-page test-originals test-kserve test-ray fuzz release audit check format clean verify-deploy
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -107,6 +107,9 @@ build/%/.installed: pyproject.toml tests/requirements/%.txt
 
 fuzz: build/fuzz/.installed  ## damaged images, hostile requests, coverage-guided (FUZZ_SECONDS=60 a target)
 	tests/fuzz/run.sh
+
+release: $(STAMP)  ## VERSION=0.2.0: write, test, build and tag a version; nothing leaves this machine
+	$(BIN)/python deploy/release $(VERSION)
 
 audit: $(STAMP)  ## known vulnerabilities, suspicious code, and an SBOM in build/audit
 	$(BIN)/python deploy/audit
