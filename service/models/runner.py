@@ -96,7 +96,7 @@ class ModelRunner:
             times = self._measure(pixels)
             self._notes.write(Measured(self._named(times), graph=self._notes.graph))
         units = [way.unit for way in self._ways.values()]
-        found = plan.schedule(times, units, self.max_batch_size)
+        found = plan.schedule(self._weighed(times), units, self.max_batch_size)
         if self._chosen:
             self.max_batch_size = plan.best_size(found.seconds, sorted(times[0]))
         self.capacity = max(size / found.seconds[size] for size in range(1, self.max_batch_size + 1))
@@ -104,8 +104,9 @@ class ModelRunner:
         self._settle(pixels)
         self.lanes = self._lanes()
         log.info(
-            "%s, up to %d images a batch: %.1f images/s, one image in %.1f ms",
+            "%s, up to %d images a batch: %.1f images/s, one image in %.1f ms; ways: %s",
             *(self.runtime.name, self.max_batch_size, self.capacity, found.seconds[1] * 1000),
+            ", ".join(way.name for way in self._ways.values()),
         )
 
     def measure_again(self) -> Iterator[None]:
@@ -214,6 +215,12 @@ class ModelRunner:
         if measured is None or sorted(measured.times) != sorted(names):
             return None
         return [dict(measured.times[name]) for name in names]
+
+    def _weighed(self, times: list[dict[int, float]]) -> list[dict[int, float]]:
+        """The times, longer for ways that have a handicap."""
+        handicaps = [getattr(way, "handicap", 1.0) for way in self._ways.values()]
+        pairs = zip(times, handicaps, strict=True)
+        return [{size: took * handicap for size, took in of_way.items()} for of_way, handicap in pairs]
 
     def _settle(self, pixels: Pixels) -> None:
         """Lets go of the ways that are never taken, and runs once what is taken."""

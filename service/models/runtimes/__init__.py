@@ -4,6 +4,7 @@ service.models.runner      slots, plans, warm-up: the engine's door
     │ Way(pixels, slots) → answers
 eager.py                   torch: the reference, on any device
 openvino.py                OpenVINO on the CPU ◀── conversion.py   torch module → OpenVINO model, by translation.py
+                                               ◀── onnx_runtime.py  more ways, where the extra is installed
                                                ◀── winograd.py     VGG's convolutions, with fewer products
                                                ◀── artifact.py     a converted or quantised model on disk
                                                ◀── int8.py         OpenVINO model → one of integers

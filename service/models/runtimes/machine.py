@@ -5,9 +5,9 @@
                                               time; a file whose bytes are not those of its name is not used
 
 The digest is over everything that the figures depend on and that the artifact's own folder does not stand for: the
-processor's model and extensions, the number of cores, OpenVINO's version, our code, the precision, the largest batch
-that was asked for. So nodes of several kinds may share one volume. Notes on an artifact outside the cache, which may
-be read-only, lie in the cache.
+processor's model and extensions, the number of cores, the versions of OpenVINO and ONNX Runtime, our code, the
+precision, the largest batch that was asked for. So nodes of several kinds may share one volume. Notes on an artifact
+outside the cache, which may be read-only, lie in the cache.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def notes(directory: Path, cores: int, precision: str, largest: int | None) -> N
         {
             "processor": processor(),
             "cores": cores,
-            "libraries": manifest.libraries("openvino"),
+            "libraries": manifest.libraries("openvino", "onnxruntime"),
             "precision": precision,
             "largest": largest,
             "code": manifest.code_hash(),

@@ -26,7 +26,7 @@ import numpy as np
 from service.errors import ConfigurationError
 from service.models import cache
 from service.models._openvino import openvino
-from service.models.runtimes import Answer, Lane, Pixels, Way, artifact, gather
+from service.models.runtimes import Answer, Lane, Pixels, Way, artifact, gather, onnx_runtime
 from service.models.runtimes.artifact import Converted, Graph
 from service.models.runtimes.machine import Notes
 
@@ -55,17 +55,25 @@ class OpenVino:
         self._core = openvino.Core()
         if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ConfigurationError("precision=bf16: this processor computes nothing in bf16; use fp32")
-        self._ways: dict[str, _Together | _Apart] = {}
+        self._ways: dict[str, _Any] = {}
 
     def ways(self) -> list[Way]:
-        ways: list[_Together | _Apart] = [_Together("together", self._compiled("together", None, 1))]
+        ways: list[_Any] = [_Together("together", self._compiled("together", None, 1))]
         if self._graph.nbytes <= _SMALL:
             for streams in sorted({1, self._cores}):
                 name = "one" if streams == 1 else "apart"
                 ways.append(_Apart(name, self._compiled(name, 1, streams), streams))
+            ways += self._others()
         # Those that are there already have compiled what they need.
         self._ways = {way.name: self._ways.get(way.name, way) for way in ways}
         return list(self._ways.values())
+
+    def _others(self) -> list[onnx_runtime.Together | onnx_runtime.Apart]:
+        """Ways of another library, where it is installed: those that were measured, or could be now."""
+        if self.precision != "fp32" or not onnx_runtime.is_installed():
+            return []
+        ways, known = onnx_runtime.ways(self._graph, self._cores), self._notes.read()
+        return [way for way in ways if (way.works() if known is None else way.name in known.times)]
 
     def another(self) -> OpenVino | None:
         if self._graph.nbytes > _SMALL:
@@ -78,13 +86,16 @@ class OpenVino:
         with ThreadPoolExecutor() as threads:
             anew = any([*threads.map(self._keep, self._ways.values())])
         for way in self._ways.values():
-            way.let_go()
+            if isinstance(way, _Lazy):
+                way.let_go()
         self._graph.let_go()
         cache.trim_memory()
         return anew
 
-    def _keep(self, way: _Together | _Apart) -> bool:
+    def _keep(self, way: _Any) -> bool:
         """Writes what the way has compiled into its file and reads it there, unless that was done."""
+        if not isinstance(way, _Together | _Apart):
+            return False
         if self._graph.nbytes > _SMALL or way.compiled is None or self._notes.blob(way.name) is not None:
             return False
         if self._notes.keep(way.name, way.compiled.export_model().getvalue()) is None:
@@ -239,6 +250,9 @@ class _Single:
 
     def _look_at(self, pixels: Pixels, slot: int) -> None:
         self.request.set_input_tensor(openvino.Tensor(pixels[slot : slot + 1], shared_memory=True))
+
+
+_Any = _Together | _Apart | onnx_runtime.Together | onnx_runtime.Apart
 
 
 def _finished(request: openvino.InferRequest) -> RuntimeError | None:

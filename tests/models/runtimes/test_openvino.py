@@ -26,7 +26,16 @@ from service.models.guard import Guard
 from service.models.lanes import Lanes
 from service.models.placement import place
 from service.models.runner import ModelRunner
-from service.models.runtimes import Divisible, artifact, conversion, converting, gather, manifest, openvino
+from service.models.runtimes import (
+    Divisible,
+    artifact,
+    conversion,
+    converting,
+    gather,
+    manifest,
+    onnx_runtime,
+    openvino,
+)
 from service.models.runtimes.eager import Eager
 from service.settings import load as settings
 from service.task import Task
@@ -38,6 +47,7 @@ FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(onnx_runtime, "is_installed", lambda: False)  # its ways have tests of their own
 
 
 def converted(

@@ -1,0 +1,119 @@
+"""ONNX Runtime as two more ways to run a converted model, where it is installed (the extra ``onnx``).
+
+On a processor with AVX2 and nothing above it, ONNX Runtime's kernels may be the faster ones. The warm-up measures, and
+what the plan does not take is let go.
+
+    onnxruntime          all cores work on the layers of one batch
+    onnxruntime apart    every core has an image of its own
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from service.models.runtimes import Answer, Lane, Pixels, gather
+from service.models.runtimes.artifact import Graph
+
+log = logging.getLogger(__name__)
+
+#: ONNX Runtime's own number for errors: in a container it would warn of cores that it may not choose.
+_ERRORS = 3
+
+
+def is_installed() -> bool:
+    """Whether the extra is there."""
+    return find_spec("onnxruntime") is not None and find_spec("onnx") is not None
+
+
+def ways(graph: Graph, cores: int) -> list[Together | Apart]:
+    """Those for ``graph`` on so many ``cores``. Each makes its session when it is first used."""
+    found: list[Together | Apart] = [Together(partial(_session, graph, cores))]
+    if cores > 1:
+        found.append(Apart(partial(_session, graph, 1), cores))
+    return found
+
+
+def _session(graph: Graph, threads: int) -> Any:
+    import onnxruntime
+
+    from service.models.runtimes import onnx_graph
+
+    onnxruntime.disable_telemetry_events()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = _ERRORS
+    content = onnx_graph.translated(graph.model())
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+class _Way:
+    #: A plan's time by it counts so many times: it holds the weights once more, which a trifle is not worth.
+    handicap = 1.05
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    @cached_property
+    def _session(self) -> Any:
+        return self._make()
+
+    def works(self) -> bool:
+        """Whether there is a session, or could be made one now."""
+        try:
+            return self._session is not None
+        except Exception as error:
+            # The border of a library that nothing depends on.
+            log.warning("onnxruntime cannot run this model: %s", str(error).splitlines()[-1])
+            return False
+
+    def _run(self, batch: Pixels) -> list[Answer]:
+        features, *logits = self._session.run(None, {self._session.get_inputs()[0].name: batch})
+        return [Answer(*row) for row in zip(features, *(logits or [_headless(batch)]), strict=True)]
+
+
+class Together(_Way):
+    """A `Way` for any number of images."""
+
+    name = "onnxruntime"
+    unit: int | None = None
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        super().__init__(make)
+        self._staging: Pixels = np.empty(0, np.uint8)
+
+    def __call__(self, pixels: Pixels, slots: Sequence[int]) -> list[Answer]:
+        if len(self._staging) < len(slots) or self._staging.shape[1:] != pixels.shape[1:]:
+            self._staging = np.empty((len(slots), *pixels.shape[1:]), np.uint8)
+        return self._run(gather(pixels, slots, self._staging))
+
+
+class Apart(_Way):
+    """A `Way` for ``cores`` images at a time, each on one of them. It has lanes."""
+
+    name = "onnxruntime apart"
+
+    def __init__(self, make: Callable[[], Any], cores: int) -> None:
+        super().__init__(make)
+        self.unit: int | None = cores
+        self._threads = ThreadPoolExecutor(cores, "onnxruntime")
+
+    def __call__(self, pixels: Pixels, slots: Sequence[int]) -> list[Answer]:
+        self.works()  # one session, however many threads ask for it
+        return list(self._threads.map(partial(self._one, pixels), slots))
+
+    def lanes(self) -> list[Lane]:
+        return [self._one] * (self.unit or 1)
+
+    def _one(self, pixels: Pixels, slot: int) -> Answer:
+        return self._run(pixels[slot : slot + 1])[0]
+
+
+def _headless(batch: Pixels) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.empty((len(batch), 0), np.float32)

@@ -1,0 +1,155 @@
+"""ONNX Runtime answers like torch, and is taken where it is measured to be the faster one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from service.models import loader, runner, serving
+from service.models.building import describe
+from service.models.checkpoints import Checkpoint, resolve
+from service.models.configuration import DenseNetConfig, VGGConfig
+from service.models.runner import ModelRunner
+from service.models.runtimes import Pixels, Way, converting, onnx_runtime, openvino
+from service.models.runtimes.artifact import Graph
+from service.settings import load as settings
+from service.task import Task
+from tests import tiny
+
+pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+pytest.importorskip("onnx", reason="the extra onnx is not installed")
+
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
+CHECKPOINTS = {
+    "densenet": tiny.checkpoint,
+    "demo": lambda: resolve("demo", "densenet121"),
+    "max": lambda: tiny.of(
+        DenseNetConfig((2, 2), growth_rate=8, stem_width=8, num_classes=10, head_pooling="catavgmax"), 64
+    ),
+    "keras": lambda: resolve(str(FIXTURES / "khub_densenet_g8"), "densenet121"),
+    "vgg": lambda: tiny.of(VGGConfig(((8,), (8, 8)), hidden=16, num_classes=10), 28),
+    "without a head": lambda: resolve(str(FIXTURES / "timm_vgg_bn_headless"), "vgg16"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def graph(checkpoint: Checkpoint) -> Graph:
+    model = loader.load(checkpoint)
+    made = converting.load(model, checkpoint, describe(checkpoint, model), "fp32", lambda _: None)
+    return made.graphs["model.xml"]
+
+
+def images(checkpoint: Checkpoint, count: int) -> Pixels:
+    return np.random.default_rng(2).integers(0, 256, (count, *checkpoint.preprocessing.shape), np.uint8)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_both_ways_answer_like_torch(name: str) -> None:
+    checkpoint = CHECKPOINTS[name]()
+    model, pixels = loader.load(checkpoint), images(checkpoint, 6)
+    with torch.inference_mode():
+        features = model.forward_features(torch.from_numpy(pixels))
+        logits = model.forward_head(features) if checkpoint.classes else torch.empty((6, 0))
+    together, apart = ways = onnx_runtime.ways(graph(checkpoint), 2)
+    assert [way.unit for way in ways] == [None, 2]
+    for way, runs in ((together, ([4], [1, 2, 3], [5, 0, 3, 1])), (apart, ([4], [5, 2]))):
+        assert way.works()
+        for slots in runs:
+            for slot, answer in zip(slots, way(pixels, slots), strict=True):
+                np.testing.assert_allclose(answer.features, features[slot], rtol=1e-4, atol=1e-4)
+                np.testing.assert_allclose(answer.logits, logits[slot], rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_with_more_than_the_plain_layers_is_left_to_openvino(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    checkpoint = resolve(str(FIXTURES / "khub_densenet_grey_bf16"), "densenet121")
+    assert not any(way.works() for way in onnx_runtime.ways(graph(checkpoint), 2))
+    assert "onnxruntime cannot run this model: no ONNX for" in caplog.text
+    ways = openvino.OpenVino(graph(checkpoint), "fp32", 2).ways()
+    assert [way.name for way in ways] == ["together", "one", "apart"]
+
+
+def loaded(tmp_path: Path) -> ModelRunner:
+    weights = tmp_path / "tiny"
+    found = serving.load(
+        settings(weights=str(weights if weights.exists() else tiny.directory(tmp_path)), device="cpu"),
+        lambda *_: None,
+    )
+    assert isinstance(found.runner, ModelRunner)
+    return found.runner
+
+
+@pytest.mark.parametrize("faster", ["onnxruntime", "openvino"])
+def test_the_measurement_chooses_and_the_next_start_knows(
+    faster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "available_cores", lambda: 2)
+    measured: list[str] = []
+
+    def once(way: Way, pixels: Pixels, images: int) -> float:
+        """Its own work is what the clock would have seen, as if one library were twice as fast as the other."""
+        measured.append(way.name)
+        way(pixels, range(images))
+        same = way.name.startswith("onnxruntime") == (faster == "onnxruntime")
+        apart = 0.6 if way.name.endswith("apart") else 1.0
+        return 0.02 * images * apart * (1 if same else 2)
+
+    monkeypatch.setattr(runner, "_once", once)
+    first = loaded(tmp_path)
+    first.warm_up()
+    assert {"onnxruntime", "onnxruntime apart", "one", "apart"} <= set(measured)
+    taken = {way.name for way in first._ways.values()}
+    assert all(name.startswith("onnxruntime") == (faster == "onnxruntime") for name in taken)
+    measured.clear()
+    second = loaded(tmp_path)
+    second.warm_up()
+    assert measured == []
+    assert {way.name for way in second._ways.values()} == taken
+    assert first.lanes is not None
+    checkpoint = tiny.checkpoint()
+    pixels, results = images(checkpoint, 4), np.zeros((4, second.results), np.float32)
+    second.run(pixels, [2, 0, 3], [Task.CLASSIFY] * 3, results)
+    with torch.inference_mode():
+        wanted = loader.load(checkpoint)(torch.from_numpy(pixels)).numpy()
+    for slot in (2, 0, 3):
+        np.testing.assert_allclose(results[slot, : wanted.shape[1]], wanted[slot], rtol=1e-4, atol=1e-4)
+
+
+def test_lanes_run_side_by_side() -> None:
+    checkpoint = tiny.checkpoint()
+    apart = onnx_runtime.ways(graph(checkpoint), 3)[1]
+    assert isinstance(apart, onnx_runtime.Apart)
+    pixels, start = images(checkpoint, 24), threading.Barrier(3)
+    wanted = [answer.logits for part in range(8) for answer in apart(pixels, range(3 * part, 3 * part + 3))]
+
+    def work(number: int) -> Sequence[np.ndarray]:  # type: ignore[type-arg]
+        start.wait(60)
+        return [apart.lanes()[number](pixels, slot).logits for slot in range(number, 24, 3)]
+
+    with ThreadPoolExecutor(3) as threads:
+        for number, answers in enumerate(threads.map(work, range(3))):
+            for answer, slot in zip(answers, range(number, 24, 3), strict=True):
+                np.testing.assert_allclose(answer, wanted[slot], rtol=1e-5, atol=1e-5)
+
+
+def test_without_the_extra_there_is_openvino_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_runtime, "find_spec", lambda name: None)
+    ways = openvino.OpenVino(graph(tiny.checkpoint()), "fp32", 2).ways()
+    assert [way.name for way in ways] == ["together", "one", "apart"]
+
+
+def test_bf16_is_openvinos_alone() -> None:
+    runtime = openvino.OpenVino(graph(tiny.checkpoint()), "fp32", 2)
+    runtime.precision = "bf16"
+    assert [way.name for way in runtime.ways()] == ["together", "one", "apart"]
