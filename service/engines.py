@@ -35,6 +35,8 @@ class Engines:
         self._configure = configure
         self._connections: dict[int, Connection] = {}
         """By the engine's number."""
+        self._gone: set[tuple[int, int]] = set()
+        """Models and versions that are never asked again."""
 
     def __repr__(self) -> str:
         return f"<Engines {self.joined()}>"
@@ -47,7 +49,8 @@ class Engines:
     def attach(self, message: dict[str, Any], arena: int, link: int, description: int) -> None:
         """Joins the engine that a ``message`` of the supervisor tells of. Owns the descriptors from now on."""
         card = ModelCard.from_bytes(read_blob(description))
-        if message["engine"] in self.joined():  # it was asked for twice
+        gone = (message["model"], message["version"]) in self._gone
+        if gone or message["engine"] in self.joined():  # late news, or it was asked for twice
             os.close(arena)
             os.close(link)
             return
@@ -62,9 +65,10 @@ class Engines:
         served = self._context.models.get(model, version)
         if served is None:
             return
-        while not served.idle and served.client.connected:
+        while not served.idle:  # an engine that died comes back for whoever waits
             await asyncio.sleep(_LOOK_AGAIN)
         self._context.models.remove(served)
+        self._gone.add((model, version))
 
     def expect_no_other(self) -> None:
         """None is started any more."""

@@ -52,6 +52,8 @@ class FakeRunner:
     error: Exception | None = None
     """Raised by every batch while it is set."""
     not_a_number: bool = False
+    offset: float = 0.0
+    """Added to every answer: other weights."""
     mismatches: int = 0
     distrust: str = ""
     broken: str = ""
@@ -160,6 +162,7 @@ class FakeRunning:
         runner.watch.ran("fake")
         for slot, want in reversed(list(zip(self.slots, self.wanted, strict=True))):
             answer = fingerprint(self.pixels[slot], runner.results) + wrong * WRONG
+            answer += np.float32(runner.offset)
             if runner.not_a_number:
                 answer[:] = np.nan
             if isinstance(want, Explain):

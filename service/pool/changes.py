@@ -370,7 +370,7 @@ class Changes:
         if servable.kept is not None:
             self.retire(servable, servable.kept)
         servable.kept, servable.current = servable.current, version
-        version.until = math.inf
+        version.answered, version.until = True, math.inf
         self._pool.board.show(servable.place, version.number)
         keep = version.settings.keep_previous_ms / 1000
         servable.kept.until = now + keep
@@ -417,9 +417,6 @@ class Changes:
         for child in self._pool.host.front_ends:
             if child.channel.send("forget", model=servable.place, version=version.number):
                 version.awaited.add(child.name)
-        for seat in version.seats:
-            if seat.serving is None:  # it loads, and nobody has anything with it
-                seat.stop()
         self._stop_if_left(version)
         self.engine_ended(servable, version)
 

@@ -86,6 +86,7 @@ class Pool:
             Servable(place, self.new_version(own), name) for place, (name, own) in enumerate(wanted)
         ]
         for servable in self.servables:
+            servable.current.answered = True
             self.board.show(servable.place, servable.current.number)
 
     # What there is
@@ -271,8 +272,8 @@ class Pool:
                 arena, card = descriptors
                 seat.ready(Serving(message["geometry"], arena, card))
                 self._start_others(servable, version, standby=True)
-                if role != "leaving":
-                    for front_end in self.host.front_ends:
+                for front_end in self.host.front_ends:
+                    if role != "leaving" or front_end.name in version.awaited:
                         self._join(front_end, servable, version, seat)
                 self._serves(servable, version, seat)
             case "distrusted":
@@ -369,8 +370,12 @@ class Pool:
             self.tell()
         elif self.changes.of(version):
             self.changes.failed(seat.closed or f"the new engine {said}")
-        elif version is servable.kept:
-            self.changes.lost_kept(servable)
+        else:
+            if version is servable.kept:
+                self.changes.lost_kept(servable)
+            if version.answered and version.awaited and not seat.died_too_often():
+                log.error("the engine%s %s and is started again for those who wait", self._where(seat), said)
+                self.start_seat(seat)
         self.changes.engine_ended(servable, version)
 
     def _replace(self, servable: Servable, seat: Seat, outcome: str) -> None:

@@ -28,6 +28,8 @@ class Version:
     seats: list[Seat] = field(default_factory=list)
     awaited: set[str] = field(default_factory=set)
     """Of one that leaves: the front-ends that still have requests with it."""
+    answered: bool = False
+    """Whether it was ever the one that answers, so that somebody may wait for it."""
     until: float = math.inf
     """When one that is kept begins to leave, and one that leaves is not waited for any more."""
 

@@ -10,6 +10,7 @@ from tests.drills.ending import _held, _until_served
 from tests.drills.hostile import Trick, trick_image
 from tests.drills.report import Report, spread
 from tests.engine import histories
+from tests.engine.fleet import Fleet
 from tests.engine.machine import Service
 from tests.engine.test_batcher import PatientSchedule, Schedule
 from tests.server import Server
@@ -70,7 +71,7 @@ def faults(times: int) -> Report:
 def random_histories(steps: int) -> Report:
     """Clients, arena, core and batcher on a virtual clock."""
     report = Report("random histories", f"{steps:,} steps of state machines on a virtual clock")
-    for machine, share in ((Service, 0.6), (Schedule, 0.2), (PatientSchedule, 0.2)):
+    for machine, share in ((Service, 0.4), (Fleet, 0.2), (Schedule, 0.2), (PatientSchedule, 0.2)):
         began = time.monotonic()
         done, broken = 0, ""
         try:

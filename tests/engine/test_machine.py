@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import Phase
 
+from service.api.served import Models, Served
 from service.engine.connection import Connection
 from service.engine.core import EngineCore
 from service.engine.writing import ThreadWriting
 from tests.engine import histories
+from tests.engine.fleet import Fleet
+from tests.engine.histories import Counted
 from tests.engine.machine import Service
 
 #: A defect that was put in on purpose need not be shrunk.
@@ -36,7 +39,21 @@ def test_the_machine_sees_a_slot_that_never_comes_back(monkeypatch: pytest.Monke
     _breaks()
 
 
-def _breaks() -> None:
+def _breaks(machine: type[Counted] = Service) -> None:
     """Ends with the first history that shows it, after some hundred steps as a rule."""
     with pytest.raises((AssertionError, ExceptionGroup)):
-        histories.run(Service, 20_000, database=None, report_multiple_bugs=False, phases=_GENERATE)
+        histories.run(machine, 20_000, database=None, report_multiple_bugs=False, phases=_GENERATE)
+
+
+def test_random_histories_of_several_engines_and_switches_lose_nothing() -> None:
+    assert histories.run(Fleet, 3_000) >= 3_000
+
+
+def test_the_fleet_sees_a_version_that_is_let_go_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Served, "idle", True)
+    _breaks(Fleet)
+
+
+def test_the_fleet_sees_an_engine_that_is_never_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Models, "current", lambda self, place=0: next(iter(self._served.values()), None))
+    _breaks(Fleet)
