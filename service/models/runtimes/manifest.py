@@ -12,6 +12,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,7 @@ def libraries(*names: str) -> dict[str, str]:
     return {name: _version(name) for name in names}
 
 
+@cache
 def _version(name: str) -> str:
     try:
         return metadata.version(name)
@@ -81,6 +83,7 @@ def _version(name: str) -> str:
         return ""
 
 
+@cache
 def code_hash() -> str:
     """Of the modules that make the network and prepare it: a change there makes another model of the same weights."""
     digest = hashlib.sha256()
