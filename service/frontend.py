@@ -22,6 +22,7 @@ from service.api.body import ENVELOPE
 from service.api.context import Context
 from service.api.keys import Keys
 from service.api.served import Models
+from service.api.shadow import Shadow
 from service.connections import HEAD_SECONDS, Connections
 from service.decoders.cost import SMALL
 from service.decoders.keeper import Keeper
@@ -106,6 +107,8 @@ class FrontEnd:
         self._grpc_ended: asyncio.Task[None] | None = None
         self._leaving: list[asyncio.Task[None]] = []
         self._reserve = Reserve()
+        if settings.shadow is not None:
+            self._context.shadow = Shadow(self._context.models, metrics, settings.shadow_share)
         self._engines = Engines(self._context, threads, self._memory, self._configure)
 
     async def run(self) -> int:
@@ -150,7 +153,9 @@ class FrontEnd:
             await asyncio.sleep(HEARTBEAT)
 
     def _say_alive(self) -> bool:
-        return self._channel.send("alive", joined=self._engines.joined())
+        shadow = self._context.shadow
+        seen = shadow.tally.take() if shadow is not None else ()
+        return self._channel.send("alive", joined=self._engines.joined(), shadow=seen)
 
     async def _let_go(self, model: int, version: int) -> None:
         """Tells the supervisor when nobody here waits for that version any more."""

@@ -46,6 +46,8 @@ STAGES = ("receive", "decode", "queue", "inference", "respond")
 
 #: Seconds: from a sub-millisecond stage to a request that waited for its deadline.
 DURATIONS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+#: Of probabilities: from what another kernel rounds otherwise to another answer.
+DIFFERENCES = (1e-5, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 #: Bytes for each process: two files, together 0.2 MiB when every route has answered with every status. What the dead
 #: have counted is in one more.
 _ROOM = 1 << 20
@@ -119,6 +121,9 @@ class Metrics:
     late_work: Counter
     nan_outputs: Counter
     decodes_killed: Labelled[Counter]
+    shadow_images: Labelled[Counter]
+    shadow_difference: Histogram
+    shadow_inference: Histogram
 
     @classmethod
     def declare(cls) -> Metrics:
@@ -163,6 +168,17 @@ class Metrics:
             expired=counter("expired", "Requests answered 504."),
             late_work=counter("late_work", "Images that the model ran after their deadline; stays 0."),
             nan_outputs=counter("nan_outputs", "Images that the model answered with NaN or infinity."),
+            shadow_images=Labelled(
+                counter(
+                    "shadow_images", "Images that the shadow was shown, by what came of it.", ("outcome",)
+                )
+            ),
+            shadow_difference=histogram(
+                "shadow_probability_difference",
+                "The largest difference of any class's probability between the two models.",
+                buckets=DIFFERENCES,
+            ),
+            shadow_inference=histogram("shadow_inference_seconds", "What the shadow took for a batch."),
             decodes_killed=Labelled(
                 counter(
                     "decodes_killed", "Decodes that were ended, by format and reason.", ("format", "reason")

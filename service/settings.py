@@ -65,6 +65,14 @@ class Settings(BaseSettings):
         description="Several models in place of one: variants, separated by commas, or a JSON file of names and their "
         "settings. The first is the default; requests ask for another with ?model=NAME.",
     )
+    shadow: str | None = Field(
+        None,
+        description="Weights of a second model that is shown a share of the images and answers nobody: how far it "
+        "agrees is in /metrics and /healthz.",
+    )
+    shadow_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.1, description="The share of the images that the shadow is shown, from above 0 to 1."
+    )
     memory_budget_mib: PositiveInt | None = Field(
         None,
         description="What the engines of all models together may take: a start or a switch past it is refused. "

@@ -25,6 +25,8 @@ class Status:
     """Each engine: its model, version, role, device and state."""
     switch: dict[str, Any] | None = None
     """The change of a model's version that is under way, or how the last one ended."""
+    shadow: dict[str, Any] | None = None
+    """What the shadow has been seen to do; None without one."""
     switches: dict[str, int] = field(default_factory=dict)
     """How many ended, by outcome."""
 

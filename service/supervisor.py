@@ -239,6 +239,7 @@ class Supervisor:
     def _front_end_spoke(self, child: Child, message: dict[str, Any], descriptors: list[int]) -> None:
         if message["kind"] == "alive":
             self._check_joined(child, set(message["joined"]))
+            self._pool.hear_of_shadow(message["shadow"])
         elif message["kind"] == "again":
             self._pool.introduce(child)
         elif message["kind"] == "left":

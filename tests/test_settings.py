@@ -62,6 +62,8 @@ BEYOND = dict.fromkeys(
     "vertex_predict_route": "/predict",
     "max_connections": "auto",
     "models": None,
+    "shadow": None,
+    "shadow_share": 0.1,
     "memory_budget_mib": None,
     "model_control": "keys",
     "watch_weights_ms": 0,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fastapi import Request
 
 from service.api.served import Models, Served
+from service.api.shadow import Shadow
 from service.card import ModelCard
 from service.decoders.picture import Recipe
 from service.engine.writing import Decoders
@@ -43,6 +44,8 @@ class Context:
     """The process above all others of the service; None where nobody measures it."""
     orders: Orders | None = None
     """What clients may order of the supervisor; None without one."""
+    shadow: Shadow | None = None
+    """What a second model is shown of the images; None without one."""
     progressed: float = field(default_factory=time.monotonic)
     """When the start last got on, by the monotonic clock."""
 

@@ -62,6 +62,7 @@ def metrics(request: Request) -> Response:
         [
             Source(served.card, connection.arena, connection.standby)
             for served in context.models.all
+            if served is not context.models.shadow
             for connection in served.client.connections
         ],
         [served.card for served in context.models.answering],

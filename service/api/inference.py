@@ -99,6 +99,8 @@ async def look(
     stages = {"decode": decode, "queue": answer.queue, "inference": answer.inference}
     for stage, seconds in stages.items():
         context.metrics.stage_duration.labels(stage).observe(seconds)
+    if context.shadow is not None and wanted is Task.CLASSIFY:
+        context.shadow.look_on(slot, answer)
     return Seen(answer, stages)
 
 

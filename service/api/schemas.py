@@ -175,18 +175,36 @@ class Health(BaseModel):
     frontend_restarts: int
     engines: list[EngineInfo]
     switch: SwitchInfo | None
+    shadow: ShadowInfo | None
     switches: dict[str, int] = Field(description="How many changes of a model ended, by outcome.")
 
 
 class EngineInfo(BaseModel):
-    """An engine. ``role``: `current` answers, `coming` is loaded, `kept` is for a rollback, `leaving` finishes."""
+    """An engine. ``role``: `current` answers, `coming` is loaded, `kept` is for a rollback, `leaving` finishes what it
+    has, `shadow` answers nobody."""
 
     model: str
     weights: str
     version: int
-    role: Literal["current", "coming", "kept", "leaving"]
+    role: Literal["current", "coming", "kept", "leaving", "shadow"]
     device: str
     state: Literal["waiting", "loading", "serving", "standby", "ending", "ended", "given up"]
+
+
+class ShadowInfo(BaseModel):
+    """What a second model makes of a share of the images."""
+
+    weights: str
+    state: Literal["waiting", "loading", "serving", "ending", "ended", "given up"]
+    reason: str = Field(description="Why it was given up.")
+    verdict: Literal["collecting", "agrees", "mostly agrees", "differs"]
+    compared: int
+    missed: int = Field(description="Images that it had no room for, or gave no answer to.")
+    agreement: float | None = Field(description="The share of images to which both give the same top class.")
+    mean_difference: float | None = Field(
+        description="Of the largest difference of any class's probability, the mean."
+    )
+    times_slower: float | None = Field(description="Its batches against those of the model that answers.")
 
 
 class SwitchInfo(BaseModel):

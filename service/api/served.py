@@ -76,8 +76,13 @@ class Models:
     @property
     def answering(self) -> list[Served]:
         """The version of each model that answers now, the default first."""
-        places = sorted({place for place, _ in self._served})
+        places = sorted({place for place, _ in self._served} - {Board.shadow})
         return [served for place in places if (served := self.current(place)) is not None]
+
+    @property
+    def shadow(self) -> Served | None:
+        """The model that answers nobody, if there is one."""
+        return self.current(Board.shadow)
 
     @property
     def complete(self) -> bool:

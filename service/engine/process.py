@@ -6,6 +6,8 @@ The model's rooms are imported inside `main`, so that the supervisor, which fork
 from __future__ import annotations
 
 import logging
+import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -50,6 +52,8 @@ _REPORT_EVERY = 0.2
 #: Slots unless the setting says: enough for a few hundred clients at once, and for eight full batches.
 _FEWEST_SLOTS, _BATCHES_OF_SLOTS = 256, 8
 
+#: How far behind all other processes a shadow stands.
+_LAST = 10
 #: A batch of bulk images is at most this part of the largest: whoever comes meanwhile waits for its end.
 _BULK_SHARE = 4
 
@@ -61,15 +65,19 @@ def main(
     name: str = "engine",
     device: Device | None = None,
     standby: bool = False,
+    shadow: bool = False,
 ) -> None:
     """Runs an engine until the supervisor says stop or dies. Ends with `CANNOT_START` after saying why.
 
     ``given_up`` has a sentence for each engine before this one whose device failed while it was getting ready: of the
     ways to run the model, so many are left out. ``name`` is for the log. ``device``, of several, is what
     this process is confined to. A ``standby`` leaves time to spare to the engine that is asked.
+    A ``shadow`` answers nobody: it lets every other process go first, and its batches are not counted.
     """
     if device is not None:
         confine(device)
+    if shadow and threading.current_thread() is threading.main_thread():  # in a process of its own
+        os.nice(_LAST)
     logs.configure(settings, name)
     owner = Owner("device")
     try:
@@ -88,7 +96,7 @@ def main(
             max(1, runner.max_batch_size // _BULK_SHARE),
         ),
         capacity=runner.capacity,
-        batch_ran=_counter(Metrics.declare()),
+        batch_ran=_counter(Metrics.declare()) if not shadow else lambda batch: None,
         owner=owner,
         files=files,
     )

@@ -88,6 +88,10 @@ class Slot:
         hung_up = kind is not None and issubclass(kind, asyncio.CancelledError)
         self._connection.leave(self.number, self._writing, hung_up)
 
+    def belongs_to(self, engines: Others) -> bool:
+        """Whether it is a place with one of those ``engines``."""
+        return self._others is engines
+
     def note_admission(self, deadline: float, bulk: bool) -> None:
         """When the image will have to be answered, and how urgent it is."""
         self._connection.arena.note_admission(self.number, deadline, bulk)

@@ -14,8 +14,9 @@ _WORD = struct.Struct("@Q")
 class Board:
     """Memory that forked processes share with this one. Models are counted from 0, versions from 1; 0 is none yet."""
 
-    #: Models that there is room for.
+    #: Models that there is room for; the last place is the shadow's.
     most = mmap.PAGESIZE // _WORD.size
+    shadow = most - 1
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, mmap.PAGESIZE)

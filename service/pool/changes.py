@@ -117,7 +117,7 @@ class Changes:
             self._count_failure(servable.current.settings, str(error))
             reply("load_failed", str(error), {})
             return
-        decision = self._room_for(servable, settings)
+        decision = self.room_for(servable, settings)
         if decision.refusal:
             self._count_failure(settings, decision.refusal)
             reply("not_enough_memory", decision.refusal, {})
@@ -169,7 +169,8 @@ class Changes:
         current = servable.current.settings.model_dump(exclude_unset=True)
         return all_settings.read({**current, **wish.settings}, spelled=str)
 
-    def _room_for(self, servable: Servable, settings: Settings) -> room.Decision:
+    def room_for(self, servable: Servable, settings: Settings) -> room.Decision:
+        """Whether a model with these settings fits beside what there is; ``servable`` is one that is known."""
         taken = [room.resident(seat.child.pid) for seat in servable.current.serving if seat.child]
         if not taken or not self._pool.host.processes:
             return room.Decision()

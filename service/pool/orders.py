@@ -25,7 +25,7 @@ def obey(pool: Pool, front_end: Child, message: dict[str, Any]) -> None:
 def _act(pool: Pool, message: dict[str, Any], reply: Reply) -> None:
     servable = named(pool, message["name"])
     if servable is None:
-        names = [one.called for one in pool.servables]
+        names = [one.called for one in pool.asked]
         words = f"there is no such model, {message['name'][:100]!r}; there is {one_of(names)}"
         reply("not_found", words + did_you_mean(message["name"], names), {})
     elif message["action"] == "rollback":
@@ -39,4 +39,4 @@ def named(pool: Pool, name: str | None) -> Servable | None:
     """The model of that name, the default one without a name."""
     if name is None:
         return pool.servables[0]
-    return next((servable for servable in pool.servables if servable.called == name), None)
+    return next((servable for servable in pool.asked if servable.called == name), None)

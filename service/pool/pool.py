@@ -7,7 +7,7 @@ when every model is served, and an engine's death is the service's only where no
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,7 +20,8 @@ from service.pool import room
 from service.pool.board import Board
 from service.pool.changes import Changes
 from service.pool.seat import LIVES, Seat, Serving
-from service.pool.versions import Servable, Version
+from service.pool.shadow import Tally
+from service.pool.versions import Servable, Version, called
 from service.settings import Settings
 from service.several import models_of
 from service.status import State, Status
@@ -83,13 +84,26 @@ class Pool:
         wanted = models_of(settings)
         room.check_budget([one.settings.model for one in wanted], self._budget)
         self.servables = [
-            Servable(place, self.new_version(own), name) for place, (name, own) in enumerate(wanted)
+            Servable(place, self.new_version(own), name=name) for place, (name, own) in enumerate(wanted)
         ]
+        self._tally = Tally()
+        if settings.shadow is not None:
+            self.servables.append(self._shadow_of(wanted[0].settings, settings.shadow))
         for servable in self.servables:
             servable.current.answered = True
             self.board.show(servable.place, servable.current.number)
 
     # What there is
+
+    def _shadow_of(self, settings: Settings, weights: str) -> Servable:
+        own = {"weights": weights, "standby": False, "watch_weights_ms": 0.0}
+        version = self.new_version(settings.model_copy(update=own))
+        return Servable(Board.shadow, version, shadow=True)
+
+    @property
+    def asked(self) -> list[Servable]:
+        """The models that requests may ask for, the default first."""
+        return [servable for servable in self.servables if not servable.shadow]
 
     def __iter__(self) -> Iterator[tuple[Servable, Version, Seat]]:
         for servable in self.servables:
@@ -140,7 +154,7 @@ class Pool:
 
     def start(self) -> None:
         """Starts every model's first engine; `_start_others` follows."""
-        for servable in self.servables:
+        for servable in self.asked:
             self.start_version(servable.current)
 
     def start_version(self, version: Version) -> None:
@@ -166,6 +180,7 @@ class Pool:
             name=seat.name,
             device=seat.place if several and self.host.processes else None,
             standby=seat.standby,
+            shadow=seat in [one for each in self.servables if each.shadow for one in each.current.seats],
         )
         seat.begin(self._engines, self.host.spawn(seat.name, main))
         assert seat.child is not None
@@ -199,7 +214,7 @@ class Pool:
 
     def names(self, leave_out: Servable) -> set[str]:
         """What the other models are called."""
-        return {servable.called for servable in self.servables if servable is not leave_out}
+        return {servable.called for servable in self.asked if servable is not leave_out}
 
     # What everyone is told
 
@@ -207,14 +222,43 @@ class Pool:
         """Every front-end hears of the engines and of the change that is under way."""
         status = self.host.status
         status.engines = [engine for servable in self.servables for engine in servable.to_json()]
+        status.shadow = self._shadow_to_json()
         status.switch, status.switches = self.changes.to_json(), dict(self.changes.counts)
         self.host.tell()
 
     def look(self) -> None:
         """The service is ready, if every model is served now."""
-        if all(servable.current.serving for servable in self.servables) and self.host.status.state != "ready":
+        if all(servable.current.serving for servable in self.asked) and self.host.status.state != "ready":
             self._was_ready = True
             self.host.enter("ready", "")
+            self._start_shadow()
+
+    def _start_shadow(self) -> None:
+        """When all others are there, and if there is memory for one more."""
+        for servable in self.servables:
+            (seat, *_) = servable.current.seats
+            if not servable.shadow or seat.engine or seat.closed:
+                continue
+            decision = self.changes.room_for(self.servables[0], servable.current.settings)
+            if decision.refusal:
+                log.error("the shadow is not started: %s", decision.refusal)
+                seat.closed = decision.refusal
+            else:
+                self.start_version(servable.current)
+
+    def hear_of_shadow(self, seen: Sequence[float]) -> None:
+        """What a front-end has compared since it last said so."""
+        if seen and any(seen):
+            self._tally.add(int(seen[0]), int(seen[1]), *seen[2:])
+            self.tell()
+
+    def _shadow_to_json(self) -> dict[str, Any] | None:
+        for servable in self.servables:
+            if servable.shadow:
+                (seat, *_) = servable.current.seats
+                told = {"weights": called(seat.settings.weights), "state": seat.state, "reason": seat.closed}
+                return {**told, **self._tally.to_json()}
+        return None
 
     def measure_again(self) -> None:
         """Engines see how much memory there is for pictures, now that another has ended."""
@@ -294,13 +338,13 @@ class Pool:
             self._start_others(servable, version)
         if self.changes.of(version):
             self.changes.moved(f"{state}: {detail}")
-        elif version is servable.current and not version.serving:
+        elif version is servable.current and not version.serving and not servable.shadow:
             self.host.enter(state, detail)
 
     def _progress(self, servable: Servable, version: Version, progress: dict[str, int | None]) -> None:
         if self.changes.of(version):
             self.changes.moved("loading: download", progress)
-        elif version is servable.current and not version.serving:
+        elif version is servable.current and not version.serving and not servable.shadow:
             self.host.status.progress = progress
             self.host.tell()
 
@@ -324,7 +368,7 @@ class Pool:
 
     def _say_lost(self, servable: Servable, detail: str) -> None:
         """The service has failed, if nothing serves the model any more."""
-        if not servable.current.serving:
+        if not servable.current.serving and not servable.shadow:
             self.host.enter("failed", detail)
 
     def _hung(self, child: Child, servable: Servable, seat: Seat, seconds: float) -> None:
@@ -346,7 +390,8 @@ class Pool:
         self.host.give_up()
 
     def _others_serve(self, servable: Servable, seat: Seat) -> bool:
-        return any(other is not seat for other in servable.current.serving)
+        """Whether nothing depends on ``seat``: another device has the model, or it is the shadow's."""
+        return servable.shadow or any(other is not seat for other in servable.current.serving)
 
     # Ends
 
@@ -362,7 +407,7 @@ class Pool:
         said = (outcome or "ended") + (f" ({reason})" if reason else "")
         current = version is servable.current
         if self.draining:
-            self.host.engines_ended(current and bool(self.host.front_ends))
+            self.host.engines_ended(current and not servable.shadow and bool(self.host.front_ends))
         elif self.host.over:
             return
         elif current:

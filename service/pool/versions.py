@@ -11,7 +11,7 @@ from service.pool.seat import Seat
 from service.pool.watch import Watch
 from service.settings import Settings
 
-Role = Literal["current", "coming", "kept", "leaving"]
+Role = Literal["current", "coming", "kept", "leaving", "shadow"]
 
 
 def called(weights: str) -> str:
@@ -57,6 +57,8 @@ class Servable:
     """On the `Board`."""
     current: Version
     """The one that answers."""
+    shadow: bool = False
+    """Whether it answers nobody."""
     name: str | None = None
     """What it is called whatever is loaded; None for the name that the weights have."""
     coming: Version | None = None
@@ -106,7 +108,7 @@ class Servable:
                 "model": self.name or version.settings.model,
                 "weights": called(version.settings.weights),
                 "version": version.number,
-                "role": self.role(version),
+                "role": "shadow" if self.shadow else self.role(version),
                 "device": seat.device,
                 "state": seat.state,
             }
