@@ -8,11 +8,15 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import httpx
 import pytest
 
+from benchmarks.processes import free_port
 from service import usage
+from service.api.grpc import schema
 from tests import tiny
+from tests.api.test_open_inference import pictures
 from tests.drills.crowd import options
 from tests.server import HTTP, Server
 from tests.test_switching import Asking, health, until, usage_name
@@ -79,7 +83,7 @@ def test_without_a_standby_whoever_has_time_left_waits_for_the_next_engine() -> 
 
 def test_every_kind_of_request_survives_the_death_of_its_engine() -> None:
     # The engine waits for company, so that all of them are with it when it dies.
-    settings = {"max_queue_delay_ms": 2500, "max_batch_size": 32, "grpc_port": 0}
+    settings = {"max_queue_delay_ms": 2500, "max_batch_size": 32, "grpc_port": free_port()}
     with Server(weights=tiny.shared(), frontends=1, standby=True, **settings) as server:
         until(lambda: states(server) == ["serving", "standby"])
 
@@ -91,6 +95,13 @@ def test_every_kind_of_request_survives_the_death_of_its_engine() -> None:
         def batch() -> httpx.Response:
             return HTTP.post(server.url + "/predict/batch", files=[("files", png(seed)) for seed in range(3)])
 
+        name = HTTP.get(server.url + "/model").json()["name"]
+
+        def v2() -> httpx.Response:
+            return HTTP.post(
+                f"{server.url}/v2/models/{name}/infer", json={"inputs": [pictures(png(1), png(2))]}
+            )
+
         kinds: list[Callable[[], httpx.Response]] = [
             lambda: post("/predict"),
             lambda: post("/predict", **{"x-priority": "bulk"}),
@@ -98,16 +109,33 @@ def test_every_kind_of_request_survives_the_death_of_its_engine() -> None:
             lambda: post("/features?pooling=none"),
             lambda: post("/explain"),
             batch,
+            v2,
         ]
+        images = len(kinds) + 2 + 1  # of a batch three, of /v2 two
         alone = [kind() for kind in kinds]
-        with ThreadPoolExecutor(len(kinds)) as clients:
+        with ThreadPoolExecutor(len(kinds) + 1) as clients:
             asked = [clients.submit(kind) for kind in kinds]
+            over_grpc = clients.submit(infer, settings["grpc_port"], name)
             # All but the bulk one, which runs alone while nobody else waits.
-            until(lambda: server.metrics()["imagenet_in_flight_requests"] >= len(kinds) + 1)
+            until(lambda: server.metrics()["imagenet_in_flight_requests"] >= images)
             os.kill(engine(server, "engine"), signal.SIGKILL)
             answers = [one.result() for one in asked]
+            assert over_grpc.result() == name
         assert [answer.status_code for answer in answers] == [200] * len(kinds)
         for answer, before in zip(answers, alone, strict=True):
-            for name in ("predictions", "features", "explanation", "results"):
-                assert answer.json().get(name) == before.json().get(name) or name == "features"
-        assert server.metrics()["imagenet_resubmitted_total"] >= len(kinds) + 1
+            for key in ("predictions", "explanation", "results", "outputs"):
+                assert answer.json().get(key) == before.json().get(key)
+        assert server.metrics()["imagenet_resubmitted_total"] >= images
+
+
+def infer(port: int, name: str) -> str:
+    """Over gRPC; the name of the model that has answered."""
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [png(1)]}}
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        invoke = channel.unary_unary(
+            f"/{schema.SERVICE}/ModelInfer",
+            request_serializer=schema.message("ModelInferRequest").SerializeToString,
+            response_deserializer=schema.message("ModelInferResponse").FromString,
+        )
+        request = schema.message("ModelInferRequest")(model_name=name, inputs=[tensor])
+        return str(invoke(request, timeout=60).model_name)
