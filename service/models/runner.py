@@ -68,6 +68,8 @@ class ModelRunner:
         self.lanes: Lanes | None = None
         """Where single images run side by side; `warm_up` decides."""
         self._ways = dict(enumerate(runtime.ways()))
+        self._warm = set[str]()
+        """Names of ways that have run."""
         self._notes = notes or Notes()
         #: For each number of images, how it is run; empty until warm-up.
         self._steps: tuple[tuple[plan.Step, ...], ...] = ()
@@ -202,9 +204,11 @@ class ModelRunner:
         return times
 
     def _set_up(self, pixels: Pixels) -> None:
-        """Runs each way once, side by side: what compiles has one core each."""
+        """Runs each way once that has not run yet, side by side: what compiles has one core each."""
+        cold = [way for way in self._ways.values() if way.name not in self._warm]
         with ThreadPoolExecutor(len(self._ways)) as threads:
-            list(threads.map(lambda way: way(pixels, range(way.unit or 1)), self._ways.values()))
+            list(threads.map(lambda way: way(pixels, range(way.unit or 1)), cold))
+        self._warm |= {way.name for way in cold}
 
     def _named(self, times: list[dict[int, float]]) -> dict[str, dict[int, float]]:
         return {way.name: measured for way, measured in zip(self._ways.values(), times, strict=True)}
