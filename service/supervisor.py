@@ -29,7 +29,8 @@ from service.collector import resting
 from service.engine import transport
 from service.leftovers import Claim
 from service.pool import orders
-from service.pool.pool import Heard, Pool
+from service.pool.host import Heard
+from service.pool.pool import Pool
 from service.restarts import Lives
 from service.settings import Settings, strangers
 from service.status import State, Status
@@ -239,11 +240,11 @@ class Supervisor:
     def _front_end_spoke(self, child: Child, message: dict[str, Any], descriptors: list[int]) -> None:
         if message["kind"] == "alive":
             self._check_joined(child, set(message["joined"]))
-            self._pool.hear_of_shadow(message["shadow"])
+            self._pool.shadow.hear(message["shadow"])
         elif message["kind"] == "again":
             self._pool.introduce(child)
         elif message["kind"] == "left":
-            self._pool.changes.left(child, message["version"])
+            self._pool.leaving.left(child, message["version"])
         elif message["kind"] == "order":
             orders.obey(self._pool, child, message)
 

@@ -1,6 +1,12 @@
 """The engines of the supervisor: which there are, who takes the place of the dead, and how a model is replaced.
 
-seat.py    one engine's life: start, ready, introduced to front-ends, dead, started again
-pool.py    all of them, by model and device; what the service's state follows from
-board.py   which version of a model answers, one word of memory that every front-end reads
+seat.py       one engine's life: start, ready, introduced to front-ends, dead, started again
+versions.py   what there is: models, their versions, the seats of each
+pool.py       all of it, by model and device       events.py    what engines say, and what their ends mean
+board.py      which version answers, one word of memory that every front-end reads
+switch.py     a change of version, decided purely  changes.py   the same, done: loads and rollbacks
+canary.py     known images through engines         verdict.py   whether what they answer will do
+leaving.py    how a version ends                   watching.py  weights that are loaded when they change (watch.py)
+room.py       whether there is memory              budget.py    what all engines may take
+orders.py     what clients order                   shadowing.py the model that answers nobody (shadow.py)
 """

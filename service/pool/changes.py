@@ -1,4 +1,4 @@
-"""Changes of a model's version while it serves: loads, rollbacks, and how the versions that are done with end.
+"""Changes of a model's version while it serves: loads and rollbacks. `service.pool.leaving` ends what is done with.
 
 A `switch.Switch` decides; this does it. One change at a time.
 """
@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Any
 from service import settings as all_settings
 from service.errors import CheckpointError, ConfigurationError
 from service.host import free_memory
-from service.pool import room, verdict
+from service.pool import room, verdict, watching
 from service.pool.canary import Canary
 from service.pool.switch import Action, Stage, Switch
 from service.pool.verdict import Verdict
 from service.pool.versions import Servable, Version, called
-from service.pool.watch import Watch, look_at
 
 if TYPE_CHECKING:
-    from service.child import Child
     from service.pool.pool import Pool
     from service.settings import Settings
 
@@ -34,8 +32,6 @@ log = logging.getLogger(__name__)
 _CANARY_PATIENCE = 60.0
 #: Seconds without any progress of a load, after which it is given up.
 _LOAD_PATIENCE = 600.0
-#: Seconds beyond request_timeout_ms that front-ends may need to let go of a version, and its engines to end.
-_LEAVE_GRACE = 5.0
 
 #: Told once how a change ended: the code of an error, or None, the words, and what there is to say of it.
 Reply = Callable[[str | None, str, dict[str, Any]], None]
@@ -131,6 +127,10 @@ class Changes:
         self._do(switch.begin(decision.make_room))
         self._pool.tell()
 
+    def reload(self, servable: Servable) -> None:
+        """Loads the same weights once more; nobody waits for it."""
+        self.load(servable, Wish({}), lambda code, words, result: None)
+
     def rollback(self, servable: Servable, reply: Reply) -> None:
         """Lets the version answer again that did before the last switch."""
         if refusal := self._refusal(servable):
@@ -183,9 +183,14 @@ class Changes:
         there = room.Room(
             free_memory(),
             sum(room.resident(seat.child.pid) for seat in kept if seat.child),
-            self._pool.budget_left(),
+            self._pool.budget.left(),
         )
         return room.decide(need * len(servable.current.seats), there)
+
+    def room_made(self) -> None:
+        """The last version that was leaving has ended."""
+        if self._change is not None:
+            self._do(self._change.switch.room_made())
 
     # What happens
 
@@ -219,29 +224,11 @@ class Changes:
         everyone = all(engines <= child.joined for child in self._pool.host.front_ends)
         self._do(change.switch.joined(everyone))
 
-    def left(self, child: Child, version: int | None = None) -> None:
-        """A front-end is done with a version, or has ended."""
-        for servable in self._pool.servables:
-            for leaving in list(servable.leaving):
-                if version in (None, leaving.number) and child.name in leaving.awaited:
-                    leaving.awaited.discard(child.name)
-                    self._stop_if_left(leaving)
-
     def lost_kept(self, servable: Servable) -> None:
         """An engine of the version that was kept has ended: there is nothing to go back to."""
         if servable.kept is not None:
             log.warning("the version that was kept for a rollback has lost an engine and is let go")
-            self.retire(servable, servable.kept)
-
-    def engine_ended(self, servable: Servable, version: Version) -> None:
-        """The last word of an engine that was not to go on."""
-        if version not in servable.leaving or not version.gone:
-            return
-        servable.leaving.remove(version)
-        self._pool.measure_again()
-        if self._change is not None and not servable.leaving:
-            self._do(self._change.switch.room_made())
-        self._pool.tell()
+            self._pool.leaving.begin(servable, servable.kept)
 
     def tick(self, now: float) -> None:
         """Whatever is due."""
@@ -254,28 +241,11 @@ class Changes:
                     canary.give_up(f"did not answer the known images within {_CANARY_PATIENCE:.0f} s")
             self._look_at_canaries()
         for servable in self._pool.servables:
-            self._look_at_weights(servable, now)
+            watching.look(self, servable, now)
             if servable.kept is not None and now >= servable.kept.until:
                 log.info("the version before this one is not kept any longer (keep_previous_ms)")
-                self.retire(servable, servable.kept)
-            for version in servable.leaving:
-                if now >= version.until:
-                    version.awaited.clear()
-                    self._stop_if_left(version, kill=True)
-
-    def _look_at_weights(self, servable: Servable, now: float) -> None:
-        """Loads them again when they have changed, and whoever changed them is done."""
-        settings = servable.current.settings
-        due = settings.watch_weights_ms and now >= servable.look_at
-        if not due or self.under_way or not servable.current.serving:
-            return
-        servable.look_at = now + settings.watch_weights_ms / 1000
-        seen = look_at(settings.weights)
-        if servable.watch is None or servable.watched != settings.weights:
-            servable.watch, servable.watched = Watch(seen), settings.weights
-        elif servable.watch.changed(seen):
-            log.info("weights %s have changed", settings.weights)
-            self.load(servable, Wish({}), lambda code, words, result: None)
+                self._pool.leaving.begin(servable, servable.kept)
+        self._pool.leaving.tick(now)
 
     # What is done
 
@@ -286,7 +256,7 @@ class Changes:
         match action:
             case Action.FREE:
                 assert change.servable.kept is not None
-                self.retire(change.servable, change.servable.kept)
+                self._pool.leaving.begin(change.servable, change.servable.kept)
             case Action.START:
                 self._pool.start_version(change.version)
             case Action.CHECK:
@@ -369,14 +339,14 @@ class Changes:
         """Lets ``version`` answer from now on, and keeps the one before for a time."""
         now = time.monotonic()
         if servable.kept is not None:
-            self.retire(servable, servable.kept)
+            self._pool.leaving.begin(servable, servable.kept)
         servable.kept, servable.current = servable.current, version
         version.answered, version.until = True, math.inf
         self._pool.board.show(servable.place, version.number)
         keep = version.settings.keep_previous_ms / 1000
         servable.kept.until = now + keep
         if keep == 0 or not servable.kept.complete:
-            self.retire(servable, servable.kept)
+            self._pool.leaving.begin(servable, servable.kept)
         self._pool.look()
 
     def _abandon(self, change: Change, code: str) -> None:
@@ -386,7 +356,7 @@ class Changes:
         reason = change.switch.reason
         log.error("weights %s were not loaded: %s", change.version.settings.weights, reason)
         self._count_failure(change.version.settings, reason, change.began)
-        self.retire(change.servable, change.version)
+        self._pool.leaving.begin(change.servable, change.version)
         change.reply(code, reason, {})
 
     def _count_failure(self, settings: Settings, reason: str, began: float | None = None) -> None:
@@ -406,30 +376,6 @@ class Changes:
             **told,
         }
         self._pool.tell()
-
-    def retire(self, servable: Servable, version: Version) -> None:
-        """``version`` ends, when every front-end has answered what it has with it."""
-        if version is servable.kept:
-            servable.kept = None
-        servable.leaving.append(version)
-        timeout = version.settings.request_timeout_ms / 1000
-        version.until = time.monotonic() + timeout + _LEAVE_GRACE
-        version.awaited = set()
-        for child in self._pool.host.front_ends:
-            if child.channel.send("forget", model=servable.place, version=version.number):
-                version.awaited.add(child.name)
-        self._stop_if_left(version)
-        self.engine_ended(servable, version)
-
-    def _stop_if_left(self, version: Version, kill: bool = False) -> None:
-        if version.awaited:
-            return
-        for seat in version.seats:
-            if kill and seat.child is not None:
-                seat.child.kill()
-            else:
-                seat.stop()
-        version.until = time.monotonic() + _LEAVE_GRACE
 
 
 def _named(version: Version) -> dict[str, str]:
