@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from service.errors import StartError
 from service.models import serving
+from service.models.catalog import DEFAULT
 from service.models.checkpoints import resolve
 
 #: Seconds between two lines about how far it is.
@@ -21,7 +22,8 @@ EVERY = 5.0
 
 def main(arguments: list[str]) -> None:
     weights = "pretrained" if arguments else os.environ.get("IMAGENET_WEIGHTS", "pretrained")
-    model = arguments[0] if arguments else os.environ.get("IMAGENET_MODEL", "densenet121")
+    named = arguments[0] if arguments else os.environ.get("IMAGENET_MODEL")
+    model = named or DEFAULT
     if weights == "demo" or weights.startswith("random") or os.path.exists(weights.partition("?")[0]):
         print(f"nothing to fetch for weights={weights}", file=sys.stderr)
         return
@@ -30,7 +32,7 @@ def main(arguments: list[str]) -> None:
         return
     try:
         serving.refuse_without_torch(weights)
-        checkpoint = resolve(weights, model, progress=progress())
+        checkpoint = resolve(weights, named, progress=progress())
     except StartError as error:
         sys.exit(f"{model}: {error}")
     print(f"{checkpoint.source}, SHA-256 {checkpoint.sha256}", file=sys.stderr)
