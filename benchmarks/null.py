@@ -71,6 +71,9 @@ class NullRunner:
             time.sleep(self._fixed + images * self._image)
         return Finished(Ran(images, canaries=canaries, canary_due=self._watch.due))
 
+    def hurry(self) -> None:
+        """There is nothing to be hurried."""
+
     def adopt(self, pixels: NDArray[np.uint8]) -> Sequence[Fallback]:
         return ()
 

@@ -23,6 +23,8 @@ class Canary:
         self._out = {False: False, True: False}
         self._quiet_since = now
         self._pause = PAUSE
+        self.yields = False
+        """Whether the one that runs is to end when somebody comes: it was not due."""
 
     def started(self, in_lane: bool) -> None:
         """The canary runs."""
@@ -31,6 +33,7 @@ class Canary:
     def ended(self, ran: Ran | None, in_lane: bool, seconds: float, now: float) -> None:
         """The canary has run for ``seconds``; ``ran`` is None when it failed."""
         self._out[in_lane] = False
+        self.yields = False
         self._pause = max(PAUSE, seconds / SHARE)
         self.ran(ran, in_lane, now)
 

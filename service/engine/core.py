@@ -85,6 +85,7 @@ class EngineCore:
         self._lanes = runner.lanes
         self._threads = LaneThreads(runner.lanes, arena, clock, self._device.tell) if runner.lanes else None
         self._canary = Canary(clock())
+        self._hurry = runner.hurry
         self._load = LoadMeter(clock(), capacity, batcher.max_batch_size)
         self._selector = selectors.DefaultSelector()
         self._front_ends: dict[int, FrontEnd] = {}
@@ -249,6 +250,9 @@ class EngineCore:
     def _admit(self, front_end: FrontEnd, slot: int, now: float) -> None:
         front_end.submitted.add(slot)
         self._batcher.add(Request(slot, self._arena.deadline(slot), now, self._arena.is_bulk(slot)))
+        if self._canary.yields:
+            self._canary.yields = False
+            self._hurry()
 
     def _cancel(self, front_end: FrontEnd, slot: int) -> None:
         """The client has gone. A slot whose batch runs is answered with its batch."""
@@ -296,8 +300,11 @@ class EngineCore:
             return
         if self._threads and self._canary.is_due(True):
             self._run([], self._threads, now)
-        elif self._canary.is_due(False) or self._canary.is_welcome(now):
+        elif self._canary.is_due(False):
             self._run([], None, now)
+        elif self._canary.is_welcome(now):
+            self._run([], None, now)
+            self._canary.yields = True
 
     def _run(self, requests: list[Request], threads: LaneThreads | None, now: float) -> None:
         """Hands a batch to a lane or to the whole device; one without requests is the canary."""

@@ -81,6 +81,9 @@ class Runner(Protocol):
         """Starts a pass over a known image. Its answer is compared with the right one when the pass is finished, which
         raises `DeviceFailed` for a device that is not to be trusted."""
 
+    def hurry(self) -> None:
+        """Somebody waits: lets the canary that runs end early, if that can be. Called in another thread."""
+
     def check(self) -> Memory:
         """The device's memory, as a sign of its life. Raises `DeviceFailed`."""
 

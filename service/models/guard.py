@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from service.models import canary
 from service.models.canary import Logits
-from service.models.runtimes import Answer, Lane, Way
+from service.models.runtimes import Answer, Lane, Stoppable, Way
 from service.models.watch import Trust, Watch
 from service.running import Ran
 
@@ -83,6 +83,9 @@ class Guard:
         self._used: dict[str, Counter[int]] = {}
         self._watch: Watch[str] = Watch()
         self._trust = Trust()
+        self._looking: Way | None = None
+        """The way that runs the canary and may be stopped."""
+        self._stopped = False
 
     def learn(self, ways: Sequence[Way], sizes: Sequence[Sequence[int]]) -> None:
         """Runs each way in these ``sizes``, and takes what it answers for right.
@@ -121,11 +124,35 @@ class Guard:
         return self._watch.due
 
     def look(self, ways: Sequence[Way]) -> Ran:
-        """Shows the canary to the way for which that is most urgent. Raises `DeviceFailed`."""
+        """Shows the canary to the way for which that is most urgent. Raises `DeviceFailed`.
+
+        Tells of no answer when it was stopped.
+        """
         name = self._watch.next()
         way = next(way for way in ways if way.name == name)
         images = self._size(name)
-        return replace(self._judge(name, images, lambda: self._answers(way, images)), rows=images)
+        self._stopped, self._looking = False, way
+        try:
+            rows = self._answers(way, images)
+        except Exception:
+            if self._stopped:
+                return Ran(0)
+            raise
+        finally:
+            self._looking = None
+        done = [rows]  # what follows from it is not stopped any more
+
+        def run() -> NDArray[np.float32]:
+            return done.pop() if done else self._answers(way, images)
+
+        return replace(self._judge(name, images, run), rows=images)
+
+    def stop(self) -> None:
+        """Lets `look` end early, where it still runs and can. To be called in another thread."""
+        way = self._looking
+        if isinstance(way, Stoppable):
+            self._stopped = True
+            way.stop()
 
     def _size(self, name: str) -> int:
         """The most frequent one since the last look; when none was needed, the one that takes least."""

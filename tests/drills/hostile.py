@@ -159,6 +159,9 @@ class HostileRunner:
     def canary(self) -> Finished:
         return Finished(Ran(1, canaries=1))
 
+    def hurry(self) -> None:
+        """There is nothing to be hurried."""
+
     def adopt(self, pixels: NDArray[np.uint8]) -> Sequence[Fallback]:
         return ()
 

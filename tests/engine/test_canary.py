@@ -120,6 +120,24 @@ def test_an_idle_device_is_looked_at_and_nobody_waits_for_long() -> None:
         driven.close()
 
 
+def test_the_canary_of_an_idle_device_makes_way_for_whoever_comes_and_one_that_is_due_does_not() -> None:
+    driven = Driven()
+    try:
+        driven.clock.advance(PAUSE)
+        driven.core.step(0)
+        assert driven.device.given is not None
+        driven.runner.wrong = 1  # it would be seen
+        driven.serve(1)
+        assert (driven.runner.wrongs, driven.canaries) == (1, 1)
+        for _ in range(CANARY_EVERY):
+            assert not driven.runner.hurried
+            driven.serve(1)
+        assert driven.canaries == 2
+        assert not driven.runner.hurried
+    finally:
+        driven.close()
+
+
 @pytest.mark.parametrize("lanes", [0, 2])
 @on_a_loop
 async def test_a_wrong_device_is_found_while_it_is_busy(lanes: int) -> None:

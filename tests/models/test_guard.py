@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ from service.models.canary import UntrustedError
 from service.models.guard import Guard
 from service.models.runtimes import Answer, Pixels
 from service.models.watch import CANARY_EVERY
-from service.running import DeviceFailed
+from service.running import DeviceFailed, Ran
 
 IMAGE = (8, 8, 3)
 RIGHT = np.linspace(-3, 4, 10, dtype=np.float32)
@@ -123,6 +123,45 @@ def test_the_canary_goes_where_most_ran_and_in_the_size_that_ran_there() -> None
         [1],
         [4, 1],
     )  # with time to spare: all in turn, as cheaply as can be
+
+
+class Stoppable(FakeWay):
+    """Waits in each pass until it is stopped."""
+
+    stopped = False
+    meanwhile: Callable[[], None] = staticmethod(lambda: None)
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def __call__(self, pixels: Pixels, slots: Sequence[int]) -> list[Answer]:
+        self.meanwhile()
+        if self.stopped:
+            raise RuntimeError("canceled")
+        return super().__call__(pixels, slots)
+
+
+def test_a_look_that_was_stopped_tells_nothing_and_comes_again() -> None:
+    way = Stoppable()
+    guard = guarded(way)
+    guard.stop()
+    assert not way.stopped  # nothing ran
+    way.meanwhile = guard.stop
+    assert guard.look([way]) == Ran(0)
+    way.meanwhile, way.stopped = lambda: None, False
+    assert guard.look([way]).canaries == 1
+    way.stopped = True
+    with pytest.raises(RuntimeError, match="canceled"):  # a defect of its own
+        guard.look([way])
+
+
+def test_what_follows_a_wrong_answer_is_not_stopped() -> None:
+    way = Stoppable(glitches=[])
+    guard = guarded(way)
+    way.glitches = [True]
+    runs = iter([lambda: None, guard.stop])
+    way.meanwhile = lambda: next(runs)()
+    assert guard.look([way]).mismatches == 1
 
 
 def test_sizes_that_were_not_learnt_are_not_looked_for() -> None:

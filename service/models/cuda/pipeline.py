@@ -227,6 +227,9 @@ class StreamRunner:
         nothing = np.empty((0, self.results), np.float32)
         return self.start(np.empty((0, *self.image), np.uint8), [], [], nothing)
 
+    def hurry(self) -> None:
+        """What is on the device cannot be stopped, and takes milliseconds."""
+
     def adopt(self, pixels: Pixels) -> Sequence[Fallback]:
         """Says where batches will come from, uint8 ``[slots, H, W, C]``: copies start there, if they can.
 

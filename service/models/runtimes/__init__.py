@@ -61,6 +61,14 @@ class Divisible(Protocol):
         """As many as the way's ``unit``."""
 
 
+@runtime_checkable
+class Stoppable(Protocol):
+    """A way that can be stopped in the middle of a batch."""
+
+    def stop(self) -> None:
+        """Lets the batch that runs fail soon; does nothing where none does. To be called in any thread."""
+
+
 class Runtime(Protocol):
     """A model that is ready to run."""
 

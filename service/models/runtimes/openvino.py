@@ -188,6 +188,10 @@ class _Together(_Lazy):
         self._request.infer()
         return _answers(self._request)
 
+    def stop(self) -> None:
+        if self._request is not None:
+            self._request.cancel()
+
 
 class _Apart(_Lazy):
     """Each image is a request of its own; ``streams`` of them run at once."""
@@ -221,6 +225,10 @@ class _Apart(_Lazy):
     def lanes(self) -> list[Lane]:
         # The same that a batch uses: images run in lanes or as a batch, never both at a time.
         return list(self._requests(self.streams))
+
+    def stop(self) -> None:
+        for single in list(self._singles):
+            single.request.cancel()
 
     def _requests(self, count: int) -> list[_Single]:
         while len(self._singles) < count:

@@ -28,6 +28,7 @@ from service.models.placement import place
 from service.models.runner import ModelRunner
 from service.models.runtimes import (
     Divisible,
+    Stoppable,
     artifact,
     conversion,
     converting,
@@ -155,6 +156,23 @@ def test_lanes_run_side_by_side_and_say_what_the_batch_says() -> None:
     for slot, wanted in enumerate(expected):
         np.testing.assert_allclose(results[slot, : len(wanted)], wanted, rtol=1e-4, atol=1e-4)
         assert (results[slot, len(wanted) :] == 777).all()
+
+
+def test_a_batch_that_is_stopped_fails_or_ends_and_the_next_one_is_right() -> None:
+    checkpoint = tiny.checkpoint()
+    for way in runtime(checkpoint).ways():
+        assert isinstance(way, Stoppable)
+        pixels = images(checkpoint, 2)
+        count = way.unit or 2
+        right = [answer.logits.copy() for answer in way(pixels, range(count))]
+        for _ in range(20):
+            with ThreadPoolExecutor(1) as thread:
+                running = thread.submit(way, pixels, range(count))
+                way.stop()
+                error = running.exception()
+            assert error is None or "cancel" in str(error)
+            again = [answer.logits for answer in way(pixels, range(count))]
+            assert all(map(np.array_equal, again, right))
 
 
 def test_neighbouring_slots_are_not_copied() -> None:
