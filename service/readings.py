@@ -20,8 +20,8 @@ class Source(NamedTuple):
 
     card: ModelCard
     arena: Arena
-    standby: bool = False
-    """Whether it is asked while no other engine of its model is there."""
+    asked: bool = True
+    """Whether new images go there: not to a standby beside others, nor to a version that is kept or leaves."""
 
 
 class Readings(NamedTuple):
@@ -43,10 +43,10 @@ def readings(sources: Sequence[Source]) -> Readings:
     def values(gauge: Gauge, chosen: Sequence[Source] = sources) -> list[float]:
         return [float(source.arena.gauges[gauge]) for source in chosen]
 
+    asked = [source for source in sources if source.asked] or sources
     models: defaultdict[tuple[str, str], list[Source]] = defaultdict(list)
-    for source in sources:
+    for source in asked:
         models[source.card.name, source.card.weights].append(source)
-    asked = [[one for one in engines if not one.standby] or engines for engines in models.values()]
     full = [
         saturation(
             sum(values(Gauge.ARRIVALS, engines)),
@@ -54,18 +54,16 @@ def readings(sources: Sequence[Source]) -> Readings:
             max(values(Gauge.DECODE_CAPACITY, engines)),
             max(values(Gauge.DECODE_BUSY, engines)),
         )
-        for engines in asked
+        for engines in models.values()
     ]
-    busy = [ratio for engines in asked for ratio in values(Gauge.BUSY_RATIO, engines)]
-    devices = {
-        source.card.device: source for source in sources
-    }  # two engines on one device see the same memory
+    # Two engines on one device see the same memory.
+    devices = {source.card.device: source for source in sources}
     memory = list(devices.values())
     return Readings(
         sum(values(Gauge.QUEUE_DEPTH)),
         float(sum(source.arena.geometry.slots - source.arena.free for source in sources)),
         max(full),
-        sum(busy) / len(busy),
+        sum(values(Gauge.BUSY_RATIO, asked)) / len(asked),
         sum(values(Gauge.MEMORY_USED, memory)),
         sum(values(Gauge.MEMORY_TOTAL, memory)),
     )

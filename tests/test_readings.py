@@ -44,6 +44,14 @@ def test_one_engine_says_what_it_says_alone() -> None:
     assert readings([source(DECODE_BUSY=0.7)]).saturation == 0.7  # full though nothing arrives
 
 
+def test_a_standby_and_a_version_that_is_kept_count_for_what_they_hold_alone() -> None:
+    busy = source(ARRIVALS=5, CAPACITY=10, BUSY_RATIO=0.8, QUEUE_DEPTH=1)
+    idle = source("old", CAPACITY=10, QUEUE_DEPTH=2)._replace(asked=False)
+    idle.arena.take(1)
+    seen = readings([busy, idle])
+    assert (seen.saturation, seen.busy_ratio, seen.queue_depth, seen.in_flight) == (0.5, 0.8, 3.0, 1.0)
+
+
 def test_the_model_that_is_nearest_to_its_limit_speaks_and_a_device_s_memory_counts_once() -> None:
     seen = readings(
         [

@@ -53,19 +53,19 @@ def metrics(request: Request) -> Response:
     Runs in a thread: reading every process's files must not hold up the event loop.
     """
     context = context_of(request)
-    status = context.status
+    status, answering = context.status, context.models.answering
     snapshot = Snapshot(
         context.state,
         status.restarts,
         status.frontend_restarts,
         context.connected,
         [
-            Source(served.card, connection.arena, connection.standby)
+            Source(served.card, connection.arena, served in answering and connection in served.client.asked)
             for served in context.models.all
             if served is not context.models.shadow
             for connection in served.client.connections
         ],
-        [served.card for served in context.models.answering],
+        [served.card for served in answering],
         context.supervisor,
         status.switches,
         [engine["state"] for engine in status.engines if engine["role"] == "current"],

@@ -89,6 +89,12 @@ class EngineClient:
         self.expect_no_other()
 
     @property
+    def asked(self) -> list[Connection]:
+        """Those that new images go to: the standby where there is no other."""
+        living = self._living
+        return [connection for connection in living if not connection.standby] or living
+
+    @property
     def connections(self) -> list[Connection]:
         """Those whose engines have not closed their ends."""
         return self._living
@@ -208,9 +214,8 @@ class EngineClient:
 
     def _ready(self) -> list[Connection]:
         """Engines that may be asked: the standby where there is no other. Never empty."""
-        living = self._living
-        if living:
-            return [connection for connection in living if not connection.standby] or living
+        if asked := self.asked:
+            return asked
         if self._connections:
             raise EngineFailed("the engine has failed and is being started again")
         raise NotReady("the model is not loaded yet")
