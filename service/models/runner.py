@@ -18,7 +18,7 @@ from service.models.delivery import Delivery, longest
 from service.models.explain import Explainer
 from service.models.guard import Guard
 from service.models.lanes import Lanes
-from service.models.runtimes import Divisible, Pixels, Runtime, Way
+from service.models.runtimes import Divisible, Pixels, Preparable, Runtime, Way
 from service.models.runtimes.machine import Measured, Notes
 from service.running import Finished, Memory, Ran
 from service.task import Wanted
@@ -68,8 +68,6 @@ class ModelRunner:
         self.lanes: Lanes | None = None
         """Where single images run side by side; `warm_up` decides."""
         self._ways = dict(enumerate(runtime.ways()))
-        self._warm = set[str]()
-        """Names of ways that have run."""
         self._notes = notes or Notes()
         #: For each number of images, how it is run; empty until warm-up.
         self._steps: tuple[tuple[plan.Step, ...], ...] = ()
@@ -103,7 +101,7 @@ class ModelRunner:
             self.max_batch_size = plan.best_size(found.seconds, sorted(times[0]))
         self.capacity = max(size / found.seconds[size] for size in range(1, self.max_batch_size + 1))
         self._steps = found.steps[: self.max_batch_size + 1]
-        self._settle(pixels)
+        self._settle()
         self.lanes = self._lanes()
         log.info(
             "%s, up to %d images a batch: %.1f images/s, one image in %.1f ms; ways: %s",
@@ -188,7 +186,7 @@ class ModelRunner:
 
     def _measure(self, pixels: Pixels) -> list[dict[int, float]]:
         """Seconds for each size in each way: the best of some rounds, after a first one that pays for set-up."""
-        self._set_up(pixels)
+        self._prepare()
         times: list[dict[int, float]] = []
         sizes = [*(size for size in _SIZES if size < self.max_batch_size), self.max_batch_size]
         for way in self._ways.values():
@@ -207,12 +205,10 @@ class ModelRunner:
             log.debug("%d images, way %d: %.1f ms", size, number, took * 1000)
         return times
 
-    def _set_up(self, pixels: Pixels) -> None:
-        """Runs each way once that has not run yet, side by side: what compiles has one core each."""
-        cold = [way for way in self._ways.values() if way.name not in self._warm]
+    def _prepare(self) -> None:
+        """Lets the ways compile side by side, on a core each."""
         with ThreadPoolExecutor(len(self._ways)) as threads:
-            list(threads.map(lambda way: way(pixels, range(way.unit or 1)), cold))
-        self._warm |= {way.name for way in cold}
+            list(threads.map(_prepare, self._ways.values()))
 
     def _named(self, times: list[dict[int, float]]) -> dict[str, dict[int, float]]:
         return {way.name: measured for way, measured in zip(self._ways.values(), times, strict=True)}
@@ -230,11 +226,11 @@ class ModelRunner:
         pairs = zip(times, handicaps, strict=True)
         return [{size: took * handicap for size, took in of_way.items()} for of_way, handicap in pairs]
 
-    def _settle(self, pixels: Pixels) -> None:
+    def _settle(self) -> None:
         """Lets go of the ways that are never taken, and runs once what is taken."""
         taken = {step for steps in self._steps for step in steps}
         self._ways = {number: self._ways[number] for number in sorted({step.way for step in taken})}
-        self._set_up(pixels)
+        self._prepare()
         ways = list(self._ways.values())
         sizes = [
             sorted(_sizes(way, [step.images for step in taken if step.way == number]))
@@ -253,6 +249,11 @@ class ModelRunner:
                 taken = [any(step.way == number for step in steps) for steps in self._steps]
                 return Lanes(way.name, way.lanes(), taken, self._deliver, self._guard)
         return None
+
+
+def _prepare(way: Way) -> None:
+    if isinstance(way, Preparable):
+        way.prepare()
 
 
 def _sizes(way: Way, taken: Sequence[int]) -> set[int]:

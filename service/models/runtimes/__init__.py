@@ -46,6 +46,14 @@ class Way(Protocol):
         """Runs ``pixels[slots]``, uint8 ``[slots, H, W, C]``. The answers are in the order of ``slots``."""
 
 
+@runtime_checkable
+class Preparable(Protocol):
+    """A way that has something to compile before its first pass."""
+
+    def prepare(self) -> object:
+        """Does that now, unless it was done."""
+
+
 class Lane(Protocol):
     """One of the ``unit`` places of a way that runs images side by side, to be used without the others."""
 

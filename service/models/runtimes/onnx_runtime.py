@@ -64,10 +64,15 @@ class _Way:
     def _session(self) -> Any:
         return self._make()
 
+    def prepare(self) -> None:
+        """Makes the session. Raises what ONNX Runtime raises, and TypeError."""
+        _ = self._session
+
     def works(self) -> bool:
         """Whether there is a session, or could be made one now."""
         try:
-            return self._session is not None
+            self.prepare()
+            return True
         except Exception as error:
             # The border of a library that nothing depends on.
             log.warning("onnxruntime cannot run this model: %s", str(error).splitlines()[-1])
@@ -105,7 +110,7 @@ class Apart(_Way):
         self._threads = ThreadPoolExecutor(cores, "onnxruntime")
 
     def __call__(self, pixels: Pixels, slots: Sequence[int]) -> list[Answer]:
-        self.works()  # one session, however many threads ask for it
+        self.prepare()  # one session, however many threads ask for it
         return list(self._threads.map(partial(self._one, pixels), slots))
 
     def lanes(self) -> list[Lane]:
