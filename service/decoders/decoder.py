@@ -64,6 +64,8 @@ class Decoder:
         self._memory = mmap.mmap(descriptor, layout.size)
         self._recipe = recipe
         """How it prepares pictures until it is told otherwise."""
+        self.pixels = self._view()
+        """The prepared picture, uint8 ``[H, W, C]``."""
         self._end, theirs = socket_pair()
         self.asked = keeper.ask(theirs, descriptor, layout, wire.recipe_to_json(recipe))
         theirs.close()
@@ -100,9 +102,11 @@ class Decoder:
         self._number += 1
         picture = job.picture
         order = wire.ORDER.pack(self._number, len(picture.data), job.memory, picture.drawn)
-        if picture.recipe is not self._recipe and picture.recipe != self._recipe:
-            self._recipe = picture.recipe
-            order += json.dumps(wire.recipe_to_json(self._recipe)).encode()
+        if picture.recipe is not self._recipe:
+            another, self._recipe = picture.recipe != self._recipe, picture.recipe
+            if another:
+                self.pixels = self._view()
+                order += json.dumps(wire.recipe_to_json(self._recipe)).encode()
         try:
             self._end.send(order)
         except OSError:
@@ -120,9 +124,7 @@ class Decoder:
             self._memory.madvise(mmap.MADV_REMOVE, 0, self._layout.pixels)
         return job
 
-    @property
-    def pixels(self) -> NDArray[np.uint8]:
-        """The prepared picture, uint8 ``[H, W, C]``."""
+    def _view(self) -> NDArray[np.uint8]:
         count, at = wire.pixel_bytes(self._recipe), self._layout.pixels
         return np.frombuffer(self._memory, np.uint8, count, at).reshape(self._recipe.preprocessing.shape)
 

@@ -214,9 +214,12 @@ class EngineClient:
 
     def _ready(self) -> list[Connection]:
         """Engines that may be asked: the standby where there is no other. Never empty."""
+        connections = self._connections
+        if len(connections) == 1 and not connections[0].failed:  # as a rule, and asked thrice for each image
+            return connections
         if asked := self.asked:
             return asked
-        if self._connections:
+        if connections:
             raise EngineFailed("the engine has failed and is being started again")
         raise NotReady("the model is not loaded yet")
 

@@ -124,10 +124,12 @@ async def pool(
         assert not _alive(keeper.pid)
 
 
-async def decode(pool: Pool, data: bytes, patience: float = LATER) -> NDArray[np.uint8]:
+async def decode(
+    pool: Pool, data: bytes, patience: float = LATER, recipe: Recipe = RECIPE
+) -> NDArray[np.uint8]:
     """What `Slot.fill` does."""
-    pixels = np.zeros(SPEC.shape, np.uint8)
-    writing = pool.begin(Picture(data, RECIPE), pixels, lambda seconds: None)
+    pixels = np.zeros(recipe.preprocessing.shape, np.uint8)
+    writing = pool.begin(Picture(data, recipe), pixels, lambda seconds: None)
 
     def late() -> None:
         if not writing.done.done():
@@ -146,13 +148,40 @@ def decoders_of(pool: Pool) -> list[int]:
     return usage.children(pool._keeper.pid)
 
 
-def expected(data: bytes) -> NDArray[np.uint8] | str:
-    pixels = np.zeros(SPEC.shape, np.uint8)
+def expected(data: bytes, spec: Preprocessing = SPEC) -> NDArray[np.uint8] | str:
+    pixels = np.zeros(spec.shape, np.uint8)
     try:
-        prepare(data, SPEC, pixels, max_pixels=RECIPE.max_pixels)
+        prepare(data, spec, pixels, max_pixels=RECIPE.max_pixels)
     except RequestError as error:
         return f"{error.code}: {error}"
     return pixels
+
+
+@on_a_loop
+async def test_pictures_of_several_models_go_through_the_same_decoders(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a switch to a model that sees larger pictures: whatever is on its way is prepared for its own model."""
+    specs = [SPEC, Preprocessing(resize=5, crop=(3, 4)), Preprocessing(resize=30, crop=(20, 24))]
+    async with pool(monkeypatch) as decoders:
+        decoders.configure(Recipe(specs[1], RECIPE.max_pixels, fast=False), ROOM)
+        await decode(decoders, GOOD)
+        before = set(decoders_of(decoders))
+        for spec in (specs[1], SPEC, specs[1]):  # has room where the larger one has
+            found = await decode(decoders, GOOD, recipe=Recipe(spec, RECIPE.max_pixels, fast=False))
+            assert np.array_equal(found, expected(GOOD, spec))
+        assert before & set(decoders_of(decoders))
+        waiting = [asyncio.create_task(decode(decoders, GOOD)) for _ in range(6)]
+        decoders.configure(Recipe(specs[2], RECIPE.max_pixels, fast=False), ROOM)
+        for spec in specs * 4:
+            waiting.append(
+                asyncio.create_task(
+                    decode(decoders, GOOD, recipe=Recipe(spec, RECIPE.max_pixels, fast=False))
+                )
+            )
+        right = [expected(GOOD)] * 6 + [expected(GOOD, spec) for spec in specs * 4]
+        for found, wanted in zip(await asyncio.gather(*waiting), right, strict=True):
+            assert np.array_equal(found, wanted)
 
 
 @on_a_loop
