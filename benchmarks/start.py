@@ -3,7 +3,7 @@
     python -m benchmarks.start                     everything: some minutes, on a machine with nothing else to do
     python -m benchmarks.start --models demo       a part of it
 
-Seconds run from the command's start to the first 200 of /readyz, asked for every 10 ms. A *cached* start finds what one
+Seconds run from the command's start to the first 200 of /readyz, asked for every 50 ms. A *cached* start finds what one
 before has left in a cache of this benchmark's own; a *first* one finds an empty cache. *Killed engine* is from its
 SIGKILL to the next photo that is answered. *CPU* is what all processes have used by then, together: other work on the
 machine changes it least. Python's files are compiled beforehand, as an installation does it. The peer is
@@ -34,7 +34,8 @@ from service import bench
 from service.usage import CLOCK_TICKS, stat_fields, tree
 
 ROOT = Path(__file__).parent.parent
-_EVERY, _PATIENCE = 0.01, 300.0
+#: Seconds between two questions, each of which costs a server that answers it a millisecond.
+_EVERY, _PATIENCE = 0.05, 300.0
 #: Of `stat_fields`: user and system time, a process's own and that of the children that it has buried (proc(5)).
 _CPU = slice(11, 15)
 #: What the settings call them. Random weights: a start reads as much as one with trained ones.
