@@ -18,6 +18,8 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 _LOCK = "owner.lock"
+#: The same file until its lock is held: who finds it under its own name finds it locked, or its owner dead.
+_UNLOCKED = "owner.lock.new"
 #: Seconds after which an empty folder without a lock is nobody's: between making one and locking it lie microseconds.
 _NEWBORN = 60.0
 
@@ -26,8 +28,9 @@ class Claim:
     """The lock on a folder, for as long as this process lives or until `close`."""
 
     def __init__(self, folder: Path) -> None:
-        self._descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._descriptor = os.open(folder / _UNLOCKED, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        (folder / _UNLOCKED).rename(folder / _LOCK)
 
     def close(self) -> None:
         """Lets go of this process's copy. A fork that must not keep the folder alive calls it at once."""
@@ -49,7 +52,8 @@ def _is_dead(folder: Path) -> bool:
     try:
         descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
-        return not any(folder.iterdir()) and time.time() - folder.stat().st_mtime > _NEWBORN
+        unborn = all(path.name == _UNLOCKED for path in folder.iterdir())
+        return unborn and time.time() - folder.stat().st_mtime > _NEWBORN
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -9,6 +9,7 @@ the arena knows anyway (queue, slots, load) is read from there at the moment of 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import shutil
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from service.tracing import Exemplars
+
+log = logging.getLogger(__name__)
 
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 _PREFIX = "imagenet-serve-metrics-"
@@ -192,7 +195,13 @@ class Metrics:
 
 def forget(process: int) -> None:
     """A process has ended: its counts stay, in the file of all that have."""
-    merge_dead(Path(os.environ[_DIRECTORY]), process)
+    directory = Path(os.environ[_DIRECTORY])
+    try:
+        merge_dead(directory, process)
+    except FileNotFoundError:
+        # Who cleans temporary folders takes counts along, and not the service: its next process needs the place.
+        log.error("the counters' folder %s is gone, and what was counted there", directory)
+        directory.mkdir(exist_ok=True)
 
 
 class Snapshot:

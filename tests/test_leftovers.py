@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 from pathlib import Path
@@ -61,6 +62,38 @@ def test_what_is_just_being_made_or_nobody_says_whose_it_is_stays(tmp_path: Path
     claim.close()
     leftovers.remove("mine-")
     assert not claimed.exists()
+
+
+def test_a_folder_is_nobodys_prey_while_it_is_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "mine-new"
+    folder.mkdir()
+    lock = fcntl.flock
+
+    def slowly(descriptor: int, how: int) -> None:
+        """Another start looks round right before the lock is taken, and right after."""
+        monkeypatch.setattr(fcntl, "flock", lock)
+        leftovers.remove("mine-")
+        lock(descriptor, how)
+        leftovers.remove("mine-")
+
+    monkeypatch.setattr(fcntl, "flock", slowly)
+    claim = leftovers.Claim(folder)
+    assert folder.exists()
+    leftovers.remove("mine-")
+    assert folder.exists()
+    claim.close()
+    leftovers.remove("mine-")
+    assert not folder.exists()
+
+
+def test_a_supervisor_survives_who_cleans_temporary_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "gone"))
+    metrics.forget(7)
+    assert (tmp_path / "gone").is_dir()
 
 
 def test_a_folder_that_cannot_be_removed_stops_no_start(
