@@ -72,9 +72,9 @@ class Bench:
     def _explore(self, server: Running, candidate: Candidate, best_rate: float) -> Trial:
         effort = self._effort
         self._show(f"{candidate}: one client")
-        alone = self._answered(server, effort.alone)
+        alone = self._answered(server, effort.alone, clients=1)
         self._show(f"{candidate}: saturation")
-        full = self._load(server, effort.saturated, clients=_CLIENTS)
+        full = self._answered(server, effort.saturated, clients=_CLIENTS)
         # What runs under "auto" is told by the service, so that the proposal names it.
         card = httpx.get(f"{server.url}/model", verify=False).json()
         decided = replace(
@@ -94,12 +94,12 @@ class Bench:
             trial = replace(trial, probes=(*trial.probes, self._probe(server, rate)))
         return trial
 
-    def _answered(self, server: Running, seconds: float) -> loadgen.Tally:
-        """A lone client's load: more than ``seconds`` where a pass takes so long that none was answered."""
-        tally = self._load(server, seconds, clients=1)
+    def _answered(self, server: Running, seconds: float, clients: int) -> loadgen.Tally:
+        """The load of ``clients``: for more than ``seconds`` where a pass takes so long that nobody was answered."""
+        tally = self._load(server, seconds, clients=clients)
         for longer in (4, 16):
             if not tally.latencies:
-                tally = self._load(server, longer * seconds, clients=1)
+                tally = self._load(server, longer * seconds, clients=clients)
         return tally
 
     def _probe(self, server: Running, rate: float) -> Probe:
