@@ -3,8 +3,9 @@
     python -m benchmarks.canary [--models null densenet121=demo densenet121=random:0] [--turns 6] [--seconds 3]
 
 No HTTP and no decoding: what is measured is the engine's loop and the model. Under load, clients ask one image after
-the other. The client now and then pauses for some random time before each image, so that it meets a device that
-has been idle, or the canary on it.
+the other. Each turn with the canary is followed by one without, and both are compared by the CPU that an image takes,
+which the machine's other work decides less than the rate. The client now and then pauses for some random time before
+each image, so that it meets a device that has been idle, or the canary on it.
 """
 
 from __future__ import annotations
@@ -97,8 +98,8 @@ async def _ask(client: EngineClient) -> float:
     return time.perf_counter() - began
 
 
-async def _busy(client: EngineClient, seconds: float) -> float:
-    """Images a second."""
+async def _busy(client: EngineClient, seconds: float) -> tuple[float, float]:
+    """Images a second, and milliseconds of this process's CPU for each."""
     ends, images = time.perf_counter() + seconds, 0
 
     async def one() -> None:
@@ -107,9 +108,9 @@ async def _busy(client: EngineClient, seconds: float) -> float:
             await _ask(client)
             images += 1
 
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), time.process_time()
     await asyncio.gather(*(one() for _ in range(_CLIENTS)))
-    return images / (time.perf_counter() - began)
+    return images / (time.perf_counter() - began), 1000 * (time.process_time() - spent) / images
 
 
 async def _now_and_then(client: EngineClient, seconds: float, chance: random.Random) -> list[float]:
@@ -125,6 +126,7 @@ async def _measure(
     name: str, site: Site, client: EngineClient, turns: int, seconds: float, idle: float
 ) -> list[dict[str, Any]]:
     rates: dict[bool, list[float]] = {True: [], False: []}
+    costs: dict[bool, list[float]] = {True: [], False: []}
     alone: dict[bool, list[float]] = {True: [], False: []}
     canaries = {"busy": 0, "idle": 0}
     chance = random.Random(1)
@@ -132,12 +134,14 @@ async def _measure(
     for turn in range(2 * turns):
         site.canary.out = out = turn % 2 == 0
         before = site.canaries
-        rates[out].append(await _busy(client, seconds))
+        rate, cost = await _busy(client, seconds)
+        rates[out].append(rate)
+        costs[out].append(cost)
         between = site.canaries
         alone[out] += await _now_and_then(client, idle, chance)
         canaries["busy"] += between - before
         canaries["idle"] += site.canaries - between
-    busy = [fast / slow for fast, slow in zip(rates[True], rates[False], strict=True)]
+    ratios = [one / other for one, other in zip(costs[True], costs[False], strict=True)]
     quantiles = {
         share: [float(np.quantile(alone[out], share)) for out in (True, False)] for share in (0.5, 0.95)
     }
@@ -146,8 +150,8 @@ async def _measure(
             "model": name,
             "images/s with": median(rates[True]),
             "without": median(rates[False]),
-            "ratio": round(median(busy), 3),
-            "of its turns": f"{min(busy):.3f} to {max(busy):.3f}",
+            "CPU with / without": round(median(ratios), 3),
+            "of its turns": f"{min(ratios):.3f} to {max(ratios):.3f}",
             "canaries": canaries["busy"],
             "alone: p50 ms with": quantiles[0.5][0],
             "p50 without": quantiles[0.5][1],
