@@ -5,7 +5,7 @@ versions.py   what there is: models, their versions, the seats of each
 pool.py       all of it, by model and device       events.py    what engines say, and what their ends mean
 board.py      which version answers, one word of memory that every front-end reads
 switch.py     a change of version, decided purely  changes.py   the same, done: loads and rollbacks
-canary.py     known images through engines         verdict.py   whether what they answer will do
+checking.py   known images before a switch        canary.py    the same through one engine, verdict.py judged
 leaving.py    how a version ends                   watching.py  weights that are loaded when they change (watch.py)
 room.py       whether there is memory              budget.py    what all engines may take
 orders.py     what clients order                   shadowing.py the model that answers nobody (shadow.py)

@@ -10,14 +10,13 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from service import settings as all_settings
 from service.errors import CheckpointError, ConfigurationError
 from service.host import free_memory
-from service.pool import room, verdict, watching
-from service.pool.canary import Canary
+from service.pool import room, watching
+from service.pool.checking import Check, Wish
 from service.pool.switch import Action, Stage, Switch
 from service.pool.verdict import Verdict
 from service.pool.versions import Servable, Version, called
@@ -28,23 +27,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Seconds for the known images, on both sides.
-_CANARY_PATIENCE = 60.0
 #: Seconds without any progress of a load, after which it is given up.
 _LOAD_PATIENCE = 600.0
 
 #: Told once how a change ended: the code of an error, or None, the words, and what there is to say of it.
 Reply = Callable[[str | None, str, dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a load asks for beside settings."""
-
-    settings: Mapping[str, Any]
-    """By name: those that are to be other than they are."""
-    other_classes: bool = False
-    least_agreement: float = 0.0
 
 
 @dataclass(eq=False)
@@ -61,8 +48,8 @@ class Change:
     """When it last got on."""
     detail: str = ""
     progress: dict[str, int | None] | None = None
-    canaries: list[Canary] = field(default_factory=list)
-    """Of the old version if it serves, and of every new engine."""
+    check: Check | None = None
+    """None before the new engines are ready."""
     verdict: Verdict = field(default_factory=Verdict)
 
 
@@ -235,11 +222,8 @@ class Changes:
         change = self._change
         if change is not None and now - change.moved > _LOAD_PATIENCE:
             self.failed(f"the load has not got on for {_LOAD_PATIENCE:.0f} s")
-        if change is not None and change.canaries and now - change.moved > _CANARY_PATIENCE:
-            for canary in change.canaries:
-                if not canary.done:
-                    canary.give_up(f"did not answer the known images within {_CANARY_PATIENCE:.0f} s")
-            self._look_at_canaries()
+        if change is not None and change.check is not None:
+            change.check.tick(now)
         for servable in self._pool.servables:
             watching.look(self, servable, now)
             if servable.kept is not None and now >= servable.kept.until:
@@ -268,56 +252,14 @@ class Changes:
 
     def _check(self, change: Change) -> None:
         change.moved, change.detail = time.monotonic(), "known images"
-        seats = [*change.servable.current.serving[:1], *change.version.seats]
-        for seat in seats:
-            canary = Canary(seat, _CANARY_PATIENCE)
-            change.canaries.append(canary)
-            self._pool.host.listen_to(canary.fileno(), partial(self._heard, canary))
+        change.check = Check(self._pool, change.servable, change.version, change.wish, self._checked)
         self.look_who_joined()
-        self._look_at_canaries()
+        change.check.begin()
 
-    def _heard(self, canary: Canary) -> None:
-        canary.hear()
-        if canary.done:
-            self._pool.host.stop_listening_to(canary.fileno())
-        self._look_at_canaries()
-
-    def _look_at_canaries(self) -> None:
-        change = self._change
-        if change is None or not change.canaries or not all(canary.done for canary in change.canaries):
-            return
-        change.verdict = self._judge(change)
-        self._close_canaries(change)
-        change.detail = ""
-        self._do(change.switch.checked(change.verdict.problem))
-
-    def _judge(self, change: Change) -> Verdict:
-        by_seat = {canary.seat: canary for canary in change.canaries}
-        old = next((by_seat[seat] for seat in change.servable.current.seats if seat in by_seat), None)
-        found = Verdict()
-        for seat in change.version.seats:
-            new = by_seat[seat]
-            if new.answers is None:
-                return Verdict(f"the new engine {new.failed}")
-            if change.servable.name is None and new.card.name in self._pool.names(change.servable):
-                return Verdict(
-                    f"another model is called {new.card.name} already; give models names in a file"
-                )
-            if old is not None and not change.wish.other_classes:
-                problem = verdict.classes_problem(old.card, new.card)
-                if problem:
-                    return Verdict(problem)
-            answers = old.answers if old is not None else None
-            found = verdict.judge(answers, new.answers, change.wish.least_agreement)
-            if found.problem:
-                break
-        return found
-
-    def _close_canaries(self, change: Change) -> None:
-        for canary in change.canaries:
-            self._pool.host.stop_listening_to(canary.fileno())
-            canary.close()
-        change.canaries.clear()
+    def _checked(self, found: Verdict) -> None:
+        if self._change is not None:
+            self._change.verdict, self._change.detail = found, ""
+            self._do(self._change.switch.checked(found.problem))
 
     def _finish(self, change: Change) -> None:
         servable, before = change.servable, change.servable.current
@@ -350,7 +292,8 @@ class Changes:
         self._pool.look()
 
     def _abandon(self, change: Change, code: str) -> None:
-        self._close_canaries(change)
+        if change.check is not None:
+            change.check.close()
         self._change = None
         change.servable.coming = None
         reason = change.switch.reason

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from service.child import Child
 from service.nearest import did_you_mean, one_of
-from service.pool.changes import Reply, Wish
+from service.pool.changes import Reply
+from service.pool.checking import Wish
 from service.pool.versions import Servable
 
 if TYPE_CHECKING:
