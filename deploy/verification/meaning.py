@@ -31,7 +31,7 @@ def problems(resources: list[Resource]) -> Iterator[str]:
     yield from _one_namespace(resources)
     yield from _routes_lead_somewhere(resources)
     for resource in resources:
-        yield from _selects_one(resource, deployments)
+        yield from _selects_one(resource, [*deployments, *(r for r in resources if r["kind"] == "Job")])
         yield from _scales_sensibly(resource, names)
         if resource["kind"] == "NetworkPolicy":
             yield from _reaches_the_port(resource, deployments)
@@ -129,7 +129,7 @@ def _routes_lead_somewhere(resources: list[Resource]) -> Iterator[str]:
 
 def _reaches_the_port(policy: Resource, deployments: list[Resource]) -> Iterator[str]:
     wanted = policy["spec"]["podSelector"]["matchLabels"]
-    allowed = {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
+    allowed = {port["port"] for rule in policy["spec"].get("ingress", []) for port in rule["ports"]}
     for deployment in deployments:
         template = deployment["spec"]["template"]
         if wanted.items() <= template["metadata"]["labels"].items():
@@ -139,7 +139,7 @@ def _reaches_the_port(policy: Resource, deployments: list[Resource]) -> Iterator
 
 
 def _selects_one(resource: Resource, deployments: list[Resource]) -> Iterator[str]:
-    """A selector picks the pods of exactly one deployment: neither none nor its neighbours'."""
+    """A selector picks the pods of exactly one deployment or job: neither none nor its neighbours'."""
     spec = resource.get("spec", {})
     selector = {
         "Service": lambda: spec["selector"],
@@ -302,7 +302,7 @@ def measured_memory() -> dict[str, float]:
     text = (ROOT / "docs" / "PERFORMANCE.md").read_text(encoding="utf-8")
     for line in text.partition("## What to expect")[2].partition("\n## ")[0].splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-        if line.startswith("|") and cells[-1].endswith("MiB"):
+        if line.startswith("|") and "MiB" in cells[-1]:
             figures = [int(f.replace(",", "")) for f in re.findall(r"\d[\d,]*", cells[-1].rpartition("/")[2])]
             names = re.findall(r"`(\w+)`", " ".join(cells[:2]))
             found |= dict.fromkeys(names, float(max(figures) * 2**20))
