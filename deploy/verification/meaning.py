@@ -302,7 +302,7 @@ def measured_memory() -> dict[str, float]:
     text = (ROOT / "docs" / "PERFORMANCE.md").read_text(encoding="utf-8")
     for line in text.partition("## What to expect")[2].partition("\n## ")[0].splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-        if line.startswith("|") and "MiB" in cells[-1]:
+        if line.startswith("|") and cells[-1].endswith("MiB"):
             figures = [int(f.replace(",", "")) for f in re.findall(r"\d[\d,]*", cells[-1].rpartition("/")[2])]
             names = re.findall(r"`(\w+)`", " ".join(cells[:2]))
             found |= dict.fromkeys(names, float(max(figures) * 2**20))
