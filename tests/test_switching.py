@@ -189,6 +189,37 @@ def test_two_loads_at_once_a_dead_old_engine_and_an_end_in_the_middle() -> None:
     assert statuses == [503]
 
 
+def test_a_front_end_that_dies_while_its_client_waits_for_a_load_takes_nothing_with_it() -> None:
+    settings = options(FIXED_MS=1, LOAD_MS=1000, frontends=2, model_control="open", weights="random:1")
+    with Server(**settings) as server:
+        ended: list[str] = []
+
+        def wait() -> None:
+            try:
+                ended.append(str(load(server, 2).status_code))
+            except httpx.TransportError:
+                ended.append("broken")
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        until(lambda: (health(server)["switch"] or {}).get("stage") == "loading")
+        for name, pid in server.children().items():
+            if name.startswith("frontend"):
+                os.kill(pid, signal.SIGKILL)
+        waiting.join(PATIENCE)
+        assert ended == ["broken"]
+        until(lambda: answers(server) and health(server)["switches"].get("switched") == 1)
+        assert HTTP.post(server.url + "/predict", files={"file": png(1)}).json()["weights"] == "random:2"
+        assert server.terminate() == 0
+
+
+def answers(server: Server) -> bool:
+    try:
+        return HTTP.get(server.url + "/livez").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 def test_changed_weights_are_loaded_by_themselves_and_the_command_switches(tmp_path: Path) -> None:
     weights, key = tiny.directory(tmp_path), tmp_path / "keys"
     file = next(path for path in weights.iterdir() if path.suffix == ".safetensors")

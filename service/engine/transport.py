@@ -133,7 +133,9 @@ class Channel:
         return self._socket.fileno()
 
     def send(self, kind: str, *, descriptors: Sequence[int] = (), **fields: Any) -> bool:
-        """Sends one message; False when the other side is gone or does not read."""
+        """Sends one message; False when the other side is gone or does not read, or this one is closed."""
+        if self._socket.fileno() < 0:
+            return False  # an answer to somebody who has died meanwhile
         frame = json.dumps({"kind": kind, **fields}).encode()
         try:
             socket.send_fds(self._socket, [frame], list(descriptors))
