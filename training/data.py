@@ -42,9 +42,14 @@ class Images:
 
     def part(self, held_out: bool) -> Images:
         """Every 50th image, 10 of a class, which no training sees, or all others."""
-        chosen = torch.arange(len(self)) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+        chosen = is_held_out(len(self))
         rows = chosen if held_out else ~chosen
         return Images(self.pixels[rows], self.targets[rows])
+
+
+def is_held_out(number: int) -> Tensor:
+    """Of ``number`` training images in the archive's order, which no training sees: bool ``[number]``."""
+    return torch.arange(number) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
 
 
 def class_order(archive: Path) -> tuple[str, ...]:

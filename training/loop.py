@@ -23,8 +23,9 @@ from training.augment import Crop, normalise, random_crops, resize
 from training.budget import Budget
 from training.data import Images
 from training.ema import Average
-from training.recipe import Recipe
-from training.teacher import SIDE as TEACHER_SIDE
+from training.forward_only import compiled, evaluated
+from training.growth import grown
+from training.recipe import Recipe, Stage
 from training.team import Team
 
 ALONE = Team()
@@ -45,8 +46,9 @@ class Progress:
 class Trainer:
     """A network, its optimiser and its average, ``step`` steps into a recipe.
 
-    ``start`` are weights to begin with, in place of random ones. With a ``budget`` the clock says how far the
-    run is, without one the number of steps. ``precision`` is what convolutions multiply in.
+    ``start`` are weights to begin with, in place of random ones, also those of a network with fewer layers in its
+    last block. ``taught``, float ``[len(images), classes]``, are a teacher's logits for ``images``. With a ``budget``
+    the clock says how far the run is, without one the number of steps. ``precision`` is what convolutions multiply in.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Trainer:
         start: Mapping[str, Tensor] | None = None,
         budget: Budget | None = None,
         precision: torch.dtype = torch.bfloat16,
-        teacher: Callable[[Tensor], Tensor] | None = None,
+        taught: Tensor | None = None,
     ) -> None:
         if recipe.batch_size % team.size:
             raise ValueError(f"a batch of {recipe.batch_size} cannot be shared among {team.size} processes")
@@ -67,18 +69,18 @@ class Trainer:
         self.team = team
         self.precision = precision
         self.budget = budget
-        self._teacher = teacher
         self._images = images
+        self._taught = None if taught is None else taught.to(images.pixels.device)
         self._device = images.pixels.device
         torch.manual_seed(recipe.seed)
         self.network = densenet.build(network)
         if start is not None:
-            self.network.load_state_dict(start)
+            self.network.load_state_dict(grown(start, self.network.state_dict()))
         self.network.to(self._device, memory_format=torch.channels_last)
-        for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(not name.startswith(recipe.frozen))
         self.average = Average(self.network, recipe.ema_decay)
         self._optimizer = _optimizer(self.network, recipe)
+        self._stage: Stage | None = None
+        self._frozen: Callable[[Tensor], Tensor] | None = None
         self.step = 0
         self.steps_per_epoch = len(images) // recipe.batch_size
         self.progress = 0.0
@@ -100,7 +102,8 @@ class Trainer:
 
     def run_epoch(self) -> Iterator[Progress]:
         """What is left of the current epoch, or of the budget, one step at a time."""
-        self._train_mode()
+        self.network.train()
+        self._stage = None  # whoever looked at the network between two epochs may have changed its mode
         epoch = self.epoch
         order = torch.randperm(len(self._images), generator=self._generator(epoch, "cpu")).to(self._device)
         first = self.step % self.steps_per_epoch
@@ -108,35 +111,54 @@ class Trainer:
             if self.done:
                 return
             stage = self.recipe.stage(self.progress)
+            self._enter(stage)
             rows = order[number * self.recipe.batch_size : (number + 1) * self.recipe.batch_size]
             rows = rows[self.team.rank :: self.team.size]
             rate = self.recipe.learning_rate(self.progress)
-            pixels, crop = self._images.pixels[rows], Crop(area=(stage.area, 1.0))
-            inputs = normalise(random_crops(pixels, stage.side, crop, self._chance()))
-            taught = None
-            if self._teacher:
-                taught = self._teacher(random_crops(pixels, TEACHER_SIDE, crop, self._chance()))
-            loss = self._take_step(inputs, self._images.targets[rows], rate, taught)
+            crop = Crop(area=(stage.area, 1.0))
+            inputs = normalise(random_crops(self._images.pixels[rows], stage.side, crop, self._chance()))
+            loss = self._take_step(inputs, rows, rate)
             self._measure_progress()
             yield Progress(self.step, self.progress, epoch, stage.side, loss, rate)
 
-    def _train_mode(self) -> None:
-        """All but what is frozen: its batch norms keep their statistics."""
-        self.network.train()
-        for name, module in self.network.named_modules():
-            if name.startswith(self.recipe.frozen):
-                module.eval()
+    def _enter(self, stage: Stage) -> None:
+        """Freeze what ``stage`` wants: it gets no gradients, and its batch norms keep their statistics."""
+        if stage == self._stage:
+            return
+        self._stage = stage
+        front, back = self._parts(stage.frozen)
+        front.eval().requires_grad_(False)
+        back.train().requires_grad_(True)
+        self._frozen = None
+        if stage.frozen is not None:
+            shape = (self._images.pixels.shape[1], stage.side, stage.side)
+            self._frozen = compiled(front, shape) if self._device.type == "cpu" else evaluated(front)
+
+    def _parts(self, frozen: str | None) -> tuple[nn.Sequential, nn.Sequential]:
+        """``features`` up to ``frozen``, and after it."""
+        parts = list(self.network.features.named_children())
+        end = [name for name, _ in parts].index(frozen) + 1 if frozen is not None else 0
+        first, second = (nn.Sequential(*(part for _, part in some)) for some in (parts[:end], parts[end:]))
+        return first, second
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        if self._stage is None or self._frozen is None:
+            logits: Tensor = self.network(inputs.contiguous(memory_format=torch.channels_last))
+            return logits
+        _, back = self._parts(self._stage.frozen)
+        features = self._frozen(inputs).contiguous(memory_format=torch.channels_last)
+        return self.network.forward_head(F.relu(back(features), inplace=True))
 
     def _chance(self) -> torch.Generator:
         """For the crops of this step: the same ones each time."""
         return self._generator(1_000_000 + self.step * self.team.size + self.team.rank, self._device)
 
-    def _take_step(self, inputs: Tensor, targets: Tensor, rate: float, taught: Tensor | None) -> Tensor:
+    def _take_step(self, inputs: Tensor, rows: Tensor, rate: float) -> Tensor:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            logits = self.network(inputs.contiguous(memory_format=torch.channels_last))
-        loss = self._loss(logits.float(), targets, taught)
+            logits = self._logits(inputs)
+        loss = self._loss(logits.float(), rows)
         self._optimizer.zero_grad()
         torch.autograd.backward(loss)
         self.team.average_gradients(self.network.parameters())
@@ -145,12 +167,13 @@ class Trainer:
         self.step += 1
         return loss.detach()
 
-    def _loss(self, logits: Tensor, targets: Tensor, taught: Tensor | None) -> Tensor:
-        """Of the labels, and of ``taught``, the teacher's logits, where there are any."""
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing)
-        if taught is None:
+    def _loss(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Of the labels, and of the teacher's answers where there are any."""
+        smoothing = self.recipe.label_smoothing
+        loss = F.cross_entropy(logits, self._images.targets[rows], label_smoothing=smoothing)
+        if self._taught is None:
             return loss
-        soft = F.cross_entropy(logits, (taught / self.recipe.teacher_temperature).softmax(1))
+        soft = F.cross_entropy(logits, (self._taught[rows] / self.recipe.teacher_temperature).softmax(1))
         return (1 - self.recipe.teacher_share) * loss + self.recipe.teacher_share * soft
 
     def _generator(self, purpose: int, device: torch.device | str) -> torch.Generator:
@@ -187,9 +210,8 @@ class Trainer:
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     """SGD with Nesterov's momentum; norms and biases do not decay."""
-    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    decaying = [parameter for parameter in learning if parameter.ndim > 1]
-    free = [parameter for parameter in learning if parameter.ndim <= 1]
+    decaying = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    free = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
     groups = [
         {"params": decaying, "weight_decay": recipe.weight_decay},
         {"params": free, "weight_decay": 0.0},

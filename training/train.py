@@ -19,16 +19,16 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from service.evaluate.temperature import fitted
 from service.models.checkpoints import resolve
-from training import data
+from training import data, teacher
 from training.budget import Budget
 from training.export import export
 from training.loop import Progress, Trainer, accuracy, answers
 from training.recipe import NETWORK, REFINING, Recipe
-from training.teacher import Teacher
 from training.team import Team
 
 #: Steps between two writes of the checkpoint: what a kill costs at most.
@@ -36,7 +36,6 @@ CHECKPOINT_STEPS = 300
 #: Steps between two log lines where there is no terminal to draw a bar on.
 LOG_STEPS = 100
 
-SPLITS: tuple[data.Split, ...] = ("train", "val")
 #: The file in OUT over which the processes of a team meet.
 MEETING = "meeting"
 
@@ -46,13 +45,21 @@ log = logging.getLogger("training")
 def main() -> None:
     arguments = _arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for split in SPLITS:  # decoded here, before several processes want it
-        data.load(arguments.data, split, data.class_order(arguments.data), arguments.cache)
+    data.load(arguments.data, "train", data.class_order(arguments.data), arguments.cache)
+    if arguments.teacher:
+        _taught(arguments)  # like the images: made here, before several processes want them
     if arguments.workers == 1:
         run(0, arguments)
         return
     (arguments.out / MEETING).unlink(missing_ok=True)
     spawn(run, (arguments,), nprocs=arguments.workers)  # type: ignore[no-untyped-call]
+
+
+def _taught(arguments: argparse.Namespace) -> Tensor:
+    """The teacher's logits for the images that are trained on."""
+    classes = data.class_order(arguments.data)
+    images = data.load(arguments.data, "train", classes, arguments.cache)
+    return teacher.answers(images, len(classes), arguments.cache)[~data.is_held_out(len(images))]
 
 
 def run(rank: int, arguments: argparse.Namespace) -> None:
@@ -65,10 +72,7 @@ def run(rank: int, arguments: argparse.Namespace) -> None:
         level=logging.INFO if team.leads else logging.WARNING, format="%(asctime)s %(message)s"
     )
     classes = data.class_order(arguments.data)
-    train_images, val_images = (
-        data.load(arguments.data, split, classes, arguments.cache).to(torch.device(arguments.device))
-        for split in SPLITS
-    )
+    images = data.load(arguments.data, "train", classes, arguments.cache).to(torch.device(arguments.device))
     network = replace(NETWORK, num_classes=len(classes))
     start = resolve(str(arguments.start), "densenet121").state_dict if arguments.start else None
     recipe = replace(REFINING if arguments.start else Recipe(), seed=arguments.seed)
@@ -76,34 +80,26 @@ def run(rank: int, arguments: argparse.Namespace) -> None:
     trainer = Trainer(
         network,
         recipe,
-        train_images.part(held_out=False),
+        images.part(held_out=False),
         team,
         start=start,
         budget=budget,
         precision=getattr(torch, arguments.precision),
-        teacher=Teacher(classes) if arguments.teacher else None,
+        taught=_taught(arguments) if arguments.teacher else None,
     )
-    held_out = train_images.part(held_out=True)
-    for note in train(trainer, val_images, arguments.out):
+    for temperature, note in train(trainer, images.part(held_out=True), arguments.out):
         weights = trainer.average.network.state_dict()
-        temperature = _temperature(trainer, held_out)
         notes = {"data": "Tiny-ImageNet-200", "temperature": round(temperature, 4), **note}
         export(arguments.out / "demo", network, weights, classes, notes, temperature=temperature)
     team.leave()
 
 
-def _temperature(trainer: Trainer, images: data.Images) -> float:
-    """Of the averaged network: what makes its probabilities mean something, by images that no training saw."""
-    logits = answers(trainer.average.network, images, data.SIDE, precision=trainer.precision)
-    return fitted(logits.cpu().numpy(), images.targets.cpu().numpy())
+def train(trainer: Trainer, held_out: data.Images, out: Path) -> Iterator[tuple[float, dict[str, float]]]:
+    """Run the recipe to its end, from ``out/checkpoint.pt`` if there is one; after every epoch, how the average does.
 
-
-def train(trainer: Trainer, val_images: data.Images, out: Path) -> Iterator[dict[str, float]]:
-    """Run the recipe to its end, from ``out/checkpoint.pt`` if there is one; after every epoch, its figures.
-
-    They are the average's accuracy at the epoch's size and the epoch's seconds, and are kept in
-    ``out/history.jsonl`` too. After a resumption the seconds are those since then. Only the process
-    that leads has any.
+    That is the temperature which makes its probabilities mean something, its accuracy at the epoch's size and the
+    epoch's seconds, on ``held_out``, which no training sees. ``out/history.jsonl`` keeps the figures too.
+    After a resumption the seconds are those since then. Only the process that leads has any.
     """
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
@@ -120,15 +116,15 @@ def train(trainer: Trainer, val_images: data.Images, out: Path) -> Iterator[dict
                 trainer.save(checkpoint)
         trainer.save(checkpoint)
         seconds = time.monotonic() - started
-        logits = answers(trainer.average.network, val_images, side, precision=trainer.precision)
-        top1, top5 = accuracy(logits, val_images.targets)
+        logits = answers(trainer.average.network, held_out, side, precision=trainer.precision)
+        top1, top5 = accuracy(logits, held_out.targets)
         epochs = round(trainer.step / trainer.steps_per_epoch, 2)
         note = {"epochs": epochs, "side": side, "top1": round(top1, 2), "top5": round(top5, 2)}
         note["seconds"] = round(seconds, 1)
         log.info("epoch %s", json.dumps(note))
         with (out / "history.jsonl").open("a", encoding="utf-8") as history:
             history.write(json.dumps(note) + "\n")
-        yield note
+        yield fitted(logits.cpu().numpy(), held_out.targets.cpu().numpy()), note
 
 
 def shown(steps: Iterable[Progress]) -> Iterator[Progress]:
@@ -175,7 +171,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--start", type=Path, help="a checkpoint directory whose weights are refined")
     parser.add_argument("--minutes", type=float, help="end after so long, whatever was done by then")
-    parser.add_argument("--teacher", action="store_true", help="learn from EfficientNet-Lite0's answers too")
+    parser.add_argument("--teacher", action="store_true", help="learn from EfficientNet-Lite's answers too")
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

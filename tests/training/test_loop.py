@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from service.models import densenet
 from tests.training.conftest import NETWORK, RECIPE
@@ -14,6 +15,7 @@ from training.budget import Budget
 from training.data import Images
 from training.ema import Average
 from training.loop import Trainer, accuracy, answers
+from training.recipe import Recipe
 
 
 def _finish(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -95,15 +97,53 @@ def test_the_average_follows_weights_and_statistics_and_leaves_the_counter() -> 
     assert not average.network.training
 
 
-def test_what_is_frozen_stays_to_the_bit_with_its_statistics_and_the_rest_learns(images: Images) -> None:
-    recipe = replace(RECIPE, frozen=("features.conv0", "features.norm0", "features.denseblock1"))
-    trainer = Trainer(NETWORK, recipe, images)
+def _frozen(part: str) -> Recipe:
+    """The recipe with ``part`` frozen in its first stage, two epochs of three."""
+    return replace(RECIPE, stages=(replace(RECIPE.stages[0], frozen=part), RECIPE.stages[1]))
+
+
+def _moved(before: dict[str, torch.Tensor], trainer: Trainer) -> set[str]:
+    after = trainer.network.state_dict()
+    return {name for name in before if not torch.equal(after[name], before[name])}
+
+
+def test_what_is_frozen_stays_to_the_bit_with_its_statistics_until_its_stage_ends(images: Images) -> None:
+    trainer = Trainer(NETWORK, _frozen("transition1"), images)
     before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
-    _finish(trainer)
-    moved = {
-        name for name, tensor in trainer.network.state_dict().items() if not torch.equal(tensor, before[name])
-    }
-    assert moved == {name for name in before if not name.startswith(recipe.frozen)}
+    frozen = {name for name in before if name.startswith(FRONT)}
+    for _ in range(2):
+        list(trainer.run_epoch())
+        answers(trainer.average.network, images, 16)
+    assert _moved(before, trainer) == set(before) - frozen
+    list(trainer.run_epoch())
+    assert _moved(before, trainer) == set(before)
+
+
+FRONT = ("features.conv0", "features.norm0", "features.denseblock1", "features.transition1")
+
+
+def test_frozen_parts_give_what_they_gave_in_the_network(images: Images) -> None:
+    inputs = normalise(images.pixels[:4])
+    found = {}
+    for frozen in (None, "denseblock1", "norm5"):
+        trainer = Trainer(NETWORK, RECIPE, images)
+        trainer._enter(replace(RECIPE.stages[0], side=64, frozen=frozen))
+        trainer.network.eval()
+        with torch.no_grad():
+            found[frozen] = trainer._logits(inputs)
+    torch.testing.assert_close(found["denseblock1"], found[None], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found["norm5"], found[None], atol=1e-4, rtol=1e-4)
+
+
+def test_a_run_with_a_frozen_part_resumes_like_any_other(images: Images, tmp_path: Path) -> None:
+    recipe = _frozen("denseblock1")
+    whole = _finish(Trainer(NETWORK, recipe, images))
+    stopped = Trainer(NETWORK, recipe, images)
+    list(islice(stopped.run_epoch(), 3))
+    stopped.save(tmp_path / "checkpoint.pt")
+    resumed = Trainer(NETWORK, recipe, images)
+    resumed.restore(tmp_path / "checkpoint.pt")
+    assert _same(whole, _finish(resumed))
 
 
 def test_a_start_is_where_the_run_begins(images: Images) -> None:
@@ -112,34 +152,28 @@ def test_a_start_is_where_the_run_begins(images: Images) -> None:
     assert _same(start, Trainer(NETWORK, RECIPE, images, start=start).network.state_dict())
 
 
-def test_a_teacher_sees_the_students_crops(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.loop.TEACHER_SIDE", 16)
-    shown, given = [], []
-
-    def teacher(crops: torch.Tensor) -> torch.Tensor:
-        shown.append(crops)
-        return torch.zeros(len(crops), 3)
-
-    trainer = Trainer(NETWORK, RECIPE, images, teacher=teacher)
-    trainer.network.register_forward_pre_hook(lambda _, inputs: given.append(*inputs))
-    list(islice(trainer.run_epoch(), 2))
-    for crops, inputs in zip(shown, given, strict=True):
-        torch.testing.assert_close(normalise(crops), inputs)
-    assert not torch.equal(*shown)
-
-
-def test_a_teachers_answers_are_learnt(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.loop.TEACHER_SIDE", 16)
-
-    def teacher(crops: torch.Tensor) -> torch.Tensor:
-        """Says the second class to everything, whatever the labels say."""
-        return torch.tensor([[0.0, 50.0, 0.0]]).expand(len(crops), 3)
-
+def test_a_teachers_answers_are_learnt(images: Images) -> None:
+    """It says the second class to everything, whatever the labels say."""
+    taught = torch.tensor([[0.0, 50.0, 0.0]]).expand(len(images), 3)
     stages = (replace(RECIPE.stages[0], epochs=6),)
     recipe = replace(RECIPE, stages=stages, teacher_share=0.9, ema_decay=0.9)
-    trainer = Trainer(NETWORK, recipe, images, teacher=teacher)
+    trainer = Trainer(NETWORK, recipe, images, taught=taught)
     _finish(trainer)
     assert (answers(trainer.average.network, images, 16).argmax(1) == 1).all()
+
+
+def test_every_image_has_its_own_answer_of_the_teacher(images: Images) -> None:
+    """A teacher that says what the labels say is as good as they are; with its rows turned, it is not."""
+    taught = 50 * F.one_hot(images.targets, 3).float()
+    stages = (replace(RECIPE.stages[0], epochs=15),)
+    recipe = replace(RECIPE, stages=stages, teacher_share=1.0, ema_decay=0.9)
+    found = {}
+    for turn in (0, 1):
+        trainer = Trainer(NETWORK, recipe, images, taught=taught.roll(turn, 0))
+        _finish(trainer)
+        found[turn], _ = accuracy(answers(trainer.average.network, images, 16), images.targets, top=2)
+    assert found[0] > 90
+    assert found[1] < 50
 
 
 def test_a_budget_ends_the_run_on_time_and_slows_it_down_until_then(

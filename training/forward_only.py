@@ -1,0 +1,40 @@
+"""A network, or a part of one, that does not learn here: run forward only, on a CPU by OpenVINO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def compiled(module: nn.Module, shape: tuple[int, int, int]) -> Callable[[Tensor], Tensor]:
+    """``module`` in evaluation mode, with the weights that it has now, for float32 inputs ``[N, *shape]`` on the CPU.
+
+    As many threads as torch has in this process.
+    """
+    from service.models._openvino import openvino
+    from service.models.runtimes.conversion import tracing
+
+    with tracing():
+        model = openvino.convert_model(module.eval(), example_input=torch.zeros(1, *shape))
+    model.reshape([-1, *shape])
+    options = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    runnable = openvino.Core().compile_model(model, "CPU", options)
+    return lambda inputs: torch.from_numpy(runnable(inputs.numpy())[0])
+
+
+def evaluated(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The same by torch, for other devices."""
+    module.eval()
+
+    def run(inputs: Tensor) -> Tensor:
+        with torch.inference_mode():
+            result: Tensor = module(inputs)
+        return result.clone()
+
+    return run
