@@ -10,7 +10,7 @@ _HERE = Path(__file__).resolve().parent
 #: An installed wheel carries the files inside the package, a checkout beside it.
 _FOLDERS = (_HERE / "_samples", _HERE.parent / "samples")
 #: What the demo model is surest of comes first; photographs that are not listed follow by name.
-_ORDER = ("red-panda", "coffee", "goldfish", "bison")
+_ORDER = ("red-panda", "coffee", "goldfish")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 

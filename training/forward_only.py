@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -14,9 +15,12 @@ def compiled(module: nn.Module, shape: tuple[int, int, int]) -> Callable[[Tensor
     As many threads as torch has in this process.
     """
     from service.models._openvino import openvino
-    from service.models.runtimes.conversion import tracing
 
-    with tracing():
+    with (
+        warnings.catch_warnings()
+    ):  # OpenVINO's frontend reads what torch.jit.trace writes, which torch deprecates
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         model = openvino.convert_model(module.eval(), example_input=torch.zeros(1, *shape))
     model.reshape([-1, *shape])
     options = {

@@ -69,7 +69,7 @@ class Trainer:
         self.team = team
         self.precision = precision
         self.budget = budget
-        self._images = images
+        self.images = images
         self._taught = None if taught is None else taught.to(images.pixels.device)
         self._device = images.pixels.device
         torch.manual_seed(recipe.seed)
@@ -105,7 +105,7 @@ class Trainer:
         self.network.train()
         self._stage = None  # whoever looked at the network between two epochs may have changed its mode
         epoch = self.epoch
-        order = torch.randperm(len(self._images), generator=self._generator(epoch, "cpu")).to(self._device)
+        order = torch.randperm(len(self.images), generator=self._generator(epoch, "cpu")).to(self._device)
         first = self.step % self.steps_per_epoch
         for number in range(first, self.steps_per_epoch):
             if self.done:
@@ -116,7 +116,7 @@ class Trainer:
             rows = rows[self.team.rank :: self.team.size]
             rate = self.recipe.learning_rate(self.progress)
             crop = Crop(area=(stage.area, 1.0))
-            inputs = normalise(random_crops(self._images.pixels[rows], stage.side, crop, self._chance()))
+            inputs = normalise(random_crops(self.images.pixels[rows], stage.side, crop, self._chance()))
             loss = self._take_step(inputs, rows, rate)
             self._measure_progress()
             yield Progress(self.step, self.progress, epoch, stage.side, loss, rate)
@@ -131,7 +131,7 @@ class Trainer:
         back.train().requires_grad_(True)
         self._frozen = None
         if stage.frozen is not None:
-            shape = (self._images.pixels.shape[1], stage.side, stage.side)
+            shape = (self.images.pixels.shape[1], stage.side, stage.side)
             self._frozen = compiled(front, shape) if self._device.type == "cpu" else evaluated(front)
 
     def _parts(self, frozen: str | None) -> tuple[nn.Sequential, nn.Sequential]:
@@ -170,7 +170,7 @@ class Trainer:
     def _loss(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Of the labels, and of the teacher's answers where there are any."""
         smoothing = self.recipe.label_smoothing
-        loss = F.cross_entropy(logits, self._images.targets[rows], label_smoothing=smoothing)
+        loss = F.cross_entropy(logits, self.images.targets[rows], label_smoothing=smoothing)
         if self._taught is None:
             return loss
         soft = F.cross_entropy(logits, (self._taught[rows] / self.recipe.teacher_temperature).softmax(1))

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from service.evaluate.temperature import fitted
@@ -29,6 +29,7 @@ from training.budget import Budget
 from training.export import export
 from training.loop import Progress, Trainer, accuracy, answers
 from training.recipe import NETWORK, REFINING, Recipe
+from training.statistics import renewed
 from training.team import Team
 
 #: Steps between two writes of the checkpoint: what a kill costs at most.
@@ -87,19 +88,21 @@ def run(rank: int, arguments: argparse.Namespace) -> None:
         precision=getattr(torch, arguments.precision),
         taught=_taught(arguments) if arguments.teacher else None,
     )
-    for temperature, note in train(trainer, images.part(held_out=True), arguments.out):
-        weights = trainer.average.network.state_dict()
+    for judged, temperature, note in train(trainer, images.part(held_out=True), arguments.out):
         notes = {"data": "Tiny-ImageNet-200", "temperature": round(temperature, 4), **note}
-        export(arguments.out / "demo", network, weights, classes, notes, temperature=temperature)
+        export(arguments.out / "demo", network, judged.state_dict(), classes, notes, temperature=temperature)
     team.leave()
 
 
-def train(trainer: Trainer, held_out: data.Images, out: Path) -> Iterator[tuple[float, dict[str, float]]]:
+def train(
+    trainer: Trainer, held_out: data.Images, out: Path
+) -> Iterator[tuple[nn.Module, float, dict[str, float]]]:
     """Run the recipe to its end, from ``out/checkpoint.pt`` if there is one; after every epoch, how the average does.
 
-    That is the temperature which makes its probabilities mean something, its accuracy at the epoch's size and the
-    epoch's seconds, on ``held_out``, which no training sees. ``out/history.jsonl`` keeps the figures too.
-    After a resumption the seconds are those since then. Only the process that leads has any.
+    That is the average with its statistics from whole images, the temperature which makes its probabilities mean
+    something, and its accuracy at the epoch's size, on ``held_out``, which no training sees, with the epoch's
+    seconds; after a resumption those since then. ``out/history.jsonl`` keeps the figures too. Only the process that
+    leads has any.
     """
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
@@ -116,7 +119,8 @@ def train(trainer: Trainer, held_out: data.Images, out: Path) -> Iterator[tuple[
                 trainer.save(checkpoint)
         trainer.save(checkpoint)
         seconds = time.monotonic() - started
-        logits = answers(trainer.average.network, held_out, side, precision=trainer.precision)
+        judged = renewed(trainer.average.network, trainer.images, side)
+        logits = answers(judged, held_out, side, precision=trainer.precision)
         top1, top5 = accuracy(logits, held_out.targets)
         epochs = round(trainer.step / trainer.steps_per_epoch, 2)
         note = {"epochs": epochs, "side": side, "top1": round(top1, 2), "top5": round(top5, 2)}
@@ -124,7 +128,7 @@ def train(trainer: Trainer, held_out: data.Images, out: Path) -> Iterator[tuple[
         log.info("epoch %s", json.dumps(note))
         with (out / "history.jsonl").open("a", encoding="utf-8") as history:
             history.write(json.dumps(note) + "\n")
-        yield fitted(logits.cpu().numpy(), held_out.targets.cpu().numpy()), note
+        yield judged, fitted(logits.cpu().numpy(), held_out.targets.cpu().numpy()), note
 
 
 def shown(steps: Iterable[Progress]) -> Iterator[Progress]:

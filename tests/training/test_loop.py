@@ -10,12 +10,13 @@ import torch.nn.functional as F
 
 from service.models import densenet
 from tests.training.conftest import NETWORK, RECIPE
-from training.augment import normalise
+from training.augment import normalise, resize
 from training.budget import Budget
 from training.data import Images
 from training.ema import Average
 from training.loop import Trainer, accuracy, answers
 from training.recipe import Recipe
+from training.statistics import renewed
 
 
 def _finish(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -211,3 +212,17 @@ def test_a_budget_counts_the_sittings_and_not_the_nights_between(
     assert second.budget.progress == 1
     with pytest.raises(ValueError, match="more than 0"):
         Budget(0)
+
+
+def test_renewed_statistics_are_those_of_whole_images_and_the_network_stays(images: Images) -> None:
+    torch.manual_seed(0)
+    network = densenet.build(NETWORK).eval()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    found = renewed(network, images, 24)
+    assert not any(module.training for module in found.modules())
+    assert _same(before, network.state_dict())
+    assert {name for name, tensor in found.state_dict().items() if not torch.equal(tensor, before[name])} == {
+        name for name in before if "running" in name or "tracked" in name
+    }
+    first = network.features.conv0(normalise(resize(images.pixels, 24)))
+    torch.testing.assert_close(found.state_dict()["features.norm0.running_mean"], first.mean((0, 2, 3)))
