@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+from PIL import Image
 
 from service import metrics
 from service.leftovers import Claim
@@ -26,6 +27,14 @@ _CLAIM = Claim(_METRICS)
 
 #: What is converted here, and in the services that are started here, is cached here, once for all tests.
 _CACHE = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="imagenet-serve-test-cache-")
+
+
+@pytest.fixture(autouse=True)
+def _pillow_s_limit() -> Iterator[None]:
+    """A service in this process sets it for its own pictures; the next test's may be larger."""
+    before = Image.MAX_IMAGE_PIXELS
+    yield
+    Image.MAX_IMAGE_PIXELS = before
 
 
 @pytest.fixture(scope="session", autouse=True)
