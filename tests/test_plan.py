@@ -185,6 +185,7 @@ def test_the_component_builds_on_the_overlays(tmp_path: Path, overlay: str) -> N
 # ---- for real --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_short_sweep_over_a_real_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "QUICK", measure.Effort(alone=0.2, saturated=0.2, probe=1.0, probes=1))
     out = tmp_path / "plan"

@@ -65,6 +65,7 @@ def test_a_standby_takes_over_and_nobody_notices() -> None:
         assert server.terminate() == 0
 
 
+@pytest.mark.slow
 def test_without_a_standby_whoever_has_time_left_waits_for_the_next_engine() -> None:
     settings = options(FIXED_MS=700, LOAD_MS=1000, frontends=1, max_batch_size=1)
     with Server(**settings) as server, ThreadPoolExecutor(3) as clients:
@@ -98,6 +99,7 @@ def assert_close(answer: Any, before: Any) -> None:
         assert answer == before
 
 
+@pytest.mark.slow
 def test_every_kind_of_request_survives_the_death_of_its_engine() -> None:
     # The engine waits for company, so that all of them are with it when it dies.
     settings = {"max_queue_delay_ms": 2500, "max_batch_size": 32, "grpc_port": free_port()}
