@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import os
 import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import given
@@ -18,22 +14,12 @@ from pip._vendor.packaging.version import Version
 
 from service import extras
 from service.interpreter import module_command, module_environment
+from tests.deploy.scripts import load
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def load() -> ModuleType:
-    loader = importlib.machinery.SourceFileLoader("deploy_install", str(ROOT / "deploy/install"))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
-    loader.exec_module(module)
-    sys.dont_write_bytecode = before
-    return module
-
-
-install = load()
+install = load("install")
 WANTED = Requirement("torch>=2.11,<2.14")
 
 releases = st.tuples(st.integers(1, 3), st.integers(0, 20), st.integers(0, 2))

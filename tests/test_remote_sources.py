@@ -12,10 +12,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.models import DenseNet121_Weights
 
 from tests.models.loopback import Reply, Request, serve
 from tests.models.parity import FIXTURES
@@ -25,6 +27,8 @@ from tests.test_tls import make
 from tests.uploads import encoded
 
 HUB = "hf:/" + REPO
+#: Where torchvision's weights are.
+PUBLISHER = urlsplit(DenseNet121_Weights.IMAGENET1K_V1.url).netloc
 PRESET = "kaggle://keras/densenet/keras/tiny/3"
 
 
@@ -47,7 +51,7 @@ def proxy(reply: Reply | None, folder: Path) -> Iterator[dict[str, str]]:
 
     What is asked through it is answered with ``reply``; with None it lets nobody through.
     """
-    certificate, key = make(folder, "localhost", "DNS:download.pytorch.org")
+    certificate, key = make(folder, "localhost", f"DNS:{PUBLISHER}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
 

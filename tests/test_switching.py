@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from service import usage
 from service.cli import cli
 from service.errors import ConfigurationError
 from tests import tiny
+from tests.crew import Crew
 from tests.drills.crowd import PHOTOS, options
 from tests.drills.hostile import BROKEN, CLASSES, DEADLY, MISSING, shift
 from tests.server import HTTP, Server
@@ -62,27 +64,16 @@ def usage_name(pid: int) -> str:
         return ""
 
 
-class Asking:
+class Asking(Crew):
     """Clients that ask all the time; what they were told has to fit the weights that the answer names."""
 
     def __init__(self, server: Server, clients: int = 4) -> None:
+        super().__init__(*(partial(self._ask, number) for number in range(clients)))
         self.statuses: dict[int, int] = {}
         self.weights: list[str] = []
         self.wrong: list[str] = []
         self._server = server
-        self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
-
-    def __enter__(self) -> Asking:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(PATIENCE)
 
     def _ask(self, number: int) -> None:
         photo, right = PHOTOS[number]

@@ -258,19 +258,15 @@ class Pool:
         job = decoder.job
         assert job is not None
         self._return_memory(job)
-        job.cost = self._at_most(needed)
+        # What a decoder says is believed up to what the largest picture takes.
+        job.cost = Cost(min(needed.memory, self._largest.memory), min(needed.seconds, self._largest.seconds))
         if not job.wanted or self._large or job.memory > _MUCH or not self._take_memory(job):
             return False
         return decoder.take_again()
 
-    def _at_most(self, needed: Cost) -> Cost:
-        """What a decoder says is believed up to what the largest picture takes."""
-        return Cost(min(needed.memory, self._largest.memory), min(needed.seconds, self._largest.seconds))
-
-    def _needs(self, job: Job, needed: Cost) -> None:
+    def _needs_more(self, job: Job) -> None:
         """A decoder has sent ``job`` back: it takes more than it was allowed."""
         self._return_memory(job)
-        job.cost = self._at_most(needed)
         limit = self._memory.memory_limit
         if job.memory > limit:
             job.end(
@@ -366,7 +362,7 @@ class Pool:
         self._idle_again(decoder)
         if isinstance(result, Cost):
             if job.wanted:
-                self._needs(job, result)
+                self._needs_more(job)
             else:
                 self._return_memory(job)
         else:

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import datetime
-import importlib.machinery
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import service
+from tests.deploy.scripts import ROOT, load
 
-ROOT = Path(__file__).resolve().parents[2]
 DAY = datetime.date(2026, 12, 1)
 
 
-def load() -> ModuleType:
-    loader = importlib.machinery.SourceFileLoader("deploy_release", str(ROOT / "deploy/release"))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
-    try:
-        loader.exec_module(module)
-    finally:
-        sys.dont_write_bytecode = before
-    return module
-
-
-release = load()
+release = load("release")
 LINES = st.lists(st.sampled_from(["- one", "- two", "### Added", "", "  more of it"]), max_size=8)
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,11 +25,19 @@ from service.engine.batcher import Batcher
 from service.engine.client import Answer, EngineClient
 from service.engine.core import EngineCore
 from service.engine.transport import Link, socket_pair
-from service.engine.writing import Ended, ThreadWriting, Work
 from service.errors import DeadlineExceeded, EngineFailed, InvalidImage, Overloaded
 from service.pool.board import Board
 from tests.engine.histories import Counted
-from tests.engine.machine import GEOMETRY, GEOMETRY_IMAGE, MOST, RARELY, SLOTS, ManualDevice, VirtualLoop
+from tests.engine.machine import (
+    GEOMETRY,
+    GEOMETRY_IMAGE,
+    MOST,
+    RARELY,
+    SLOTS,
+    Decodes,
+    ManualDevice,
+    VirtualLoop,
+)
 from tests.fakes import FakeRunner, VirtualClock, fingerprint
 
 FRONT_ENDS = 2
@@ -47,23 +54,13 @@ class Engine:
     device: ManualDevice
 
 
-@dataclass(eq=False)
-class FrontEnd:
-    """As much of a front-end as asks engines; what it decodes waits in ``jobs``."""
+class FrontEnd(Decodes):
+    """As much of a front-end as asks engines."""
 
-    models: Models
-    jobs: list[Callable[[], None]] = field(default_factory=list)
-    leaving: list[Served] = field(default_factory=list)
-
-    stuck = False
-
-    def begin(self, work: Work, pixels: NDArray[np.uint8], ended: Ended) -> ThreadWriting:
-        writing = ThreadWriting(asyncio.get_running_loop(), work, pixels, ended)
-        self.jobs.append(writing)
-        return writing
-
-    def submit(self, job: Callable[[], object], /) -> None:
-        raise AssertionError("nothing but images is decoded here")
+    def __init__(self, models: Models) -> None:
+        super().__init__()
+        self.models = models
+        self.leaving: list[Served] = []
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from hypothesis import strategies as st
@@ -136,14 +136,13 @@ class Asked:
     """Engines that died while it was on its way."""
 
 
-@dataclass(eq=False)
-class FrontEnd:
-    number: int
-    client: EngineClient
-    arena: MortalArena
-    jobs: list[Callable[[], None]] = field(default_factory=list)
+class Decodes:
+    """The decoders of a front-end: what is decoded waits in ``jobs`` until it is called."""
 
     stuck = False
+
+    def __init__(self) -> None:
+        self.jobs: list[Callable[[], None]] = []
 
     def begin(self, work: Work, pixels: NDArray[np.uint8], ended: Ended) -> ThreadWriting:
         writing = ThreadWriting(asyncio.get_running_loop(), work, pixels, ended)
@@ -152,6 +151,12 @@ class FrontEnd:
 
     def submit(self, job: Callable[[], object], /) -> None:
         raise AssertionError("nothing but images is decoded here")
+
+
+class FrontEnd(Decodes):
+    def __init__(self, number: int, client: EngineClient, arena: MortalArena) -> None:
+        super().__init__()
+        self.number, self.client, self.arena = number, client, arena
 
 
 class Service(Counted):

@@ -21,6 +21,7 @@ from service.models.runtimes.artifact import Graph
 from service.settings import load as settings
 from service.task import Task
 from tests import tiny
+from tests.models.runtimes.answers import Answers, images
 
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 pytest.importorskip("onnx", reason="the extra onnx is not installed")
@@ -49,25 +50,15 @@ def graph(checkpoint: Checkpoint) -> Graph:
     return made.graphs["model.xml"]
 
 
-def images(checkpoint: Checkpoint, count: int) -> Pixels:
-    return np.random.default_rng(2).integers(0, 256, (count, *checkpoint.preprocessing.shape), np.uint8)
-
-
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_both_ways_answer_like_torch(name: str) -> None:
     checkpoint = CHECKPOINTS[name]()
-    model, pixels = loader.load(checkpoint), images(checkpoint, 6)
-    with torch.inference_mode():
-        features = model.forward_features(torch.from_numpy(pixels))
-        logits = model.forward_head(features) if checkpoint.classes else torch.empty((6, 0))
+    right = Answers(checkpoint)
     together, apart = ways = onnx_runtime.ways(graph(checkpoint), 2)
     assert [way.unit for way in ways] == [None, 2]
     for way, runs in ((together, ([4], [1, 2, 3], [5, 0, 3, 1])), (apart, ([4], [5, 2]))):
         assert way.works()
-        for slots in runs:
-            for slot, answer in zip(slots, way(pixels, slots), strict=True):
-                np.testing.assert_allclose(answer.features, features[slot], rtol=1e-4, atol=1e-4)
-                np.testing.assert_allclose(answer.logits, logits[slot], rtol=1e-4, atol=1e-4)
+        right.assert_of(way, runs)
 
 
 def test_a_model_with_more_than_the_plain_layers_is_left_to_openvino(

@@ -41,6 +41,7 @@ from service.models.runtimes.eager import Eager
 from service.settings import load as settings
 from service.task import Task
 from tests import tiny
+from tests.models.runtimes.answers import Answers, images
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 
@@ -67,10 +68,6 @@ def cached(checkpoint: Checkpoint) -> Path:
     return artifact.cached(manifest.fingerprint(checkpoint), "fp32")
 
 
-def images(checkpoint: Checkpoint, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    return np.random.default_rng(2).integers(0, 256, (count, *checkpoint.preprocessing.shape), np.uint8)
-
-
 CHECKPOINTS = {
     "densenet": tiny.checkpoint,
     "vgg": lambda: tiny.of(VGGConfig(((8,), (8, 8)), hidden=16, num_classes=10), 32),
@@ -88,17 +85,11 @@ CHECKPOINTS = {
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_every_way_answers_like_torch(name: str) -> None:
     checkpoint = CHECKPOINTS[name]()
-    model, pixels = loader.load(checkpoint), images(checkpoint, 6)
-    with torch.inference_mode():
-        features = model.forward_features(torch.from_numpy(pixels))
-        logits = model.forward_head(features) if checkpoint.classes else torch.empty((6, 0))
+    right = Answers(checkpoint)
     ways = runtime(checkpoint).ways()
     assert [way.unit for way in ways] == [None, 1, 2]
     for way in ways:
-        for slots in ([4], [1, 2, 3], [5, 0, 3, 1, 2]):
-            for slot, answer in zip(slots, way(pixels, slots), strict=True):
-                np.testing.assert_allclose(answer.features, features[slot], rtol=1e-4, atol=1e-4)
-                np.testing.assert_allclose(answer.logits, logits[slot], rtol=1e-4, atol=1e-4)
+        right.assert_of(way, ([4], [1, 2, 3], [5, 0, 3, 1, 2]))
 
 
 @pytest.mark.parametrize("make", [runtime, lambda checkpoint: Eager(loader.load(checkpoint), "fp32")])
