@@ -75,7 +75,7 @@ class _Way:
             return True
         except Exception as error:
             # The border of a library that nothing depends on.
-            log.warning("onnxruntime cannot run this model: %s", str(error).splitlines()[-1])
+            log.warning("onnxruntime cannot run this model: %s", (str(error) or repr(error)).splitlines()[-1])
             return False
 
     def _run(self, batch: Pixels) -> list[Answer]:
