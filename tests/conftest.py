@@ -29,12 +29,14 @@ _CLAIM = Claim(_METRICS)
 _CACHE = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="imagenet-serve-test-cache-")
 
 
+#: Pillow's own limit.
+_PIXELS = Image.MAX_IMAGE_PIXELS
+
+
 @pytest.fixture(autouse=True)
-def _pillow_s_limit() -> Iterator[None]:
-    """A service in this process sets it for its own pictures; the next test's may be larger."""
-    before = Image.MAX_IMAGE_PIXELS
-    yield
-    Image.MAX_IMAGE_PIXELS = before
+def _pillow_s_limit() -> None:
+    """Each decode in this process sets it for its own picture; a test that asks Pillow itself gets Pillow's own."""
+    Image.MAX_IMAGE_PIXELS = _PIXELS
 
 
 @pytest.fixture(scope="session", autouse=True)
