@@ -24,9 +24,10 @@ from PIL import Image, ImageOps
 
 from benchmarks import report
 from service.models import loader
+from service.models.building import describe
 from service.models.checkpoints import resolve
 from service.models.runner import ModelRunner
-from service.models.runtimes.openvino import load as openvino
+from service.models.runtimes import converting, openvino
 from service.preprocess import Preprocessing, prepare
 from service.settings import available_cores
 from service.task import Task
@@ -61,10 +62,10 @@ class Model:
         demo = name == "demo"
         checkpoint = resolve("demo" if demo else "random:0", "densenet121" if demo else name)
         self.spec = Preprocessing(resize=73, crop=checkpoint.preprocessing.crop) if demo else Preprocessing()
-        runtime = openvino(
-            loader.load(checkpoint), checkpoint, "fp32", available_cores(), lambda detail: None
-        )
-        self._runner = ModelRunner(runtime, self.spec.shape, _BATCH)
+        network = loader.load(checkpoint)
+        converted = converting.convert(network, checkpoint, describe(checkpoint, network), "fp32")
+        served = openvino.runtime(converted, "fp32", available_cores(), self.spec.shape)
+        self._runner = ModelRunner(served, self.spec.shape, _BATCH)
         self._classes = len(checkpoint.classes or ())
 
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -98,7 +98,7 @@ def hop(kind: str) -> dict[str, Any]:
 
 
 def _hop(kind: str) -> dict[str, Any]:
-    picture.prepare = lambda *_, **__: None  # type: ignore[assignment]
+    picture.prepare = lambda *_, **__: None  # type: ignore[assignment, attr-defined]
     keeper = Keeper() if kind == "processes" else None
     recipe = Recipe(Preprocessing(), 50_000_000, fast=False)
 

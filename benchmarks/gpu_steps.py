@@ -131,7 +131,7 @@ def graphs(plan: Plan, before: dict[str, Outcome]) -> Outcome:
         with alone():
             noted, began = Fallbacks(), time.monotonic()
             runner = make(checkpoint, "fp16", "cudagraph", noted)
-            row = {
+            row: dict[str, Any] = {
                 "model": model,
                 "ready in s": round(time.monotonic() - began, 1),
                 "batch": runner.max_batch_size,

@@ -29,7 +29,9 @@ _TABLE = "served, default settings"
 
 def measure(name: str, photos: list[bytes], seconds: float) -> dict[str, Any]:
     """One row."""
-    settings = {"weights": "demo"} if name == "demo" else {"model": name, "weights": "random:0"}
+    settings: dict[str, Any] = (
+        {"weights": "demo"} if name == "demo" else {"model": name, "weights": "random:0"}
+    )
     with processes.serve(**settings) as server:
         with urllib.request.urlopen(f"{server.url}/model") as answer:
             card = json.load(answer)

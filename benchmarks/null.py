@@ -116,5 +116,5 @@ if __name__ == "__main__":
     if os.environ.get("BENCHMARK_NO_DECODE"):
         from service.decoders import picture
 
-        picture.prepare = _no_decode
+        picture.prepare = _no_decode  # type: ignore[assignment, attr-defined]
     main()

@@ -90,7 +90,7 @@ class Model:
 
     def contestants(self) -> dict[str, Make]:
         cores = available_cores()
-        served = {
+        served: dict[str, Callable[[], Runtime]] = {
             "torch eager, folded": lambda: Eager(self._load(), "fp32"),
             _OURS: lambda: runtime(self._prepared(), "fp32", cores, self._image),
         }

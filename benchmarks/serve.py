@@ -105,7 +105,7 @@ def measure(model: str, photos: list[bytes], seconds: float) -> tuple[dict[str, 
     decoding = decode.milliseconds(decode.exact, photos, seconds / 8) / 1000
     cores = available_cores()
     bound = cores / (single["cpu"] + decoding)
-    settings = {} if model == "null" else {"model": model, "weights": "random:0"}
+    settings: dict[str, Any] = {} if model == "null" else {"model": model, "weights": "random:0"}
     with processes.serve(null=model == "null", **settings) as server:
         clients = min(128, 3 * single["max_batch_size"] + 4)
         before, spent, busy = scrape(server.url), server.cpu_seconds(), processes.busy_seconds()

@@ -191,7 +191,7 @@ def main() -> None:
         row["killed engine, s"] = middle["again"]
         row |= {"engine PSS, MiB": middle["engine"], "all processes, MiB": middle["tree"]}
         rows.append(row)
-    report.publish("start", "Starts", {"starts": rows}, [__doc__.split("\n\n")[2].replace("\n", " ")])  # type: ignore[union-attr]
+    report.publish("start", "Starts", {"starts": rows}, [__doc__.split("\n\n")[2].replace("\n", " ")])
 
 
 if __name__ == "__main__":

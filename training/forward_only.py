@@ -20,7 +20,7 @@ def compiled(module: nn.Module, shape: tuple[int, int, int]) -> Callable[[Tensor
         warnings.catch_warnings()
     ):  # OpenVINO's frontend reads what torch.jit.trace writes, which torch deprecates
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         model = openvino.convert_model(module.eval(), example_input=torch.zeros(1, *shape))
     model.reshape([-1, *shape])
     options = {

@@ -76,7 +76,7 @@ class Trainer:
         self.network = densenet.build(network)
         if start is not None:
             self.network.load_state_dict(grown(start, self.network.state_dict()))
-        self.network.to(self._device, memory_format=torch.channels_last)
+        self.network.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = Average(self.network, recipe.ema_decay)
         self._optimizer = _optimizer(self.network, recipe)
         self._stage: Stage | None = None

@@ -53,7 +53,7 @@ def main() -> None:
         run(0, arguments)
         return
     (arguments.out / MEETING).unlink(missing_ok=True)
-    spawn(run, (arguments,), nprocs=arguments.workers)  # type: ignore[no-untyped-call]
+    spawn(run, (arguments,), nprocs=arguments.workers)
 
 
 def _taught(arguments: argparse.Namespace) -> Tensor:

@@ -161,7 +161,11 @@ def _all(tensors: Sequence[Tensor]) -> tuple[Access, ...]:
 
 def _access(tensor: Tensor) -> Access:
     return Access(
-        tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device, tensor.storage_offset()
+        tuple(tensor.shape),
+        tuple(tensor.stride()),
+        tensor.dtype,
+        tensor.device,
+        int(tensor.storage_offset()),
     )
 
 
@@ -227,7 +231,8 @@ def faster(recorder: Callable[[], _Recorder | None] = lambda: None) -> fused.Ops
             )
         return result
 
-    return replace(ops.TORCH, **(candidates | {"conv_relu": conv_relu}), names=tuple(candidates))
+    chosen: dict[str, Any] = candidates | {"conv_relu": conv_relu}
+    return replace(ops.TORCH, **chosen, names=tuple(candidates))
 
 
 class Paper:
@@ -289,4 +294,4 @@ def _move(network: nn.Module) -> None:
                     moved = torch.empty_strided(
                         tensor.shape, tensor.stride(), dtype=tensor.dtype, device=CUDA
                     )
-                    place[name] = nn.Parameter(moved, False) if place is module._parameters else moved
+                    place[name] = nn.Parameter(moved, False) if place is module._parameters else moved  # type: ignore[assignment]

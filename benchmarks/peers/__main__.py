@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="Where rounds are added to those of earlier pieces.")
     arguments = parser.parse_args()
     photos = [bench.synthetic_photo(500, 375, seed) for seed in range(8)]
-    settings = {"model": "densenet121", "weights": "random:0"}
+    settings: dict[str, Any] = {"model": "densenet121", "weights": "random:0"}
     servers: dict[str, tuple[Callable[[], processes.Running], str, bool]] = {
         "ours, runtime=eager": (partial(processes.serve, **settings, runtime="eager"), "/predict", True),
         "ours, default": (partial(processes.serve, **settings), "/predict", True),

@@ -17,7 +17,8 @@ from PIL import Image
 
 app = FastAPI()
 session = onnxruntime.InferenceSession(sys.argv[2], providers=["CPUExecutionProvider"])
-MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def pixels(jpeg: bytes) -> np.ndarray[Any, Any]:
