@@ -2,6 +2,7 @@
 #
 #   docker build -t imagenet-serve .                                    for the CPU, and any weights
 #   docker build -t imagenet-serve:vgg16 --build-arg WEIGHTS=vgg16 .    for the CPU, this model, without torch
+#   docker build -t imagenet-serve:mine --build-arg WEIGHTS=deploy/weights/mine.pth .     the same with a model of yours
 #   docker build -t imagenet-serve:gpu --target gpu .                   for NVIDIA's container runtime
 #   docker run --read-only --tmpfs /tmp -v weights:/weights -p 8000:8000 imagenet-serve
 #
@@ -10,8 +11,10 @@
 #                     names them). Without it torch comes from PyPI, whose Linux build carries gigabytes
 #                     of CUDA: right for `gpu`, correct but far too large for `cpu`.
 #   BASE_IMAGE        a Debian with Python 3.11 or newer as `python`
-#   WEIGHTS           a variant that is baked in, so that a start needs no network: for `gpu` its published weights, for
-#                     `cpu` the model converted from them, which needs no torch in the image
+#   WEIGHTS           what is baked in, so that a start needs no network. For `cpu` a variant (its published weights) or
+#                     anything else that the setting weights takes, converted, which needs no torch in the image: a
+#                     file or folder in deploy/weights, hf://owner/repo, demo. For `gpu` a variant
+#   LABELS            with WEIGHTS, for `cpu`: a file in deploy/weights with the classes' names, one a line
 #   APT_PACKAGES      Debian packages for the final image; "g++ libc6-dev" is what runtime=compile needs on the CPU
 #   GPU_APT_PACKAGES  the same for `gpu` alone, which has the compiler that Triton needs unless this says otherwise
 #   VERSION REVISION CREATED   for the OCI labels
@@ -56,13 +59,17 @@ RUN install -d /weights /baked/hub/checkpoints \
         PYTHONPATH=/src TORCH_HOME=/baked /opt/venv/bin/python /opt/fetch_weights.py "${WEIGHTS}"; \
     fi
 
-FROM weights AS converted
+FROM build AS converted
 ARG WEIGHTS=""
-# By the stage that has torch. Its figures for this builder's processor would be no use: a start measures its own.
-RUN install -d /converted \
+ARG LABELS=""
+COPY deploy/bake.py /opt/bake.py
+COPY deploy/weights deploy/weights
+# By the stage that has torch.
+RUN install -d /weights /converted \
     && if [ -n "${WEIGHTS}" ]; then \
-        PYTHONPATH=/src TORCH_HOME=/baked XDG_CACHE_HOME=/tmp/cache /opt/venv/bin/python -m service export \
-            /converted/model --model "${WEIGHTS}" --weights pretrained --device cpu --runtime openvino; \
+        PYTHONPATH=/src TORCH_HOME=/tmp XDG_CACHE_HOME=/tmp/cache /opt/venv/bin/python /opt/bake.py \
+            /converted/model "${WEIGHTS}" ${LABELS:+--labels "${LABELS}"} \
+        && chmod -R a+rX /converted; \
     fi
 
 # What serving a converted model needs: everything but torch and what reads weights.
@@ -149,12 +156,11 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
 FROM system AS runtime-baked
 COPY --from=serving /opt/venv /opt/venv
 COPY --from=build /opt/service /opt/venv
-COPY --from=weights --chown=10001:10001 /weights /weights
+COPY --from=converted --chown=10001:10001 /weights /weights
 COPY --from=converted /converted /opt
 COPY deploy/health.py deploy/fetch_weights.py /opt/
-ARG WEIGHTS=""
-# weights=pretrained of this model is what lies there.
-ENV IMAGENET_MODEL=${WEIGHTS:-densenet121} \
+# Where these are a variant's published weights, weights=pretrained of this variant is what lies there, too.
+ENV IMAGENET_WEIGHTS=/opt/model \
     BAKED_MODEL=/opt/model
 ARG VERSION=""
 ARG REVISION=""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from service.errors import StartError
 from service.models import serving
-from service.models.catalog import DEFAULT
+from service.models.catalog import DEFAULT, VARIANTS
 from service.models.checkpoints import resolve
 
 #: Seconds between two lines about how far it is.
@@ -24,6 +24,11 @@ def main(arguments: list[str]) -> None:
     weights = "pretrained" if arguments else os.environ.get("IMAGENET_WEIGHTS", "pretrained")
     named = arguments[0] if arguments else os.environ.get("IMAGENET_MODEL")
     model = named or DEFAULT
+    if arguments and model not in VARIANTS:
+        sys.exit(
+            f"WEIGHTS={model}: an image with torch takes the published weights of a variant alone, one of "
+            f"{', '.join(VARIANTS)}; mount others, or build --target cpu, which converts any"
+        )
     if weights == "demo" or weights.startswith("random") or os.path.exists(weights.partition("?")[0]):
         print(f"nothing to fetch for weights={weights}", file=sys.stderr)
         return

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from verification import chart, cluster, files, image, manifests, monitoring, scrape  # noqa: F401  # each registers its steps
+from verification import chart, cluster, files, image, image_baked, manifests, monitoring, scrape  # noqa: F401  # its steps
 from verification.steps import STEPS, Failure, Skip
 
 #: Seconds together, with nothing but Python, kubectl and promtool; what is not there is skipped.

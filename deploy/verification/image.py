@@ -43,49 +43,20 @@ RESTRICTED = ["--read-only", "--tmpfs", "/tmp:size=128m", "--cap-drop", "all", "
 @step
 def image() -> str:
     """Dockerfile → image."""
-    _prepare()
-    base = _base_image()
-    arguments = ["--build-arg", f"BASE_IMAGE={base}"]
-    if index := _torch_index():
-        arguments += ["--build-arg", f"TORCH_INDEX_URL={index}"]
-    command = [
-        "buildah",
-        "build",
-        "--isolation",
-        "chroot",
-        "--network",
-        "host",
-        "--pull-never",
-        "--format",
-        "docker",
-    ]
-    command += ["--layers", "--target", "cpu", "--tag", IMAGE, *arguments, *_lent_by_the_host(), "."]
-    output(["nice", "-n", "19", *command], timeout=3600)
-    size = int(json.loads(output(["podman", "image", "inspect", IMAGE]))[0]["Size"]) / 1e9
-    return f"built on {base}, {size:.2f} GB"
+    prepare()
+    return build(IMAGE, "cpu", torch_index=cpu_builds())
 
 
 @step
 def container() -> str:
     """Run restricted: uid, writes, health, a prediction, and a request that outlives SIGTERM."""
-    _prepare()
-    if subprocess.run(["podman", "image", "exists", IMAGE]).returncode:
-        raise Skip("no image: step `image` comes first")
-    weights = os.environ.get("IMAGENET_WEIGHTS", "random")
-    # The host's network, so that no firewall tool is needed; the health command follows IMAGENET_PORT.
+    prepare()
+    need_image(IMAGE)
     # Small batches: the warm-up of large ones takes minutes on a shared core, and nothing here needs them.
-    settings = {
-        "HOST": "127.0.0.1",
-        "PORT": PORT,
-        "MAX_BATCH_SIZE": 8,
-        "WEIGHTS": weights,
-        "DRAIN_TIMEOUT_MS": 30000,
-    }
-    with _running(
-        *(part for key, value in settings.items() for part in ("-e", f"IMAGENET_{key}={value}"))
-    ) as name:
-        _wait_ready(name)
-        inside = _inside(name)
+    weights = os.environ.get("IMAGENET_WEIGHTS", "random")
+    with running(IMAGE, MAX_BATCH_SIZE=8, WEIGHTS=weights, DRAIN_TIMEOUT_MS=30000) as name:
+        wait_ready(name)
+        facts = inside(name)
         output(["podman", "healthcheck", "run", name])
         prediction = _predict()
         memory = _peak_memory(name)
@@ -93,10 +64,31 @@ def container() -> str:
     if code or any(status != 200 for status in answered) or not answered:
         raise Failure(f"after SIGTERM: answers {answered}, exit code {code}")
     ended = f"SIGTERM: {len(answered)} in flight answered, exit 0 after {seconds:.1f} s"
-    return "; ".join((inside, prediction, memory, ended))
+    return "; ".join((facts, prediction, memory, ended))
 
 
-def _prepare() -> None:
+def build(tag: str, target: str, *, torch_index: str = "", **arguments: str) -> str:
+    """Builds a target of the Dockerfile's with these build arguments; returns on what, and how large it became."""
+    base = _base_image()
+    given = {"BASE_IMAGE": base, **({"TORCH_INDEX_URL": torch_index} if torch_index else {}), **arguments}
+    command = ["buildah", "build", "--isolation", "chroot", "--network", "host", "--pull-never"]
+    command += ["--format", "docker", "--layers", "--target", target, "--tag", tag, *_lent_by_the_host()]
+    command += [part for name, value in given.items() for part in ("--build-arg", f"{name}={value}")]
+    output(["nice", "-n", "19", *command, "."], timeout=3600)
+    return f"built on {base}, {size(tag):.2f} GB"
+
+
+def need_image(tag: str) -> None:
+    if subprocess.run(["podman", "image", "exists", tag]).returncode:
+        raise Skip("no image: the step that builds it comes first")
+
+
+def size(tag: str) -> float:
+    """Gigabytes."""
+    return int(json.loads(output(["podman", "image", "inspect", tag]))[0]["Size"]) / 1e9
+
+
+def prepare() -> None:
     for tool in ("buildah", "podman", "runc"):
         need(tool, DEBIAN)
     if os.geteuid():
@@ -164,7 +156,7 @@ def _pip_setting(name: str) -> list[str]:
     return list(dict.fromkeys(word for value in found for word in value.replace("\\n", " ").split()))
 
 
-def _torch_index() -> str:
+def cpu_builds() -> str:
     """$TORCH_INDEX_URL, or a folder of wheels that this host's pip already looks into and that has a CPU build."""
     if given := os.environ.get("TORCH_INDEX_URL"):
         return given
@@ -201,61 +193,53 @@ def _lent_by_the_host() -> list[str]:
 
 
 @contextmanager
-def _running(*options: str) -> Iterator[str]:
+def running(image: str, **settings: object) -> Iterator[str]:
+    """A container of the image's, as restricted as a pod, with these settings; its name.
+
+    On the host's network, so that no firewall tool is needed; the health command follows IMAGENET_PORT.
+    """
     name = "imagenet-serve-verify"
+    given = {"HOST": "127.0.0.1", "PORT": PORT, **settings}
+    options = [part for key, value in given.items() for part in ("-e", f"IMAGENET_{key}={value}")]
+    command = ["podman", "run", "--detach", "--name", name, "--network", "host", "-v", "/weights"]
     subprocess.run(["podman", "rm", "-f", "-v", name], capture_output=True)
-    output(
-        [
-            "podman",
-            "run",
-            "--detach",
-            "--name",
-            name,
-            "--network",
-            "host",
-            "-v",
-            "/weights",
-            *RESTRICTED,
-            *options,
-            IMAGE,
-        ]
-    )
+    output([*command, *RESTRICTED, *options, image])
     try:
         yield name
     finally:
         subprocess.run(["podman", "rm", "-f", "-v", name], capture_output=True)
 
 
-def _logs(name: str) -> str:
+def logs(name: str) -> str:
     done = subprocess.run(["podman", "logs", name], capture_output=True, text=True, check=False)
     lines = [line for line in (done.stdout + done.stderr).splitlines() if "service.access" not in line]
     return "\n".join(lines[-20:])
 
 
-def _request(method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+def request(method: str, path: str, body: bytes | None = None, sort: str = "image/png") -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=90)
     try:
-        connection.request(method, path, body, {"Content-Type": "image/png"} if body else {})
+        connection.request(method, path, body, {"Content-Type": sort} if body else {})
         response = connection.getresponse()
         return response.status, response.read()
     finally:
         connection.close()
 
 
-def _wait_ready(name: str) -> None:
+def wait_ready(name: str) -> None:
     end = time.monotonic() + 300  # as the startup probe
     while time.monotonic() < end:
         try:
-            if _request("GET", "/readyz")[0] == 200:
+            if request("GET", "/readyz")[0] == 200:
                 return
         except OSError:
             if output(["podman", "inspect", "--format", "{{.State.Running}}", name]).strip() != "true":
-                raise Failure(f"it ended by itself:\n{_logs(name)}") from None
+                raise Failure(f"it ended by itself:\n{logs(name)}") from None
         time.sleep(1)
-    raise Failure(f"not ready in time:\n{_logs(name)}")
+    raise Failure(f"not ready in time:\n{logs(name)}")
 
 
-def _inside(name: str) -> str:
+def inside(name: str) -> str:
     """Facts from inside, each of which has to hold."""
     script = """
         set -u
@@ -291,7 +275,7 @@ def _peak_memory(name: str) -> str:
 
 
 def _predict() -> str:
-    status, body = _request("POST", "/predict", photo())
+    status, body = request("POST", "/predict", photo())
     document = json.loads(body)
     if status != 200 or len(document["predictions"]) != 5:
         raise Failure(f"POST /predict: {status} {body[:500]!r}")
@@ -302,7 +286,7 @@ def _terminate_under_load(name: str) -> tuple[list[int], int, float]:
     """Requests whose bodies are complete before SIGTERM; their answers, the exit code and how long it took."""
     body, answers = photo(), []
     threads = [
-        threading.Thread(target=lambda: answers.append(_request("POST", "/predict", body)[0]))
+        threading.Thread(target=lambda: answers.append(request("POST", "/predict", body)[0]))
         for _ in range(16)
     ]
     for thread in threads:

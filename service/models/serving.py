@@ -19,6 +19,7 @@ from service.errors import ConfigurationError
 from service.fallback import Fallbacks
 from service.label_files import read_labels_of
 from service.models import cache, sources
+from service.models.catalog import VARIANTS
 from service.models.checkpoints import Progress
 from service.models.explain import Explainer
 from service.models.placement import Placement, place
@@ -122,17 +123,26 @@ def converted_weights(weights: str, model: str) -> Path | None:
     path = Path(weights).expanduser()
     if artifact.is_one(path):
         return path
-    baked = Path(os.environ.get(_BAKED, ""))
-    if weights != "pretrained" or _BAKED not in os.environ or not artifact.is_one(baked):
+    baked = _baked()
+    if weights != "pretrained" or baked is None:
         return None
-    return baked if artifact.read(baked).open().card.name == model else None
+    card = artifact.read(baked).open().card
+    return baked if (card.name, card.weights) == (model, VARIANTS[model].weights_name) else None
+
+
+def _baked() -> Path | None:
+    """The converted model that this image was built with."""
+    path = Path(os.environ.get(_BAKED, ""))
+    return path if _BAKED in os.environ and artifact.is_one(path) else None
 
 
 def refuse_without_torch(weights: str) -> None:
     """Raises `ConfigurationError` where there is nothing to read weights with."""
     if find_spec("torch") is None:
+        baked = _baked()
+        own = f"what this image was built with (weights={baked}), " if baked is not None else ""
         raise ConfigurationError(
-            f"weights={weights}: torch has to read and convert them, and this installation has none: serve what "
+            f"weights={weights}: torch has to read and convert them, and this installation has none: serve {own}what "
             "`imagenet-serve export DIRECTORY --runtime openvino` has made, or an image that was built with this model"
         )
 

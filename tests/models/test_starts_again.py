@@ -101,18 +101,26 @@ def test_an_exported_model_is_served_where_there_is_no_torch(tmp_path: Path) -> 
 def test_an_image_knows_the_model_that_it_was_built_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`pretrained` is what was baked in, for this model alone; any other says what is missing."""
+    """`pretrained` is what was baked in where that is published, for its model alone; else it says what it has."""
     out = tmp_path / "model"
     assert export.run(settings(weights=str(vgg(tmp_path)), runtime="openvino"), out) == 0
     about = json.loads((out / "about.json").read_text())
-    (out / "about.json").write_text(json.dumps({**about, "card": {**about["card"], "name": "vgg11"}}))
+
+    def called(weights: str) -> None:
+        card = {**about["card"], "name": "vgg11", "weights": weights}
+        (out / "about.json").write_text(json.dumps({**about, "card": card}))
+
     monkeypatch.setenv("BAKED_MODEL", str(out))
+    called("somebody's own")
+    assert serving.converted_weights("pretrained", "vgg11") is None
+    assert serving.converted_weights(str(out), "densenet121") == out
+    called("IMAGENET1K_V1")
     assert serving.converted_weights("pretrained", "vgg11") == out
     assert serving.converted_weights("pretrained", "vgg13") is None
     assert serving.converted_weights("demo", "vgg11") is None
     assert serving.load(settings(model="vgg11", device="cpu"), lambda *_: None).card().name == "vgg11"
     monkeypatch.setattr(serving, "find_spec", lambda name: None)
-    with pytest.raises(ConfigurationError, match="this installation has none"):
+    with pytest.raises(ConfigurationError, match=f"serve what this image was built with .weights={out}."):
         serving.load(settings(model="vgg13", device="cpu"), lambda *_: None)
 
 
