@@ -63,3 +63,19 @@ def test_nothing_happens_at_import_but_in_the_one_module_that_says_so() -> None:
         "print(threading.active_count(), 'prometheus_client' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "1 False\n"
+
+
+def test_images_reach_a_model_by_one_admission() -> None:
+    """No route counts images, asks for room or takes a slot itself. (A shadow's images are nobody's request.)"""
+    doors = {"offer", "check_room", "admit", "take", "take_in_turn"}
+    found = {
+        path.name
+        for path in (SERVICE / "api").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in doors and _names_a_client(node.value)
+    }
+    assert found == {"admission.py", "shadow.py"}
+
+
+def _names_a_client(node: ast.expr) -> bool:
+    return (node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")) == "client"

@@ -12,7 +12,6 @@ import random
 import re
 import time
 from dataclasses import dataclass, field
-from types import TracebackType
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -39,8 +38,6 @@ _FOR_PEOPLE = "/healthz"
 _PRIORITY, _PRIORITIES = "x-priority", ("interactive", "bulk")
 #: nginx's number for a client that went away before it was answered.
 _CLIENT_GONE = 499
-#: Seconds.
-_PATIENCE = 0.01
 #: On every answer: what is JSON or a picture of somebody's must not become a script in a browser.
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 
@@ -125,43 +122,6 @@ def exchange_of(request: Request) -> Exchange:
     return exchange
 
 
-class hang_up_cancels:  # noqa: N801 - used as a function is, like `asyncio.timeout`
-    """Inside the block, a client that hangs up cancels the work and raises `ClientDisconnect`.
-
-    To be entered when the body has been read: whatever arrives after it can only be the end. It begins to look
-    after `_PATIENCE`, since a task for it costs more than what a request in its first milliseconds may waste.
-    """
-
-    def __init__(self, request: Request) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._request, self._task = request, task
-        self._exchange = exchange_of(request)
-        self._watcher: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> None:
-        self._timer = self._task.get_loop().call_later(_PATIENCE, self._look)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._timer.cancel()
-        if self._watcher is not None:
-            self._watcher.cancel()
-        if kind is asyncio.CancelledError and self._exchange.gone:
-            self._task.uncancel()
-            raise ClientDisconnect from None
-
-    def _look(self) -> None:
-        self._watcher = self._task.get_loop().create_task(self._watch())
-
-    async def _watch(self) -> None:
-        while (await self._request.receive())["type"] != "http.disconnect":
-            pass
-        self._exchange.gone = True
-        self._task.cancel()
-
-
 class Envelope:
     """Around every route and all other middleware: request ids, timing, metrics, the access log, the end of a drain."""
 
@@ -196,7 +156,7 @@ class Envelope:
         except ClientDisconnect:
             exchange.status = _CLIENT_GONE
         except asyncio.CancelledError:
-            # Either the hang-up came as the block in `hang_up_cancels` ended, or drain_timeout_ms is over.
+            # Either the hang-up came as the block of an `Admission` ended, or drain_timeout_ms is over.
             if exchange.gone:
                 exchange.status = _CLIENT_GONE
             elif exchange.status:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +13,8 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from service.api import body
-from service.api.context import context_of
-from service.api.exchange import exchange_of, hang_up_cancels
-from service.api.inference import PROBLEMS, ModelName, arrive, head, in_a_thread, look, reply, upload
+from service.api.admission import Admission
+from service.api.inference import PROBLEMS, ModelName, head, in_a_thread, reply, upload
 from service.api.ranking import activate
 from service.api.schemas import ExplainResponse
 from service.errors import InvalidParameter
@@ -49,12 +47,10 @@ async def explain(request: Request, class_id: ClassId = None, model: ModelName =
     1,024 pixels at most; else the map's cells in units of the class's logit, below 0 for what speaks against it,
     and the part of the photo that they lie on.
     """
-    context, exchange = context_of(request), exchange_of(request)
-    served = exchange.ask(context, model)
+    admission = Admission.of(request, model)
+    limit = admission.context.settings.max_upload_bytes
     drawn = _PNG in request.headers.get("accept", "")
-    explained = await explain_image(
-        request, class_id, lambda: body.one_image(request, context.settings.max_upload_bytes), drawn=drawn
-    )
+    explained = await explain_image(admission, class_id, lambda: body.one_image(request, limit), drawn=drawn)
     label = explained.label
     if explained.picture is not None:
         headers = {"X-Class-Id": str(label.class_id)}
@@ -64,12 +60,12 @@ async def explain(request: Request, class_id: ClassId = None, model: ModelName =
         "wnid": label.wnid,
         "label": label.label,
         "probability": explained.probability,
-        "method": _METHODS[served.card.family],
+        "method": _METHODS[admission.served.card.family],
         "grid": explained.grid.tolist(),
         "box": explained.box,
         "timings_ms": explained.timings,
     }
-    return reply({**head(exchange, served.card), **document})
+    return reply({**head(admission.exchange, admission.served.card), **document})
 
 
 @dataclass(frozen=True)
@@ -86,37 +82,29 @@ class Explanation:
 
 
 async def explain_image(
-    request: Request,
+    admission: Admission,
     class_id: int | None,
     receive: Callable[[], Awaitable[bytes | memoryview]],
     *,
     drawn: bool = False,
 ) -> Explanation:
     """Admits the request, then lets ``receive`` read its image, and asks the model for a class's map."""
-    context, exchange = context_of(request), exchange_of(request)
-    deadline = exchange.deadline(request, context.settings.request_timeout_ms)
-    served = exchange.ask(context)
+    context, served = admission.context, admission.served
     model = served.classifier()
     wanted = Explain(None if class_id is None else _index(model.classes, class_id))
-    arrive(served, exchange)
-    image = await receive()
-    exchange.stages["receive"] = time.monotonic() - exchange.started
-    photo = served.picture(image, drawn)
     classes, (_, height, width) = len(model.classes), model.feature_shape
-    async with hang_up_cancels(request):
-        with await served.client.admit(deadline, exchange.bulk) as slot:
-            seen = await look(context, slot, photo, deadline, classes + height * width, wanted)
-        exchange.note(seen.stages, seen.answer)
-        result = seen.answer.result
+    async with admission:
+        photo = served.picture(await admission.receive(receive()), drawn)
+        result = (await admission.infer(photo, classes + height * width, wanted)).result
         logits, grid = result[:classes], result[classes:].reshape(height, width)
         index = int(logits.argmax()) if wanted.class_index is None else wanted.class_index
         box = seen_box(photo.size, model.preprocessing)
         picture = None
         if drawn:
             assert photo.photo is not None
-            picture = await in_a_thread(context, partial(overlay, photo.photo, grid, box), deadline)
+            picture = await in_a_thread(context, partial(overlay, photo.photo, grid, box), admission.deadline)
     probability = float(activate(logits, model.activation)[index])
-    return Explanation(model.classes[index], probability, grid, box, exchange.timings(), picture)
+    return Explanation(model.classes[index], probability, grid, box, admission.exchange.timings(), picture)
 
 
 def _index(classes: Sequence[ClassLabel], class_id: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import time
 from typing import Annotated, Literal
 
 import numpy as np
@@ -12,10 +11,9 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from service.api import body
+from service.api.admission import Admission
 from service.api.compression import packed
-from service.api.context import context_of
-from service.api.exchange import exchange_of, hang_up_cancels
-from service.api.inference import PROBLEMS, ModelName, arrive, head, look, reply, upload
+from service.api.inference import PROBLEMS, ModelName, head, reply, upload
 from service.api.schemas import FeaturesResponse
 from service.task import Task
 
@@ -45,28 +43,20 @@ async def features(request: Request, pooling: Pooling = None, model: ModelName =
     Batched with everyone else's images. With `Accept: application/x-npy` the array itself, float32, in
     NumPy's format; its shape is `[channels]`, or `[channels, height, width]` without pooling.
     """
-    context, exchange = context_of(request), exchange_of(request)
-    deadline = exchange.deadline(request, context.settings.request_timeout_ms)
-    served = exchange.ask(context, model)
-    card = served.card
+    admission = Admission.of(request, model)
+    context, exchange, card = admission.context, admission.exchange, admission.served.card
     chosen = pooling or card.feature_pooling
-    arrive(served, exchange)
-    image = await body.one_image(request, context.settings.max_upload_bytes)
-    exchange.stages["receive"] = time.monotonic() - exchange.started
     shape = card.feature_shape if chosen == "none" else card.feature_shape[:1]
-    async with hang_up_cancels(request):
-        with await served.client.admit(deadline, exchange.bulk) as slot:
-            seen = await look(
-                context, slot, served.picture(image), deadline, math.prod(shape), _TASKS[chosen]
-            )
-    exchange.note(seen.stages, seen.answer)
-    array = seen.answer.result.reshape(shape)
+    async with admission:
+        image = await admission.receive(body.one_image(request, context.settings.max_upload_bytes))
+        answer = await admission.infer(admission.served.picture(image), math.prod(shape), _TASKS[chosen])
+    array = answer.result.reshape(shape)
     if _NPY in request.headers.get("accept", ""):
         response = Response(_npy(array), media_type=_NPY)
     else:
         document = {"pooling": chosen, "shape": list(shape), "features": array.tolist()}
         response = reply({**head(exchange, card), **document})
-    response = await packed(request, context, response, deadline)
+    response = await packed(request, context, response, admission.deadline)
     exchange.timings()
     return response
 

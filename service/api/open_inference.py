@@ -8,7 +8,6 @@ the protocol's own shape, `{"error": "..."}`, and the statuses of every other ro
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -20,10 +19,11 @@ from starlette.responses import Response
 
 from service import __version__
 from service.api import body, tensors
+from service.api.admission import Admission
 from service.api.context import ENVELOPE, Context, context_of
-from service.api.exchange import Exchange, exchange_of, hang_up_cancels
-from service.api.inference import arrive, in_a_thread, logits_of_all
+from service.api.inference import in_a_thread
 from service.api.ranking import activate, top
+from service.api.served import Served
 from service.api.tensors import InferOutput, InferRequest, Output, OutputParameters, Tensor
 from service.card import ModelCard
 from service.engine.writing import Work
@@ -95,24 +95,19 @@ async def model_ready(request: Request, model_name: str, model_version: str = VE
 @router.post("/models/{model_name}/versions/{model_version}/infer", include_in_schema=False)
 async def infer(request: Request, model_name: str, model_version: str = VERSION) -> Response:
     """Pictures, or pixels that are prepared already, to probabilities, logits or classes."""
-    context, exchange = context_of(request), exchange_of(request)
-    deadline = exchange.deadline(request, context.settings.request_timeout_ms)
-    model = asked_for(context, exchange, model_name, model_version)
-    raw = await body.read(request, context.settings.max_upload_bytes + ENVELOPE)
-    async with hang_up_cancels(request):
-        asked, writes = await in_a_thread(context, partial(_ask, context, model, request, raw), deadline)
-        exchange.stages["receive"] = time.monotonic() - exchange.started
-        if asked.parameters and asked.parameters.timeout:
-            deadline = min(deadline, exchange.started + asked.parameters.timeout / 1e6)
-
-        logits = await logits_of_all(context, exchange, writes, deadline)
+    admission = Admission.of(request, model_name)
+    context, model = admission.context, check_asked(admission.served, model_version)
+    async with admission:
+        asked, works = await admission.receive(_read(request, admission))
+        admission.deadline = deadline_of(asked, admission)
+        logits = await admission.logits(works)
         head = {"model_name": model.name, "model_version": VERSION}
         if asked.id is not None:
             head["id"] = asked.id
         content, json_length = await in_a_thread(
-            context, lambda: tensors.encode(head, outputs_of(asked, logits, model)), deadline
+            context, lambda: tensors.encode(head, outputs_of(asked, logits, model)), admission.deadline
         )
-    exchange.timings()
+    admission.exchange.timings()
     if json_length is None:
         return Response(content, media_type="application/json")
     return Response(content, media_type="application/octet-stream", headers={_JSON_LENGTH: str(json_length)})
@@ -139,14 +134,17 @@ def named(context: Context, name: str, version: str) -> ModelCard:
     return _versioned(context.model(name), version)
 
 
-def asked_for(context: Context, exchange: Exchange, name: str, version: str) -> ModelCard:
-    """The model of an inference, which is counted as offered. Raises what `named` and `arrive` do, `NotFound` for one
-    without classes."""
-    served = exchange.ask(context, name)
+def check_asked(served: Served, version: str) -> ModelCard:
+    """The model of an inference. Raises `NotFound` for another version, or for a model without classes."""
     _versioned(served.card, version)
-    served.classifier()
-    arrive(served, exchange)
-    return served.card
+    return served.classifier()
+
+
+def deadline_of(asked: InferRequest, admission: Admission) -> float:
+    """When the answer has to be there: the request's own parameter may be earlier than what admitted it."""
+    if asked.parameters and asked.parameters.timeout:
+        return min(admission.deadline, admission.exchange.started + asked.parameters.timeout / 1e6)
+    return admission.deadline
 
 
 def _versioned(card: ModelCard, version: str) -> ModelCard:
@@ -155,20 +153,26 @@ def _versioned(card: ModelCard, version: str) -> ModelCard:
     return card
 
 
-def _ask(context: Context, model: ModelCard, request: Request, raw: bytes) -> tuple[InferRequest, list[Work]]:
-    """What is asked, and what fills a slot with each image. In a thread: JSON may hold a million numbers."""
-    asked, given = tensors.parse(raw, request.headers.get(_JSON_LENGTH))
-    check_outputs(asked, len(model.classes))
-    return asked, writes_of(context, exchange_of(request), given)
+async def _read(request: Request, admission: Admission) -> tuple[InferRequest, list[Work]]:
+    """What is asked, and what fills a slot with each image."""
+    context, served = admission.context, admission.served
+    raw = await body.read(request, context.settings.max_upload_bytes + ENVELOPE)
+
+    def parse() -> tuple[InferRequest, list[Work]]:
+        asked, given = tensors.parse(raw, request.headers.get(_JSON_LENGTH))
+        check_outputs(asked, len(served.card.classes))
+        return asked, works_of(context, served, given)
+
+    # In a thread: JSON may hold a million numbers.
+    return await in_a_thread(context, parse, admission.deadline)
 
 
-def writes_of(context: Context, exchange: Exchange, given: dict[str, Tensor]) -> list[Work]:
+def works_of(context: Context, served: Served, given: dict[str, Tensor]) -> list[Work]:
     """What fills a slot with each image of the one input. Raises `RequestError` for an input that cannot be."""
     if len(given) != 1 or not given.keys() <= {"image", "pixels"}:
         raise MissingFile(
             "give one input: 'image' (BYTES, pictures) or 'pixels' (UINT8, as the model sees them)"
         )
-    served = exchange.ask(context)
     (tensor,) = given.values()
     count, most = next(iter(tensor.shape), 0), context.settings.max_images_per_request
     if count > most:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
@@ -10,13 +9,13 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from service.api import base64_images, body
-from service.api.context import Context, context_of
+from service.api.admission import Admission
+from service.api.context import context_of
 from service.api.errors import problem, status_of
-from service.api.exchange import Exchange, exchange_of, hang_up_cancels
-from service.api.inference import PROBLEMS, ModelName, arrive, each, head, in_a_thread, look, reply, upload
+from service.api.inference import PROBLEMS, ModelName, head, in_a_thread, reply, upload
 from service.api.ranking import Ranking
 from service.api.schemas import BatchResponse, PredictResponse
-from service.api.served import Served
+from service.card import ModelCard
 from service.engine.client import Slot
 from service.errors import EmptyBody, NotANumber, RequestError
 
@@ -62,21 +61,17 @@ async def _predict(
     name: str | None,
     receive: Callable[[], Awaitable[bytes | memoryview]],
 ) -> Response:
-    context, exchange = context_of(request), exchange_of(request)
-    deadline = exchange.deadline(request, context.settings.request_timeout_ms)
-    served, ranking = _ask(context, exchange, top_k, activation, name)
-    model = served.card
-    image: bytes | memoryview
-    if base64_images.is_json(request):
-        image, ranking = await _from_json(request, served, ranking, deadline)
-    else:
-        image = await receive()
-    exchange.stages["receive"] = time.monotonic() - exchange.started
-    async with hang_up_cancels(request):
-        with await served.client.admit(deadline, exchange.bulk) as slot:
-            seen = await look(context, slot, served.picture(image), deadline, len(model.classes))
-    exchange.note(seen.stages, seen.answer)
-    predictions = ranking.predictions(seen.answer.result, model.classes, model.activation)
+    admission = Admission.of(request, name)
+    model, ranking = _ask(admission, top_k, activation)
+    async with admission:
+        image: bytes | memoryview
+        if base64_images.is_json(request):
+            image, ranking = await admission.receive(_from_json(request, admission, ranking))
+        else:
+            image = await admission.receive(receive())
+        answer = await admission.infer(admission.served.picture(image), len(model.classes))
+    predictions = ranking.predictions(answer.result, model.classes, model.activation)
+    exchange = admission.exchange
     return reply({**head(exchange, model), "predictions": predictions, "timings_ms": exchange.timings()})
 
 
@@ -95,36 +90,31 @@ async def predict_batch(
     An image that cannot be used, or that the model has no numbers for, gets its own error and changes nothing
     for the others.
     """
-    context, exchange = context_of(request), exchange_of(request)
-    settings = context.settings
-    deadline = exchange.deadline(request, settings.request_timeout_ms)
-    served, ranking = _ask(context, exchange, top_k, activation, model)
-    card = served.card
-    parts = await body.several_images(request, settings.max_upload_bytes, settings.max_images_per_request)
-    exchange.stages["receive"] = time.monotonic() - exchange.started
+    admission = Admission.of(request, model)
+    card, ranking = _ask(admission, top_k, activation)
+    settings, exchange = admission.context.settings, admission.exchange
 
     async def result(part: body.Part, slot: Slot) -> dict[str, Any]:
         try:
-            seen = await look(context, slot, served.picture(part.data), deadline, len(card.classes))
+            answer = await admission.infer_in(slot, admission.served.picture(part.data), len(card.classes))
         except (RequestError, NotANumber) as error:
             document = problem(error, exchange.id)
             return {"filename": part.filename, "status": status_of(error), "error": document}
-        exchange.note(seen.stages, seen.answer)
-        predictions = ranking.predictions(seen.answer.result, card.classes, card.activation)
+        predictions = ranking.predictions(answer.result, card.classes, card.activation)
         return {"filename": part.filename, "status": 200, "predictions": predictions}
 
-    async with hang_up_cancels(request):
-        results = await each(served, parts, deadline, result, bulk=exchange.bulk)
+    async with admission:
+        parts = await admission.receive(
+            body.several_images(request, settings.max_upload_bytes, settings.max_images_per_request)
+        )
+        results = await admission.infer_each(parts, result)
     exchange.timings()
     return reply({**head(exchange, card), "results": results})
 
 
-async def _from_json(
-    request: Request, served: Served, ranking: Ranking, deadline: float
-) -> tuple[bytes, Ranking]:
+async def _from_json(request: Request, admission: Admission, ranking: Ranking) -> tuple[bytes, Ranking]:
     """The picture in a JSON body, and the ranking that the body asks for in place of the query's."""
-    context = context_of(request)
-    limit = context.settings.max_upload_bytes
+    limit = admission.context.settings.max_upload_bytes
     raw = await body.read(request, base64_images.json_limit(limit))
     if not raw:
         raise EmptyBody('the body is empty; send {"image": "BASE64"}')
@@ -133,15 +123,11 @@ async def _from_json(
         document = base64_images.parse_image_document(raw)
         return base64_images.decode_base64(document.image, "image", limit), document
 
-    image, document = await in_a_thread(context, parse, deadline)
-    return image, ranking.changed(served.card.classes, document.top_k, document.activation)
+    image, document = await in_a_thread(admission.context, parse, admission.deadline)
+    return image, ranking.changed(admission.served.card.classes, document.top_k, document.activation)
 
 
-def _ask(
-    context: Context, exchange: Exchange, top_k: int | None, activation: str, name: str | None
-) -> tuple[Served, Ranking]:
-    """What is asked for, refused before the body is read if nobody could serve it."""
-    served = exchange.ask(context, name)
-    ranking = Ranking.of(served.classifier().classes, top_k, context.settings.top_k, activation)
-    arrive(served, exchange)
-    return served, ranking
+def _ask(admission: Admission, top_k: int | None, activation: str) -> tuple[ModelCard, Ranking]:
+    """What is asked for. Raises `NotFound` for a model without classes, `InvalidParameter`."""
+    model = admission.served.classifier()
+    return model, Ranking.of(model.classes, top_k, admission.context.settings.top_k, activation)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +12,11 @@ from pydantic import JsonValue
 from pydantic_core import from_json
 
 from service.api import base64_images, body, documents
-from service.api.context import Context, context_of
+from service.api.admission import Admission
+from service.api.context import Context
 from service.api.errors import ErrorDocument
-from service.api.exchange import Exchange, exchange_of, hang_up_cancels
-from service.api.inference import arrive, in_a_thread, logits_of_all
+from service.api.exchange import Exchange
+from service.api.inference import in_a_thread
 from service.api.ranking import activate, top
 from service.card import ModelCard
 from service.errors import (
@@ -38,15 +37,17 @@ def only_error(error: ServiceError, status: int) -> dict[str, Any]:
     return {"error": str(error)}
 
 
-@dataclass(frozen=True)
-class Work:
-    """A request that was admitted: what it may use, and until when (seconds of the monotonic clock)."""
+class CompatRequest(Admission):
+    """A request by another server's contract: its body in the forms that the contracts have, and its answer."""
 
-    request: Request
-    context: Context
-    exchange: Exchange
-    deadline: float
-    model: ModelCard
+    def __init__(self, context: Context, exchange: Exchange, name: str | None, request: Request) -> None:
+        super().__init__(context, exchange, name, request)
+        self.request = request
+
+    @property
+    def model(self) -> ModelCard:
+        """The model that it is for."""
+        return self.served.card
 
     async def json(self) -> dict[str, JsonValue]:
         """The body, a JSON object. Raises `EmptyBody`, `MalformedRequest`, `PayloadTooLarge`."""
@@ -100,13 +101,10 @@ class Work:
             raise EmptyBody(f"the form has no picture in a part named {' or '.join(map(repr, parts))}")
         return images[0]
 
-    async def logits(self, images: Sequence[bytes | memoryview]) -> NDArray[np.float32]:
+    async def logits_of(self, images: Sequence[bytes | memoryview]) -> NDArray[np.float32]:
         """The logits of every image, float32 ``[N, classes]``: all of them, or the first one's error."""
-        self.exchange.stages["receive"] = time.monotonic() - self.exchange.started
-        served = self.exchange.ask(self.context)
-        writes = [served.picture(image) for image in images]
-        async with hang_up_cancels(self.request):
-            logits = await logits_of_all(self.context, self.exchange, writes, self.deadline)
+        self.received()
+        logits = await self.logits([self.served.picture(image) for image in images])
         self.exchange.timings()
         return logits
 
@@ -139,32 +137,18 @@ def speak(request: Request, document: ErrorDocument) -> None:
     request.scope["error_document"] = document
 
 
-def speaking(
+def asked(
     request: Request, document: ErrorDocument, name: str | None = None, version: str | None = None
-) -> Work:
-    """A request whose errors have the form that ``document`` gives them. Nothing is admitted yet.
+) -> CompatRequest:
+    """A request for a model with classes, whose errors have the form that ``document`` gives them. ``async with``
+    admits it.
 
     Raises `NotFound` for a ``name`` or ``version`` that is not loaded, `NotReady`.
     """
     speak(request, document)
-    context, exchange = context_of(request), exchange_of(request)
-    deadline = exchange.deadline(request, context.settings.request_timeout_ms)
-    model = exchange.ask(context, name).card
-    check_version(model, version)
-    return Work(request, context, exchange, deadline, model)
-
-
-def begin(
-    request: Request, document: ErrorDocument, name: str | None = None, version: str | None = None
-) -> Work:
-    """Admits a request: counts its image and refuses it at once when there is no room, before its body is read.
-
-    Raises `NotFound` for a ``name`` or ``version`` that is not loaded, `Overloaded`, `NotReady`.
-    """
-    work = speaking(request, document, name, version)
-    served = work.exchange.ask(work.context)
-    served.classifier()
-    arrive(served, work.exchange)
+    work = CompatRequest.of(request, name)
+    check_version(work.model, version)
+    work.served.classifier()
     return work
 
 

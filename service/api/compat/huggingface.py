@@ -32,19 +32,22 @@ def router(settings: Settings) -> APIRouter:
 
 async def classify_inputs(request: Request) -> Response:
     """A picture to its best classes."""
-    work = flow.begin(request, flow.only_error)
-    top_k: int | None = None
-    if base64_images.is_json(request):
-        document = await work.json()
-        inputs, parameters = document.get("inputs"), document.get("parameters") or {}
-        if not isinstance(inputs, str):
-            raise MissingFile('"inputs" has to be the picture as base64')
-        if not isinstance(parameters, dict):
-            raise InvalidParameter("parameters has to be an object")
-        top_k = flow.whole_number(parameters.get("top_k"), "parameters.top_k", len(work.model.classes))
-        images: list[bytes | memoryview] = [*await work.pictures([("inputs", inputs)])]
-    else:
-        images = [await work.file(("file", "data"))]
-    logits = await work.logits(images)
+    async with flow.asked(request, flow.only_error) as work:
+        images, top_k = await _asked_for(work)
+        logits = await work.logits_of(images)
     best = work.best(logits[0], top_k)
     return reply([{"label": work.model.classes[index].label, "score": score} for index, score in best])
+
+
+async def _asked_for(work: flow.CompatRequest) -> tuple[list[bytes | memoryview], int | None]:
+    """The picture in the body, and how many classes the answer has; None for the setting ``top_k``."""
+    if not base64_images.is_json(work.request):
+        return [await work.file(("file", "data"))], None
+    document = await work.json()
+    inputs, parameters = document.get("inputs"), document.get("parameters") or {}
+    if not isinstance(inputs, str):
+        raise MissingFile('"inputs" has to be the picture as base64')
+    if not isinstance(parameters, dict):
+        raise InvalidParameter("parameters has to be an object")
+    top_k = flow.whole_number(parameters.get("top_k"), "parameters.top_k", len(work.model.classes))
+    return [*await work.pictures([("inputs", inputs)])], top_k

@@ -69,15 +69,15 @@ async def ping(request: Request) -> Response:
 
 async def predictions(request: Request, model_name: str, model_version: str | None = None) -> Response:
     """A picture to the probabilities of its best classes, by label."""
-    work = flow.begin(request, _error, model_name, model_version)
-    logits = await work.logits([await _picture(work)])
+    async with flow.asked(request, _error, model_name, model_version) as work:
+        logits = await work.logits_of([await _picture(work)])
     return reply(by_label(work.model, work.best(logits[0])))
 
 
 async def explanations(request: Request, model_name: str, model_version: str | None = None) -> Response:
     """A picture to the map of where the model looked for its best class."""
-    work = flow.speaking(request, _error, model_name, model_version)
-    explained = await explain_image(request, None, lambda: _picture(work))
+    work = flow.asked(request, _error, model_name, model_version)
+    explained = await explain_image(work, None, lambda: _picture(work))
     return reply(explained.grid.tolist())
 
 
@@ -91,7 +91,7 @@ def by_label(model: ModelCard, best: list[tuple[int, float]]) -> dict[str, float
     return found
 
 
-async def _picture(work: flow.Work) -> bytes | memoryview:
+async def _picture(work: flow.CompatRequest) -> bytes | memoryview:
     if not base64_images.is_json(work.request):
         return await work.file(_PARTS)
     document = await work.json()

@@ -122,9 +122,10 @@ async def kserve_status(
 
 async def predict_instances(request: Request, model_name: str, model_version: str | None = None) -> Response:
     """Pictures as base64 to probabilities, or to the best classes. One bad picture is the request's error."""
-    work = flow.begin(request, flow.only_error, model_name, model_version)
-    images = await work.pictures(encoded_instances(await work.json()))
-    return reply({"predictions": predictions(work, await work.logits(images))})
+    async with flow.asked(request, flow.only_error, model_name, model_version) as work:
+        images = await work.pictures(encoded_instances(await work.json()))
+        logits = await work.logits_of(images)
+    return reply({"predictions": predictions(work, logits)})
 
 
 def encoded_instances(document: dict[str, JsonValue]) -> list[tuple[str, str]]:
@@ -147,7 +148,7 @@ def _encoded(item: JsonValue, place: int) -> str:
     return item
 
 
-def predictions(work: flow.Work, logits: NDArray[np.float32], k: int | None = None) -> list[Any]:
+def predictions(work: flow.CompatRequest, logits: NDArray[np.float32], k: int | None = None) -> list[Any]:
     """One prediction for each row of ``logits``, in the form that the setting ``v1_predictions`` names."""
     if work.context.settings.v1_predictions == "classes" or k is not None:
         return [work.classes(row, k) for row in logits]

@@ -41,14 +41,17 @@ async def vertex_health(request: Request) -> dict[str, str]:
 
 async def vertex_predict(request: Request) -> Response:
     """Instances to predictions; `parameters.top_k` asks for the best classes in place of every probability."""
-    work = flow.begin(request, flow.only_error)
-    if not base64_images.is_json(request):
-        logits = await work.logits([await work.file(("file", "data"))])
-        return reply({"predictions": v1.predictions(work, logits)})
-    document = await work.json()
-    top_k = _top_k(document.get("parameters"), len(work.model.classes))
-    images = await work.pictures(v1.encoded_instances(document))
-    return reply({"predictions": v1.predictions(work, await work.logits(images), top_k)})
+    top_k = None
+    async with flow.asked(request, flow.only_error) as work:
+        images: list[bytes] | list[bytes | memoryview]
+        if base64_images.is_json(request):
+            document = await work.json()
+            top_k = _top_k(document.get("parameters"), len(work.model.classes))
+            images = await work.pictures(v1.encoded_instances(document))
+        else:
+            images = [await work.file(("file", "data"))]
+        logits = await work.logits_of(images)
+    return reply({"predictions": v1.predictions(work, logits, top_k)})
 
 
 def _top_k(parameters: JsonValue, classes: int) -> int | None:

@@ -24,11 +24,12 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from service import __version__
 from service.api import body, open_inference
+from service.api.admission import Admission
 from service.api.context import Context
 from service.api.errors import defect, status_of
 from service.api.exchange import Exchange, asks_for_bulk, new_id
 from service.api.grpc import messages, schema
-from service.api.inference import in_a_thread, logits_of_all
+from service.api.inference import in_a_thread
 from service.api.keys import Keys
 from service.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError, Unauthorized, Unavailable
 from service.settings import Settings
@@ -65,7 +66,7 @@ Handler = Callable[[Any, "Call"], Awaitable[Any]]
 
 
 class Call:
-    """One call: its exchange, its deadline in seconds of the monotonic clock, and gRPC's own context."""
+    """One call: its exchange, and gRPC's own context."""
 
     def __init__(self, settings: Settings, grpc_context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self.grpc = grpc_context
@@ -73,8 +74,7 @@ class Call:
         self.exchange = Exchange(new_id(), time.monotonic())
         left = grpc_context.time_remaining()
         longest = settings.request_timeout_ms / 1000
-        self.deadline = self.exchange.started + (longest if left is None else min(left, longest))
-        self.exchange.due = self.deadline
+        self.exchange.due = self.exchange.started + (longest if left is None else min(left, longest))
 
 
 class GrpcServer:
@@ -226,25 +226,23 @@ class GrpcServer:
         return schema.message("ModelMetadataResponse")(**open_inference.described(card))
 
     async def _model_infer(self, request: Any, call: Call) -> Any:
-        context, exchange = self._context, call.exchange
-        model = open_inference.asked_for(
-            context, exchange, request.model_name, request.model_version or open_inference.VERSION
-        )
-        asked, given = messages.parse(request)
-        open_inference.check_outputs(asked, len(model.classes))
-        writes = open_inference.writes_of(context, exchange, given)
-        exchange.stages["receive"] = time.monotonic() - exchange.started
-        deadline = call.deadline
-        if asked.parameters and asked.parameters.timeout:
-            deadline = min(deadline, exchange.started + asked.parameters.timeout / 1e6)
-        logits = await logits_of_all(context, exchange, writes, deadline)
+        context = self._context
+        admission = Admission(context, call.exchange, request.model_name)
+        model = open_inference.check_asked(admission.served, request.model_version or open_inference.VERSION)
+        async with admission:
+            asked, given = messages.parse(request)
+            open_inference.check_outputs(asked, len(model.classes))
+            works = open_inference.works_of(context, admission.served, given)
+            admission.received()
+            admission.deadline = open_inference.deadline_of(asked, admission)
+            logits = await admission.logits(works)
         head = {"model_name": model.name, "model_version": open_inference.VERSION, "id": asked.id or ""}
         raw = bool(request.raw_input_contents)
 
         def answer() -> Any:
             return messages.response(head, open_inference.outputs_of(asked, logits, model), raw)
 
-        return answer() if logits.size <= _SMALL else await in_a_thread(context, answer, deadline)
+        return answer() if logits.size <= _SMALL else await in_a_thread(context, answer, admission.deadline)
 
     # The standard health service
 

@@ -1,0 +1,182 @@
+"""A request to a model, from its admission to the model's answer. Every route that shows a model images uses it.
+
+    Admission ──async with──▶ counted, and there is room ──receive──▶ body read ──infer──▶ slot, decoder, engine
+        │                          │                                  └─ a client that hangs up cancels from here on
+        which model, until when    429 before the body is read
+
+Whatever the block ends with, the slot goes back and nobody watches the connection any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+
+import numpy as np
+from fastapi import Request
+from numpy.typing import NDArray
+from starlette.requests import ClientDisconnect
+
+from service.api.context import Context, context_of
+from service.api.exchange import Exchange, exchange_of
+from service.api.ranking import finite
+from service.engine.client import Answer, Slot
+from service.engine.writing import Work
+from service.errors import NotANumber, RequestError
+from service.task import Task, Wanted
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: Seconds before a task watches for the client's hang-up: faster requests save its cost.
+_UNWATCHED = 0.01
+
+
+class Admission:
+    """A request to a model: what it may use, and until when. ``async with`` admits it.
+
+    It is constructed first, so that a route can refuse wrong parameters before anything is counted.
+    """
+
+    def __init__(
+        self, context: Context, exchange: Exchange, name: str | None = None, request: Request | None = None
+    ) -> None:
+        """For the model of that ``name``, the default one without, until `Exchange.due`.
+
+        Raises `NotReady`, `NotFound`. Without a ``request`` nobody watches for a hang-up.
+        """
+        self.context = context
+        self.exchange = exchange
+        self.served = exchange.ask(context, name)
+        self.deadline = exchange.due
+        """When the answer has to be there, in seconds of the monotonic clock."""
+        self._request = request
+        self._task: asyncio.Task[object] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    @classmethod
+    def of(cls, request: Request, name: str | None = None) -> Self:
+        """The admission that an HTTP request asks for. Raises `InvalidParameter` for its headers, `NotReady`,
+        `NotFound`."""
+        context, exchange = context_of(request), exchange_of(request)
+        exchange.deadline(request, context.settings.request_timeout_ms)
+        return cls(context, exchange, name, request)
+
+    async def __aenter__(self) -> Self:
+        """Counts an image as offered to the model. Raises `Overloaded` when there is no room, or not in time."""
+        if not self.exchange.bulk:
+            self.served.client.offer()
+        self.served.client.check_room(self.deadline, self.exchange.bulk)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if kind is asyncio.CancelledError and self.exchange.gone:
+            assert self._task is not None
+            self._task.uncancel()
+            raise ClientDisconnect from None
+
+    async def receive(self, body: Awaitable[T]) -> T:
+        """What ``body`` reads of the request. Raises what it raises."""
+        content = await body
+        self.received()
+        return content
+
+    def received(self) -> None:
+        """The body has been read, in the stage ``receive``: whatever else the connection says is its end."""
+        self.exchange.stages["receive"] = time.monotonic() - self.exchange.started
+        if self._request is not None:
+            self._task = asyncio.current_task()
+            self._timer = asyncio.get_running_loop().call_later(_UNWATCHED, self._start_watching)
+
+    def _start_watching(self) -> None:
+        self._watcher = asyncio.get_running_loop().create_task(self._cancel_on_disconnect())
+
+    async def _cancel_on_disconnect(self) -> None:
+        assert self._request is not None
+        assert self._task is not None
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self.exchange.gone = True
+        self._task.cancel()
+
+    async def infer(self, work: Work, length: int, wanted: Wanted = Task.CLASSIFY) -> Answer:
+        """Takes a slot, lets ``work`` fill it, and waits for ``length`` float32 of what is ``wanted`` of the model.
+
+        Raises `Overloaded`, and what `infer_in` raises.
+        """
+        with await self.served.client.admit(self.deadline, self.exchange.bulk) as slot:
+            return await self.infer_in(slot, work, length, wanted)
+
+    async def infer_in(self, slot: Slot, work: Work, length: int, wanted: Wanted = Task.CLASSIFY) -> Answer:
+        """The same in a ``slot`` that was taken. Raises `NotANumber`, what ``work`` raises and what slots raise."""
+        metrics = self.context.metrics
+        began = time.monotonic()
+        await slot.fill(self.context.decoders, work, self.deadline)
+        decode = time.monotonic() - began
+        answer = await slot.answer(self.deadline, length, wanted)
+        try:
+            finite(answer.result)
+        except NotANumber:
+            metrics.nan_outputs.inc()
+            raise
+        stages = {"decode": decode, "queue": answer.queue, "inference": answer.inference}
+        for stage, seconds in stages.items():
+            metrics.stage_duration.labels(stage).observe(seconds)
+        if self.context.shadow is not None and wanted is Task.CLASSIFY:
+            self.context.shadow.look_on(slot, answer)
+        self.exchange.note(stages, answer)
+        return answer
+
+    async def infer_each(self, items: Sequence[T], infer: Callable[[T, Slot], Awaitable[R]]) -> list[R]:
+        """What ``infer`` makes of every item, each in a slot of its own, in order.
+
+        The first slot is admission: without one, or none in time, this raises `Overloaded` before anything was done.
+        The others are taken in turn. The first error cancels the rest and is raised itself, not as a group.
+        """
+        client, bulk = self.served.client, self.exchange.bulk
+        if not bulk:
+            client.offer(len(items) - 1)
+
+        async def one(item: T, slot: Slot | None) -> R:
+            with slot or await client.take_in_turn(self.deadline, bulk) as place:
+                return await infer(item, place)
+
+        # The first slot is held here as well, in case the task that should use it is cancelled before it begins.
+        with await client.admit(self.deadline, bulk) as first:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(one(item, None if place else first))
+                        for place, item in enumerate(items)
+                    ]
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def logits(self, works: Sequence[Work]) -> NDArray[np.float32]:
+        """The logits of every image that ``works`` put into slots, float32 ``[N, classes]``, in order.
+
+        All or nothing: the first `RequestError` is raised, with the image's number if there are several.
+        """
+        classes = len(self.served.card.classes)
+        if len(works) == 1:  # without a group of tasks: most requests have one image
+            return (await self.infer(works[0], classes)).result[np.newaxis]
+
+        async def one(numbered: tuple[int, Work], slot: Slot) -> NDArray[np.float32]:
+            number, work = numbered
+            try:
+                return (await self.infer_in(slot, work, classes)).result
+            except RequestError as error:
+                raise type(error)(f"image {number}: {error}") from None
+
+        return np.stack(await self.infer_each(list(enumerate(works)), one))
