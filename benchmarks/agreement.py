@@ -30,7 +30,7 @@ from service.models.runner import ModelRunner
 from service.models.runtimes import converting, openvino
 from service.preprocess import Preprocessing, prepare
 from service.settings import available_cores
-from service.task import Task
+from service.shared.outputs import Task
 
 #: And which share of the views is made of that size: a JPEG of 12 megapixels takes half a second to write.
 _SIZES = {(500, 375): 1.0, (1600, 1200): 1.0, (4000, 3000): 0.3}

@@ -15,7 +15,8 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from benchmarks import processes, report
-from service import bench, loadgen
+from service.cli.bench import loadgen
+from service.cli.bench import run as bench
 
 _BULK = bench.Upload(headers=("X-Priority: bulk",))
 

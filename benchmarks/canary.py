@@ -32,11 +32,11 @@ from service.engine.client import EngineClient
 from service.engine.core import EngineCore
 from service.engine.device import Batch
 from service.engine.owner import Owner
-from service.engine.transport import Channel, Link, socket_pair
 from service.models import serving
 from service.models.watch import CANARY_EVERY
 from service.settings import Settings
-from service.task import Task
+from service.shared.outputs import Task
+from service.shared.transport import Channel, Link, socket_pair
 
 _SLOTS, _CLIENTS = 64, 16
 #: Seconds that the client now and then pauses, on average.

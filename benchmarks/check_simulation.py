@@ -16,7 +16,8 @@ from typing import Any
 from benchmarks import processes, report
 from benchmarks.serve import scrape
 from benchmarks.simulate import Outcome, Pod, simulate
-from service import bench, loadgen
+from service.cli.bench import loadgen
+from service.cli.bench import run as bench
 from service.settings import available_cores
 
 #: A small pod whose parts are all visible: its device does 61 images a second in batches of 8, two cores 100.

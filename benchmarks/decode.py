@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, features
 
 from benchmarks import report
-from service.bench import synthetic_photo
+from service.cli.bench.run import synthetic_photo
 from service.preprocess import Preprocessing, prepare
 
 SIZES = ((500, 375), (1600, 1200), (4000, 3000))

@@ -26,13 +26,15 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from benchmarks import processes, report
-from service import bench, loadgen, usage
-from service.decoders import picture
-from service.decoders.keeper import Keeper
-from service.decoders.picture import Picture, Recipe
-from service.decoders.pool import Pool
-from service.decoders.threads import Threads
+from service.cli.bench import loadgen
+from service.cli.bench import run as bench
 from service.engine.decode_memory import DecodeMemory
+from service.host import usage
+from service.images.decoders import picture
+from service.images.decoders.keeper import Keeper
+from service.images.decoders.picture import Picture, Recipe
+from service.images.decoders.pool import Pool
+from service.images.decoders.threads import Threads
 from service.preprocess import Preprocessing
 
 #: Pixels of the photos, and clients at once.

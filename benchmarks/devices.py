@@ -13,7 +13,8 @@ import argparse
 from typing import Any
 
 from benchmarks import processes, report
-from service import bench, loadgen
+from service.cli.bench import loadgen
+from service.cli.bench import run as bench
 from service.settings import available_cores
 
 

@@ -25,9 +25,9 @@ from service.engine.batcher import Batcher
 from service.engine.core import EngineCore
 from service.engine.device import Batch
 from service.engine.process import _counter, obey
-from service.engine.transport import Channel, Link, socket_pair
-from service.metrics import Metrics, clean_up, prepare
-from service.task import Task
+from service.observability.metrics import Metrics, clean_up, prepare
+from service.shared.outputs import Task
+from service.shared.transport import Channel, Link, socket_pair
 
 #: Slots that each front-end keeps under way.
 _WINDOW = 64

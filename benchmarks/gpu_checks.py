@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.bench import synthetic_photo
+from service.cli.bench.run import synthetic_photo
 from service.models import loader
 from service.models.canary import LIMITS, distance
 from service.models.checkpoints import Checkpoint
 from service.models.cuda.pipeline import StreamRunner
-from service.task import Task
+from service.shared.outputs import Task
 
 Pixels = NDArray[np.uint8]
 Logits = NDArray[np.float32]

@@ -17,9 +17,10 @@ import torch
 from benchmarks import decode, gpu_checks, processes
 from benchmarks.gpu import Outcome, Plan, Row, Step
 from benchmarks.serve import scrape
-from service import bench, host, loadgen
+from service.cli.bench import loadgen
+from service.cli.bench import run as bench
 from service.engine.files import MOST_TOGETHER
-from service.fallback import Fallbacks
+from service.host import machine as host
 from service.models import canary, fused
 from service.models.catalog import VARIANTS
 from service.models.checkpoints import Checkpoint, resolve
@@ -30,9 +31,10 @@ from service.models.placement import Placement
 from service.models.runtimes import compiled
 from service.models.runtimes.whole import DTYPES, whole
 from service.preprocess import Preprocessing, prepare
-from service.running import DeviceFailed
 from service.settings import available_cores
-from service.task import Task
+from service.shared.fallback import Fallbacks
+from service.shared.outputs import Task
+from service.shared.running import DeviceFailed
 
 #: Of these there are goals, in images a second in fp16 on one H100 or H200, and with these the server is loaded.
 GOALS = {"densenet121": 20_000, "vgg16": 12_000}

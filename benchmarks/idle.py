@@ -22,8 +22,8 @@ import click
 import numpy as np
 
 from benchmarks.machine import describe
-from service import loadgen
-from service.processes import memory_mib
+from service.cli.bench import loadgen
+from service.cli.plan.processes import memory_mib
 from tests.drills import wire
 from tests.drills.crowd import PHOTOS, address_of, options
 from tests.server import Server

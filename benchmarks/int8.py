@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import raw, report
-from service import quantize
+from service.cli.quantize import run as quantize
 from service.models import loader
 from service.models.building import describe
 from service.models.catalog import VARIANTS
@@ -28,7 +28,7 @@ from service.models.runtimes.artifact import Graph
 from service.models.runtimes.openvino import OpenVino, runtime
 from service.preprocess import Preprocessing
 from service.settings import available_cores
-from service.task import Task
+from service.shared.outputs import Task
 
 _LIMIT = 50_000_000
 _BATCHES = (1, 16)

@@ -13,7 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from service import __version__, host
+from service import __version__
+from service.host import machine as host
 from service.settings import available_cores
 
 #: Packages that a figure here may depend on.

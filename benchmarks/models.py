@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, processes, report
-from service import bench, loadgen
+from service.cli.bench import loadgen
+from service.cli.bench import run as bench
 from service.models.catalog import VARIANTS
 
 _RESULT = Path(__file__).parent / "results/models.json"

@@ -19,17 +19,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.card import ModelCard
-from service.cli import main
+from service.cli.main import main
 from service.engine import process
-from service.engine.transport import Channel
-from service.fallback import Fallback
 from service.labels import imagenet_classes
 from service.models.watch import Watch
+from service.observability.card import ModelCard
 from service.preprocess import Preprocessing
-from service.running import Finished, Memory, Ran
 from service.settings import Settings
-from service.task import Wanted
+from service.shared.fallback import Fallback
+from service.shared.outputs import Wanted
+from service.shared.running import Finished, Memory, Ran
+from service.shared.transport import Channel
 
 _CLASSES = 1000
 
@@ -114,7 +114,7 @@ def _no_decode(*_: Any, **__: Any) -> None:
 if __name__ == "__main__":
     process._load = load  # type: ignore[assignment]
     if os.environ.get("BENCHMARK_NO_DECODE"):
-        from service.decoders import picture
+        from service.images.decoders import picture
 
         picture.prepare = _no_decode  # type: ignore[assignment, attr-defined]
     main()

@@ -3,7 +3,7 @@
     python -m benchmarks.pictures [--megapixels 50]
 
 Each is prepared in a process of its own; memory is how far its address space grew at most (VmPeak, which is what a
-decoder's limit counts), beside what `service.decoders.cost` allows it.
+decoder's limit counts), beside what `service.images.decoders.cost` allows it.
 """
 
 from __future__ import annotations

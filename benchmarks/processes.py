@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from service.processes import Running, free_port, memory_mib
-from service.usage import tree
+from service.cli.plan.processes import Running, free_port, memory_mib
+from service.host.usage import tree
 
 __all__ = ["Running", "busy_seconds", "end_with_servers", "free_port", "memory_mib", "serve", "tree"]
 

@@ -42,7 +42,7 @@ from service.models.runtimes.artifact import Converted, Graph
 from service.models.runtimes.eager import Eager
 from service.models.runtimes.openvino import OpenVino, runtime
 from service.settings import available_cores
-from service.task import Task
+from service.shared.outputs import Task
 
 #: Seconds between two contestants: idle worker threads spin for a while before they sleep.
 _PAUSE = 0.05

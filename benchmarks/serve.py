@@ -29,10 +29,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks import decode, processes, report
-from service import bench, loadgen
+from service.cli.bench import loadgen
+from service.cli.bench import run as bench
 from service.settings import available_cores
 from service.settings import load as load_settings
-from service.task import Task
+from service.shared.outputs import Task
 
 _MODELS = ("densenet121", "vgg16", "null")
 #: Share of the throughput at saturation that the open loop asks for.

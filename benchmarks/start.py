@@ -30,8 +30,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks import processes, report
-from service import bench
-from service.usage import CLOCK_TICKS, stat_fields, tree
+from service.cli.bench import run as bench
+from service.host.usage import CLOCK_TICKS, stat_fields, tree
 
 ROOT = Path(__file__).parent.parent
 #: Seconds between two questions, each of which costs a server that answers it a millisecond.

@@ -1,12 +1,12 @@
 """``python -m service`` is ``imagenet-serve``."""
 
-from service.collector import resting
+from service.host.collector import resting
 
 
 def main() -> None:
     """The entry point of the command line."""
     with resting():
-        from service.cli import main as run
+        from service.cli.main import main as run
     run()
 
 

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from service.classifier import Image, Seen
+from service.classifier.local import LocalClassifier
 from service.errors import ConfigurationError
-from service.local import LocalClassifier
 from service.settings import load
 
 #: Columns that may hold the image, the first that is there: encoded bytes, or a path that this machine can read.

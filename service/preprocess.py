@@ -1,7 +1,7 @@
 """Bytes → the pixels that a checkpoint was trained on. Pillow and NumPy only.
 
     bytes ─ decode ─▶ upright RGB ─ resize, crop ─▶ uint8 [height, width, 3] in a slot
-            service.decode          service.resample        (mean and std: the model's first layer)
+            service.images.decode   service.images.resample        (mean and std: the model's first layer)
 
 `Preprocessing` belongs to a checkpoint and says how; `prepare` does it. The pixels are equal to the bit to
 torchvision's ``transforms._presets.ImageClassification`` before it turns them into floats, run on
@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service.decode import EXTENT, Admit, Data, decode, load, sniff, to_rgb
 from service.errors import CheckpointError
-from service.resample import FILTERS, Part, Window, interpolate, resize_window
+from service.images.decode import EXTENT, Admit, Data, decode, load, sniff, to_rgb
+from service.images.resample import FILTERS, Part, Window, interpolate, resize_window
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocessing", "decode", "prepare", "sniff"]
 

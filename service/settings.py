@@ -21,12 +21,12 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from service import devices, wording
 from service.errors import ConfigurationError
-from service.host import cpu_quota
+from service.host.machine import cpu_quota
 from service.models.catalog import DEFAULT, VARIANTS
-from service.nearest import did_you_mean, one_of
-from service.platforms import CONTRACTS, implied_settings, listed
+from service.options import devices, wording
+from service.options.nearest import did_you_mean, one_of
+from service.options.platforms import CONTRACTS, implied_settings, listed
 
 Auto = Literal["auto"]
 AutoInt = Auto | PositiveInt

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Self
 
-from service.decoders.threads import Threads
+from service.images.decoders.threads import Threads
 
 _PATIENCE = 120.0
 

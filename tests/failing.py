@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import null
-from service.card import ModelCard
-from service.cli import main
+from service.cli.main import main
 from service.engine import process
-from service.engine.transport import Channel
-from service.fallback import Fallback
-from service.running import DeviceFailed, Finished, Memory
+from service.observability.card import ModelCard
 from service.settings import Settings
-from service.task import Wanted
+from service.shared.fallback import Fallback
+from service.shared.outputs import Wanted
+from service.shared.running import DeviceFailed, Finished, Memory
+from service.shared.transport import Channel
 
 FOLDER = Path(os.environ.get("FAILING", "."))
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.models.watch import Trust, Watch
-from service.running import DeviceFailed, Memory, Ran, Running
-from service.task import Explain, Wanted
+from service.shared.outputs import Explain, Wanted
+from service.shared.running import DeviceFailed, Memory, Ran, Running
 
 #: Positions of the fake map; the first says which class was explained.
 FAKE_MAP = 4

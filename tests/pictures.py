@@ -1,4 +1,4 @@
-"""Encoded images for the tests of `service.decode` and `service.preprocess`."""
+"""Encoded images for the tests of `service.images.decode` and `service.preprocess`."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from service import usage
+from service.host import usage
 
 #: A new connection for every request, and no certificates to load for it.
 HTTP = httpx.Client(verify=False, timeout=60, headers={"connection": "close"})

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from service.batch import Classifier
-from service.cli import cli
+from service.cli.main import cli
 from service.errors import ConfigurationError
 
 SAMPLES = sorted((Path(__file__).resolve().parents[1] / "samples").glob("*.jpg"))

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from service import bench, loadgen
-from service.cli import cli
+from service.cli.bench import loadgen
+from service.cli.bench import run as bench
+from service.cli.main import cli
 from tests import tiny
 from tests.server import Server
 from tests.uploads import png

@@ -16,12 +16,12 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service import classify
 from service.classifier import Seen
-from service.cli import cli
+from service.cli.classify import run as classify
+from service.cli.classify.resume import Resumed
+from service.cli.main import cli
 from service.errors import ConfigurationError
-from service.interpreter import module_command, module_environment
-from service.resume import Resumed
+from service.host.interpreter import module_command, module_environment
 from tests.evaluate.photos import local, picture, predicted, weights
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from service.cli import cli
+from service.cli.main import cli
 from service.errors import CheckpointError
 from service.models import loader
 from service.models.checkpoints import resolve

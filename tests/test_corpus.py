@@ -8,8 +8,8 @@ import tracemalloc
 import pytest
 
 from service.api.errors import status_of
-from service.decode import HEADER_BYTES, decode, judge_header
 from service.errors import RequestError
+from service.images.decode import HEADER_BYTES, decode, judge_header
 from tests.api.site import site
 from tests.fuzz import corpus
 from tests.loops import on_a_loop

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service import counters, metrics
+from service.observability import counters, metrics
 
 NAMESPACES = ["unshare", "--user", "--map-root-user", "--mount"]
 

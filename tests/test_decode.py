@@ -1,4 +1,4 @@
-"""`service.decode`: what is let in, what is refused and how, and that nothing else ever comes out."""
+"""`service.images.decode`: what is let in, what is refused and how, and that nothing else ever comes out."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
-from service import decode as room
-from service.decode import decode, sniff, to_rgb
-from service.dimensions import webp_canvas
 from service.errors import EmptyBody, ImageTooLarge, InvalidImage, RequestError, UnsupportedMediaType
+from service.images import decode as room
+from service.images.decode import decode, sniff, to_rgb
+from service.images.dimensions import webp_canvas
 from tests.fuzz import corpus
 from tests.pictures import (
     MODES,
@@ -99,7 +99,7 @@ def test_a_polyglot_is_what_its_first_bytes_say() -> None:
 def test_no_registry_of_pillows_is_needed_or_filled() -> None:
     code = (
         "from tests.pictures import encode, picture; from PIL import Image\n"
-        "from service.decode import decode\n"
+        "from service.images.decode import decode\n"
         "assert Image._initialized == 0 and not {'torch', 'PIL.PsdImagePlugin'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", "import sys\n" + code], check=True)

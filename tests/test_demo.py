@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.demo import _reachable
+from service.cli.demo.run import _reachable
 from service.errors import CheckpointError
 from service.models import checkpoints
 from tests import tiny

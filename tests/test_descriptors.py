@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from service import descriptors
-from service.engine.transport import PROCESSES, Channel, socket_pair
+from service.frontend import descriptors
+from service.shared.transport import PROCESSES, Channel, socket_pair
 from tests.server import HTTP, Server
 from tests.uploads import png
 

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import host, settings
-from service.devices import ALL, MOST, Device, _counted, cores_of, gpus, listed, resolve
+from service import settings
 from service.errors import ConfigurationError
+from service.host import machine as host
 from service.models.placement import place
+from service.options.devices import ALL, MOST, Device, _counted, cores_of, gpus, listed, resolve
 
 SLICE = "MIG-8f6a1c2e-0d5f-5a52-9e3f-6a2b6f0f9d11"
 ITEMS = ("cpu", "cuda", "cuda:0", "cuda:7", SLICE, "GPU-1f")

@@ -12,9 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from service import settings
-from service.cli import cli
-from service.doctor import Finding, Level, libraries, machine, weights
-from service.fallback import Fallback
+from service.cli.doctor import libraries, machine, weights
+from service.cli.doctor.run import Finding, Level
+from service.cli.main import cli
+from service.shared.fallback import Fallback
 from tests import tiny
 from tests.models.loopback import Reply, Request, serve
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from service.cli import cli
+from service.cli.main import cli
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,9 +29,9 @@ def test_every_setting_is_in_operations_with_its_default(name: str) -> None:
 
 
 def metrics() -> Iterator[str]:
-    """The names in service/metrics.py: what is given to `counter`, `histogram`, `gauge` or a MetricFamily."""
+    """The names in observability/metrics.py: what is given to `counter`, `histogram`, `gauge` or a MetricFamily."""
     makers = re.compile("(counter|histogram|gauge|MetricFamily)$", re.I)
-    for node in ast.walk(ast.parse((ROOT / "service/metrics.py").read_text())):
+    for node in ast.walk(ast.parse((ROOT / "service/observability/metrics.py").read_text())):
         if (
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Name)

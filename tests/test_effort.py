@@ -1,4 +1,4 @@
-"""`service.effort`: what costs more than it looks like is refused from its markers, and what is harmless is not."""
+"""`service.images.effort`: what costs more than it looks like is refused from its markers; what is harmless is not."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service import effort
-from service.decode import decode, sniff
-from service.effort import gif, jpeg, png, tiff
 from service.errors import ImageTooLarge, InvalidImage
+from service.images import effort
+from service.images.decode import decode, sniff
+from service.images.effort import gif, jpeg, png, tiff
 from tests import containers
 from tests.fuzz import corpus
 from tests.pictures import encode, picture, png_chunk
@@ -91,7 +91,7 @@ def test_what_costs_more_than_it_looks_like_is_refused_before_a_reader_is_opened
     name: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = COSTLY[name](size)
-    monkeypatch.setattr("service.decode._READERS", {})
+    monkeypatch.setattr("service.images.decode._READERS", {})
     tracemalloc.start()
     with pytest.raises((InvalidImage, ImageTooLarge)) as refused:
         decode(data, max_pixels=LIMIT)

@@ -18,9 +18,10 @@ from typing import Any
 import httpx
 import pytest
 
-from service import metrics, usage
 from service.engine.process import SHORTEST_LIMIT, longest_batch
 from service.errors import ConfigurationError
+from service.host import usage
+from service.observability import metrics
 from tests.drills.hostile import CRASH, ENDLESS, Trick, class_of, trick_image
 from tests.server import HTTP, Server
 from tests.uploads import png

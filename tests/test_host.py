@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from service import host, settings
+from service import settings
+from service.host import machine as host
 
 
 @pytest.mark.parametrize(

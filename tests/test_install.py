@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pip._vendor.packaging.requirements import Requirement
 from pip._vendor.packaging.version import Version
 
-from service import extras
-from service.interpreter import module_command, module_environment
+from service.host import extras
+from service.host.interpreter import module_command, module_environment
 from tests.deploy.scripts import load
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from service.errors import CheckpointError
-from service.label_files import read_labels
 from service.labels import ClassLabel, default_classes, imagenet_classes
 from service.models import _torchvision as _torchvision
+from service.models.checkpoints.label_files import read_labels
 
 
 def test_the_thousand_are_torchvisions_with_their_wnids() -> None:

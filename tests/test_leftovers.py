@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from service import leftovers, metrics
+from service.host import leftovers
+from service.observability import metrics
 from tests.server import Server
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service import lines
-from service.lines import Handler, Output
+from service.observability import lines
+from service.observability.lines import Handler, Output
 
 #: Far more than any pipe, socket or terminal keeps.
 MANY = 3000

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from service import listener
 from service.errors import ConfigurationError
+from service.frontend import listener
 
 
 @pytest.fixture

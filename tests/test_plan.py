@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.cli import cli
-from service.plan import decide, measure
-from service.plan.decide import Candidate, Probe, Trial
-from service.plan.write import write
+from service.cli.main import cli
+from service.cli.plan import decide, measure
+from service.cli.plan.decide import Candidate, Probe, Trial
+from service.cli.plan.write import write
 from service.settings import Settings
 from tests import tiny
 

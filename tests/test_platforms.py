@@ -8,7 +8,7 @@ import pytest
 
 from service import settings
 from service.errors import ConfigurationError
-from service.platforms import implied_settings
+from service.options.platforms import implied_settings
 
 
 def test_nothing_outside_of_a_platform() -> None:

@@ -17,8 +17,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
 
-from service import resample
 from service.errors import CheckpointError, EmptyBody, ImageTooLarge, InvalidImage, UnsupportedMediaType
+from service.images import resample
 from service.models import _torchvision as _torchvision  # before torchvision: see there
 from service.preprocess import (
     IMAGENET_MEAN,

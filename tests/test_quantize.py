@@ -11,8 +11,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from service import quantize
-from service.cli import cli
+from service.cli.main import cli
+from service.cli.quantize import run as quantize
 from service.models import loader
 from service.models.configuration import Configuration, DenseNetConfig, VGGConfig
 from service.models.network import build

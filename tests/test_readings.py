@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.arena import Arena, Gauge, Geometry
-from service.readings import Readings, Source, readings
+from service.engine.readings import Readings, Source, readings
 from tests.api.site import CARD
 
 GEOMETRY = Geometry(slots=4, height=1, width=1, channels=3, results=1)

@@ -8,9 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service import remote
+from service.classifier import remote
+from service.classifier.remote import RemoteClassifier
 from service.errors import ConfigurationError
-from service.remote import RemoteClassifier
 
 MODEL = {"name": "densenet121", "weights": "demo", "accuracy": None}
 LABELS = [{"class_id": 285, "wnid": "n02124075", "label": "Egyptian cat"}]

@@ -1,4 +1,4 @@
-"""`service.resample` against Pillow and torch themselves."""
+"""`service.images.resample` against Pillow and torch themselves."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from service import resample
-from service.resample import FILTERS, Part, Window, interpolate, resize_window
+from service.images import resample
+from service.images.resample import FILTERS, Part, Window, interpolate, resize_window
 
 SIDES = st.one_of(st.integers(1, 12), st.integers(1, 400))
 

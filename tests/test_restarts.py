@@ -1,6 +1,6 @@
 """When to stop starting what dies."""
 
-from service.restarts import Lives
+from service.supervisor.crash_loop import Lives
 
 
 def test_only_short_lives_in_a_row_are_too_many() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from service import samples as room
-from service.samples import samples
+from service.host import samples as room
+from service.host.samples import samples
 from tests.server import HTTP, Server
 
 ATTRIBUTION = (Path(__file__).resolve().parents[1] / "samples" / "ATTRIBUTION.md").read_text("utf-8")

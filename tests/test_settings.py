@@ -12,7 +12,7 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
 from service import settings
-from service.cli import cli
+from service.cli.main import cli
 from service.errors import ConfigurationError
 from service.models.catalog import VARIANTS
 

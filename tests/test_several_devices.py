@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from service import usage
+from service.host import usage
 from tests.drills.crowd import options
 from tests.server import HTTP, Server
 from tests.test_switching import Asking, engines, health, load, until, usage_name

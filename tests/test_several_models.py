@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from service import settings
 from service.errors import ConfigurationError
-from service.pool import room
-from service.pool.room import check_budget
-from service.several import MOST, models_of
+from service.options.several import MOST, models_of
+from service.supervisor.pool import room
+from service.supervisor.pool.room import check_budget
 from tests.drills.crowd import PHOTOS, options
 from tests.drills.hostile import CLASSES
 from tests.server import HTTP, Server

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.pool.shadow import Tally
+from service.shared.shadow_tally import Tally
 from tests.drills.crowd import options
 from tests.drills.hostile import MISSING
 from tests.server import HTTP, Server

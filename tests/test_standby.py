@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from benchmarks.processes import free_port
-from service import usage
 from service.api.grpc import schema
+from service.host import usage
 from tests import tiny
 from tests.api.test_open_inference import pictures
 from tests.drills.crowd import options

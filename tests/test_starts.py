@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from service.engine.process import CANNOT_START, main
-from service.engine.transport import Channel, socket_pair
 from service.settings import Settings
+from service.shared.transport import Channel, socket_pair
 from tests import tiny
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.settings import Settings
-from service.supervisor import Supervisor
+from service.supervisor.supervisor import Supervisor
 
 
 @dataclass

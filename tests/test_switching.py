@@ -16,9 +16,9 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
-from service import usage
-from service.cli import cli
+from service.cli.main import cli
 from service.errors import ConfigurationError
+from service.host import usage
 from tests import tiny
 from tests.crew import Crew
 from tests.drills.crowd import PHOTOS, options

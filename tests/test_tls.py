@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from service import credentials
 from service.errors import ConfigurationError
+from service.frontend import credentials
+from service.frontend.tls import Certificate
 from service.settings import load
-from service.tls import Certificate
 from tests import tiny
 from tests.server import HTTP, Server
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from service import tracing
+from service.observability import tracing
 from tests import tiny
 from tests.server import HTTP, Server
 from tests.uploads import png
@@ -216,7 +216,7 @@ def test_off_unless_asked_for(environment: dict[str, str]) -> None:
 
 def test_off_nothing_is_imported() -> None:
     code = (
-        "import sys; from service.tracing import Tracing; assert Tracing.from_environment() is None; "
+        "import sys; from service.observability.tracing import Tracing; assert Tracing.from_environment() is None; "
         "print([name for name in sys.modules if name.startswith('opentelemetry.sdk')])"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from service import usage
+from service.host import usage
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from service.evaluate.temperature import folded
+from service.cli.evaluate.temperature import folded
 from service.labels import ClassLabel, imagenet_classes
 from service.models.checkpoints import Checkpoint, write
 from service.models.configuration import DenseNetConfig

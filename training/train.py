@@ -22,7 +22,7 @@ from rich.progress import Progress as Bar
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from service.evaluate.temperature import fitted
+from service.cli.evaluate.temperature import fitted
 from service.models.checkpoints import resolve
 from training import data, teacher
 from training.budget import Budget

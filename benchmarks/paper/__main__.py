@@ -16,8 +16,8 @@ from typing import Any
 from benchmarks import report
 from benchmarks.paper import expected
 from benchmarks.paper.trace import Launch, Paper, Trace
-from service.buckets import SIZES
 from service.models.catalog import VARIANTS
+from service.shared.buckets import SIZES
 
 Row = dict[str, Any]
 

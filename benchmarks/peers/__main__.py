@@ -30,7 +30,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks import processes, report
-from service import bench, loadgen
+from service.cli.bench import loadgen
+from service.cli.bench import run as bench
 
 _HERE = Path(__file__).parent
 _COMMON = ("torch==2.13.0", "torchvision", "pillow", "numpy")

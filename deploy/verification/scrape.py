@@ -67,7 +67,7 @@ def _python_with_the_service() -> str:
     """An interpreter that has the service's dependencies: $IMAGENET_PYTHON, or the checkout's .venv."""
     for python in (os.environ.get("IMAGENET_PYTHON"), str(ROOT / ".venv" / "bin" / "python")):
         if python and Path(python).exists():
-            command = [python, "-c", "import torch, fastapi, service.cli"]
+            command = [python, "-c", "import torch, fastapi, service.cli.main"]
             if not subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode:
                 return python
     raise Skip("no environment in which the service runs (`make run` makes .venv; or set IMAGENET_PYTHON)")

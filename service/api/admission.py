@@ -22,11 +22,11 @@ from starlette.requests import ClientDisconnect
 
 from service.api.context import Context, context_of
 from service.api.exchange import Exchange, exchange_of
-from service.api.ranking import finite
 from service.engine.client import Answer, Slot
-from service.engine.writing import Work
 from service.errors import NotANumber, RequestError
-from service.task import Task, Wanted
+from service.shared.outputs import Task, Wanted
+from service.shared.ranking import finite
+from service.shared.writing import Work
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -12,13 +12,12 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from service import wording
 from service.api.context import ENVELOPE as ENVELOPE
 from service.api.context import context_of
 from service.api.exchange import exchange_of
 from service.api.inflate import check, inflate
+from service.api.intake import Share
 from service.api.numbers import digits
-from service.decode import HEADER_BYTES, judge_header
 from service.errors import (
     DeadlineExceeded,
     EmptyBody,
@@ -29,7 +28,8 @@ from service.errors import (
     TooManyImages,
     UnsupportedMediaType,
 )
-from service.intake import Share
+from service.images.decode import HEADER_BYTES, judge_header
+from service.options import wording
 
 #: Parts that are no image: a form may have a few fields, not thousands.
 _OTHER_PARTS = 16

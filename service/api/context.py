@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 
+from service.api.intake import Intake, budget
 from service.api.served import Models, Served
 from service.api.shadow import Shadow
-from service.card import ModelCard
-from service.decoders.picture import Recipe
-from service.engine.writing import Decoders
 from service.errors import Draining, EngineFailed, NotReady
-from service.host import memory_limit
-from service.intake import Intake, budget
-from service.metrics import Metrics
-from service.orders import Orders
+from service.host.machine import memory_limit
+from service.images.decoders.picture import Recipe
+from service.observability.card import ModelCard
+from service.observability.metrics import Metrics
+from service.observability.tracing import Tracing
 from service.settings import Settings
-from service.status import Status
-from service.tracing import Tracing
+from service.shared.orders import Orders
+from service.shared.status import Status
+from service.shared.writing import Decoders
 
 #: Room for a multipart body's own lines around an image of exactly ``max_upload_bytes``.
 ENVELOPE = 64 * 1024

@@ -13,15 +13,15 @@ from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from service import wording
 from service.api import body, documents
 from service.api.context import context_of
 from service.api.exchange import exchange_of
 from service.api.inference import reply
 from service.api.schemas import LoadRequest, Problem, RollbackRequest, SwitchResponse
 from service.errors import Forbidden, InvalidParameter, MalformedRequest, NotReady, UnsupportedMediaType
-from service.nearest import did_you_mean
-from service.orders import Orders
+from service.options import wording
+from service.options.nearest import did_you_mean
+from service.shared.orders import Orders
 
 #: Bytes of a body: names and numbers.
 _MOST = 64 * 1024

@@ -13,8 +13,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from service import errors, wording
+from service import errors
 from service.api.context import context_of
+from service.options import wording
 
 _STATUS: dict[type[errors.ServiceError], int] = {
     errors.MalformedRequest: 400,

@@ -19,14 +19,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.context import Context
 from service.api.errors import defect, respond
+from service.api.intake import Share
 from service.api.numbers import positive
 from service.api.served import Served
 from service.engine.client import Answer
 from service.errors import Draining, InvalidParameter
-from service.intake import Share
-from service.metrics import PROBES
+from service.observability.metrics import PROBES
+from service.observability.tracing import Image, Trace
 from service.settings import Settings
-from service.tracing import Image, Trace
 
 log = logging.getLogger("service.access")
 

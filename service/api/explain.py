@@ -15,13 +15,13 @@ from starlette.responses import Response
 from service.api import body
 from service.api.admission import Admission
 from service.api.inference import PROBLEMS, ModelName, head, in_a_thread, reply, upload
-from service.api.ranking import activate
 from service.api.schemas import ExplainResponse
 from service.errors import InvalidParameter
+from service.images.overlay import overlay
 from service.labels import ClassLabel
-from service.overlay import overlay
 from service.preprocess import seen_box
-from service.task import Explain
+from service.shared.outputs import Explain
+from service.shared.ranking import activate
 
 router = APIRouter(tags=["explain"])
 

@@ -15,7 +15,7 @@ from service.api.admission import Admission
 from service.api.compression import packed
 from service.api.inference import PROBLEMS, ModelName, head, reply, upload
 from service.api.schemas import FeaturesResponse
-from service.task import Task
+from service.shared.outputs import Task
 
 router = APIRouter(tags=["features"])
 

@@ -7,9 +7,9 @@ from starlette.responses import Response
 
 from service.api.context import context_of
 from service.api.schemas import Health, Live, Problem, Ready, Version
-from service.metrics import Snapshot, exposition
-from service.readings import Source
-from service.version import build_information
+from service.engine.readings import Source
+from service.observability.metrics import Snapshot, exposition
+from service.observability.version import build_information
 
 router = APIRouter(tags=["health"])
 

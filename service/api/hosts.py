@@ -8,9 +8,9 @@ from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.errors import respond
+from service.api.head import HOST
 from service.api.keys import OPEN
 from service.errors import MisdirectedRequest
-from service.head import HOST
 
 
 class Hosts:

@@ -15,8 +15,8 @@ from starlette.responses import Response
 from service.api.context import Context
 from service.api.exchange import Exchange
 from service.api.schemas import Problem
-from service.card import ModelCard
 from service.errors import DeadlineExceeded
+from service.observability.card import ModelCard
 
 T = TypeVar("T")
 

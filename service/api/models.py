@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request
 
 from service.api.context import context_of
 from service.api.schemas import Accuracy, FallbackInfo, Label, ModelInfo, Problem, VariantInfo
-from service.card import ModelCard
 from service.models.catalog import VARIANTS
+from service.observability.card import ModelCard
 
 router = APIRouter(tags=["model"])
 

@@ -22,12 +22,12 @@ from service.api import body, tensors
 from service.api.admission import Admission
 from service.api.context import ENVELOPE, Context, context_of
 from service.api.inference import in_a_thread
-from service.api.ranking import activate, top
 from service.api.served import Served
 from service.api.tensors import InferOutput, InferRequest, Output, OutputParameters, Tensor
-from service.card import ModelCard
-from service.engine.writing import Work
 from service.errors import EmptyBody, InvalidParameter, MissingFile, NotFound
+from service.observability.card import ModelCard
+from service.shared.ranking import activate, top
+from service.shared.writing import Work
 
 #: For the schema: every error here is the protocol's ``{"error": "…"}``.
 _PROBLEMS: dict[int | str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from service.api.context import context_of
-from service.samples import samples
+from service.host.samples import samples
 
 router = APIRouter(include_in_schema=False)
 

@@ -13,11 +13,11 @@ from service.api.admission import Admission
 from service.api.context import context_of
 from service.api.errors import problem, status_of
 from service.api.inference import PROBLEMS, ModelName, head, in_a_thread, reply, upload
-from service.api.ranking import Ranking
 from service.api.schemas import BatchResponse, PredictResponse
-from service.card import ModelCard
 from service.engine.client import Slot
 from service.errors import EmptyBody, NotANumber, RequestError
+from service.observability.card import ModelCard
+from service.shared.ranking import Ranking
 
 router = APIRouter(tags=["predict"])
 

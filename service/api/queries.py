@@ -6,7 +6,7 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 
 from service.errors import InvalidParameter
-from service.nearest import did_you_mean, one_of
+from service.options.nearest import did_you_mean, one_of
 
 #: Probes: an orchestrator may add parameters of its own, as a scraper to /metrics and a cache to the pages.
 _PROBES = frozenset({"/v2/health/live", "/v2/health/ready"})

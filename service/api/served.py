@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.card import ModelCard
-from service.decoders.picture import Picture, Recipe
 from service.engine.client import EngineClient
 from service.errors import NotFound
-from service.nearest import did_you_mean, one_of
-from service.pool.board import Board
+from service.images.decoders.picture import Picture, Recipe
+from service.observability.card import ModelCard
+from service.options.nearest import did_you_mean, one_of
+from service.shared.board import Board
 
 
 @dataclass(eq=False)

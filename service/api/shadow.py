@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from service.api.ranking import activate
 from service.engine.client import Answer, Slot
 from service.errors import ServiceError
-from service.pool.shadow import Tally
+from service.shared.ranking import activate
+from service.shared.shadow_tally import Tally
 
 if TYPE_CHECKING:
     from service.api.served import Models, Served
-    from service.metrics import Metrics
+    from service.observability.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

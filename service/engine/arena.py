@@ -38,8 +38,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.transport import anonymous_memory
-from service.task import Wanted, from_code, to_code
+from service.shared.outputs import Wanted, from_code, to_code
+from service.shared.transport import anonymous_memory
 
 #: Front-ends are told apart by one byte; 0 means free.
 MOST_FRONTENDS = 254

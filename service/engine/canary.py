@@ -5,7 +5,7 @@ A rule without a clock or a device. What is due, and what the canary has to answ
 
 from __future__ import annotations
 
-from service.running import Ran
+from service.shared.running import Ran
 
 #: Seconds in which nothing ran before the canary does. A model has a few places to be looked at, each in its turn.
 PAUSE = 0.5

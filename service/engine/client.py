@@ -18,8 +18,8 @@ from service.engine.choice import in_order
 from service.engine.connection import Connection
 from service.engine.decode_memory import DecodeMemory
 from service.engine.slot import Answer, Slot
-from service.engine.transport import Link
 from service.errors import DeadlineExceeded, EngineFailed, NotReady, Overloaded
+from service.shared.transport import Link
 
 #: Seconds between two looks for a slot that another front-end may have released.
 _LOOK_AGAIN = 0.005

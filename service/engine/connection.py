@@ -17,10 +17,10 @@ from collections.abc import Callable, Hashable
 from service.engine.arena import FILE, Arena, Decoding, Gauge, Outcome
 from service.engine.choice import Offer
 from service.engine.estimate import Backlog, Pace, seconds_until_answered
-from service.engine.transport import Link
-from service.engine.writing import FileWriting, Writing
 from service.errors import EngineFailed
-from service.task import Wanted
+from service.shared.outputs import Wanted
+from service.shared.transport import Link
+from service.shared.writing import FileWriting, Writing
 
 #: One slot in so many is never a bulk request's: a queue full of them would refuse everybody else.
 _RESERVED = 2

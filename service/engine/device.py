@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from service.engine.arena import Arena
 from service.engine.batcher import Request
 from service.engine.owner import Owner
-from service.running import DeviceFailed, Memory, Ran, Running
-from service.task import Wanted
+from service.shared.outputs import Wanted
+from service.shared.running import DeviceFailed, Memory, Ran, Running
 
 log = logging.getLogger(__name__)
 

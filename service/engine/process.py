@@ -14,11 +14,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from service import logs
-from service.buckets import bucket_of
-from service.card import ModelCard
-from service.collector import resting
-from service.devices import Device, confine
 from service.engine.arena import Arena, Gauge, Geometry
 from service.engine.batcher import Batcher
 from service.engine.core import EngineCore
@@ -26,13 +21,18 @@ from service.engine.device import Batch
 from service.engine.files import FileLane
 from service.engine.owner import Owner
 from service.engine.spare import Seen, SpareTime
-from service.engine.transport import Channel, Link, blob
 from service.errors import StartError
-from service.fallback import Fallback, Fallbacks
-from service.host import memory_for_pictures
-from service.metrics import Metrics
-from service.running import DeviceFailed, Ran, Restless
+from service.host.collector import resting
+from service.host.machine import memory_for_pictures
+from service.observability import logs
+from service.observability.card import ModelCard
+from service.observability.metrics import Metrics
+from service.options.devices import Device, confine
 from service.settings import Settings
+from service.shared.buckets import bucket_of
+from service.shared.fallback import Fallback, Fallbacks
+from service.shared.running import DeviceFailed, Ran, Restless
+from service.shared.transport import Channel, Link, blob
 
 if TYPE_CHECKING:
     from service.models.cuda.pipeline import StreamRunner

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from service.engine.arena import Outcome
 from service.engine.connection import Connection
-from service.engine.writing import Decoders, Encoded, FileWriting, Work, Writing
 from service.errors import DeadlineExceeded, EngineFailed, InternalError
-from service.task import Task, Wanted
+from service.shared.outputs import Task, Wanted
+from service.shared.writing import Decoders, Encoded, FileWriting, Work, Writing
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import torch
 
-from service.card import ModelCard
 from service.errors import ConfigurationError
-from service.fallback import Fallbacks
 from service.models import canary, loader, serving, sources
 from service.models.catalog import VARIANTS
 from service.models.checkpoints import Checkpoint, Progress, resolve
@@ -23,7 +21,9 @@ from service.models.runtimes.artifact import Converted
 from service.models.runtimes.converting import ConversionError
 from service.models.runtimes.eager import Eager
 from service.models.serving import Loaded, Report
+from service.observability.card import ModelCard
 from service.settings import Settings, available_cores
+from service.shared.fallback import Fallbacks
 
 #: Threads of torch where it computes one answer only. More of them would spin while they wait for each other: on two
 #: cores with other work on them that took 9 s in place of 0.2.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from service.models.explain import Explainer
 from service.models.runtimes import Answer
-from service.task import Explain, Task, Wanted
+from service.shared.outputs import Explain, Task, Wanted
 
 
 class Delivery:

@@ -18,7 +18,7 @@ from service.models import canary
 from service.models.canary import Logits
 from service.models.runtimes import Answer, Lane, Stoppable, Way
 from service.models.watch import Trust, Watch
-from service.running import Ran
+from service.shared.running import Ran
 
 #: Passes that may differ in their last bits, each from all others, before a way is taken for one that always does.
 _ODD = 3

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from service.models.delivery import Delivery
 from service.models.guard import Guard
 from service.models.runtimes import Lane, Pixels
-from service.running import Ran
-from service.task import Wanted
+from service.shared.outputs import Wanted
+from service.shared.running import Ran
 
 
 class Lanes:

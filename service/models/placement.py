@@ -8,10 +8,10 @@ from glob import glob
 from importlib.util import find_spec
 from pathlib import Path
 
-from service.devices import ALL, listed
 from service.errors import ConfigurationError
-from service.extras import install_command
+from service.host.extras import install_command
 from service.models.runtimes import manifest
+from service.options.devices import ALL, listed
 
 log = logging.getLogger(__name__)
 

@@ -83,8 +83,8 @@ _OUT = 1
 def main() -> None:
     """The process."""
     global _OUT
-    from service import logs
     from service.errors import StartError
+    from service.observability import logs
 
     settings = Settings(**json.loads(sys.stdin.readline()))
     _OUT = os.dup(1)

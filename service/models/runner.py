@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from service.fallback import Fallback
 from service.models import plan
 from service.models.canary import Logits
 from service.models.delivery import Delivery, longest
@@ -20,8 +19,9 @@ from service.models.guard import Guard
 from service.models.lanes import Lanes
 from service.models.runtimes import Divisible, Pixels, Preparable, Runtime, Way
 from service.models.runtimes.machine import Measured, Notes
-from service.running import Finished, Memory, Ran
-from service.task import Wanted
+from service.shared.fallback import Fallback
+from service.shared.outputs import Wanted
+from service.shared.running import Finished, Memory, Ran
 
 log = logging.getLogger(__name__)
 

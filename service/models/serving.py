@@ -14,19 +14,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.card import ModelCard
 from service.errors import ConfigurationError
-from service.fallback import Fallbacks
-from service.label_files import read_labels_of
 from service.models import cache, sources
 from service.models.catalog import VARIANTS
 from service.models.checkpoints import Progress
+from service.models.checkpoints.label_files import read_labels_of
 from service.models.explain import Explainer
 from service.models.placement import Placement, place
 from service.models.runner import ModelRunner
 from service.models.runtimes import artifact, machine
 from service.models.runtimes.artifact import Converted
+from service.observability.card import ModelCard
 from service.settings import Settings, available_cores
+from service.shared.fallback import Fallbacks
 
 if TYPE_CHECKING:
     from service.models.cuda.pipeline import StreamRunner

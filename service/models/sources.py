@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.card import ModelCard
 from service.models import cache
 from service.models.cache import file_sha256
 from service.models.checkpoints import Checkpoint, Progress, places
 from service.models.runtimes import manifest
+from service.observability.card import ModelCard
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
-from service.running import DeviceFailed, Ran
+from service.shared.running import DeviceFailed, Ran
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from service.connections import Connections
-from service.intake import Intake
-from service.protocol import Protocol
+from service.api.intake import Intake
+from service.frontend.connections import Connections
+from service.frontend.protocol import Protocol
 from tests.loops import until
 
 #: Bytes; far more than any test sends.

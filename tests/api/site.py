@@ -14,13 +14,13 @@ from service.api.app import create_app
 from service.api.context import Context
 from service.api.keys import Keys
 from service.api.served import Served
-from service.card import ModelCard
 from service.engine.client import EngineClient
 from service.labels import ClassLabel
-from service.metrics import Metrics
+from service.observability.card import ModelCard
+from service.observability.metrics import Metrics
 from service.preprocess import Preprocessing, prepare
 from service.settings import Settings
-from service.status import Status
+from service.shared.status import Status
 from tests.crew import threads
 from tests.engine.harness import IMAGE, Engine
 from tests.fakes import fingerprint

@@ -7,8 +7,8 @@ import contextlib
 
 import pytest
 
-from service import connections
-from service.connections import Connections, Waiting
+from service.frontend import connections
+from service.frontend.connections import Connections, Waiting
 from tests.api.fed import Fed
 from tests.api.wire import Place, Wire, on_the_services_loop, place
 from tests.loops import on_a_loop, until

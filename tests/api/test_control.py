@@ -15,8 +15,8 @@ from service.api.keys import Keys
 from service.api.schemas import LoadRequest
 from service.api.served import Served
 from service.engine.client import EngineClient
-from service.engine.transport import Channel, socket_pair
-from service.orders import Orders
+from service.shared.orders import Orders
+from service.shared.transport import Channel, socket_pair
 from tests.api.site import CARD, CLASSES, Site, site
 from tests.loops import on_a_loop
 from tests.uploads import png

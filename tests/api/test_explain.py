@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.images.overlay import LONGEST, overlay
 from service.labels import ClassLabel
-from service.overlay import LONGEST, overlay
 from service.preprocess import Preprocessing, seen_box
 from tests.api.site import CARD, logits_of, site
 from tests.loops import on_a_loop

@@ -14,7 +14,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from service.api.compression import packed, takes_gzip
-from service.task import Task
+from service.shared.outputs import Task
 from tests.api.site import CARD, logits_of, site
 from tests.api.test_predict import check, problem
 from tests.loops import on_a_loop, until

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from service.head import HOST
+from service.api.head import HOST
 from tests.api.wire import on_the_services_loop, place
 from tests.uploads import png
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.api.intake import Intake, Share, budget
 from service.errors import IntakeFull
-from service.intake import Intake, Share, budget
 from tests.api.wire import on_the_services_loop, place
 from tests.loops import until
 from tests.uploads import png

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from service.api.keys import Keys
-from service.api.ranking import activate
-from service.status import Status
+from service.shared.ranking import activate
+from service.shared.status import Status
 from tests.api.site import CARD, Site, logits_of, site
 from tests.engine.harness import IMAGE
 from tests.fakes import fingerprint

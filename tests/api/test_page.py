@@ -6,7 +6,7 @@ from urllib.parse import urljoin
 
 import pytest
 
-from service.samples import samples
+from service.host.samples import samples
 from tests.api.site import site
 from tests.loops import on_a_loop
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.nearest import nearest
+from service.options.nearest import nearest
 from tests.api.site import site
 from tests.loops import on_a_loop
 from tests.uploads import png

@@ -14,9 +14,9 @@ from service import __version__
 from service.api.context import START_PATIENCE
 from service.api.keys import Keys
 from service.errors import ConfigurationError
-from service.logs import JsonFormatter, TextFormatter
 from service.models.catalog import VARIANTS
-from service.status import Status
+from service.observability.logs import JsonFormatter, TextFormatter
+from service.shared.status import Status
 from tests.api.site import CARD, CLASSES, site
 from tests.api.test_predict import problem
 from tests.loops import on_a_loop

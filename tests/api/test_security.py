@@ -13,7 +13,7 @@ import pytest
 from service.api import docs
 from service.api.keys import Keys
 from service.errors import ConfigurationError
-from service.logs import TextFormatter
+from service.observability.logs import TextFormatter
 from service.settings import load
 from tests.api.site import site
 from tests.loops import on_a_loop

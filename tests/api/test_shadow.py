@@ -9,9 +9,9 @@ import pytest
 
 from service.api.served import Served
 from service.api.shadow import Shadow
-from service.card import ModelCard
-from service.pool.board import Board
+from service.observability.card import ModelCard
 from service.preprocess import Preprocessing
+from service.shared.board import Board
 from tests.api.site import CARD, CLASSES, PREPROCESSING, Site, site
 from tests.engine.harness import Engine
 from tests.loops import on_a_loop

@@ -1,4 +1,4 @@
-"""`service.protocol` builds on a private class of uvicorn's: it has been read, as it is in the versions named here."""
+"""`service.frontend.protocol` builds on a private class of uvicorn's, which was read as it is in these versions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def test_this_uvicorn_has_been_read(module: object) -> None:
     file = Path(str(vars(module)["__file__"]))
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     assert found in READ[vars(module)["__name__"]].values(), (
-        f"uvicorn {version('uvicorn')} has another {file.name} than those that service/protocol.py was written for. "
-        "Read what changed in what Protocol overrides, calls or sets of HttpToolsProtocol and RequestResponseCycle, "
-        "run tests/api with it, then add its hash here and move the end of uvicorn's range in pyproject.toml."
+        f"uvicorn {version('uvicorn')} has another {file.name} than those that service/frontend/protocol.py was "
+        "written for. Read what changed in what Protocol overrides, calls or sets of HttpToolsProtocol and "
+        "RequestResponseCycle, run tests/api with it, then add its hash here and move the end of uvicorn's range in "
+        "pyproject.toml."
     )

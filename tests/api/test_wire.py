@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from service import connections, protocol
+from service.frontend import connections, protocol
 from tests.api.wire import PATIENCE, Place, on_the_services_loop, place
 from tests.loops import until
 from tests.uploads import png

@@ -1,4 +1,4 @@
-"""A front-end's application on a real socket: our protocol under uvicorn, as `service.frontend` runs it, a fake
+"""A front-end's application on a real socket: our protocol under uvicorn, as `service.frontend.process` runs it, a fake
 engine behind it, and clients that say exactly what they are told to."""
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
-from service import frontend, listener
 from service.api.context import Context
+from service.frontend import listener
+from service.frontend import process as frontend
 from tests.api.site import ready
 from tests.engine.harness import Engine
 

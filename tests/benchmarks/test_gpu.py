@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import gpu, gpu_checks, gpu_steps, report
-from service import bench
+from service.cli.bench import run as bench
 from service.models import fused, loader
 from service.models.catalog import VARIANTS
 from service.models.checkpoints import Checkpoint

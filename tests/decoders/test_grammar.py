@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from service.decoders.cost import largest
 from service.errors import DeadlineExceeded, RequestError
+from service.images.decoders.cost import largest
 from tests.decoders import test_pool as pools
 from tests.drills import grammar
 from tests.loops import on_a_loop

@@ -22,13 +22,6 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from service import usage
-from service.decoders import cost, job, picture
-from service.decoders.cost import Cost
-from service.decoders.decoder import Decoder
-from service.decoders.keeper import Keeper
-from service.decoders.picture import Picture, Recipe
-from service.decoders.pool import Pool
 from service.engine.client import EngineClient
 from service.engine.decode_memory import DecodeMemory
 from service.errors import (
@@ -40,6 +33,13 @@ from service.errors import (
     Overloaded,
     RequestError,
 )
+from service.host import usage
+from service.images.decoders import cost, job, picture
+from service.images.decoders.cost import Cost
+from service.images.decoders.decoder import Decoder
+from service.images.decoders.keeper import Keeper
+from service.images.decoders.picture import Picture, Recipe
+from service.images.decoders.pool import Pool
 from service.preprocess import Preprocessing, prepare
 from tests.engine.harness import IMAGE, Engine
 from tests.fuzz import corpus
@@ -98,7 +98,7 @@ LANDLOCKED: dict[str, Callable[[int], object]] = {
 
 def landlock_scopes_signals() -> bool:
     code = (
-        "from service.decoders import rights; import os, sys\n"
+        "from service.images.decoders import rights; import os, sys\n"
         "rights.restrict_by_landlock()\n"
         "try: os.kill(os.getppid(), 0)\n"
         "except PermissionError: sys.exit(0)\n"
@@ -424,7 +424,7 @@ async def decode_in_line(decoders: Pool, data: bytes, waiting: list[asyncio.Task
 
 @on_a_loop
 async def test_a_pool_whose_decoders_do_not_answer_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.decoders.pool._STUCK", 0.2)
+    monkeypatch.setattr("service.images.decoders.pool._STUCK", 0.2)
     async with pool(monkeypatch, quick=1) as decoders:
         await decode(decoders, GOOD)
         busy = [asyncio.create_task(decode(decoders, b"sleep:600")) for _ in range(8)]

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 
-from service.decoders.threads import Threads
+from service.images.decoders.threads import Threads
 
 
 def test_every_job_runs_once() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from service.api.app import create_app
 from service.api.open_inference import router as open_inference
-from service.metrics import PROBES
+from service.observability.metrics import PROBES
 
 PLACE = Path(__file__).parent.parent.parent / "k8s" / "overlays" / "monitoring"
 

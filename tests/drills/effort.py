@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from service import usage
+from service.host import usage
 from tests.drills import grammar, wire
 from tests.drills.crowd import Crowd, address_of, options
 from tests.drills.hostile import CRASH, ENDLESS

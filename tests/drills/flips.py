@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from service import samples
+from service.host import samples
 from tests.drills.memory import Place, find
 from tests.drills.report import Report, spread
 from tests.server import Server

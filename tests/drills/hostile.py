@@ -28,19 +28,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service import supervisor
-from service.card import ModelCard
-from service.cli import main
-from service.decoders import picture
+from service.cli.main import main
 from service.engine import process
-from service.engine.transport import Channel
 from service.errors import CheckpointError
-from service.fallback import Fallback
+from service.images.decoders import picture
 from service.labels import imagenet_classes
+from service.observability.card import ModelCard
 from service.preprocess import Preprocessing, prepare
-from service.running import Finished, Memory, Ran
 from service.settings import Settings
-from service.task import Wanted
+from service.shared.fallback import Fallback
+from service.shared.outputs import Wanted
+from service.shared.running import Finished, Memory, Ran
+from service.shared.transport import Channel
+from service.supervisor import supervisor
 
 SIDE = 16
 CLASSES = 1000

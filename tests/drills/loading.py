@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 
 from benchmarks.processes import memory_mib
-from service import loadgen
+from service.cli.bench import loadgen
 from tests.drills import wire
 from tests.drills.crowd import PHOTOS, address_of, options
 from tests.drills.ending import PACE

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from service import usage
+from service.host import usage
 from tests.crew import Crew
 from tests.drills import wire
 from tests.drills.crowd import PHOTOS, address_of, options

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from typing import NoReturn
 
-from service.cli import main
-from service.decoders import picture
+from service.cli.main import main
 from service.engine import process
+from service.images.decoders import picture
 from tests.drills import hostile
 
 

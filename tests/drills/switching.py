@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from benchmarks.processes import memory_mib
-from service import usage
+from service.host import usage
 from tests.crew import Crew
 from tests.drills.crowd import Crowd, address_of, options
 from tests.drills.ending import PACE, _held

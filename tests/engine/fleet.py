@@ -24,9 +24,9 @@ from service.engine.arena import Arena
 from service.engine.batcher import Batcher
 from service.engine.client import Answer, EngineClient
 from service.engine.core import EngineCore
-from service.engine.transport import Link, socket_pair
 from service.errors import DeadlineExceeded, EngineFailed, InvalidImage, Overloaded
-from service.pool.board import Board
+from service.shared.board import Board
+from service.shared.transport import Link, socket_pair
 from tests.engine.histories import Counted
 from tests.engine.machine import (
     GEOMETRY,
@@ -165,7 +165,7 @@ class Fleet(Counted):
         self.let_go()
 
     def let_go(self) -> None:
-        """What `service.engines.Engines.let_go` and the pool do."""
+        """What `service.frontend.engines.Engines.let_go` and the pool do."""
         for front_end in self.front_ends:
             for served in list(front_end.leaving):
                 if served.idle:

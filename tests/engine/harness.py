@@ -17,8 +17,8 @@ from service.engine.batcher import Batcher
 from service.engine.client import EngineClient
 from service.engine.core import EngineCore
 from service.engine.process import obey
-from service.engine.transport import Channel, Link, socket_pair
-from service.running import DeviceFailed
+from service.shared.running import DeviceFailed
+from service.shared.transport import Channel, Link, socket_pair
 from tests.fakes import FAKE_MAP, FakeRunner
 
 IMAGE = (6, 5, 3)

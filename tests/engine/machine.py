@@ -24,11 +24,11 @@ from service.engine.canary import PAUSE, SHARE
 from service.engine.client import Answer, EngineClient
 from service.engine.core import EngineCore
 from service.engine.device import Batch, DeviceThread
-from service.engine.transport import Link, socket_pair
-from service.engine.writing import Ended, ThreadWriting, Work
 from service.errors import DeadlineExceeded, InternalError, InvalidImage, Overloaded
 from service.models.watch import Watch
-from service.running import DeviceFailed
+from service.shared.running import DeviceFailed
+from service.shared.transport import Link, socket_pair
+from service.shared.writing import Ended, ThreadWriting, Work
 from tests.engine.histories import Counted
 from tests.fakes import WRONG, FakeRunner, VirtualClock, fingerprint
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.arena import RECORD, Arena, Geometry, Outcome
-from service.task import Explain, Task, from_code, to_code
+from service.shared.outputs import Explain, Task, from_code, to_code
 
 GEOMETRY = Geometry(slots=7, height=5, width=3, channels=3, results=11)
 

@@ -12,11 +12,11 @@ from service.engine.arena import Arena
 from service.engine.batcher import Batcher
 from service.engine.canary import PAUSE, Canary
 from service.engine.core import EngineCore
-from service.engine.transport import Link, socket_pair
 from service.errors import EngineFailed
 from service.models.watch import CANARY_EVERY
-from service.running import DeviceFailed, Ran
-from service.task import Task
+from service.shared.outputs import Task
+from service.shared.running import DeviceFailed, Ran
+from service.shared.transport import Link, socket_pair
 from tests.engine.harness import Engine
 from tests.engine.machine import GEOMETRY, MOST, SLOTS, ManualDevice
 from tests.engine.test_client_and_core import ask, picture

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.decoders.threads import Threads
 from service.engine.arena import Gauge
 from service.engine.client import Answer, EngineClient, Slot
 from service.errors import DeadlineExceeded, EngineFailed, InternalError, NotReady, Overloaded
+from service.images.decoders.threads import Threads
 from tests.crew import threads
 from tests.engine.harness import IMAGE, Engine
 from tests.fakes import FakeLanes, fingerprint

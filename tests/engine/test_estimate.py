@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from service.engine.arena import Arena, Gauge, Geometry
 from service.engine.client import EngineClient
 from service.engine.estimate import Backlog, Pace, seconds_until_answered
-from service.engine.transport import Link, socket_pair
 from service.errors import Overloaded
+from service.shared.transport import Link, socket_pair
 from tests.fakes import VirtualClock
 from tests.loops import on_a_loop
 

@@ -17,9 +17,9 @@ from service.engine.batcher import Batcher
 from service.engine.client import EngineClient
 from service.engine.core import EngineCore
 from service.engine.files import FileLane
-from service.engine.transport import Link, socket_pair
-from service.engine.writing import Ended, ThreadWriting, Work, Writing
 from service.errors import DeadlineExceeded
+from service.shared.transport import Link, socket_pair
+from service.shared.writing import Ended, ThreadWriting, Work, Writing
 from tests.fakes import FakeRunner, fingerprint
 
 SHAPE = (4, 8, 3)

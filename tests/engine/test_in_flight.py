@@ -12,10 +12,10 @@ import pytest
 from service.engine.arena import Arena, Gauge, Geometry
 from service.engine.batcher import Batcher
 from service.engine.core import EngineCore
-from service.engine.transport import Link, socket_pair
 from service.errors import EngineFailed, InternalError
-from service.running import DeviceFailed, Memory
-from service.task import Explain, Task
+from service.shared.outputs import Explain, Task
+from service.shared.running import DeviceFailed, Memory
+from service.shared.transport import Link, socket_pair
 from tests.engine.harness import IMAGE, Engine
 from tests.engine.test_client_and_core import LATER, ask, picture
 from tests.fakes import FAKE_MAP, FakeRunner, fingerprint

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from service.classifier import Classifier
+from service.classifier.local import LocalClassifier
 from service.labels import imagenet_classes
-from service.local import LocalClassifier
 from service.models import loader
 from service.models.checkpoints import write
 from service.preprocess import prepare

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from service.cli.evaluate.dataset import Names, Photo, read, spread
 from service.errors import ConfigurationError
-from service.evaluate.dataset import Names, Photo, read, spread
 from service.labels import ClassLabel, imagenet_classes
 
 #: The first five of ImageNet's validation set (LOC_val_solution.csv), whose ILSVRC2012_IDs are 490, 361, 171, 822, 297.

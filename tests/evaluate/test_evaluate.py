@@ -14,11 +14,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from service.classifier import Identity
-from service.cli import cli
+from service.cli.evaluate import report
+from service.cli.evaluate.score import Score
+from service.cli.evaluate.temperature import folded
+from service.cli.main import cli
 from service.errors import ConfigurationError
-from service.evaluate import report
-from service.evaluate.score import Score
-from service.evaluate.temperature import folded
 from service.labels import imagenet_classes
 from service.models.checkpoints import resolve, write
 from tests.evaluate.photos import CLASS_IDS, local, picture, predicted, weights

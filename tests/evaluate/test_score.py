@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.evaluate.score import Score
+from service.cli.evaluate.score import Score
 
 
 def test_right_first_among_five_and_not() -> None:

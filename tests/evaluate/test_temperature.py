@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.cli.evaluate.score import BINS, Reliability
+from service.cli.evaluate.temperature import fitted, folded, softmax
 from service.errors import ConfigurationError
-from service.evaluate.score import BINS, Reliability
-from service.evaluate.temperature import fitted, folded, softmax
 from service.models import loader
 from service.models.checkpoints.checkpoint import Checkpoint
 from service.models.configuration import Head, VGGConfig

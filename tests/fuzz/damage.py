@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.decode import decode
 from service.errors import RequestError
+from service.images.decode import decode
 from service.settings import Settings
 from tests.fuzz import corpus
 

@@ -16,8 +16,8 @@ import atheris
 
 with atheris.instrument_imports(include=["service", "PIL", "python_multipart"]):
     from service.api import body
-    from service.decode import decode, judge_header
     from service.errors import RequestError
+    from service.images.decode import decode, judge_header
 
 from tests.fuzz import corpus
 

@@ -39,7 +39,7 @@ from service.models.runner import ModelRunner
 from service.models.runtimes import converting
 from service.models.runtimes.eager import Eager
 from service.settings import load as settings
-from service.task import Explain, Task
+from service.shared.outputs import Explain, Task
 from tests import tiny
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"

@@ -16,7 +16,7 @@ from service.models.canary import UntrustedError
 from service.models.guard import Guard
 from service.models.runtimes import Answer, Pixels
 from service.models.watch import CANARY_EVERY
-from service.running import DeviceFailed, Ran
+from service.shared.running import DeviceFailed, Ran
 
 IMAGE = (8, 8, 3)
 RIGHT = np.linspace(-3, 4, 10, dtype=np.float32)

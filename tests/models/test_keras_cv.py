@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 
-from service.card import ModelCard
 from service.errors import CheckpointError
 from service.models.building import describe
 from service.models.checkpoints import directory, resolve
@@ -25,6 +24,7 @@ from service.models.configuration import VGGConfig
 from service.models.loader import load
 from service.models.network import build
 from service.models.vgg import VGG
+from service.observability.card import ModelCard
 
 SIZE = (32, 64)
 CONFIGURATION = VGGConfig.from_stackwise(

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision import models
 
-from service.cli import cli
+from service.cli.main import cli
 from service.errors import CheckpointError
 from service.labels import imagenet_classes
 from service.models import _torchvision as _torchvision

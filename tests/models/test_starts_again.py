@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service import export
+from service.cli.export import run as export
 from service.errors import CheckpointError, ConfigurationError
 from service.models import building, cache, serving, sources
 from service.models.checkpoints import resolve, write
@@ -22,7 +22,7 @@ from service.models.runner import ModelRunner
 from service.models.runtimes import artifact, machine
 from service.settings import Settings
 from service.settings import load as settings
-from service.task import Task
+from service.shared.outputs import Task
 from tests import tiny
 
 pytest.importorskip("openvino")

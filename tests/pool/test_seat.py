@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-from service.devices import Device
 from service.engine.arena import MOST_FRONTENDS
-from service.pool.seat import Seat
+from service.options.devices import Device
 from service.settings import Settings
+from service.supervisor.pool.seat import Seat
 
 
 def seat() -> Seat:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.pool import room
-from service.pool.room import Room, decide, needed
-from service.pool.switch import Action, Stage, Switch
-from service.pool.verdict import classes_problem, judge
-from service.pool.watch import Watch, look_at
+from service.supervisor.pool import room
+from service.supervisor.pool.room import Room, decide, needed
+from service.supervisor.pool.switch import Action, Stage, Switch
+from service.supervisor.pool.verdict import classes_problem, judge
+from service.supervisor.pool.watch import Watch, look_at
 from tests.api.site import CARD, CLASSES
 
 MIB = 1 << 20

@@ -17,8 +17,6 @@ from service.api.context import Context
 from service.api.errors import ErrorDocument
 from service.api.exchange import Exchange
 from service.api.inference import in_a_thread
-from service.api.ranking import activate, top
-from service.card import ModelCard
 from service.errors import (
     EmptyBody,
     InvalidParameter,
@@ -27,6 +25,8 @@ from service.errors import (
     ServiceError,
     TooManyImages,
 )
+from service.observability.card import ModelCard
+from service.shared.ranking import activate, top
 
 #: The one version that a model has.
 VERSION = "1"

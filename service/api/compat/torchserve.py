@@ -23,7 +23,6 @@ from service.api.compat import flow
 from service.api.context import context_of
 from service.api.explain import explain_image
 from service.api.inference import reply
-from service.card import ModelCard
 from service.errors import (
     InvalidParameter,
     NotFound,
@@ -32,6 +31,7 @@ from service.errors import (
     ServiceError,
     Unavailable,
 )
+from service.observability.card import ModelCard
 from service.settings import Settings
 
 _PARTS = ("data", "body")

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import CheckpointError
-from service.label_files import read_labels, read_labels_of
 from service.models.catalog import DEFAULT, VARIANTS
 from service.models.checkpoints import huggingface, kaggle, places
 from service.models.checkpoints.checkpoint import Activation, Checkpoint
 from service.models.checkpoints.download import Progress
 from service.models.checkpoints.folder import Folder, local
+from service.models.checkpoints.label_files import read_labels, read_labels_of
 from service.models.options import Options, parse
 
 __all__ = ["Activation", "Checkpoint", "Progress", "resolve", "write"]

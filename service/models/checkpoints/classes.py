@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from service.errors import CheckpointError
-from service.label_files import classes_of
 from service.labels import ClassLabel, default_classes
+from service.models.checkpoints.label_files import classes_of
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import CheckpointError, NotCached
-from service.extras import install_command
+from service.host.extras import install_command
 from service.models.checkpoints.download import Progress
 from service.models.checkpoints.folder import Folder
 

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from service.errors import CheckpointError
-from service.label_files import read_labels
 from service.models.catalog import DEFAULT, VARIANTS, Variant
 from service.models.checkpoints import huggingface, kaggle
 from service.models.checkpoints.download import Progress
 from service.models.checkpoints.folder import local
+from service.models.checkpoints.label_files import read_labels
 from service.models.checkpoints.tensors import recognise
 from service.models.options import parse
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from service.models.runtimes import Pixels
-from service.running import Memory
+from service.shared.running import Memory
 
 Work = Callable[[], None]
 

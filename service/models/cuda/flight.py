@@ -11,12 +11,12 @@ from service.models.cuda.device import Event
 from service.models.cuda.lanes import Lane
 from service.models.delivery import Delivery
 from service.models.runtimes import Answer, Pixels
-from service.running import Ran
-from service.task import Task, Wanted
+from service.shared.outputs import Task, Wanted
+from service.shared.running import Ran
 
 
 class Flight:
-    """What `service.running.Running` describes. ``finish`` is the runner's."""
+    """What `service.shared.running.Running` describes. ``finish`` is the runner's."""
 
     def __init__(
         self,

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from service.images.resample import PRECISION_BITS, Taps, pillow_passes
 from service.preprocess import RESIZE_CROP, Preprocessing, prepare, windows
-from service.resample import PRECISION_BITS, Taps, pillow_passes
 
 Pixels = NDArray[np.uint8]
 
@@ -80,7 +80,7 @@ def _on(taps: Taps, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _weighted(photo: Tensor, index: Tensor, weight: Tensor, axis: int) -> Tensor:
-    """One of Pillow's passes, see `service.resample.pillow_passes`. ``index`` and ``weight`` are ``[taps, n]``."""
+    """One of `service.images.resample.pillow_passes`. ``index`` and ``weight`` are ``[taps, n]``."""
     shape = [1, 1, 1]
     shape[axis] = -1
     size = list(photo.shape)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from service.models.cuda.flight import Flight
 from service.models.runtimes import Pixels
-from service.task import Task, Wanted
+from service.shared.outputs import Task, Wanted
 
 if TYPE_CHECKING:
     from service.models.cuda.pipeline import StreamRunner

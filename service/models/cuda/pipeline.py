@@ -21,9 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.buckets import bucket_of, chunks
 from service.errors import ConfigurationError
-from service.fallback import Fallback, Fallbacks
 from service.models import canary, plan
 from service.models.cuda import measure
 from service.models.cuda.device import Device, Event
@@ -35,8 +33,10 @@ from service.models.delivery import Delivery, longest
 from service.models.explain import Explainer
 from service.models.runtimes import Pixels
 from service.models.watch import Trust, Watch
-from service.running import DeviceFailed, Memory, Ran
-from service.task import Wanted
+from service.shared.buckets import bucket_of, chunks
+from service.shared.fallback import Fallback, Fallbacks
+from service.shared.outputs import Wanted
+from service.shared.running import DeviceFailed, Memory, Ran
 
 log = logging.getLogger(__name__)
 
@@ -341,7 +341,7 @@ class StreamRunner:
     # Ending
 
     def finish(self, batch: Flight) -> Ran:
-        """Waits for a batch and writes its results. See `service.running.Running`."""
+        """Waits for a batch and writes its results. See `service.shared.running.Running`."""
         try:
             batch.wait()
             ran = self._trust.judge(self._mismatches(batch), len(batch.canaries), lambda: self._again(batch))

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.buckets import up_to
 from service.models import canary
 from service.models.cuda.device import Device, Stream, Work
 from service.models.cuda.lanes import Lane, Shapes, Shared
 from service.models.cuda.program import Program
 from service.models.runtimes import Pixels
+from service.shared.buckets import up_to
 
 
 @dataclass

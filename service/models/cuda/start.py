@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from service.fallback import Fallbacks
 from service.models import canary, fused, loader
 from service.models.checkpoints import Checkpoint
 from service.models.cuda.pipeline import StreamRunner
@@ -19,6 +18,7 @@ from service.models.explain import Explainer
 from service.models.placement import Placement
 from service.models.runtimes import compiled, package
 from service.models.runtimes.whole import DTYPES, Whole, whole
+from service.shared.fallback import Fallbacks
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from service.fallback import sentence
 from service.models.cuda import host_memory
 from service.models.cuda.device import Event, Work
 from service.models.runtimes import Pixels
-from service.running import Memory
+from service.shared.fallback import sentence
+from service.shared.running import Memory
 
 #: What CUDA's libraries say in place of `torch.OutOfMemoryError` when they want memory of their own.
 _NO_MEMORY = (

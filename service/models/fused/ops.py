@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from service.fallback import Fallback, sentence
+from service.shared.fallback import Fallback, sentence
 
 log = logging.getLogger(__name__)
 

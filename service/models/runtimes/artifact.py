@@ -1,7 +1,8 @@
 """A converted model on disk, with everything that serving it needs: what the cache holds and `quantize` makes.
 
 about.json      see `service.models.runtimes.manifest`; "precision" is "fp32" or "int8", "check" what int8 costs,
-                "card" the description (`service.card`), "head" the layers behind the features and where they lie
+                "card" the description (`service.observability.card`), "head" the layers behind the features and where
+                they lie
 model.xml       OpenVINO's graph: uint8 [N, H, W, C] → features [N, C', h, w], logits [N, classes]
 winograd.xml    the same answers by other convolutions (winograd.py), where there are any that may be faster
 model.bin       the weights of both graphs, each once
@@ -25,13 +26,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from service.card import ModelCard
 from service.errors import ConfigurationError
 from service.models import cache
 from service.models.canary import Logits
 from service.models.gradients import Head
 from service.models.head import from_json, to_json
 from service.models.runtimes import manifest, merging
+from service.observability.card import ModelCard
 
 if TYPE_CHECKING:
     import openvino

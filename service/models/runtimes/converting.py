@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service.card import ModelCard
 from service.errors import ConfigurationError
 from service.models import canary, gradients
 from service.models.checkpoints import Checkpoint
@@ -21,6 +20,7 @@ from service.models.loader import Uint8Model
 from service.models.runtimes import artifact, conversion, manifest, winograd
 from service.models.runtimes.artifact import Converted
 from service.models.runtimes.conversion import ConversionError
+from service.observability.card import ModelCard
 
 log = logging.getLogger(__name__)
 

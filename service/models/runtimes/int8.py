@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import ConfigurationError
-from service.extras import install_command
+from service.host.extras import install_command
 
 _LAYERS = ("Convolution", "MatMul")
 #: Batch norms that follow a concatenation, and poolings: as integers they round once more and save nothing but memory.

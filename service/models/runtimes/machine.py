@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from service import host
+from service.host import machine as host
 from service.models import cache
 from service.models.runtimes import manifest
 

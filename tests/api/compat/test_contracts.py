@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from service.api.app import create_api
-from service.platforms import CONTRACTS
+from service.options.platforms import CONTRACTS
 from service.settings import Settings
 from tests.api.site import CLASSES, logits_of, site
 from tests.loops import on_a_loop, until

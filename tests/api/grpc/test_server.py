@@ -23,7 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from service.api.grpc import schema
 from service.api.grpc.server import GrpcServer
 from service.api.keys import Keys
-from service.status import Status
+from service.shared.status import Status
 from tests import test_tls
 from tests.api.site import CLASSES, Site, logits_of, site
 from tests.loops import on_a_loop, until
@@ -382,6 +382,6 @@ def test_the_messages_are_the_ones_that_clients_have() -> None:
 
 
 def test_nothing_imports_grpc_before_it_is_wanted() -> None:
-    code = "import sys, service.frontend, service.supervisor; print('grpc' in sys.modules)"
+    code = "import sys, service.frontend.process, service.supervisor.supervisor; print('grpc' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

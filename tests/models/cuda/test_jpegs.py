@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from service.jpegs import plain
+from service.images.jpegs import plain
 from service.models.cuda import jpegs
 from service.preprocess import Preprocessing, prepare
 

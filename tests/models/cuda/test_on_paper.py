@@ -14,11 +14,11 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from benchmarks.paper.trace import CUDA, Access, Paper, Trace  # it needs the above
-from service.buckets import SIZES
 from service.models.catalog import VARIANTS
 from service.models.configuration import Configuration, DenseNetConfig, VGGConfig
 from service.models.head import Activate, Adapt, Flatten, Layer, Linear, Nonlinearity, Norm, Pool, Pooling
 from service.models.runtimes.whole import DTYPES
+from service.shared.buckets import SIZES
 
 IMAGE = (224, 224, 3)
 CHAIN = (

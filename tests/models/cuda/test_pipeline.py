@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from service.buckets import SIZES
 from service.errors import ConfigurationError
-from service.fallback import Fallbacks
 from service.models import canary
 from service.models.canary import UntrustedError
 from service.models.cuda.pipeline import StreamRunner
 from service.models.cuda.program import Choice, Program
 from service.models.watch import CANARY_EVERY
-from service.running import DeviceFailed
-from service.task import Task
+from service.shared.buckets import SIZES
+from service.shared.fallback import Fallbacks
+from service.shared.outputs import Task
+from service.shared.running import DeviceFailed
 from tests.models.cuda.fake_device import FakeDevice, LostError
 
 IMAGE = (4, 5, 3)

@@ -19,7 +19,7 @@ from service.engine.owner import Owner
 from service.models.cuda.lanes import Lane
 from service.models.cuda.pipeline import StreamRunner
 from service.models.cuda.program import Choice, Program
-from service.task import Task
+from service.shared.outputs import Task
 from tests.models.cuda.fake_device import FakeDevice, FakeEvent, FakeStream
 from tests.models.cuda.rules import RuleBroken
 from tests.models.cuda.test_pipeline import CLASSES, IMAGE, Network, photos, ready

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from service.card import ModelCard
 from service.errors import ConfigurationError
-from service.fallback import Fallback, Fallbacks, sentence
-from service.metrics import Snapshot
 from service.models import placement
 from service.models.cuda import host_memory, start
 from service.models.cuda.program import Choice
 from service.models.placement import Placement
+from service.observability.card import ModelCard
+from service.observability.metrics import Snapshot
+from service.shared.fallback import Fallback, Fallbacks, sentence
 from tests.api.site import CARD
 
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from service.fallback import Fallback
 from service.models import densenet, fused, vgg
 from service.models.canary import LIMITS
 from service.models.configuration import DenseNetConfig, VGGConfig
 from service.models.fused import ops
 from service.models.loader import Uint8Model
 from service.models.network import build
+from service.shared.fallback import Fallback
 
 CPU = torch.device("cpu")
 CONFIGURATIONS = {

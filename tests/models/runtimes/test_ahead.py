@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from service import export
+from service.cli.export import run as export
 from service.errors import ConfigurationError
 from service.models import loader, placement, serving
 from service.models.catalog import VARIANTS
@@ -24,7 +24,7 @@ from service.models.runtimes import compiled, manifest, package
 from service.models.runtimes.whole import whole
 from service.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from service.settings import Settings, load
-from service.task import Task
+from service.shared.outputs import Task
 from tests import tiny
 
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ from service.models.runner import ModelRunner
 from service.models.runtimes import Pixels, Way, converting, onnx_runtime, openvino
 from service.models.runtimes.artifact import Graph
 from service.settings import load as settings
-from service.task import Task
+from service.shared.outputs import Task
 from tests import tiny
 from tests.models.runtimes.answers import Answers, images
 

@@ -39,7 +39,7 @@ from service.models.runtimes import (
 )
 from service.models.runtimes.eager import Eager
 from service.settings import load as settings
-from service.task import Task
+from service.shared.outputs import Task
 from tests import tiny
 from tests.models.runtimes.answers import Answers, images
 

@@ -1,0 +1,100 @@
+"""A model in this process: threads decode while batches run, as in the service, without its queues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.classifier import Identity, Image, Seen, in_order, read, unreadable
+from service.errors import ConfigurationError, NotANumber, RequestError
+from service.preprocess import prepare
+from service.settings import Settings, available_cores
+from service.shared.outputs import Task
+from service.shared.ranking import Ranking, finite
+
+Pixels = NDArray[np.uint8]
+
+#: Batches whose images are being decoded: one that runs next, and one to stay ahead of it.
+_AHEAD = 2
+
+
+class LocalClassifier:
+    """The model of the settings'. Raises `StartError` when it cannot be had.
+
+    Uses the thread that calls it for the model, always the same one, and others for decoding.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        warm: bool = False,
+        keep_logits: bool = False,
+        tell: Callable[[str], object] = lambda text: None,
+    ) -> None:
+        """``tell`` hears what the start does, in words. ``warm`` lets a long run measure which batch size is the best
+        where the setting leaves that open.
+
+        With ``keep_logits`` each result carries a copy of its logits.
+        """
+        from service.models import serving
+
+        loaded = serving.load(settings, lambda state, detail: tell(detail or state))
+        self._card = loaded.card()
+        if not self._card.classes:
+            raise ConfigurationError(f"{self._card.weights} is a network without classes; it cannot classify")
+        if warm or loaded.runner.in_flight > 1:  # one that overlaps batches has no way to run unprepared
+            loaded.runner.warm_up()
+        self._settings = settings
+        self._keep_logits = keep_logits
+        self._runner = loaded.runner
+        self._ranking = Ranking.of(self._card.classes, None, settings.top_k, "softmax")
+        self._pixels = np.empty((self._runner.max_batch_size, *self._card.image), np.uint8)
+        self._results = np.empty((self._runner.max_batch_size, self._runner.results), np.float32)
+
+    @property
+    def identity(self) -> Identity:
+        card = self._card
+        return Identity(card.name, card.weights, card.classes, card.top1, card.top5)
+
+    def look(self, images: Iterable[Image]) -> Iterator[Seen]:
+        """One result for each image, in their order."""
+        size = self._runner.max_batch_size
+        with ThreadPoolExecutor(available_cores(), thread_name_prefix="decode") as pool:
+            prepared = in_order(pool, self._prepare, images, ahead=_AHEAD * size)
+            while batch := list(islice(prepared, size)):
+                yield from self._classify(batch)
+
+    def _prepare(self, image: Image) -> Pixels | Seen:
+        """The image's pixels as the model wants them, or what is wrong with it."""
+        pixels = np.empty(self._card.image, np.uint8)
+        limit, fast = self._settings.max_image_pixels, self._settings.decode == "fast"
+        try:
+            prepare(read(image), self._card.preprocessing, pixels, max_pixels=limit, fast=fast)
+        except OSError as error:
+            return unreadable(error)
+        except RequestError as error:
+            return Seen(error=str(error))
+        return pixels
+
+    def _classify(self, batch: list[Pixels | Seen]) -> Iterator[Seen]:
+        good = [item for item in batch if not isinstance(item, Seen)]
+        for row, pixels in enumerate(good):
+            self._pixels[row] = pixels
+        if good:
+            wanted = [Task.CLASSIFY] * len(good)
+            self._runner.run(self._pixels, list(range(len(good))), wanted, self._results)
+        rows = iter(self._results[:, : len(self._card.classes)])
+        for item in batch:
+            yield item if isinstance(item, Seen) else self._answer(next(rows))
+
+    def _answer(self, logits: NDArray[np.float32]) -> Seen:
+        try:
+            predictions = self._ranking.predictions(finite(logits), self._card.classes, self._card.activation)
+        except NotANumber as error:
+            return Seen(error=str(error))
+        return Seen(tuple(predictions), logits=logits.copy() if self._keep_logits else None)

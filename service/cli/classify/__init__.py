@@ -1,0 +1,90 @@
+"""`imagenet-serve classify`: its flags. `run` is the work."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from service.cli.flags import (
+    MODEL_SETTINGS,
+    checked,
+    concurrency_flag,
+    from_flags,
+    key_flag,
+    refuse_model_flags,
+    settings_flags,
+    url_flag,
+)
+
+if TYPE_CHECKING:
+    from service.cli.classify import run as room
+    from service.cli.classify import sinks
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@settings_flags([*MODEL_SETTINGS, "max_batch_size", "top_k"], server=False)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "jsonl", "csv"]),
+    default="table",
+    show_default=True,
+    help="jsonl is one object a line.",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write CSV into FILE, and leave out the images that are in it: a run that was ended goes on.",
+)
+@url_flag
+@key_flag
+@concurrency_flag
+@click.option(
+    "--shard",
+    metavar="INDEX/COUNT",
+    help="Only every COUNT-th image, from the INDEX-th on, from 0: several runs share one folder.",
+)
+def classify(
+    paths: tuple[str, ...],
+    form: sinks.Form,
+    resume: Path | None,
+    url: str | None,
+    api_key: str | None,
+    concurrency: int,
+    shard: str | None,
+    **given: Any,
+) -> None:
+    """Classify image files, and the images in folders, without a server; - is an image on standard input.
+
+    With --url a running server classifies them, as work that lets its other clients go first.
+
+    Each result is printed as soon as it is there, so Ctrl-C and a pipe that breaks keep what was done. A file that is
+    no usable image is named in the output; the exit code is 1 if there was one.
+    """
+    from service.cli.classify import run as room
+
+    if paths.count(room.STDIN) > 1:
+        raise click.UsageError("standard input can be read once; give - once")
+    if url:
+        refuse_model_flags({name: value for name, value in given.items() if name != "top_k"})
+    server = room.Server(url, api_key, concurrency) if url else None
+    settings = from_flags(given) if url else checked(from_flags(given))
+    sys.exit(room.run(settings, paths, form, resume, server=server, shard=_shard(shard)))
+
+
+def _shard(text: str | None) -> room.Shard | None:
+    from service.cli.classify import run as room
+
+    if text is None:
+        return None
+    index, _, count = text.partition("/")
+    if not (index.isascii() and index.isdigit() and count.isascii() and count.isdigit()):
+        raise click.UsageError(f"--shard={text[:50]}: must be like 0/4")
+    if not int(index) < int(count):
+        raise click.UsageError(f"--shard={text[:50]}: the index goes from 0 to one below the count")
+    return room.Shard(int(index), int(count))

@@ -1,0 +1,24 @@
+"""`imagenet-serve doctor`: its flags. `run` is the work."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from service.cli.flags import all_settings, from_flags
+
+
+@click.command()
+@all_settings
+@click.option("--json", "as_json", is_flag=True, help="For programs: the findings as JSON.")
+def doctor(as_json: bool, **given: Any) -> None:
+    """Check this host for serving with these settings, and say what to do about what is wrong.
+
+    Takes the options and the environment of serve. Nothing is changed, and the network is used only to ask
+    for weights that are not here. The exit code is 1 if a check says FAIL.
+    """
+    from service.cli.doctor import run as room
+
+    sys.exit(room.run(room.examine(from_flags(given, warn=False)), as_json=as_json))

@@ -1,0 +1,198 @@
+"""torch, torchvision, OpenVINO and CUDA: installed, of one kind, and able to do what the settings ask for."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from importlib.util import find_spec
+
+from service.cli.doctor.finding import Finding, failed, passed, warned
+from service.host import machine as host
+from service.host.extras import install_command
+from service.settings import Settings
+from service.shared.fallback import Fallback
+
+
+def torch_pair(torch: str, torchvision: str, requires: Sequence[str]) -> Finding:
+    """Whether the two belong together: a torchvision names the one torch that it was built against (``requires``)."""
+    found = f"torch {torch}, torchvision {torchvision}"
+    wanted = next(
+        (match[1] for line in requires if (match := re.match(r"torch\s*\(?==\s*([\d.]+)", line))), None
+    )
+    if wanted and wanted != torch.split("+")[0]:
+        return failed(
+            "torch",
+            found,
+            f"torchvision {torchvision} is built for torch {wanted}: pip install torch=={wanted}",
+        )
+    return passed("torch", found)
+
+
+def installed() -> Finding:
+    """The pair as it is installed, and whether it can be imported."""
+    try:
+        finding = torch_pair(
+            metadata.version("torch"), metadata.version("torchvision"), metadata.requires("torchvision") or []
+        )
+        from service.models._torchvision import torchvision
+
+        assert torchvision
+    except metadata.PackageNotFoundError as error:
+        return failed("torch", f"{error.name} is not installed", "install imagenet-serve again")
+    except (ImportError, OSError, RuntimeError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return failed(
+            "torch", f"import fails: {first}", "install torch and torchvision again, both from one index"
+        )
+    return finding
+
+
+def torchvision_alone() -> Finding | None:
+    """Whether other programs of this environment can import torchvision; None where it is not installed.
+
+    PyPI's torchvision for Linux is built for CUDA and cannot be imported beside torch's CPU build. The service
+    declares what is missing (`service.models._torchvision`); a notebook or a training script does not.
+    """
+    if find_spec("torchvision") is None:
+        return None
+    command = [sys.executable, "-P", "-c", "import torchvision"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return passed("torchvision", "can be imported in this environment")
+    reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return warned(
+        "torchvision",
+        f"import fails: {reason}",
+        "the service does without; for your own scripts install torchvision from the index that torch came from",
+    )
+
+
+def cuda(settings: Settings) -> Finding:
+    """The way to a GPU: driver, torch's build, and one operation on the device."""
+    import torch
+
+    driver, build = host.nvidia_driver(), torch.version.cuda
+    return judge_cuda(settings.device, driver, build, _works(settings.device))
+
+
+def judge_cuda(device: str, driver: str | None, build: str | None, working: str) -> Finding:
+    """``driver`` and ``build`` None where there is none; ``working`` names the GPU that answered, empty for none."""
+    gpu = working or "none that answers"
+    found = f"driver: {driver or 'none'}; torch built for CUDA {build or '(none)'}; GPU: {gpu}"
+    asked = device.startswith("cuda")
+    if working:
+        return passed("cuda", found)
+    if not driver:
+        if asked:
+            return failed(
+                "cuda", found, f"device={device} needs a GPU and its driver here; use --device cpu or auto"
+            )
+        return passed("cuda", "no NVIDIA driver: the model runs on the CPU")
+    report = failed if asked else warned
+    if not build:
+        return report(
+            "cuda",
+            found,
+            "this torch is a CPU build; PyPI's has CUDA",
+        )
+    return report(
+        "cuda",
+        found,
+        "nvidia-smi says whether the driver is older than torch wants, and whether a GPU is given to us",
+    )
+
+
+def _works(device: str) -> str:
+    import torch
+
+    if device == "cpu" or not torch.cuda.is_available():
+        return ""
+    try:
+        place = torch.device(device if device.startswith("cuda") else "cuda")
+        torch.ones(1, device=place).add_(1).item()
+        return torch.cuda.get_device_name(place)
+    except RuntimeError:
+        return ""
+
+
+def steps_down(settings: Settings) -> Finding | None:
+    """What a start on this GPU would go on without; None where there is no such start."""
+    import torch
+
+    if settings.runtime not in ("auto", "cudagraph", "compile") or not _works(settings.device):
+        return None
+    from service.models import fused
+    from service.models.runtimes import compiled
+    from service.models.runtimes.whole import DTYPES
+
+    device = torch.device(settings.device if settings.device.startswith("cuda") else "cuda")
+    precision = "fp16" if settings.precision == "auto" else settings.precision
+    if settings.runtime == "compile":
+        return judge_steps_down((), compiled.compiler())
+    return judge_steps_down(fused.best(device, DTYPES[precision]).refused, compiled.compiler())
+
+
+def decoding(settings: Settings) -> Finding:
+    """Whether ``decode=gpu`` finds what it wants; whether its pixels agree shows a start."""
+    has_codec = find_spec("nvidia") is not None and find_spec("nvidia.nvimgcodec") is not None
+    return judge_decoding(bool(_works(settings.device)), has_codec)
+
+
+def judge_decoding(has_gpu: bool, has_codec: bool) -> Finding:
+    name = "gpu decoding"
+    if not has_gpu:
+        return warned(name, "no GPU that answers", "the cores decode everything; use decode=exact or fast")
+    if not has_codec:
+        return warned(
+            name, "nvImageCodec is not installed", f"{install_command('gpu')}; until then the cores decode"
+        )
+    return passed(name, "nvImageCodec is there; each start compares its pixels with the processor's")
+
+
+def judge_steps_down(refused: Sequence[Fallback], missing: str) -> Finding:
+    """``refused`` operations take torch's place; ``missing`` is what a compiler lacks, empty for nothing."""
+    if not refused and not missing:
+        return passed("gpu kernels", "all of them compile here and agree with torch")
+    found = "; ".join(f"without {what}: {why}" for what, why in refused) or "nothing new can be compiled"
+    advice = (
+        f"install {missing}" if missing else "the model runs, with more passes over memory; the log has more"
+    )
+    return warned("gpu kernels", found, advice)
+
+
+def openvino(settings: Settings) -> Finding:
+    """The fast way on a CPU."""
+    name = "openvino"
+    if find_spec(name) is None:
+        report = failed if settings.runtime == name else warned
+        return report(
+            name,
+            "not installed",
+            f"{install_command('cpu')}: torch alone is about half as fast on a CPU",
+        )
+    try:
+        from service.models._openvino import openvino as library
+    except (ImportError, OSError) as error:
+        return failed(
+            name, f"import fails: {str(error).splitlines()[0]}", "pip install --force-reinstall openvino"
+        )
+    return passed(name, f"{name} {library.__version__.split('-')[0]}")
+
+
+def checks(settings: Settings) -> list[Finding]:
+    """All of these for this host."""
+    findings = [installed()]
+    if not findings[0].advice and (alone := torchvision_alone()) is not None:
+        findings.append(alone)
+    if find_spec("torch") is not None and not findings[0].advice:
+        findings.append(cuda(settings))
+        if settings.device != "cpu" and (finding := steps_down(settings)) is not None:
+            findings.append(finding)
+        if settings.decode == "gpu":
+            findings.append(decoding(settings))
+    if settings.device in ("auto", "cpu"):
+        findings.append(openvino(settings))
+    return findings

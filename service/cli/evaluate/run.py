@@ -1,0 +1,175 @@
+"""`imagenet-serve evaluate`: top-1 and top-5 over labelled photographs, beside what was published.
+
+dataset   folder → photos with their classes' names
+score     (true class, ranked classes, probability) → figures
+temperature, calibrate    (true class, logits) → a checkpoint whose probabilities mean something
+report    figures → table, JSON or CSV
+here      photos through a `Classifier`, with a progress bar
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from service.classifier import Classifier
+from service.classifier.local import LocalClassifier
+from service.classifier.remote import RemoteClassifier
+from service.cli.evaluate import calibrate, dataset, report
+from service.cli.evaluate.calibrate import Calibration
+from service.cli.evaluate.dataset import Names, Photo
+from service.cli.evaluate.report import Evaluation, LeftOut
+from service.cli.evaluate.score import TOP, Score
+from service.cli.tables import Form
+from service.errors import ConfigurationError
+from service.models.catalog import VARIANTS
+from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is evaluated, and how it is shown."""
+
+    folder: Path
+    ground_truth: Path | None = None
+    class_list: Path | None = None
+    limit: int | None = None
+    confusions: int = 10
+    form: Form = "table"
+    calibrate: Path | None = None
+    """Where a checkpoint goes that has a temperature fitted on these photos."""
+
+
+def over_http(task: Task, url: str, key: str | None, concurrency: int) -> int:
+    """Evaluates the model of a running server. Returns the exit code."""
+    photos = dataset.read(task.folder, task.ground_truth, task.class_list)
+    with RemoteClassifier(url, key=key, top_k=TOP, concurrency=concurrency) as classifier:
+        return _finish(task, [_evaluate(classifier, photos, task.limit)])
+
+
+def in_process(task: Task, several: Iterable[Settings]) -> int:
+    """Evaluates one model after the other, each in this process. Returns the exit code."""
+    photos = dataset.read(task.folder, task.ground_truth, task.class_list)
+
+    def one(settings: Settings) -> Evaluation:  # so that a model is gone before the next one comes
+        checkpoint = calibrate.ready(settings) if task.calibrate else None
+        classifier = LocalClassifier(
+            settings.model_copy(update={"top_k": TOP}), warm=True, keep_logits=checkpoint is not None
+        )
+        evaluation = _evaluate(classifier, photos, task.limit)
+        if checkpoint and task.calibrate and isinstance(evaluation.calibration, Calibration):
+            calibrate.write(checkpoint, evaluation.calibration, task.calibrate)
+            print(f"serve it with: --weights {task.calibrate}", file=sys.stderr)
+        return evaluation
+
+    return _finish(task, [one(settings) for settings in several])
+
+
+def all_variants(settings: Settings) -> Iterator[Settings]:
+    """The settings of the twelve pretrained variants."""
+    for name in VARIANTS:
+        yield settings.model_copy(update={"model": name, "weights": "pretrained"})
+
+
+def _finish(task: Task, evaluations: Sequence[Evaluation]) -> int:
+    """Prints the results; 1 when there were images that could not be judged, or no temperature, else 0."""
+    report.show(evaluations, task.form, task.confusions)
+    for evaluation in evaluations:
+        for sentence in report.remarks(evaluation):
+            print(sentence, file=sys.stderr)
+    return int(any(entry.errors or isinstance(entry.calibration, str) for entry in evaluations))
+
+
+def _evaluate(classifier: Classifier, photos: Sequence[Photo], limit: int | None) -> Evaluation:
+    known, left_out = _split(photos, Names(classifier.identity.classes))
+    if not known:
+        raise ConfigurationError(
+            f"the model {classifier.identity.model} knows none of the classes of this data set, such as "
+            f"'{photos[0].answer}': they have to be called by WordNet id, label or class_id"
+        )
+    chosen = dataset.spread(known, limit)
+    score, errors = Score(), []
+    logits, columns = [], []
+    column = {entry.class_id: number for number, entry in enumerate(classifier.identity.classes)}
+    began = time.monotonic()
+    with _Bar(classifier.identity.model, len(chosen), score) as bar:
+        results = classifier.look(photo.path for photo, _ in chosen)
+        for (photo, truth), seen in zip(chosen, results, strict=True):
+            if seen.error:
+                errors.append((photo.path, seen.error))
+                bar.say(f"{photo.path}: {seen.error}")
+            else:
+                named = [prediction["class_id"] for prediction in seen.predictions]
+                score.add(truth, named, seen.predictions[0]["probability"])
+                if seen.logits is not None:
+                    logits.append(seen.logits)
+                    columns.append(column[truth])
+            bar.step()
+    seconds = time.monotonic() - began
+    return Evaluation(
+        classifier.identity,
+        score,
+        errors,
+        left_out,
+        seconds,
+        _calibration(logits, columns) if logits else None,
+    )
+
+
+def _calibration(logits: Sequence[NDArray[np.float32]], columns: Sequence[int]) -> Calibration | str:
+    """A temperature for these photos, or the sentence that says why they tell none: the figures are shown anyway."""
+    try:
+        return calibrate.calibrated(logits, columns)
+    except ConfigurationError as error:
+        return str(error)
+
+
+def _split(photos: Sequence[Photo], names: Names) -> tuple[list[tuple[Photo, int]], LeftOut]:
+    """The photos whose class the model knows, with its class_id, and how much that leaves out."""
+    found = {answer: names.find(answer) for answer in {photo.answer for photo in photos}}
+    known = [(photo, class_id) for photo in photos if (class_id := found[photo.answer]) is not None]
+    unknown = sum(class_id is None for class_id in found.values())
+    return known, LeftOut(classes=unknown, of=len(found), images=len(photos) - len(known))
+
+
+class _Bar:
+    """The progress with the running figures, on standard error, and only where that is a terminal."""
+
+    def __init__(self, model: str, images: int, score: Score) -> None:
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._model, self._images, self._score = model, images, score
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        self._task = self._progress.add_task(self._model, total=self._images, figures="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def step(self) -> None:
+        assert self._task is not None
+        figures = f"top-1 {self._score.top1:5.2f} %  top-5 {self._score.top5:5.2f} %"
+        self._progress.update(self._task, advance=1, figures=figures)
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        self._progress.console.print(escape(line), soft_wrap=True, highlight=False)

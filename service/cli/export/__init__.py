@@ -1,0 +1,31 @@
+"""`imagenet-serve export`: its flags. `run` is the work."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from service.cli.flags import checked, from_flags, overwrite_flag, settings_flags
+from service.cli.progress import may_write
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@settings_flags(
+    ["model", "weights", "labels", "device", "precision", "runtime", "max_batch_size"], server=False
+)
+@overwrite_flag
+def export(out: Path, overwrite: bool, **given: Any) -> None:
+    """Prepare a model ahead of time.
+
+    With --runtime openvino: converted for a CPU, for --weights OUT; serving it needs neither torch nor the original
+    weights. Else compiled for this kind of device and version of torch, for --runtime OUT; that is refused
+    elsewhere, and holds machine code: serve those that you made yourself.
+    """
+    from service.cli.export import run as room
+
+    may_write(out, overwrite=overwrite)
+    sys.exit(room.run(checked(from_flags(given)), out))

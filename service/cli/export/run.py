@@ -1,0 +1,112 @@
+"""`imagenet-serve export`: a model prepared ahead of time, checked before it is written.
+
+    runtime=openvino     converted for a CPU of any kind: with OpenVINO alone it is served, without torch or the weights
+    else                 compiled by torch for this very platform
+
+A start with it needs neither compiler nor minutes. The compiled model's answers are compared with the plain
+network's in fp32 on the CPU, on images and batch sizes that it was not made with.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from service.cli import tables
+from service.cli.progress import working
+from service.errors import ConfigurationError
+from service.settings import Settings, available_cores
+
+#: Images in a batch of the artifact's, unless the setting says.
+_MOST = 256
+#: Images that the two are compared on, and the sizes of the batches that they come in.
+_IMAGES, _BATCHES = 21, (1, 2, 5, 13)
+
+
+def run(settings: Settings, out: Path) -> int:
+    """Puts the settings' model into the artifact directory ``out``.
+
+    Returns 1, and writes nothing, when the compiled model says something else than the plain one. Raises
+    `StartError` when the model or a compiler cannot be had.
+    """
+    if out.exists() and not (out / "about.json").exists():
+        raise ConfigurationError(f"'{out}' exists and is no artifact; choose another folder")
+    if settings.runtime == "openvino":
+        from service.models import building
+
+        with working(f"converting {settings.weights} for OpenVINO"):
+            building.export(settings, out)
+        print(f"serve it with: --weights {out}", file=sys.stderr)
+        return 0
+    if settings.runtime not in ("auto", "compile"):
+        raise ConfigurationError("export: runtime is openvino, or compile, which auto stands for here")
+    return _compile(settings, out)
+
+
+def _compile(settings: Settings, out: Path) -> int:
+    import torch
+
+    from service.models import loader
+    from service.models.checkpoints import resolve
+    from service.models.placement import place
+    from service.models.runtimes import package
+    from service.models.runtimes.whole import whole
+
+    torch.set_num_threads(available_cores())
+    placement = place(settings.device, settings.precision, "compile")
+    device = torch.device(placement.device)
+    with working("reading the weights") as work:
+        checkpoint = resolve(
+            settings.weights, settings.named_model, labels=settings.labels, progress=work.downloaded
+        )
+    image, has_head = checkpoint.preprocessing.shape, checkpoint.classes is not None
+    most = _MOST if settings.max_batch_size == "auto" else settings.max_batch_size
+    with tempfile.TemporaryDirectory(prefix="imagenet-serve-") as folder:
+        path = Path(folder) / "model.pt2"
+        with working(
+            f"compiling {checkpoint.name} for {package.platform_of(device)}, which takes minutes"
+        ) as work:
+            network = whole(loader.load(checkpoint), device, placement.precision, has_head=has_head)
+            package.build(network, image, device, most, path)
+            work.say("comparing it with the plain model")
+            plain = whole(loader.load(checkpoint), torch.device("cpu"), "fp32", has_head=has_head)
+            check = _compare(package.load(path, device), plain, image, device, most)
+        tables.show([check], "table")
+        if not check["distance"] <= _limit(placement.precision):
+            print(
+                f"nothing was written: the compiled model is {check['distance']:.2g} off the plain one, and "
+                f"{placement.precision} allows {_limit(placement.precision):g}",
+                file=sys.stderr,
+            )
+            return 1
+        package.write(out, path, checkpoint, placement.precision, device, most=most, check=check)
+    print(f"serve it with: --runtime {out}", file=sys.stderr)
+    return 0
+
+
+def _limit(precision: str) -> float:
+    from service.models.canary import LIMITS
+
+    return LIMITS[precision]
+
+
+def _compare(forward: Any, plain: Any, image: tuple[int, int, int], device: Any, most: int) -> dict[str, Any]:
+    """The largest ``‖out - ref‖ / ‖ref‖`` over images of noise, and how often the top class is the same."""
+    import torch
+
+    from service.models.canary import distance
+
+    chance = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (_IMAGES, *image), dtype=torch.uint8, generator=chance)
+    start, away, same = 0, 0.0, 0
+    with torch.inference_mode():
+        for count in (min(size, most) for size in _BATCHES):
+            batch = pixels[start : start + count]
+            got = forward(batch.to(device))[1].float().cpu().numpy()
+            wanted = plain(batch)[1].numpy()
+            away = max(away, *(distance(*rows) for rows in zip(got, wanted, strict=True)))
+            same += int((got.argmax(1) == wanted.argmax(1)).sum())
+            start += count
+    return {"images": start, "same top class": same, "distance": away}

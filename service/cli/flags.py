@@ -1,0 +1,164 @@
+"""Settings as flags of the command line: made from their one declaration, completed in a shell, read back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, get_args, get_origin
+
+import click
+from click.shell_completion import CompletionItem
+
+from service.errors import ConfigurationError
+from service.models.catalog import VARIANTS
+from service.settings import Settings, read, strangers, values
+
+
+def all_settings(command: Any) -> Any:
+    """Every setting as a flag, from its one declaration."""
+    return settings_flags(Settings.model_fields)(command)
+
+
+#: What a setting means to a command that has no server: its declaration speaks of requests and answers.
+_WITHOUT_A_SERVER = {
+    "model": "Which of the twelve variants is taken.",
+    "top_k": "How many classes are shown for each image.",
+    "max_image_pixels": "An image of more pixels is refused before any is decoded.",
+    "runtime": "How the model is executed: auto for what is fast here (openvino on a CPU, cudagraph on CUDA), eager, "
+    "compile (minutes the first time), or a directory that quantize or export has made.",
+}
+
+
+def settings_flags(
+    names: Iterable[str], *, server: bool = True, defaults: Mapping[str, str] = MappingProxyType({})
+) -> Callable[[Any], Any]:
+    """Some settings as flags. ``defaults`` are those of the command, where it has its own; ``server`` is whether
+    the command serves."""
+
+    def decorate(command: Any) -> Any:
+        for name in reversed(list(names)):
+            field = Settings.model_fields[name]
+            default = defaults.get(name, "none" if field.default is None else field.default)
+            words = field.description if server else _WITHOUT_A_SERVER.get(name, field.description)
+            fitting = values(name)
+            text = " ".join(
+                filter(None, [words, f"Values: {fitting}." if fitting else "", f"[default: {default}]"])
+            )
+            command = click.option(
+                flag(name),
+                name,
+                metavar="VALUE",
+                help=text,
+                shell_complete=partial(_suggest, _values_of(name)),
+            )(command)
+        return command
+
+    return decorate
+
+
+def flag(name: str) -> str:
+    """A setting's flag."""
+    return f"--{name.replace('_', '-')}"
+
+
+#: Settings whose values are files and folders, so that a shell offers those.
+_PATHS = {"weights", "runtime", "labels", "uds", "api_keys_file", "tls_certificate_file", "tls_key_file"}
+
+
+def _values_of(name: str) -> list[str]:
+    """What a shell can offer for a setting."""
+    known = {
+        "model": list(VARIANTS),
+        "device": ["auto", "cpu", "cuda"],
+        "weights": ["pretrained", "demo", "random"],
+    }
+    annotation = Settings.model_fields[name].annotation
+    if annotation is bool:
+        return ["true", "false"]
+    return known.get(name) or ([*get_args(annotation)] if get_origin(annotation) is Literal else [])
+
+
+def _suggest(
+    values: list[str], context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    matching = [CompletionItem(value) for value in values if value.startswith(incomplete)]
+    files = parameter.name in _PATHS
+    return [*matching, *([CompletionItem(incomplete, type="file")] if files else [])]
+
+
+form_flag = click.option(
+    "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True
+)
+
+#: What decides the answers of a model in this process.
+MODEL_SETTINGS = (
+    "model",
+    "weights",
+    "labels",
+    "device",
+    "precision",
+    "runtime",
+    "decode",
+    "max_image_pixels",
+)
+
+
+def from_flags(given: dict[str, Any], *, warn: bool = True) -> Settings:
+    """The settings of flags and environment; a value that cannot be is a usage error.
+
+    ``warn`` says on standard error which variables of the environment look like settings and are none; what serves
+    says it in its log.
+    """
+    if warn:
+        for sentence in strangers(os.environ):
+            click.echo(f"imagenet-serve: {sentence}", err=True)
+    try:
+        return read({name: value for name, value in given.items() if value is not None}, spelled=flag)
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def checked(settings: Settings) -> Settings:
+    """The same, after a look at what weights and labels are called: a slip is told before torch is imported."""
+    from service.models.checkpoints import places
+    from service.options.several import models_of
+
+    for _, own in models_of(settings):
+        places.check(own.weights, own.labels)
+    return settings
+
+
+url_flag = click.option(
+    "--url", metavar="URL", help="Ask the server that runs there, in place of a model in this process."
+)
+key_flag = click.option(
+    "--api-key", metavar="KEY", envvar="IMAGENET_API_KEY", show_envvar=True, help="With --url: its key."
+)
+concurrency_flag = click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1024),
+    default=16,
+    show_default=True,
+    help="With --url: requests at once.",
+)
+
+
+def refuse_model_flags(given: dict[str, Any], *others: str) -> None:
+    """Raises a usage error for a flag that describes a model, where the model of ``--url`` is asked."""
+    flags = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if flags or others:
+        raise click.UsageError(
+            f"{[*flags, *others][0]} is for a model in this process; the one at --url is as it is"
+        )
+
+
+#: A file that must be there.
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+overwrite_flag = click.option(
+    "--overwrite", is_flag=True, help="Do not ask before a directory is written over."
+)

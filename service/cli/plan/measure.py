@@ -1,0 +1,128 @@
+"""One trial: a real server on loopback, a lone client, saturation, and some rates of arrival."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
+
+from service.cli.bench import loadgen
+from service.cli.bench import run as bench
+from service.cli.plan.decide import Candidate, Probe, Trial, next_rate, worth_probing
+from service.cli.plan.processes import Running, free_port
+from service.host.interpreter import module_command, module_environment
+
+#: Clients that fill any batch that is tried, and a queue behind it.
+_CLIENTS = 24
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Seconds of each measurement, and how many rates are tried."""
+
+    alone: float
+    saturated: float
+    probe: float
+    probes: int
+
+
+FULL = Effort(alone=2.0, saturated=4.0, probe=8.0, probes=4)
+QUICK = Effort(alone=1.0, saturated=2.5, probe=3.0, probes=3)
+
+#: Told what is being measured.
+Show = Callable[[str], None]
+
+
+class Bench:
+    """Measures candidates with the same photos and objective. ``given`` are settings that all of them share."""
+
+    def __init__(
+        self,
+        given: Mapping[str, Any],
+        photos: Sequence[bytes],
+        objective_ms: float,
+        effort: Effort,
+        show: Show,
+    ) -> None:
+        self._given = given
+        self._photos = photos
+        self._objective_ms = objective_ms
+        self._effort = effort
+        self._show = show
+
+    def measure(self, candidate: Candidate, best_rate: float) -> Trial:
+        """A trial of ``candidate``; its rates are probed only if it could be better than ``best_rate``.
+
+        Raises `DidNotStart` when the service does not come up with it.
+        """
+        self._show(f"{candidate}: starting")
+        with self._serve(candidate) as server:
+            trial = self._explore(server, candidate, best_rate)
+            return replace(trial, memory_mib=server.memory_mib())
+
+    def _serve(self, candidate: Candidate) -> Running:
+        port = free_port()
+        settings = {**self._given, **candidate.settings(), "port": port, "log_level": "warning"}
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+        command = module_command("service", "serve", "--host=127.0.0.1", *flags)
+        return Running(command, port, environment=module_environment())
+
+    def _explore(self, server: Running, candidate: Candidate, best_rate: float) -> Trial:
+        effort = self._effort
+        self._show(f"{candidate}: one client")
+        alone = self._answered(server, effort.alone, clients=1)
+        self._show(f"{candidate}: saturation")
+        full = self._answered(server, effort.saturated, clients=_CLIENTS)
+        # What runs under "auto" is told by the service, so that the proposal names it.
+        card = httpx.get(f"{server.url}/model", verify=False).json()
+        decided = replace(
+            candidate,
+            runtime=candidate.runtime if candidate.runtime != "auto" else card["runtime"],
+            max_batch_size=candidate.max_batch_size or card["max_batch_size"],
+        )
+        alone_ms = bench.percentiles(alone.latencies).get("p50", float("inf"))
+        trial = Trial(decided, full.throughput, alone_ms, 0.0)
+        if not worth_probing(trial, best_rate, self._objective_ms):
+            return trial
+        while len(trial.probes) < effort.probes:
+            rate = next_rate(trial.ceiling, trial.probes, self._objective_ms)
+            if rate is None or max(rate, trial.rate(self._objective_ms)) <= 0:
+                break
+            self._show(f"{candidate}: {rate:.1f} images/s")
+            trial = replace(trial, probes=(*trial.probes, self._probe(server, rate)))
+        return trial
+
+    def _answered(self, server: Running, seconds: float, clients: int) -> loadgen.Tally:
+        """The load of ``clients``: for more than ``seconds`` where a pass takes so long that nobody was answered."""
+        tally = self._load(server, seconds, clients=clients)
+        for longer in (4, 16):
+            if not tally.latencies:
+                tally = self._load(server, longer * seconds, clients=clients)
+        return tally
+
+    def _probe(self, server: Running, rate: float) -> Probe:
+        began, cpu = time.monotonic(), server.cpu_seconds()
+        tally = self._load(server, self._effort.probe, rate=rate)
+        saturation = _scraped(server.url, "imagenet_saturation_ratio")
+        cores = (server.cpu_seconds() - cpu) / (time.monotonic() - began)
+        found = bench.percentiles(tally.latencies)
+        bad = tally.sent - len(tally.latencies)
+        return Probe(rate, found.get("p99", float("inf")), len(tally.latencies), bad, saturation, cores)
+
+    def _load(self, server: Running, seconds: float, **load: Any) -> loadgen.Tally:
+        warm_up = seconds / 4
+        plan = bench.plan(
+            server.url, self._photos, bench.Upload(), duration=seconds + warm_up, warm_up=warm_up, **load
+        )
+        return loadgen.generate(plan)
+
+
+def _scraped(url: str, name: str) -> float:
+    """A metric without labels; 0 where there is none."""
+    for line in httpx.get(f"{url}/metrics", verify=False).text.splitlines():
+        if line.startswith(f"{name} "):
+            return float(line.split()[1])
+    return 0.0

@@ -1,0 +1,124 @@
+"""Servers as `plan` and the benchmarks start them, and what their process tree costs: CPU and memory, from /proc."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from service.host.usage import CLOCK_TICKS, stat_fields, tree
+
+#: Seconds: importing torch and warming up a VGG on a busy machine.
+_START, _END = 180.0, 30.0
+
+
+class DidNotStart(RuntimeError):
+    """A command that ended, or did not answer in time; the message holds the end of its log."""
+
+
+class Running:
+    """``with Running([...], port, ready="/readyz") as server``: a command until the block ends.
+
+    Its output goes to a file, as a service's does; the last lines are shown when it does not start.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        port: int,
+        ready: str = "/readyz",
+        *,
+        folder: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._command = list(command)
+        self._ready = ready
+        self._folder = folder
+        self._environment = {**os.environ, **(environment or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Running:
+        with tempfile.TemporaryFile() as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self._folder,
+                env=self._environment,
+                start_new_session=True,
+            )
+            give_up = time.monotonic() + _START
+            while not self._answers():
+                if self._process.poll() is not None or time.monotonic() > give_up:
+                    self.__exit__(None, None, None)
+                    log.seek(0)
+                    said = log.read().decode(errors="replace")
+                    raise DidNotStart(f"{self._command} does not answer:\n{said[-2000:]}")
+                time.sleep(0.1)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process is not None
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END)
+        with contextlib.suppress(ProcessLookupError):  # whatever of its session is still there: all ours
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    @property
+    def pids(self) -> list[int]:
+        """The process and everything it started."""
+        assert self._process is not None
+        return tree(self._process.pid)
+
+    def cpu_seconds(self) -> float:
+        """User and system time of the whole tree until now."""
+        return sum(_cpu(pid) for pid in self.pids)
+
+    def memory_mib(self) -> float:
+        """Proportional set size of the whole tree: shared pages count once."""
+        assert self._process is not None
+        return memory_mib(self._process.pid)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(self.url + self._ready, timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def memory_mib(pid: int) -> float:
+    """Proportional set size of ``pid`` and its descendants: shared pages count once."""
+    return sum(_pss_kib(one) for one in tree(pid)) / 1024
+
+
+def _cpu(pid: int) -> float:
+    fields = stat_fields(pid)
+    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS if fields else 0.0
+
+
+def _pss_kib(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)

@@ -1,0 +1,1 @@
+"""A front-end: one process that speaks HTTP."""

@@ -1,0 +1,339 @@
+"""A front-end: HTTP and decoding on one event loop, in front of the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import multiprocessing
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from service.api.app import create_app
+from service.api.body import ENVELOPE
+from service.api.context import Context
+from service.api.keys import Keys
+from service.api.served import Models
+from service.api.shadow import Shadow
+from service.engine.decode_memory import DecodeMemory
+from service.errors import Draining, EngineFailed
+from service.frontend import credentials
+from service.frontend.connections import HEAD_SECONDS, Connections
+from service.frontend.descriptors import Reserve, connections
+from service.frontend.engines import Engines
+from service.frontend.listener import BACKLOG, refuse_newcomers
+from service.frontend.protocol import Protocol
+from service.frontend.tls import Certificate
+from service.images.decoders.cost import SMALL
+from service.images.decoders.keeper import Keeper
+from service.images.decoders.picture import Recipe
+from service.images.decoders.pool import Pool
+from service.images.decoders.threads import Threads
+from service.observability import logs
+from service.observability.metrics import Metrics
+from service.observability.tracing import Tracing
+from service.settings import Settings, available_cores
+from service.shared import transport
+from service.shared.board import Board
+from service.shared.orders import Orders
+from service.shared.status import Status
+from service.shared.transport import Channel
+
+if TYPE_CHECKING:
+    from service.api.grpc.server import GrpcServer
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two signs of life to the supervisor.
+HEARTBEAT = 1.0
+#: Seconds between refusing new connections and closing the port and what idles: who is on the way still gets in.
+_LAME_DUCK, _LAME_DUCK_STEPS = 0.2, 4
+#: Seconds for the last answers to requests that were cut off.
+_LAST_WORDS = 0.5
+#: Seconds before the end of a drain, or a tenth of it, in which no image is decoded any more: whoever waits is told so.
+_LAST_SECOND = 1.0
+
+
+class FrontEnd:
+    """Construct with the listening socket and the channel to the supervisor, then `run`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        listener: socket.socket,
+        channel: Channel,
+        keeper: Keeper | None = None,
+        board: Board | None = None,
+    ) -> None:
+        """Decodes in processes of the ``keeper``, or in threads without one. The ``board`` says what answers."""
+        self._settings = settings
+        self._listener = listener
+        self._channel = channel
+        self._keys, self._certificate = credentials.check(settings)
+        threads = -(-available_cores() // settings.resolved_frontends)
+        metrics = Metrics.declare()
+        self.failed = False
+        """Whether it ended because it could not go on."""
+        self._memory = DecodeMemory(SMALL.memory if keeper else 0)
+        self._pool = (
+            Pool(
+                keeper,
+                threads,
+                self._memory,
+                killed=lambda kind, reason: metrics.decodes_killed.labels(kind, reason).inc(),
+                lost=self._lost_the_keeper,
+            )
+            if keeper is not None
+            else None
+        )
+        self._decoders = self._pool or Threads(threads)
+        self._context = Context(
+            settings=settings,
+            metrics=metrics,
+            decoders=self._decoders,
+            models=Models(board),
+            tracing=Tracing.from_environment(),
+            supervisor=_supervisor(),
+            orders=Orders(channel),
+        )
+        self._server = _server(self._context, self._keys, self._certificate)
+        self._grpc: GrpcServer | None = None
+        self._grpc_ended: asyncio.Task[None] | None = None
+        self._leaving: list[asyncio.Task[None]] = []
+        self._reserve = Reserve()
+        if settings.shadow is not None:
+            self._context.shadow = Shadow(self._context.models, metrics, settings.shadow_share)
+        self._engines = Engines(self._context, threads, self._memory, self._configure)
+
+    async def run(self) -> int:
+        """Serves until the supervisor says drain, or dies. Returns how many requests were cut off unanswered."""
+        # What is there now stays for good: the collector need not walk through it again and again.
+        gc.freeze()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._channel.fileno(), self._hear)
+        heart = asyncio.create_task(self._beat())
+        if self._settings.grpc_port is not None:
+            from service.api.grpc.server import GrpcServer  # an extra
+
+            self._grpc = GrpcServer(self._context, self._keys, self._settings.grpc_port)
+            await self._grpc.start()
+        await self._server.serve(sockets=[self._listener])
+        if self._grpc_ended is not None:
+            await self._grpc_ended
+        heart.cancel()
+        # Those whose time was up have been cancelled; each still says so to its client.
+        cut_off = self._server.server_state.tasks
+        lost = len(cut_off)
+        if cut_off:
+            await asyncio.wait(cut_off, timeout=_LAST_WORDS)
+        loop.remove_reader(self._channel.fileno())
+        # The engine takes back what a closed link held, so no thread may write any more by then.
+        await self._decoders.close()
+        await asyncio.sleep(0)
+        self._engines.detach()
+        if self._context.tracing is not None:
+            self._context.tracing.close()
+        self._channel.close()
+        return lost
+
+    async def _beat(self) -> None:
+        while self._say_alive():
+            self._reserve.hold()
+            logs.flush()
+            if self._certificate is not None:
+                self._certificate.refresh()
+            if self._pool is not None:
+                self._memory.note_busy(self._pool.busy_seconds)
+            await asyncio.sleep(HEARTBEAT)
+
+    def _say_alive(self) -> bool:
+        shadow = self._context.shadow
+        seen = shadow.tally.take() if shadow is not None else ()
+        return self._channel.send("alive", joined=self._engines.joined(), shadow=seen)
+
+    async def _let_go(self, model: int, version: int) -> None:
+        """Tells the supervisor when nobody here waits for that version any more."""
+        await self._engines.let_go(model, version)
+        self._channel.send("left", model=model, version=version)
+
+    def _hear(self) -> None:
+        while True:
+            self._reserve.let_go()
+            try:
+                received = self._channel.receive()
+            except BlockingIOError:
+                self._reserve.hold()
+                return
+            if received is None:
+                log.error("the supervisor has gone")
+                asyncio.get_running_loop().remove_reader(self._channel.fileno())
+                self._end()
+                return
+            self._act(*received)
+
+    def _act(self, message: dict[str, Any], descriptors: list[int]) -> None:
+        match message["kind"]:
+            case "status":
+                self._context.hear(Status.from_json(message["status"]))
+            case "engine":
+                self._engines.attach(message, *descriptors)
+                self._say_alive()
+            case "forget":
+                self._leaving = [one for one in self._leaving if not one.done()]
+                self._leaving.append(asyncio.create_task(self._let_go(message["model"], message["version"])))
+            case "done":
+                assert self._context.orders is not None
+                self._context.orders.hear(message)
+            case "truncated":
+                log.error("no descriptors are left for what the supervisor sent: asking again")
+                self._channel.send("again")
+            case "drain":
+                self._drain(message["delay"])
+
+    def _configure(self, recipe: Recipe) -> None:
+        """Pictures are going to be prepared so, too."""
+        if self._pool is not None:
+            self._pool.configure(recipe, self._settings.max_upload_bytes + ENVELOPE)
+
+    def _drain(self, delay: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._engines.expect_no_other()
+        loop.call_later(delay, self._end)
+        if self._pool is not None:
+            patience = self._settings.drain_timeout_ms / 1000
+            loop.call_later(delay + patience - min(_LAST_SECOND, patience / 10), self._pool.give_up, _no_time)
+
+    def _lost_the_keeper(self) -> None:
+        """Another front-end has to take this one's place."""
+        self.failed = True
+        assert self._pool is not None
+        self._pool.give_up(_no_decoders)
+        self._server.should_exit = True  # and no word to the port, which the other front-ends share
+
+    def _end(self) -> None:
+        """Takes no new connection, finishes what is open, lets `run` return."""
+        self._ending = asyncio.create_task(self._close_the_port())
+
+    async def _close_the_port(self) -> None:
+        """Accepts whoever the kernel is connecting already, then lets uvicorn close and wait."""
+        refuse_newcomers(self._listener)
+        if self._grpc is not None:
+            grace = self._settings.drain_timeout_ms / 1000
+            self._grpc_ended = asyncio.create_task(self._grpc.stop(grace))
+        for _ in range(_LAME_DUCK_STEPS):  # a starved loop, too, looks at its sockets between two timers
+            await asyncio.sleep(_LAME_DUCK / _LAME_DUCK_STEPS)
+        self._server.should_exit = True
+
+
+def _supervisor() -> int:
+    """The process of the supervisor: the parent, or this one where every part is a thread."""
+    return os.getpid() if multiprocessing.parent_process() is None else os.getppid()
+
+
+def _no_time() -> Exception:
+    return Draining("the service ends, and the image is not decoded yet (drain_timeout_ms)")
+
+
+def _no_decoders() -> Exception:
+    return EngineFailed("the decoders have failed and are being started again")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers, since the supervisor decides when to end, and with our `Connections`."""
+
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+        super().__init__(config)
+        self._connections = connections
+        connections.make = partial(Protocol, config=config, server_state=self.server_state, app_state={})
+        self.server_state.connections = connections  # type: ignore[assignment]
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        context = self.config.ssl
+        self.servers = [
+            await asyncio.get_running_loop().create_server(
+                self._connections.wait,
+                sock=port,
+                backlog=BACKLOG,
+                ssl=context,
+                ssl_handshake_timeout=None if context is None else HEAD_SECONDS,
+            )
+            for port in sockets or ()
+        ]
+        self.started = True
+
+    async def on_tick(self, counter: int) -> bool:
+        self._connections.sweep()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._connections.ending = True
+        await super().shutdown(sockets)
+
+
+def _server(context: Context, keys: Keys | None, certificate: Certificate | None = None) -> _Server:
+    config = uvicorn.Config(
+        create_app(context, keys),
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(context.settings.drain_timeout_ms / 1000)),
+    )
+    config.load()
+    if certificate is not None:
+        config.ssl = certificate.context
+    return _Server(config, Connections(connections(context.settings.asked_connections), context.intake))
+
+
+def main(
+    settings: Settings, listener: socket.socket, name: str, channel: Channel, board: Board | None = None
+) -> None:
+    """The life of a front-end, in a process or a thread of its own. Ends with exit code 1 if requests were lost.
+
+    The ``board`` says which version of each model answers.
+    """
+    logs.configure(settings, name)
+    # Forked before there is a thread, a connection or a key here. In a thread of the supervisor nothing may be forked.
+    alone = transport.PROCESSES and threading.current_thread() is threading.main_thread()
+    keeper = Keeper() if alone else None
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        well = runner.run(_run(settings, listener, channel, keeper, board))
+    if not well:
+        raise SystemExit(1)
+
+
+async def _run(
+    settings: Settings,
+    listener: socket.socket,
+    channel: Channel,
+    keeper: Keeper | None,
+    board: Board | None,
+) -> bool:
+    """Whether it ended well."""
+    front_end = FrontEnd(settings, listener, channel, keeper, board)
+    lost = await front_end.run()
+    if lost:
+        log.error("%d requests were cut off: drain_timeout_ms was too short for them", lost)
+    return not lost and not front_end.failed
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop

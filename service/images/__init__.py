@@ -1,0 +1,1 @@
+"""Bytes to pixels. `service.preprocess` is the door."""

@@ -1,0 +1,192 @@
+"""One decoder process, as the front-end sees it. Lives on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import mmap
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.images.decoders import wire
+from service.images.decoders.keeper import Keeper
+from service.images.decoders.picture import Recipe
+from service.images.decoders.wire import Layout
+from service.shared.transport import anonymous_memory, socket_pair
+
+if TYPE_CHECKING:
+    from service.images.decoders.job import Job
+
+#: Bodies up to this many bytes, most photos, stay in a decoder's memory: the next one is written over them.
+_KEPT = 4 << 20
+#: How far behind others a decoder stands that is busy with one picture for long.
+_NICE = 10
+#: ``CPUCLOCK_SCHED``: the kernel's number for a process's clock is made of its own number and this.
+_CPUCLOCK = 2
+
+
+class Decoder:
+    """Construct on the loop; it can take a `job` at once, even before its process was born."""
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        layout: Layout,
+        recipe: Recipe,
+        replied: Callable[[Decoder, bytes], None],
+        gone: Callable[[Decoder], None],
+    ) -> None:
+        self.job: Job | None = None
+        self.alone = False
+        """Whether it is kept for pictures that take long or much, and ends with the one that it has."""
+        self.reserved = 0
+        """Bytes that were taken from the budget for the process, whatever it decodes."""
+        self.killed: str | None = None
+        """Why it was killed by us."""
+        self.pid: int | None = None
+        """None until it was born."""
+        self.replies = 0
+        self._keeper = keeper
+        self._layout = layout
+        self._replied, self._gone = replied, gone
+        self._loop = asyncio.get_running_loop()
+        self._number = 0
+        self._began = self._cpu_began = 0.0
+        self._closed = False
+        descriptor = anonymous_memory(layout.size)
+        self._memory = mmap.mmap(descriptor, layout.size)
+        self._recipe = recipe
+        """How it prepares pictures until it is told otherwise."""
+        self.pixels = self._view()
+        """The prepared picture, uint8 ``[H, W, C]``."""
+        self._end, theirs = socket_pair()
+        self.asked = keeper.ask(theirs, descriptor, layout, wire.recipe_to_json(recipe))
+        theirs.close()
+        os.close(descriptor)
+        self._loop.add_reader(self._end.fileno(), self._hear)
+
+    def __repr__(self) -> str:
+        return f"<Decoder {self.pid} {'busy' if self.job else 'idle'}>"
+
+    def born(self, pid: int) -> None:
+        """The keeper has said so."""
+        self.pid = pid
+        if self.killed:
+            self._signal()
+        if self._closed and pid:
+            self._keeper.bury(pid)
+
+    def take(self, job: Job) -> bool:
+        """Hands ``job`` over. False if the process has gone: then nothing has happened."""
+        self._memory[: len(job.picture.data)] = job.picture.data
+        if not self._order(job):
+            return False
+        self.job = job
+        self._began = time.monotonic()
+        self._cpu_began = self._cpu()
+        return True
+
+    def take_again(self) -> bool:
+        """Orders the job that it has once more, which may take other memory now: the picture lies there still."""
+        assert self.job is not None
+        return self._order(self.job)
+
+    def _order(self, job: Job) -> bool:
+        self._number += 1
+        picture = job.picture
+        order = wire.ORDER.pack(self._number, len(picture.data), job.memory, picture.drawn)
+        if picture.recipe is not self._recipe:
+            another, self._recipe = picture.recipe != self._recipe, picture.recipe
+            if another:
+                self.pixels = self._view()
+                order += json.dumps(wire.recipe_to_json(self._recipe)).encode()
+        try:
+            self._end.send(order)
+        except OSError:
+            return False
+        return True
+
+    def answers(self, number: int) -> bool:
+        """Whether a reply of this ``number`` is to the order that it has."""
+        return self.job is not None and number == self._number
+
+    def leave(self) -> Job | None:
+        """What it was busy with; it is idle now."""
+        job, self.job = self.job, None
+        if job is not None and len(job.picture.data) > _KEPT:
+            self._memory.madvise(mmap.MADV_REMOVE, 0, self._layout.pixels)
+        return job
+
+    def _view(self) -> NDArray[np.uint8]:
+        count, at = wire.pixel_bytes(self._recipe), self._layout.pixels
+        return np.frombuffer(self._memory, np.uint8, count, at).reshape(self._recipe.preprocessing.shape)
+
+    def photo(self, height: int, width: int) -> bytes:
+        """The reduced photo, RGB."""
+        at = self._layout.photo
+        return self._memory[at : at + 3 * height * width]
+
+    @property
+    def seconds(self) -> float:
+        """That it has been busy with its job; 0 without one."""
+        return time.monotonic() - self._began if self.job is not None else 0.0
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of CPU that its job has taken; 0 without one, and while that cannot be told."""
+        return max(0.0, self._cpu() - self._cpu_began) if self.job is not None else 0.0
+
+    def yield_to_others(self) -> None:
+        """Lets the processor have others first, for the rest of its life."""
+        if self.pid:
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, self.pid, _NICE)
+
+    def kill(self, reason: str) -> None:
+        """Ends it now, whatever it does. `gone` follows."""
+        if not self.killed:
+            self.killed = reason
+            self._signal()
+
+    def close(self) -> None:
+        """Lets go of it: it ends when it is idle, or is dead already."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._end.fileno())
+        self._end.close()
+        if self.pid:
+            self._keeper.bury(self.pid)
+
+    def _signal(self) -> None:
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    def _cpu(self) -> float:
+        if not self.pid:
+            return 0.0
+        try:
+            return time.clock_gettime(~self.pid << 3 | _CPUCLOCK)
+        except OSError:
+            return 0.0
+
+    def _hear(self) -> None:
+        try:
+            frame = self._end.recv(wire.LONGEST_REPLY)
+        except BlockingIOError:
+            return
+        except OSError:
+            frame = b""
+        if frame:
+            self.replies += 1
+            self._replied(self, frame)
+        else:
+            self._gone(self)

@@ -1,0 +1,69 @@
+"""One picture that a slot is to be filled with, and what is kept of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.images.decode import HEAD_BYTES, Admit, Data, sniff
+from service.images.jpegs import plain
+from service.images.overlay import reduced
+from service.preprocess import Preprocessing, prepare
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every picture is prepared, for as long as one model is served."""
+
+    preprocessing: Preprocessing
+    max_pixels: int
+    fast: bool
+    files: bool = False
+    """Whether plain JPEGs may be decoded by the engine, from the file."""
+
+
+@dataclass(eq=False)
+class Picture:
+    """Called with a slot's pixels, uint8 ``[H, W, 3]``, it fills them. Raises what `prepare` does."""
+
+    data: Data
+    recipe: Recipe
+    drawn: bool = False
+    """Whether the photo itself is wanted, too."""
+    size: tuple[int, int] = (0, 0)
+    """(height, width) of the whole upright photo, once it is known."""
+    photo: Image.Image | None = None
+    """The photo in RGB, no larger than an answer may be, if it is drawn."""
+
+    def __call__(self, pixels: NDArray[np.uint8], admit: Admit | None = None) -> None:
+        recipe = self.recipe
+        image = prepare(
+            self.data,
+            recipe.preprocessing,
+            pixels,
+            max_pixels=recipe.max_pixels,
+            fast=recipe.fast,
+            admit=admit,
+        )
+        if image is not None:  # benchmarks have a `prepare` that does nothing
+            self.size = (image.height, image.width)
+            self.photo = reduced(image) if self.drawn else None
+
+    def file(self) -> bytes | None:
+        """The file, if the engine may decode it: a plain JPEG within the limits whose photo nobody wants to see."""
+        if not self.recipe.files or self.drawn:
+            return None
+        data = self.data if isinstance(self.data, bytes) else bytes(self.data)
+        size = plain(data)
+        if size is None or size[0] * size[1] > self.recipe.max_pixels:
+            return None
+        self.size = size
+        return data
+
+    @property
+    def format(self) -> str:
+        """What the first bytes say, in small letters; for metrics."""
+        return (sniff(bytes(self.data[:HEAD_BYTES])) or "none").lower()

@@ -1,0 +1,508 @@
+"""A front-end's decoders: who gets which picture, who has taken too long, and who takes the place of the dead.
+
+Small pictures go to the next idle one of the ``quick`` decoders. A picture that takes more memory than `SMALL` comes
+back undecoded with what it takes, and gets it from the budget that all front-ends share, or waits for it. One that
+takes very much has a process of its own. A decoder that is busy with one picture for long stands behind the others
+from then on (a niceness cannot be taken back, so it ends with that picture), and another one takes its place among
+the quick ones.
+
+While every decoder works on a picture that takes long, there is one more of them.
+
+Killed is a decoder at the deadline of its picture, after the CPU seconds that no honest picture of that size takes,
+and a moment after its client has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service import errors
+from service.images.decoders import wire
+from service.images.decoders.cost import SMALL, Cost, largest
+from service.images.decoders.decoder import Decoder
+from service.images.decoders.job import Job
+from service.images.decoders.keeper import Keeper
+from service.images.decoders.picture import Picture, Recipe
+from service.images.decoders.threads import Threads
+from service.images.decoders.wire import Kind, Layout
+from service.images.overlay import LONGEST
+from service.shared.writing import Ended, Work, Writing
+
+log = logging.getLogger(__name__)
+
+#: CPU seconds of one picture after which a decoder stands behind the others: a photo of 24 megapixels takes a quarter.
+_LONG = 0.4
+#: CPU seconds that each decoder has spent on one picture, after which another is started for who comes next. Where
+#: the processor is short, more decoders would only share it: a photo of 8 megapixels takes as much.
+_HELD_UP = 0.05
+#: Decoders beside the quick ones, at least, for pictures that take long or much.
+_FEWEST_MORE = 4
+#: Bytes past which a picture gets a process of its own, so that what it took is given back for certain.
+_MUCH = 160 << 20
+#: Pictures that wait for memory; more of them are refused at once.
+_MOST_WAITING = 16
+#: Seconds between two looks: at busy decoders, and for memory that another front-end may have given back.
+_TICK, _LOOK_AGAIN = 0.05, 0.01
+#: Seconds that a decoder may go on for a client that has gone: most pictures are done by then.
+_GRACE = 0.25
+#: Seconds in which no waiting picture was begun, after which the pool is stuck.
+_STUCK = 5.0
+#: Seconds until a decoder that could not start or died idle is replaced, and at most, doubling each time.
+_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
+#: Seconds after which a picture that found no memory may find some.
+_RETRY = 2.0
+
+_REFUSALS: dict[str, type[errors.RequestError]] = {
+    error.code: error for error in errors.RequestError.__subclasses__()
+}
+
+
+class Memory(Protocol):
+    """The budget that the decodes of all front-ends share, in bytes."""
+
+    @property
+    def memory_limit(self) -> float: ...
+    def take_memory(self, size: int) -> bool: ...
+    def give_memory(self, size: int) -> None: ...
+
+
+class Pool:
+    """A `service.shared.writing.Decoders`. Lives on one event loop, from `configure` on."""
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        quick: int,
+        memory: Memory,
+        *,
+        killed: Callable[[str, str], None] = lambda kind, reason: None,
+        lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``quick`` decoders for small pictures. ``killed`` is told of each kill: the picture's format, and the reason.
+
+        ``lost`` is called when the keeper has gone: there will be no decoder any more.
+        """
+        self._keeper = keeper
+        self._quick = quick
+        self._memory = memory
+        self._killed = killed
+        self._lost = lost
+        self._threads = Threads(1)
+        self._recipe: Recipe | None = None
+        self._layout = Layout(0, 0)
+        self._largest = SMALL
+        self._waiting: deque[Job] = deque()
+        self._large: deque[Job] = deque()
+        """Those that wait for memory, in order."""
+        self._idle: list[Decoder] = []
+        self._all: set[Decoder] = set()
+        self._unborn: deque[Decoder] = deque()
+        self._moved = time.monotonic()
+        """When a picture was begun last, or none waited."""
+        self._finished_seconds = 0.0
+        self._failures = 0
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._ticking = self._looking = self._ended = False
+
+    def __repr__(self) -> str:
+        return f"<Pool {len(self._all)} decoders, {len(self._idle)} idle, {len(self._waiting)} waiting>"
+
+    # For the front-end
+
+    def configure(self, recipe: Recipe, room: int) -> None:
+        """Starts the decoders for pictures of up to ``room`` bytes, which are prepared as ``recipe`` says from now on.
+
+        Each picture brings its own recipe. Other decoders are started only where the pixels of this one have no place.
+        """
+        if self._recipe is not None and self._layout.pixel_bytes >= wire.pixel_bytes(recipe):
+            self._recipe = recipe
+            return
+        if self._recipe is None:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(self._keeper.channel.fileno(), self._keeper_spoke)
+        self._recipe = recipe
+        self._layout = Layout(room, wire.pixel_bytes(recipe))
+        self._largest = largest(recipe.max_pixels, room)
+        for decoder in list(self._idle):
+            self._drop(decoder)
+        for decoder in self._all:
+            decoder.alone = True
+        for _ in range(self._quick):
+            self._start()
+
+    def begin(self, work: Work, pixels: NDArray[np.uint8], ended: Ended) -> Writing:
+        """A `Picture` goes to a decoder; any other work is done in a thread."""
+        if not isinstance(work, Picture):
+            return self._threads.begin(work, pixels, ended)
+        job = Job(work, pixels, ended, self._left)
+        if len(work.data) > self._layout.room:
+            job.end(errors.PayloadTooLarge(f"the image has more than {self._layout.room:,} bytes"))
+            return job
+        if not self._waiting:
+            self._moved = time.monotonic()
+        self._waiting.append(job)
+        self._dispatch()
+        return job
+
+    def submit(self, job: Callable[[], object], /) -> None:
+        """Runs ``job`` in a thread."""
+        self._threads.submit(job)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether pictures wait and none has been begun for long."""
+        return bool(self._waiting) and time.monotonic() - self._moved > _STUCK
+
+    @property
+    def busy_seconds(self) -> float:
+        """Time that decoders have spent on pictures until now, those that are not done among them."""
+        return self._finished_seconds + sum(decoder.seconds for decoder in self._all)
+
+    def give_up(self, error: Callable[[], Exception]) -> None:
+        """Answers whoever waits with ``error``, and kills whoever decodes."""
+        for job in [*self._waiting, *self._large]:
+            job.end(error())
+        self._waiting.clear()
+        self._large.clear()
+        for decoder in list(self._all):
+            if decoder.job is not None:
+                decoder.job.end(error())
+                decoder.kill("drain")
+
+    async def close(self) -> None:
+        """Ends all decoders, busy or not, and the keeper."""
+        self._ended = True
+        for timer in self._timers:
+            timer.cancel()
+        if self._recipe is not None:
+            asyncio.get_running_loop().remove_reader(self._keeper.channel.fileno())
+        for decoder in list(self._all):
+            if decoder.job is not None:
+                decoder.job.end(errors.InternalError("the front-end has ended"))
+                decoder.kill("end")
+            decoder.close()
+        self._all.clear()
+        self._idle.clear()
+        self._keeper.close()
+        await self._threads.close()
+
+    # Who gets what
+
+    def _dispatch(self) -> None:
+        while self._waiting and self._idle:
+            job = self._waiting.popleft()
+            if job.wanted:
+                self._hand_over(self._idle.pop(), job)
+            else:
+                self._return_memory(job)
+        if not self._waiting:
+            self._moved = time.monotonic()
+
+    def _hand_over(self, decoder: Decoder, job: Job) -> None:
+        if not decoder.take(job):
+            self._waiting.appendleft(job)
+            self._gone(decoder)
+            return
+        self._moved = time.monotonic()
+        self._keep_looking()
+
+    def _admit_large(self) -> None:
+        """Lets those go on that find memory, in the order in which they came."""
+        while self._large:
+            job = self._large[0]
+            if job.wanted:
+                alone = job.memory > _MUCH
+                if (alone and not self._may_have_another) or not self._take_memory(job):
+                    if self._drop_a_spare():
+                        continue
+                    self._look_again()
+                    break
+            self._large.popleft()
+            if not job.wanted:
+                continue
+            if alone:
+                self._hand_over(self._start(alone=True), job)
+            else:
+                self._waiting.appendleft(job)
+        self._dispatch()
+
+    @property
+    def _may_have_another(self) -> bool:
+        """Whether one more decoder may be busy for long beside the quick ones."""
+        return len(self._all) < self._quick + max(_FEWEST_MORE, self._quick)
+
+    def _take_memory(self, job: Job) -> bool:
+        if not self._memory.take_memory(job.memory):
+            return False
+        job.reserved = job.memory
+        return True
+
+    def _return_memory(self, job: Job) -> None:
+        if job.reserved:
+            self._memory.give_memory(job.reserved)
+            job.reserved = 0
+            self._later(0.0, self._admit_large)
+
+    def _goes_on(self, decoder: Decoder, needed: Cost) -> bool:
+        """Whether the decoder may go on at once with a picture that takes more than it was allowed."""
+        job = decoder.job
+        assert job is not None
+        self._return_memory(job)
+        # What a decoder says is believed up to what the largest picture takes.
+        job.cost = Cost(min(needed.memory, self._largest.memory), min(needed.seconds, self._largest.seconds))
+        if not job.wanted or self._large or job.memory > _MUCH or not self._take_memory(job):
+            return False
+        return decoder.take_again()
+
+    def _needs_more(self, job: Job) -> None:
+        """A decoder has sent ``job`` back: it takes more than it was allowed."""
+        self._return_memory(job)
+        limit = self._memory.memory_limit
+        if job.memory > limit:
+            job.end(
+                errors.ImageTooLarge(
+                    f"decoding the image takes {job.memory >> 20} MiB, and there are {int(limit) >> 20} MiB "
+                    "for pictures (the container's memory limit)"
+                )
+            )
+        elif len(self._large) >= _MOST_WAITING:
+            reason = "too many large images wait for memory"
+            job.end(errors.Overloaded(f"{reason}; try again in about {_RETRY:.0f} s", retry_after=_RETRY))
+        else:
+            self._large.append(job)
+            self._admit_large()
+
+    def _left(self, job: Job) -> None:
+        """Nobody waits for ``job`` any more."""
+        decoder = next((one for one in self._all if one.job is job), None)
+        if decoder is None:
+            if job in self._large:
+                self._large.remove(job)
+            self._return_memory(job)
+            return
+        job.seconds = decoder.seconds
+        if job.expired:
+            decoder.kill("deadline")
+        else:
+            self._later(_GRACE, lambda: decoder.kill("abandoned") if decoder.job is job else None)
+
+    # What decoders do
+
+    @property
+    def _quick_ones(self) -> int:
+        return sum(not decoder.alone for decoder in self._all)
+
+    def _start_another(self) -> bool:
+        """One more than there should be at rest. False if there are too many, or there is no memory for it."""
+        if not self._may_have_another or not self._memory.take_memory(SMALL.memory):
+            return False
+        self._start().reserved = SMALL.memory
+        return True
+
+    def _drop_a_spare(self) -> bool:
+        """Ends an idle decoder that there need not be, for its memory and its place. False if there is none."""
+        if not self._idle or self._quick_ones <= self._quick:
+            return False
+        spare = self._idle[0]
+        other = next((one for one in self._all if one.reserved), spare)
+        spare.reserved, other.reserved = other.reserved, spare.reserved  # all small ones reserve the same
+        self._drop(spare)
+        return True
+
+    def _drop(self, decoder: Decoder) -> None:
+        """Lets go of a decoder that is idle, or has gone."""
+        self._all.discard(decoder)
+        if decoder in self._idle:
+            self._idle.remove(decoder)
+        decoder.close()
+        if decoder.reserved:
+            self._memory.give_memory(decoder.reserved)
+            decoder.reserved = 0
+
+    def _start(self, *, alone: bool = False) -> Decoder:
+        assert self._recipe is not None
+        decoder = Decoder(self._keeper, self._layout, self._recipe, self._replied, self._gone)
+        decoder.alone = alone
+        self._all.add(decoder)
+        self._unborn.append(decoder)
+        if not alone:
+            self._idle.append(decoder)
+            self._dispatch()
+        return decoder
+
+    def _replied(self, decoder: Decoder, frame: bytes) -> None:
+        try:
+            number, kind = wire.REPLY.unpack_from(frame)
+            content = frame[wire.REPLY.size :]
+            known = decoder.answers(number)
+            result = self._understand(decoder, Kind(kind), content) if known else None
+        except (ValueError, struct.error):
+            known = False
+        if not known:
+            decoder.kill("nonsense")
+            return
+        self._failures = 0
+        if isinstance(result, Cost) and self._goes_on(decoder, result):
+            return
+        elapsed = decoder.seconds
+        self._finished_seconds += elapsed
+        job = decoder.leave()
+        assert job is not None
+        job.seconds = (job.seconds or 0.0) + elapsed
+        self._idle_again(decoder)
+        if isinstance(result, Cost):
+            if job.wanted:
+                self._needs_more(job)
+            else:
+                self._return_memory(job)
+        else:
+            self._return_memory(job)
+            job.end(result)
+        self._dispatch()
+
+    def _idle_again(self, decoder: Decoder) -> None:
+        spare = self._quick_ones > self._quick and self._idle and not self._waiting
+        if decoder.alone or spare:  # the last idle one stays: the others may be held up for long
+            self._drop(decoder)
+        else:
+            self._idle.append(decoder)
+
+    def _understand(self, decoder: Decoder, kind: Kind, content: bytes) -> Cost | Exception | None:
+        """What a reply says; the result of one that is done is taken. Raises `ValueError` for nonsense."""
+        job = decoder.job
+        assert job is not None
+        if kind is Kind.DONE:
+            self._take_result(decoder, job, *wire.SIZES.unpack(content))
+            return None
+        if kind is Kind.NEEDS:
+            return Cost(*wire.NEEDED.unpack(content))
+        if kind is Kind.REFUSED:
+            code, _, words = content.decode(errors="replace").partition("\n")
+            if code not in _REFUSALS:
+                raise ValueError(code)
+            return _REFUSALS[code](words)
+        log.error("decoding a %s failed: %s", job.picture.format, content.decode(errors="replace"))
+        return errors.InternalError("something went wrong inside the service; its log has the reason")
+
+    def _take_result(
+        self, decoder: Decoder, job: Job, height: int, width: int, rows: int, columns: int
+    ) -> None:
+        if max(rows, columns) > LONGEST or bool(rows) != job.picture.drawn:
+            raise ValueError("a photo of another size")
+        if not job.wanted:
+            return
+        np.copyto(job.pixels, decoder.pixels)
+        job.picture.size = (height, width)
+        if rows:
+            job.picture.photo = Image.frombytes("RGB", (columns, rows), decoder.photo(rows, columns))
+
+    def _gone(self, decoder: Decoder) -> None:
+        """Its process has ended, or is none of ours any more."""
+        if decoder not in self._all:
+            return
+        busy = decoder.job is not None
+        self._finished_seconds += decoder.seconds
+        job = decoder.leave()
+        if job is not None:
+            self._return_memory(job)
+            self._end_of(decoder, job)
+        self._drop(decoder)
+        if not decoder.alone:
+            if busy:
+                self._start_if_there_are_too_few()
+            else:
+                self._failures += 1
+                pause = min(_PAUSE * 2 ** min(self._failures, 10), _LONGEST_PAUSE)
+                self._later(pause, self._start_if_there_are_too_few)
+        self._admit_large()
+
+    def _end_of(self, decoder: Decoder, job: Job) -> None:
+        """``job`` was in a decoder that has ended."""
+        if decoder.killed is None:
+            job.crashes += 1
+            if job.crashes < 2 and job.wanted:  # it may have been somebody else's fault
+                self._large.appendleft(job) if job.memory > SMALL.memory else self._waiting.appendleft(job)
+                return
+        reason = decoder.killed or "crash"
+        self._killed(job.picture.format, reason)
+        if reason == "effort":
+            words = (
+                f"the image takes more than {job.cost.seconds:.0f} s of CPU, which none of its size should"
+            )
+        else:
+            words = "decoding the image ended the decoder: it is damaged in a way that its reader does not survive"
+        job.end(errors.InvalidImage(words))
+
+    def _start_if_there_are_too_few(self) -> None:
+        if self._quick_ones < self._quick:
+            self._start()
+
+    def _keeper_spoke(self) -> None:
+        while True:
+            try:
+                received = self._keeper.channel.receive()
+            except BlockingIOError:
+                return
+            if received is None:
+                asyncio.get_running_loop().remove_reader(self._keeper.channel.fileno())
+                log.critical("the keeper of the decoders has gone")
+                self._lost()
+                return
+            decoder = self._unborn.popleft()
+            decoder.born(received[0]["pid"])
+
+    # Time
+
+    def _keep_looking(self) -> None:
+        if not self._ticking:
+            self._ticking = True
+            self._later(_TICK, self._tick)
+
+    def _tick(self) -> None:
+        """Looks at who is busy. The deadlines have timers of their own."""
+        self._ticking = False
+        if all(one.alone or one.cpu_seconds > _HELD_UP for one in self._all):
+            self._start_another()
+        for decoder in list(self._all):
+            job = decoder.job
+            if job is None or decoder.seconds < _TICK:
+                continue
+            spent = decoder.cpu_seconds
+            if spent > job.cost.seconds:
+                decoder.kill("effort")
+            elif spent > _LONG and not decoder.alone and self._start_another():
+                decoder.alone = True
+                decoder.yield_to_others()
+        if any(decoder.job is not None for decoder in self._all):
+            self._keep_looking()
+
+    def _look_again(self) -> None:
+        if not self._looking:
+            self._looking = True
+            self._later(_LOOK_AGAIN, self._look)
+
+    def _look(self) -> None:
+        self._looking = False
+        self._admit_large()
+
+    def _later(self, seconds: float, what: Callable[[], Any]) -> None:
+        if self._ended:
+            return
+
+        def run() -> None:
+            self._timers.discard(timer)
+            if not self._ended:
+                what()
+
+        timer = asyncio.get_running_loop().call_later(seconds, run)
+        self._timers.add(timer)

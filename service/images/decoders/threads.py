@@ -1,0 +1,93 @@
+"""Threads that decode where there are no processes, and that do what is no picture."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.shared.writing import Ended, ThreadWriting, Work
+
+
+class Threads:
+    """A few threads and a queue. What `ThreadPoolExecutor` adds to that (futures, their locks, counting idle
+    threads) costs several times the hand-over itself, and nobody here asks for it.
+
+    A job wakes one idle thread, the one that slept last. (All of them wait on one lock in a queue of
+    the standard library's: whoever wakes there wakes the next one, which finds nothing.)
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._jobs: deque[Callable[[], object] | None] = deque()
+        self._idle: deque[threading.Lock] = deque()
+        """What each idle thread waits for. All operations on both deques are atomic."""
+        self._threads = [
+            threading.Thread(target=self._work, name=f"decode-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __repr__(self) -> str:
+        return f"<Threads {len(self._threads)}, {len(self._jobs)} waiting>"
+
+    stuck = False
+    """Nobody could end a thread, so nobody asks."""
+
+    def begin(self, work: Work, pixels: NDArray[np.uint8], ended: Ended) -> ThreadWriting:
+        """Lets one of the threads run ``work(pixels)``."""
+        writing = ThreadWriting(asyncio.get_running_loop(), work, pixels, ended)
+        self._put(writing)
+        return writing
+
+    def submit(self, job: Callable[[], object], /) -> None:
+        """Runs ``job``, which must not raise, in one of the threads."""
+        self._put(job)
+
+    async def close(self) -> None:
+        """Lets the threads end after what was submitted, and waits for that."""
+        await asyncio.to_thread(self.shutdown)
+
+    def shutdown(self) -> None:
+        """The same, for whoever has no loop."""
+        for _ in self._threads:
+            self._put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _put(self, job: Callable[[], object] | None) -> None:
+        self._jobs.append(job)
+        try:
+            self._idle.pop().release()
+        except IndexError:
+            return  # all are at work; the first that is done looks for more
+
+    def _work(self) -> None:
+        wake = threading.Lock()
+        wake.acquire()
+        while (job := self._next(wake)) is not None:
+            job()
+
+    def _next(self, wake: threading.Lock) -> Callable[[], object] | None:
+        while True:
+            try:
+                return self._jobs.popleft()
+            except IndexError:
+                self._sleep(wake)
+
+    def _sleep(self, wake: threading.Lock) -> None:
+        """Until there may be a job. Whoever puts one first adds it and then wakes somebody; so it is either
+        seen here, after this thread was noted as idle, or its owner sees this thread."""
+        self._idle.append(wake)
+        if self._jobs:
+            try:
+                self._idle.remove(wake)
+            except ValueError:
+                pass  # somebody takes us for idle: the lock is released, or about to be
+            else:
+                return
+        wake.acquire()

@@ -1,0 +1,114 @@
+"""Log lines: one JSON object a line, or text for a terminal. Written by every process to standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from functools import lru_cache
+from typing import Any
+
+from service.observability.lines import Handler, Output
+from service.settings import Settings
+
+#: ASCII alone: some readers take U+2028 or U+0085 for the end of a line, and terminals obey C1 controls.
+_encode = json.JSONEncoder().encode
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line; what a request's line carries is flat beside the message."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        document: dict[str, Any] = {
+            "time": _timestamp(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "process": self._process,
+            "message": record.getMessage(),
+            **_request_fields(record),
+        }
+        if record.exc_info:
+            document["exception"] = self.formatException(record.exc_info)
+        return _encode(document)
+
+
+class TextFormatter(logging.Formatter):
+    """For people at a terminal. Control characters are escaped, and a traceback's lines are indented, so that
+    no line can be forged.
+    """
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        message = _printable(record.getMessage())
+        fields = "".join(f" {name}={value}" for name, value in _request_fields(record).items())
+        line = f"{clock} {record.levelname.lower():7} {self._process:10} {message}{fields}"
+        if not record.exc_info:
+            return line
+        trace = self.formatException(record.exc_info).splitlines()
+        return "\n".join([line, *(f"  | {_printable(entry)}" for entry in trace)])
+
+
+def configure(settings: Settings, process: str) -> None:
+    """Sends this process's log to standard error in the settings' format and from their level on."""
+    handler = _handler()
+    json_lines = settings.resolved_log_format == "json"
+    handler.setFormatter(JsonFormatter(process) if json_lines else TextFormatter(process))
+    # No line says which function, thread or process wrote it, so nothing need find that out for every
+    # record; these are the switches that logging's documentation offers ("Optimization").
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    # uvicorn tells of every start and stop at info; the supervisor says it once for all.
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
+    # Its warnings are about what clients send, who get them as answers.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
+
+
+def flush() -> None:
+    """Writes what the reader of standard error had no room for. To be called now and then."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+def _handler() -> logging.Handler:
+    try:
+        return Handler(Output(sys.stderr.fileno()))
+    except (OSError, ValueError, AttributeError):  # no descriptor: somebody reads it in this process
+        return logging.StreamHandler()
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
+def _timestamp(seconds: float) -> str:
+    return f"{_second(int(seconds))}.{int(seconds % 1 * 1000):03d}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+def _request_fields(record: logging.LogRecord) -> dict[str, Any]:
+    exchange = getattr(record, "exchange", None)
+    if exchange is None:
+        return {}
+    fields: dict[str, Any] = {"request_id": exchange.id, "status": exchange.status}
+    fields["duration_ms"] = round(1000 * getattr(record, "duration", 0.0), 3)
+    for stage, seconds in exchange.stages.items():
+        fields[f"{stage}_ms"] = round(1000 * seconds, 3)
+    if exchange.batch is not None:
+        fields["batch"] = exchange.batch
+    if exchange.trace is not None:
+        fields["trace_id"] = exchange.trace.id
+    return fields

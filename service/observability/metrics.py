@@ -1,0 +1,379 @@
+"""Every metric, declared once.
+
+Counters and histograms live in prometheus_client's multi-process files, one set a process, so that
+one scrape of any front-end shows the whole service. That mode is chosen when prometheus_client is
+first imported: `prepare` has to run before, which is why nothing here imports it at the top. What
+the arena knows anyway (queue, slots, load) is read from there at the moment of the scrape.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from service.engine.readings import Source, readings
+from service.errors import ConfigurationError
+from service.host.leftovers import remove
+from service.host.usage import Usage, by_process
+from service.observability.card import ModelCard
+from service.observability.counters import merge_dead, reading
+from service.observability.version import build_information
+from service.shared.buckets import SIZES
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter, Histogram
+    from prometheus_client.core import Metric
+
+    from service.observability.tracing import Exemplars
+
+log = logging.getLogger(__name__)
+
+_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+_PREFIX = "imagenet-serve-metrics-"
+
+#: Routes that machines ask again and again, whoever else comes: a refusal there refuses no user. The rules of
+#: k8s/overlays/monitoring leave out the same.
+PROBES = re.compile(r"/(livez|readyz|healthz|metrics)|/v2/health/(live|ready)|/v2/models/.+/ready")
+
+STATES = ("starting", "loading", "warming", "ready", "draining", "failed")
+ENGINE_STATES = ("waiting", "loading", "serving", "standby", "ending", "ended", "given up")
+STAGES = ("receive", "decode", "queue", "inference", "respond")
+
+#: Seconds: from a sub-millisecond stage to a request that waited for its deadline.
+DURATIONS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+#: Of probabilities: from what another kernel rounds otherwise to another answer.
+DIFFERENCES = (1e-5, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+#: Bytes for each process: two files, together 0.2 MiB when every route has answered with every status. What the dead
+#: have counted is in one more.
+_ROOM = 1 << 20
+
+
+def prepare(processes: int = 2) -> Path:
+    """Makes the empty directory for the files and names it to prometheus_client. The supervisor's first act.
+
+    ``processes`` is how many will count at a time. Raises `ConfigurationError` where there is no room: a mapped file
+    that the disk has no block for ends its process.
+    """
+    remove(_PREFIX)
+    try:
+        directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        needed = _ROOM * (processes + 1)
+        if (free := shutil.disk_usage(directory).free) < needed:
+            directory.rmdir()
+            raise OSError(errno.ENOSPC, f"{free >> 20} MiB are free, and {needed >> 20} MiB are needed")
+    except OSError as error:
+        raise ConfigurationError(
+            f"no room for the counters in {tempfile.gettempdir()}: {error.strerror}; make some there, or name "
+            "another folder with TMPDIR"
+        ) from error
+    os.environ[_DIRECTORY] = str(directory)
+    return directory
+
+
+def clean_up(directory: Path) -> None:
+    """Removes what `prepare` made."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+Family = TypeVar("Family", "Counter", "Histogram")
+
+
+class Labelled(Generic[Family]):
+    """A family whose children are looked up once: the library's own ``labels`` checks and locks every time."""
+
+    def __init__(self, family: Family) -> None:
+        self._family: Family = family
+        self._children: dict[tuple[str, ...], Family] = {}
+
+    def labels(self, *values: str) -> Family:
+        """The child with these label values, made when it is first asked for."""
+        try:
+            return self._children[values]
+        except KeyError:
+            child: Family = self._family.labels(*values)
+            self._children[values] = child
+            return child
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The counters and histograms of this process."""
+
+    requests: Labelled[Counter]
+    request_duration: Labelled[Histogram]
+    stage_duration: Labelled[Histogram]
+    batch_size: Histogram
+    batch_duration: Labelled[Histogram]
+    padding_rows: Counter
+    resubmitted: Counter
+    canary_checks: Counter
+    canary_mismatch: Counter
+    batches: Counter
+    images: Counter
+    rejected: Labelled[Counter]
+    cancelled: Counter
+    expired: Counter
+    late_work: Counter
+    nan_outputs: Counter
+    decodes_killed: Labelled[Counter]
+    shadow_images: Labelled[Counter]
+    shadow_difference: Histogram
+    shadow_inference: Histogram
+
+    @classmethod
+    def declare(cls) -> Metrics:
+        """To be called once a process, after `prepare` in it or in its parent."""
+        from prometheus_client import CollectorRegistry, Counter, Histogram
+
+        # A registry that nobody scrapes: in multi-process mode the values are in the files.
+        registry = CollectorRegistry()
+
+        def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
+            return Counter(f"imagenet_{name}", text, labels, registry=registry)
+
+        def histogram(
+            name: str, text: str, labels: Iterable[str] = (), buckets: tuple[float, ...] = DURATIONS
+        ) -> Histogram:
+            return Histogram(f"imagenet_{name}", text, labels, registry=registry, buckets=buckets)
+
+        metrics = cls(
+            requests=Labelled(counter("requests", "Requests answered.", ("route", "status"))),
+            request_duration=Labelled(
+                histogram("request_duration_seconds", "First byte to last.", ("route",))
+            ),
+            stage_duration=Labelled(
+                histogram("stage_duration_seconds", "Where an image's time went.", ("stage",))
+            ),
+            batch_size=histogram("batch_size", "Images in a forward pass.", buckets=SIZES),
+            batch_duration=Labelled(
+                histogram("batch_duration_seconds", "From the start of a batch to its answers.", ("bucket",))
+            ),
+            padding_rows=counter("padding_rows", "Rows of batches that held no image."),
+            resubmitted=counter("resubmitted", "Images that were given to another engine since theirs died."),
+            canary_checks=counter(
+                "canary_checks", "Answers to a known image that were compared with the right one."
+            ),
+            canary_mismatch=counter("canary_mismatch", "Wrong answers of the device to a known image."),
+            batches=counter("batches", "Forward passes."),
+            images=counter("images", "Images that went through the model."),
+            rejected=Labelled(
+                counter("rejected", "Requests refused before any work, by reason.", ("reason",))
+            ),
+            cancelled=counter("cancelled", "Images whose client went away before the model ran."),
+            expired=counter("expired", "Requests answered 504."),
+            late_work=counter("late_work", "Images that the model ran after their deadline; stays 0."),
+            nan_outputs=counter("nan_outputs", "Images that the model answered with NaN or infinity."),
+            shadow_images=Labelled(
+                counter(
+                    "shadow_images", "Images that the shadow was shown, by what came of it.", ("outcome",)
+                )
+            ),
+            shadow_difference=histogram(
+                "shadow_probability_difference",
+                "The largest difference of any class's probability between the two models.",
+                buckets=DIFFERENCES,
+            ),
+            shadow_inference=histogram("shadow_inference_seconds", "What the shadow took for a batch."),
+            decodes_killed=Labelled(
+                counter(
+                    "decodes_killed", "Decodes that were ended, by format and reason.", ("format", "reason")
+                )
+            ),
+        )
+        for stage in STAGES:
+            metrics.stage_duration.labels(stage)
+        return metrics
+
+
+def forget(process: int) -> None:
+    """A process has ended: its counts stay, in the file of all that have."""
+    directory = Path(os.environ[_DIRECTORY])
+    try:
+        merge_dead(directory, process)
+    except FileNotFoundError:
+        # Who cleans temporary folders takes counts along, and not the service: its next process needs the place.
+        log.error("the counters' folder %s is gone, and what was counted there", directory)
+        directory.mkdir(exist_ok=True)
+
+
+class Snapshot:
+    """The gauges, read when somebody scrapes. A prometheus_client collector."""
+
+    def __init__(
+        self,
+        state: str,
+        restarts: int,
+        frontend_restarts: int,
+        engine_up: bool,
+        sources: Sequence[Source],
+        cards: Sequence[ModelCard],
+        supervisor: int | None = None,
+        switches: Mapping[str, int] | None = None,
+        engines: Sequence[str] = (),
+    ) -> None:
+        """``sources`` are the engines, ``cards`` what answers, the default model first.
+
+        ``supervisor`` is the process above all others of the service, for what each of them uses. ``switches`` are how
+        many changes of a model ended, by outcome; ``engines`` the state of each engine of the models that answer.
+        """
+        self._state = state
+        self._restarts = restarts
+        self._frontend_restarts = frontend_restarts
+        self._engine_up = engine_up
+        self._sources = sources
+        self._cards = cards
+        self._supervisor = supervisor
+        self._switches = switches or {}
+        self._engines = engines
+
+    def collect(self) -> Iterable[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        def gauge(name: str, text: str, value: float) -> Metric:
+            return GaugeMetricFamily(f"imagenet_{name}", text, value=value)
+
+        yield gauge("engine_up", "1 while the engine takes work.", float(self._engine_up))
+        yield CounterMetricFamily(
+            "imagenet_engine_restarts", "Engines that were started in place of a dead one.", self._restarts
+        )
+        yield CounterMetricFamily(
+            "imagenet_frontend_restarts",
+            "Front-ends that were started in place of a dead one.",
+            self._frontend_restarts,
+        )
+        engines = GaugeMetricFamily(
+            "imagenet_engines", "Engines of the models that answer, by state.", labels=["state"]
+        )
+        for name in ENGINE_STATES:
+            engines.add_metric([name], float(self._engines.count(name)))
+        yield engines
+        switches = CounterMetricFamily(
+            "imagenet_switches", "Changes of a model's version that ended, by outcome.", labels=["outcome"]
+        )
+        for outcome, count in self._switches.items():
+            switches.add_metric([outcome], count)
+        yield switches
+        state = GaugeMetricFamily(
+            "imagenet_state", "1 for the state that the service is in.", labels=["state"]
+        )
+        for name in STATES:
+            state.add_metric([name], float(name == self._state))
+        yield state
+        seen = readings(self._sources)
+        yield gauge("queue_depth", "Images that wait for the device.", seen.queue_depth)
+        yield gauge("in_flight_requests", "Images admitted and not yet answered.", seen.in_flight)
+        yield gauge(
+            "saturation_ratio",
+            "Arrivals over the capacity of the narrower side, device or decoding.",
+            seen.saturation,
+        )
+        yield gauge("engine_busy_ratio", "Share of time the device computes.", seen.busy_ratio)
+        if seen.memory_total:
+            yield _memory(seen.memory_used, seen.memory_total)
+        if self._cards:
+            yield _model_info(self._cards)
+            yield _fallbacks(self._cards)
+        yield _build_info()
+        if self._supervisor is not None:
+            yield from _process_usage(by_process(self._supervisor))
+
+
+def _memory(used: float, total: float) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    memory = GaugeMetricFamily(
+        "imagenet_gpu_memory_bytes", "The device's memory, used by anyone, and in all.", labels=["kind"]
+    )
+    memory.add_metric(["used"], used)
+    memory.add_metric(["total"], total)
+    return memory
+
+
+def _model_info(cards: Sequence[ModelCard]) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    names = ("name", "family", "weights", "sha256", "precision", "device", "runtime")
+    info = GaugeMetricFamily("imagenet_model_info", "A model that answers; always 1.", labels=names)
+    for card in cards:
+        info.add_metric([str(getattr(card, name) or "") for name in names], 1.0)
+    return info
+
+
+def _build_info() -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    build = build_information()
+    info = GaugeMetricFamily("imagenet_build_info", "What is running; always 1.", labels=list(build))
+    info.add_metric(list(build.values()), 1.0)
+    return info
+
+
+def _process_usage(usage: dict[str, Usage]) -> Iterable[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    processor = CounterMetricFamily(
+        "imagenet_process_cpu_seconds", "User and system time, by kind of process.", labels=["process"]
+    )
+    memory = GaugeMetricFamily(
+        "imagenet_process_resident_memory_bytes",
+        "Resident memory, by kind of process; what is shared counts in each.",
+        labels=["process"],
+    )
+    files = GaugeMetricFamily(
+        "imagenet_process_open_fds", "Open descriptors, by kind of process.", labels=["process"]
+    )
+    for name, used in sorted(usage.items()):
+        processor.add_metric([name], used.cpu_seconds)
+        memory.add_metric([name], float(used.resident_bytes))
+        files.add_metric([name], float(used.open_files))
+    return processor, memory, files
+
+
+def _fallbacks(cards: Sequence[ModelCard]) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    info = GaugeMetricFamily(
+        "imagenet_fallback_info",
+        "Something optional that the service goes on without; always 1.",
+        labels=["what", "why"],
+    )
+    for told in dict.fromkeys(told for card in cards for told in card.fallbacks):
+        info.add_metric(list(told), 1.0)
+    return info
+
+
+class _WithExemplars:
+    """The metrics of every process, with the exemplars of this one. A prometheus_client collector."""
+
+    def __init__(self, collector: Any, exemplars: Exemplars) -> None:
+        self._collector = collector
+        self._exemplars = exemplars
+
+    def collect(self) -> Iterable[Metric]:
+        return self._exemplars.adorn(self._collector.collect())
+
+
+def exposition(snapshot: Snapshot, accept: str = "", exemplars: Exemplars | None = None) -> tuple[bytes, str]:
+    """One scrape of the whole service, and its content type: OpenMetrics where ``accept`` asks for it.
+
+    ``exemplars`` can be seen in OpenMetrics alone.
+    """
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.exposition import choose_encoder
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry, everything = CollectorRegistry(), CollectorRegistry()
+    collector = MultiProcessCollector(everything)  # type: ignore[no-untyped-call]
+    registry.register(collector if exemplars is None else _WithExemplars(collector, exemplars))
+    registry.register(snapshot)
+    encode, content_type = choose_encoder(accept)
+    with reading(Path(os.environ[_DIRECTORY])):
+        return encode(registry), content_type

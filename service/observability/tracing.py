@@ -1,0 +1,236 @@
+"""OpenTelemetry, for who wants it: a span a request, with its stages as children, sent by OTLP over HTTP.
+
+    POST /predict                       from the first byte to the last of the answer; a child of the caller's span
+      ├─ receive                        the body
+      ├─ decode ── queue ── inference   of each image, with its batch's id and size
+
+Off unless ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or ``…_TRACES_ENDPOINT``) is set and the extra ``otel`` is installed; off,
+it costs one comparison a request and nothing is imported. Everything else follows the standard's variables too:
+``OTEL_SERVICE_NAME``, ``OTEL_RESOURCE_ATTRIBUTES``, ``OTEL_TRACES_SAMPLER``, ``OTEL_PROPAGATORS``,
+``OTEL_BSP_*``, ``OTEL_EXPORTER_OTLP_HEADERS`` (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/).
+
+Stages are measured anyway, the engine's by the engine; their spans are made of these times when the request has
+ended. So the engine carries no tracing, and no time is taken twice. Sampled requests also become the exemplars of the
+histograms (`Exemplars`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from service import __version__
+from service.host.extras import install_command
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import Span
+    from prometheus_client.core import Metric
+    from starlette.types import Scope
+
+log = logging.getLogger(__name__)
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_NAME = "imagenet-serve"
+#: Seconds that the last spans get to leave when a front-end ends; a collector that is away must not hold it.
+_LAST_SPANS = 2.0
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image's way through the engine. Times in seconds of the monotonic clock, durations in seconds."""
+
+    stages: Mapping[str, float]
+    finished: float
+    batch: int
+    batch_size: int
+
+
+@dataclass
+class Trace:
+    """What a traced request gathers until it ends."""
+
+    span: Span
+    images: list[Image] = field(default_factory=list)
+
+    @property
+    def id(self) -> str:
+        """The trace's id in hexadecimal, as the collector shows it."""
+        return f"{self.span.get_span_context().trace_id:032x}"
+
+
+def wanted(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the environment asks for traces."""
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    return environment.get("OTEL_TRACES_EXPORTER", "otlp") != "none" and any(map(environment.get, _ENDPOINTS))
+
+
+def obstacle(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Why there are no traces although the environment asks for them, with what to do; None when all is well."""
+    if not wanted(environment):
+        return None
+    if any(find_spec(f"opentelemetry{part}") is None for part in ("", ".sdk", ".exporter")):
+        return (
+            "an OTLP endpoint is set (OTEL_EXPORTER_OTLP_ENDPOINT), but the packages that speak to it are not "
+            f"installed, so nothing is traced; {install_command('otel')} brings them"
+        )
+    protocol = next(filter(None, map(environment.get, _PROTOCOLS)), "http/protobuf")
+    if protocol != "http/protobuf":
+        return (
+            f"OTLP over {protocol} is not spoken here, so nothing is traced; set OTEL_EXPORTER_OTLP_PROTOCOL="
+            "http/protobuf and the collector's port for it, usually 4318"
+        )
+    return None
+
+
+class Tracing:
+    """The tracer of one front-end, and its exemplars. Lives on its event loop; a thread of the SDK's sends."""
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("imagenet_serve", __version__)
+        self._started = time.time_ns() - time.monotonic_ns()
+        """The monotonic clock's zero in nanoseconds of the epoch: spans want the latter, stages have the former."""
+        self.exemplars = Exemplars()
+
+    @classmethod
+    def from_environment(cls) -> Tracing | None:
+        """The tracer that the environment asks for; None where it asks for none or there cannot be one."""
+        if not wanted() or obstacle():
+            return None
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        attributes = {SERVICE_VERSION: __version__}
+        if "OTEL_SERVICE_NAME" not in os.environ and "service.name=" not in os.environ.get(
+            "OTEL_RESOURCE_ATTRIBUTES", ""
+        ):
+            attributes[SERVICE_NAME] = _NAME
+        provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        return cls(provider)
+
+    def begin(self, scope: Scope, headers: Mapping[bytes, bytes], started: float) -> Trace:
+        """A request has arrived, at ``started`` of the monotonic clock. ``traceparent`` names its parent."""
+        from opentelemetry.propagate import extract
+        from opentelemetry.trace import SpanKind
+
+        carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()}
+        attributes = {
+            "http.request.method": scope["method"],
+            "url.path": scope["path"],
+            "url.scheme": scope["scheme"],
+        }
+        span = self._tracer.start_span(
+            scope["method"], extract(carrier), SpanKind.SERVER, attributes, start_time=self._at(started)
+        )
+        return Trace(span)
+
+    def end(
+        self, trace: Trace, *, request_id: str, route: str, status: int, stages: Mapping[str, float],
+        started: float, now: float,
+    ) -> None:  # fmt: skip
+        """The request has been answered: its spans are made and handed to the SDK."""
+        from opentelemetry.trace import Status, StatusCode
+
+        span = trace.span
+        if span.is_recording():
+            method = span.attributes["http.request.method"]
+            span.update_name(f"{method} {route}")
+            span.set_attribute("http.route", route)
+            span.set_attribute("http.response.status_code", status)
+            span.set_attribute("imagenet.request.id", request_id)
+            if status >= 500:
+                span.set_status(Status(StatusCode.ERROR))
+            if "receive" in stages:
+                self._child(trace, "receive", started, started + stages["receive"], {})
+            for image in trace.images:
+                self._image(trace, image)
+            self._exemplify(trace, route, stages, now - started)
+        span.end(self._at(now))
+
+    def close(self) -> None:
+        """Sends what is left, for so long as that may take."""
+        last = threading.Thread(target=self._provider.shutdown, daemon=True)
+        last.start()
+        last.join(_LAST_SPANS)
+
+    def _image(self, trace: Trace, image: Image) -> None:
+        """Backwards from the moment at which the batch was done: the stages follow each other."""
+        attributes = {"imagenet.batch.id": image.batch, "imagenet.batch.size": image.batch_size}
+        end = image.finished
+        for stage in ("inference", "queue", "decode"):
+            begin = end - image.stages[stage]
+            self._child(trace, stage, begin, end, {} if stage == "decode" else attributes)
+            end = begin
+
+    def _child(self, trace: Trace, name: str, begin: float, end: float, attributes: dict[str, Any]) -> None:
+        from opentelemetry.trace import set_span_in_context
+
+        parent = set_span_in_context(trace.span)
+        span = self._tracer.start_span(name, parent, attributes=attributes, start_time=self._at(begin))
+        span.end(self._at(end))
+
+    def _exemplify(self, trace: Trace, route: str, stages: Mapping[str, float], duration: float) -> None:
+        context = trace.span.get_span_context()
+        names = {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+        self.exemplars.note("imagenet_request_duration_seconds", "route", route, duration, names)
+        for stage in ("receive", "respond"):
+            if stage in stages:
+                self.exemplars.note("imagenet_stage_duration_seconds", "stage", stage, stages[stage], names)
+        for image in trace.images:
+            for stage, seconds in image.stages.items():
+                self.exemplars.note("imagenet_stage_duration_seconds", "stage", stage, seconds, names)
+
+    def _at(self, monotonic: float) -> int:
+        return self._started + round(monotonic * 1e9)
+
+
+class Exemplars:
+    """For each bucket of the duration histograms the last sampled request that fell into it.
+
+    prometheus_client's multi-process files have no room for exemplars, so each front-end keeps its own here and a
+    scrape shows those of the front-end that answers it: the counts are of the whole service, the examples of a part.
+    The text format has no exemplars; they are in the OpenMetrics format, which Prometheus asks for.
+    """
+
+    def __init__(self) -> None:
+        from service.observability.metrics import DURATIONS
+
+        self._bounds = DURATIONS
+        self._kept: dict[tuple[str, str, float], tuple[Mapping[str, str], float, float]] = {}
+
+    def note(self, name: str, label: str, value: str, seconds: float, names: Mapping[str, str]) -> None:
+        """``seconds`` were observed of the histogram ``name`` with one label's ``value``."""
+        position = bisect_left(self._bounds, seconds)
+        bound = self._bounds[position] if position < len(self._bounds) else float("inf")
+        self._kept[name, value, bound] = (names, seconds, time.time())
+
+    def adorn(self, metrics: Iterator[Metric] | Any) -> Iterator[Metric]:
+        """The metrics with what is kept here on their buckets."""
+        for metric in metrics:
+            for position, sample in enumerate(metric.samples):
+                if not sample.name.endswith("_bucket"):
+                    continue
+                others = [value for name, value in sample.labels.items() if name != "le"]
+                key = (metric.name, "".join(others), float(sample.labels["le"]))
+                if key in self._kept:
+                    metric.samples[position] = _with(sample, *self._kept[key])
+            yield metric
+
+
+def _with(sample: Any, names: Mapping[str, str], value: float, when: float) -> Any:
+    from prometheus_client.samples import Exemplar
+
+    return sample._replace(exemplar=Exemplar(dict(names), value, when))

@@ -1,0 +1,1 @@
+"""Settings taken apart: devices, several models, and words for what a value may be."""

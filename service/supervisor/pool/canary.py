@@ -1,0 +1,129 @@
+"""Known images through engines, over links of the supervisor's own: the way that every request takes.
+
+Nothing here waits: the supervisor's loop calls `hear` when a link is readable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.arena import Arena, Outcome
+from service.errors import RequestError
+from service.host.samples import samples
+from service.observability.card import ModelCard
+from service.shared import transport
+from service.shared.outputs import Task
+from service.shared.transport import Link
+from service.supervisor.pool.seat import Seat
+
+#: Images that every new engine answers before anybody else's.
+IMAGES = 4
+_MOST_PIXELS = 50_000_000
+#: What the supervisor is called among an engine's front-ends.
+_NAME = "supervisor"
+
+
+class Canary:
+    """One engine's answers to the known images. Construct, `hear` until it is `done`, `close`."""
+
+    def __init__(self, seat: Seat, patience: float) -> None:
+        assert seat.child is not None
+        assert seat.serving is not None
+        self.seat = seat
+        self.card = seat.serving.read_card()
+        self._arena = Arena(os.dup(seat.serving.arena), seat.serving.read_geometry())
+        self._number = seat.free_number(_NAME)
+        ours, theirs = transport.socket_pair()
+        seat.child.channel.send("front-end", number=self._number, descriptors=[theirs.fileno()])
+        theirs.close()
+        self._link = Link(ours)
+        self._waiting: dict[int, int] = {}
+        """By slot: which image is in it."""
+        self.failed = ""
+        """Why there is no answer."""
+        self._answers: dict[int, NDArray[np.float32]] = {}
+        self._send(time.monotonic() + patience)
+
+    def __repr__(self) -> str:
+        return f"<Canary of {self.seat}, {len(self._waiting)} waiting>"
+
+    @property
+    def done(self) -> bool:
+        return not self._waiting
+
+    @property
+    def answers(self) -> NDArray[np.float32] | None:
+        """float32 ``[IMAGES, outputs]``; None where one is missing."""
+        if len(self._answers) < IMAGES:
+            return None
+        return np.stack([self._answers[image] for image in range(IMAGES)])
+
+    def fileno(self) -> int:
+        return self._link.fileno()
+
+    def _send(self, deadline: float) -> None:
+        now = time.monotonic()
+        wanted = Task.CLASSIFY if self.card.classes else Task.FEATURES_AVG
+        for image, pixels in enumerate(pictures(self.card)):
+            slot = self._arena.take(self._number)
+            if slot is None:
+                self.failed = "has no free place"
+                return
+            np.copyto(self._arena.pixels[slot], pixels)
+            self._arena.note_admission(slot, deadline, bulk=False)
+            self._arena.note_submitted(slot, deadline, now, wanted)
+            self._waiting[slot] = image
+            self._link.send((slot,))
+
+    def hear(self) -> None:
+        """Something has arrived."""
+        slots = self._link.receive()
+        if slots is None:
+            self.give_up("has ended")
+            return
+        length = len(self.card.classes) or self.card.feature_shape[0]
+        for slot in slots:
+            image = self._waiting.pop(slot)
+            if self._arena.record(slot).outcome == Outcome.OK:
+                self._answers[image] = self._arena.results[slot, :length].copy()
+            else:
+                self.failed = "failed on a known image"
+            self._arena.release(slot)
+
+    def give_up(self, reason: str) -> None:
+        """No answer is waited for any more."""
+        self.failed = self.failed or reason
+        self._waiting.clear()
+
+    def close(self) -> None:
+        """The engine takes back what it still has."""
+        self._link.close()
+        self._arena.close()
+
+
+def pictures(card: ModelCard) -> list[NDArray[np.uint8]]:
+    """The known images as the model sees them, uint8 ``[H, W, C]``: sample photos, or patterns without them."""
+    return [_picture(card, image) for image in range(IMAGES)]
+
+
+def _picture(card: ModelCard, image: int) -> NDArray[np.uint8]:
+    pixels = np.random.default_rng(image).integers(0, 256, card.image, np.uint8)
+    photos = _photos()
+    if image < len(photos) and card.preprocessing.shape == card.image:
+        # Pillow, which front-ends need, is imported when the first one is started.
+        from service.preprocess import prepare
+
+        with contextlib.suppress(RequestError):
+            prepare(photos[image], card.preprocessing, pixels, max_pixels=_MOST_PIXELS)
+    return pixels
+
+
+@cache
+def _photos() -> tuple[bytes, ...]:
+    return tuple(sample.path.read_bytes() for sample in samples()[:IMAGES])
