@@ -42,7 +42,7 @@ def test_a_killed_service_starts_again_five_times_on_a_small_file_system() -> No
 #: What a front-end does that dies: it counts, and its file is there when it is gone.
 DIES = """
 import sys
-from service.metrics import Metrics
+from service.observability.metrics import Metrics
 declared = Metrics.declare()
 declared.requests.labels("/predict", "200").inc(3)
 declared.request_duration.labels("/predict").observe(0.02)

@@ -14,10 +14,10 @@ from tests.uploads import png
 PROGRAM = """
 import sys
 from service import settings
-from service.engine import transport
+from service.shared import transport
 transport.PROCESSES = False
 transport._KIND = __import__("socket").SOCK_DGRAM
-from service.supervisor import Supervisor
+from service.supervisor.supervisor import Supervisor
 sys.exit(Supervisor(settings.load(weights=sys.argv[1], port=0, log_format="json"), processes=False).run())
 """
 

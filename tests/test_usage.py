@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux'
 
 CHILD = """
 import sys
-from service.usage import name_process
+from service.host.usage import name_process
 name_process(sys.argv[1])
 files = [open("/dev/null") for _ in range(int(sys.argv[2]))]
 held = bytearray(b"x" * (int(sys.argv[3]) << 20))

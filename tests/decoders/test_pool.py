@@ -472,10 +472,10 @@ def _alive(pid: int) -> bool:
 def test_nothing_stays_when_a_front_end_is_killed() -> None:
     program = """
 import asyncio, numpy as np, sys
-from service.decoders import picture
+from service.images.decoders import picture
 from tests.decoders import test_pool as here
-from service.decoders.keeper import Keeper
-from service.decoders.pool import Pool
+from service.images.decoders.keeper import Keeper
+from service.images.decoders.pool import Pool
 from service.engine.decode_memory import DecodeMemory
 picture.prepare = here.tricky
 keeper = Keeper()

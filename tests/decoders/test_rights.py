@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the rights are 
 #: Tries each thing and prints what became of it: "done", or the error's name. A user that is not root, as in the image.
 PROGRAM = """
 import ctypes, errno, json, mmap, os, signal, socket, sys
-from service.decoders.rights import Bounds, close_all_but, give_up
+from service.images.decoders.rights import Bounds, close_all_but, give_up
 
 kept = int(sys.argv[1])
 tracer = ctypes.CDLL(None, use_errno=True)

@@ -47,7 +47,7 @@ import json, sys
 import numpy as np
 from service.models import serving
 from service.settings import load
-from service.task import Explain, Task
+from service.shared.outputs import Explain, Task
 loaded = serving.load(load(weights=sys.argv[1], device="cpu"), lambda *_: None)
 loaded.runner.warm_up()
 wanted = [Task.CLASSIFY, Task.FEATURES_AVG, Task.FEATURES_MAX, Task.FEATURES_MAP, Explain(), Explain(3)]
