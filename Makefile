@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed-run
 STAMP     := $(VENV)/.installed
 
-.PHONY: help run test test-oldest verify-gpu test-slow alert-series drill-rollouts drill soak test-page test-originals test-kserve test-ray fuzz release audit check format clean verify-deploy
+.PHONY: help run test test-times test-oldest verify-gpu test-slow alert-series drill-rollouts drill soak test-page test-originals test-kserve test-ray fuzz release audit check format clean verify-deploy
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -37,15 +37,23 @@ run: $(RUN_STAMP)  ## serve on http://127.0.0.1:8000 with the page at /; MODEL=d
 	@$(if $(DEMO),echo "$(ADVICE)")
 	@$(BIN)/imagenet-serve serve $(CHOSEN) $(DEMO) --port $(PORT)
 
-# A file's tests stay together, so that they share what they start.
-test: $(STAMP)  ## the default test run, a process a core
-	$(BIN)/python -m pytest -n auto --dist loadfile
+# A file's tests stay together, so that they share what they start. Two processes more than there are cores: many tests
+# wait for a program that they have started.
+WORKERS := $(shell expr $$(nproc 2>/dev/null || echo 2) + 2)
+PARALLEL := -n $(WORKERS) --dist loadfile
+
+test: $(STAMP)  ## the default test run
+	$(BIN)/python -m pytest $(PARALLEL)
+
+# The aim is at most four minutes on two cores; a run on a busy machine says nothing about it.
+test-times: $(STAMP)  ## the same, and what takes long: build/test-times.txt
+	$(BIN)/python -m pytest $(PARALLEL) -p tests.times --times build/test-times.txt
 
 # The oldest torch that pyproject.toml allows, which hosts with GPUs have; PYTHON=python3.11 and python3.12 are both meant.
 OLDEST := build/oldest-$(notdir $(PYTHON))
 
 test-oldest: $(OLDEST)/.installed  ## the default tests, and those of hubs, on the oldest libraries that read weights
-	$(OLDEST)/bin/python -m pytest -n auto --dist loadfile
+	$(OLDEST)/bin/python -m pytest $(PARALLEL)
 	$(OLDEST)/bin/python -m pytest -m slow tests/test_remote_sources.py
 
 $(OLDEST)/.installed: pyproject.toml tests/requirements/oldest.txt

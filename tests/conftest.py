@@ -25,8 +25,12 @@ _METRICS = metrics.prepare()
 _CLAIM = Claim(_METRICS)
 
 
-#: What is converted here, and in the services that are started here, is cached here, once for all tests.
-_CACHE = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="imagenet-serve-test-cache-")
+#: Whether pytest-xdist has started this process for another one.
+_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+#: What is converted here, and in the services that are started here, is cached here, once for all tests: xdist's
+#: workers find the folder of the process that started them.
+if not _WORKER:
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="imagenet-serve-test-cache-")
 
 
 #: Pillow's own limit.
@@ -46,4 +50,9 @@ def _metrics_folder() -> Iterator[None]:
         if type(item).__name__ == "MmapedDict":
             item.close()
     metrics.clean_up(_METRICS)
-    shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+def pytest_unconfigure() -> None:
+    """After the last test of all workers."""
+    if not _WORKER:
+        shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 from dataclasses import replace
@@ -70,7 +71,10 @@ def directory(parent: Path) -> Path:
 @cache
 def shared() -> Path:
     """`directory`, the same one for all tests that only serve it: one of their services converts it for all."""
-    return directory(_SHARED)
+    _SHARED.mkdir(exist_ok=True)
+    with (_SHARED / "lock").open("w") as lock:  # xdist's workers share the folder
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _SHARED / "tiny" if (_SHARED / "tiny").exists() else directory(_SHARED)
 
 
 #: In the tests' own cache, as it is before a test takes another one for itself; it goes with it.
