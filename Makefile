@@ -54,7 +54,7 @@ OLDEST := build/oldest-$(notdir $(PYTHON))
 
 test-oldest: $(OLDEST)/.installed  ## the default tests, and those of hubs, on the oldest libraries that read weights
 	$(OLDEST)/bin/python -m pytest $(PARALLEL)
-	$(OLDEST)/bin/python -m pytest -m slow tests/test_remote_sources.py
+	$(OLDEST)/bin/python -m pytest -m slow tests/end_to_end/test_remote_sources.py
 
 $(OLDEST)/.installed: pyproject.toml tests/requirements/oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
@@ -98,7 +98,7 @@ test-kserve: build/kserve/.installed  ## /v2 through KServe's own client
 	build/kserve/bin/python -m pytest -m kserve
 
 test-ray: build/ray/.installed  ## service.batch through a local Ray
-	build/ray/bin/python -m pytest -m ray tests/test_ray.py
+	build/ray/bin/python -m pytest -m ray tests/end_to_end/test_ray.py
 
 EXTRA := dev
 

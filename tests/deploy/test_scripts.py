@@ -14,9 +14,9 @@ import torch
 
 from service.models.catalog import VARIANTS
 from service.models.checkpoints import resolve
+from tests.frontend.test_tls import make
 from tests.models.test_torch_hub import cached, content  # noqa: F401  # fixtures
 from tests.server import Server
-from tests.test_tls import make
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 

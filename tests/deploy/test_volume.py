@@ -14,8 +14,8 @@ import pytest
 from tests.models.loopback import Loopback, Reply, Request, serve
 from tests.models.test_download import until
 from tests.models.test_kaggle import FIXTURES, HANDLE, kaggle
+from tests.observability.test_counters import NAMESPACES, can_mount
 from tests.server import HTTP, Server
-from tests.test_counters import NAMESPACES, can_mount
 
 pytestmark = pytest.mark.slow
 

@@ -24,8 +24,8 @@ from service.api.grpc import schema
 from service.api.grpc.server import GrpcServer
 from service.api.keys import Keys
 from service.shared.status import Status
-from tests import test_tls
 from tests.api.site import CLASSES, Site, logits_of, site
+from tests.frontend import test_tls
 from tests.loops import on_a_loop, until
 from tests.uploads import png
 
