@@ -86,7 +86,7 @@ def test_the_environment_and_flags_set_the_same(monkeypatch: pytest.MonkeyPatch)
 
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        settings.load().port = 1
+        settings.load().port = 1  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -29,7 +29,7 @@ def checkpoint() -> Checkpoint:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         network = densenet.build(configuration)
-        torch.nn.init.normal_(network.classifier.weight, 0, 2)
+        torch.nn.init.normal_(network.get_parameter("classifier.weight"), 0, 2)
     return Checkpoint(
         configuration=configuration,
         state_dict=network.state_dict(),
@@ -51,8 +51,8 @@ def of(configuration: Configuration, side: int) -> Checkpoint:
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, 0, 0.3)
             if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.running_mean, -0.5, 0.5)
-                nn.init.uniform_(module.running_var, 0.5, 2)
+                nn.init.uniform_(module.running_mean, -0.5, 0.5)  # type: ignore[arg-type]
+                nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
     return replace(
         checkpoint(),
         configuration=configuration,

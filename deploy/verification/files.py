@@ -62,7 +62,7 @@ def locks() -> str:
     document = tomllib.loads(project.read_text(encoding="utf-8"))
     # torch with CUDA is in one of the two only, OpenVINO in the other.
     asked = [(("gpu.txt", "cpu.txt"), r) for r in _in_the_image(document["project"])]
-    asked += [(("build.txt",), r) for r in document["build-system"]["requires"]]
+    asked += [(("build.txt",), r) for r in document["build-system"]["requires"]]  # type: ignore[misc]
     wrong = [
         f"{r} is not in {' or '.join(names)}"
         for names, r in asked
@@ -135,6 +135,6 @@ def _pinned(name: str, requirement: Requirement) -> bool:
     text = (ROOT / "deploy" / "requirements" / name).read_text(encoding="utf-8")
     pins = re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE)
     versions = [v for n, v in pins if canonicalize_name(n) == canonicalize_name(requirement.name)]
-    if requirement.marker and not requirement.marker.evaluate(default_environment()):
+    if requirement.marker and not requirement.marker.evaluate(default_environment()):  # type: ignore[arg-type]
         return True
     return bool(versions) and all(requirement.specifier.contains(v) for v in versions)

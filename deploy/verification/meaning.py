@@ -298,7 +298,7 @@ def measured_memory() -> dict[str, float]:
 
     A cell is "from the cache / first start"; a row of two models has two figures, of which the larger stands for both.
     """
-    found = {}
+    found: dict[str, Any] = {}
     text = (ROOT / "docs" / "PERFORMANCE.md").read_text(encoding="utf-8")
     for line in text.partition("## What to expect")[2].partition("\n## ")[0].splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]

@@ -241,7 +241,7 @@ def test_numbers_in_headers_have_one_error(header: str, value: str) -> None:
         content = json.dumps(
             {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [PICTURE]}]}
         )
-        answer = runner.run(here.http.post(INFER, content=content, headers={header: value.encode()}))
+        answer = runner.run(here.http.post(INFER, content=content, headers={header.encode(): value.encode()}))
         assert answer.status_code == 422
         assert header.split("-")[0] in answer.json()["error"].lower()
         proportionate(answer)

@@ -100,7 +100,7 @@ async def test_request_ids_are_echoed_and_never_forged() -> None:
         given = await here.http.get("/livez", headers={"x-request-id": "abc-123"})
         assert given.headers["x-request-id"] == "abc-123"
         for bad in ("two words", "x" * 200, 'a"b', "é"):
-            answer = await here.http.get("/livez", headers={"x-request-id": bad.encode("latin-1")})
+            answer = await here.http.get("/livez", headers={b"x-request-id": bad.encode("latin-1")})
             assert answer.headers["x-request-id"] != bad
             assert len(answer.headers["x-request-id"]) == 32
 

@@ -73,7 +73,7 @@ def test_the_image_travels_as_it_is_with_the_key(tmp_path: Path) -> None:
 
 def test_what_is_refused_for_now_comes_again() -> None:
     refusals = iter([busy(), busy(503), busy(504), httpx.ReadError("reset"), busy()])
-    with classifier(after(refusals)) as server:
+    with classifier(after(refusals)) as server:  # type: ignore[arg-type]
         (result,) = server.look([b"x"])
     assert not result.error
     assert next(refusals, None) is None

@@ -210,7 +210,7 @@ def doctor(*arguments: str) -> Result:
 
 
 def test_a_good_host_is_told_so_without_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights.httpx, "head", lambda *_, **__: pytest.fail("nothing is missing here"))
+    monkeypatch.setattr(weights.httpx, "head", lambda *_, **__: pytest.fail("nothing is missing here"))  # type: ignore[attr-defined]
     done = doctor("--port=0", f"--weights={tiny.shared()}")
     assert done.exit_code == 0, done.output
     assert "FAIL" not in done.output

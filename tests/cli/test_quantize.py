@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def damaged(monkeypatch: pytest.MonkeyPatch) -> Damaged:
             found = answers(model, images)
             return found + np.random.default_rng(0).normal(0, damage, found.shape).astype(np.float32)
 
-        def write(directory: Path, model: tuple[object, float], *rest: object, **more: object) -> None:
+        def write(directory: Path, model: tuple[object, float], *rest: Any, **more: Any) -> None:
             written(directory, model[0], *rest, **more)
 
         written = artifact.write

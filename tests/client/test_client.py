@@ -82,7 +82,7 @@ def test_what_is_refused_for_now_comes_again(predict: Any) -> None:
     refusals = iter(
         [busy(), busy(503), busy(504), httpx.ReadError("reset"), httpx.ConnectError("no"), busy()]
     )
-    answer = predict(after(refusals))
+    answer = predict(after(refusals))  # type: ignore[arg-type]
     assert next(refusals, None) is None
     assert answer.best.label == "Egyptian cat"
     assert answer.best.logit is None
@@ -171,7 +171,7 @@ def test_photos_come_as_paths_files_and_bytes(tmp_path: Path) -> None:
         with path.open("rb") as file:
             client.predict(file)
         client.predict(io.BytesIO(b"photo"))
-        client.predict(memoryview(b"photo"))  # type: ignore[arg-type]
+        client.predict(memoryview(b"photo"))
         with pytest.raises(FileNotFoundError):
             client.predict(tmp_path / "missing.png")
     assert seen == [("image/png", b"photo")] * 3 + [("application/octet-stream", b"photo")] * 2

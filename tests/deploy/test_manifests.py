@@ -19,7 +19,8 @@ if shutil.which("kubectl") is None:
     pytest.skip("there is no kubectl", allow_module_level=True)
 
 from verification import meaning  # noqa: E402
-from verification.manifests import K8S, Resource, build, composed  # noqa: E402
+from verification.manifests import K8S, build, composed  # noqa: E402
+from verification.meaning import Resource  # noqa: E402
 
 
 @pytest.fixture(scope="module")

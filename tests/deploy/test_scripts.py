@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def health(url: str, path: str, **environment: str) -> subprocess.CompletedProce
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
 def test_the_health_command_asks_as_the_port_speaks(tmp_path: Path) -> None:
     certificate, key = make(tmp_path, "not this host")
-    files = {"tls_certificate_file": certificate, "tls_key_file": key}
+    files: dict[str, Any] = {"tls_certificate_file": certificate, "tls_key_file": key}
     with Server(module="tests.drills.hostile", frontends=1, **files) as server:
         tls = {"IMAGENET_TLS_CERTIFICATE_FILE": str(certificate)}
         for path in ("/livez", "/readyz"):

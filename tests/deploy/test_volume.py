@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,7 +90,12 @@ def test_a_service_that_is_ended_while_weights_load_goes_on_where_it_was(tmp_pat
         return [path for path in tmp_path.rglob("*.partial") if "weights" in path.name]
 
     with serve(slow) as server:
-        settings = {"frontends": 1, "device": "cpu", "runtime": "eager", "weights": f"{HANDLE}/3"}
+        settings: dict[str, Any] = {
+            "frontends": 1,
+            "device": "cpu",
+            "runtime": "eager",
+            "weights": f"{HANDLE}/3",
+        }
         for starts in (1, 2, 3):
             with Server(wait=False, environment=environment(tmp_path, server), **settings) as service:
                 until(lambda: any(path.stat().st_size >= starts * step for path in partials()))  # noqa: B023

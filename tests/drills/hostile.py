@@ -104,7 +104,7 @@ def shift(weights: str) -> int:
 
 
 def _class(pixels: NDArray[np.uint8]) -> int:
-    return zlib.crc32(np.ascontiguousarray(pixels)) % CLASSES
+    return zlib.crc32(pixels.tobytes()) % CLASSES
 
 
 def _trick(pixels: NDArray[np.uint8]) -> Trick | None:
@@ -218,7 +218,7 @@ def _hang_the_second_time() -> None:
 
 if __name__ == "__main__":
     process._load = load  # type: ignore[assignment]
-    picture.prepare = decode_or_play
+    picture.prepare = decode_or_play  # type: ignore[attr-defined]
     process.SHORTEST_LIMIT = seconds("LIMIT_S") or process.SHORTEST_LIMIT
     supervisor._SILENCE = seconds("SILENCE_S") or supervisor._SILENCE
     main()

@@ -99,7 +99,7 @@ def overload(seconds: float) -> Report:
     report.promise(
         "goodput at least 95 % of the peak", goodput >= 0.95, f"{goodput:.1%} of {peak:.1f} images/s"
     )
-    report.promise("refusals answered within 10 ms (p99)", p99 <= 0.01, f"ms: {spread(refusals)}")
+    report.promise("refusals answered within 10 ms (p99)", p99 <= 0.01, f"ms: {spread(refusals.tolist())}")
     report.promise(
         "every request is answered, 200 or 429",
         not tally.failures and set(tally.statuses) <= {200, 429},

@@ -64,9 +64,9 @@ def running(way: Way, ports: list[int]) -> Iterator[tuple[str, int]]:
         config = folder / "proxy.conf"
         write = haproxy if way.proxy == "haproxy" else nginx
         config.write_text(write(way, port, ports, folder))
-        command = ["haproxy", "-db", "-f", config]
+        command = ["haproxy", "-db", "-f", str(config)]
         if way.proxy == "nginx":
-            command = ["nginx", "-p", folder, "-c", config, "-g", "daemon off;"]
+            command = ["nginx", "-p", str(folder), "-c", str(config), "-g", "daemon off;"]
         with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
             try:
                 _wait(port, process, folder / "log")

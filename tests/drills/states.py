@@ -296,11 +296,11 @@ def main() -> int:
             lines += test(
                 f"{name} beside one that serves", [*written(seen, "a"), *written(well, "b")], alerts
             )
-    for name, (reach, alerts) in EVENTS.items():
+    for name, (reach, expected) in EVENTS.items():
         with reach() as server:
             seen = watch(server)
         print(f"{name}: {len(seen.second)} series", file=sys.stderr, flush=True)
-        lines += test(name, happened(written(seen, "a")), {20: alerts})
+        lines += test(name, happened(written(seen, "a")), {20: expected})
     lines += vanished(written(well, "a"))
     (PLACE / "rules_states_test.yml").write_text("".join(lines))
     return 0

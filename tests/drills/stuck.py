@@ -18,5 +18,5 @@ def prepare(*_: object, **__: object) -> NoReturn:
 
 if __name__ == "__main__":
     process._load = hostile.load  # type: ignore[assignment]
-    picture.prepare = prepare  # type: ignore[assignment]
+    picture.prepare = prepare  # type: ignore[attr-defined]
     main()

@@ -195,7 +195,7 @@ def test_sigterm_under_load_answers_what_was_admitted(weights: Path) -> None:
 
 
 def test_a_drain_that_is_too_short_says_so_with_its_exit_code(weights: Path) -> None:
-    settings = {"max_queue_delay_ms": 10_000, "drain_timeout_ms": 500, "max_batch_size": 8}
+    settings: dict[str, Any] = {"max_queue_delay_ms": 10_000, "drain_timeout_ms": 500, "max_batch_size": 8}
     with Server(weights=weights, frontends=1, **settings) as server, ThreadPoolExecutor(1) as clients:
         asked = clients.submit(HTTP.post, server.url + "/predict", files={"file": png(1)})
         until(lambda: in_flight(server) == 1, "it was never admitted")

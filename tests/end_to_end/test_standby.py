@@ -102,7 +102,7 @@ def assert_close(answer: Any, before: Any) -> None:
 @pytest.mark.slow
 def test_every_kind_of_request_survives_the_death_of_its_engine() -> None:
     # The engine waits for company, so that all of them are with it when it dies.
-    settings = {"max_queue_delay_ms": 2500, "max_batch_size": 32, "grpc_port": free_port()}
+    settings: dict[str, Any] = {"max_queue_delay_ms": 2500, "max_batch_size": 32, "grpc_port": free_port()}
     with Server(weights=tiny.shared(), frontends=1, standby=True, **settings) as server:
         until(lambda: states(server) == ["serving", "standby"])
 
@@ -123,7 +123,7 @@ def test_every_kind_of_request_survives_the_death_of_its_engine() -> None:
 
         kinds: list[Callable[[], httpx.Response]] = [
             lambda: post("/predict"),
-            lambda: post("/predict", **{"x-priority": "bulk"}),
+            lambda: post("/predict", **{"x-priority": "bulk"}),  # type: ignore[arg-type]
             lambda: post("/features"),
             lambda: post("/features?pooling=none"),
             lambda: post("/explain"),

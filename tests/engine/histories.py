@@ -36,5 +36,5 @@ def run(machine: type[Counted], steps: int, seconds: float = float("inf"), **opt
     machine.steps = 0
     give_up = time.monotonic() + seconds
     while machine.steps < steps and time.monotonic() < give_up:
-        run_state_machine_as_test(machine, settings=settings(_SETTINGS, **options))  # type: ignore[no-untyped-call]
+        run_state_machine_as_test(machine, settings=settings(_SETTINGS, **options))
     return machine.steps

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 from hypothesis import given
@@ -36,7 +37,14 @@ def test_free_and_taken_are_all_slots(steps: list[tuple[int, bool]]) -> None:
 
 def test_parts_do_not_overlap() -> None:
     arena = Arena.create(GEOMETRY)
-    parts = [arena.gauges, arena.arrivals, arena.owners, arena.records, arena.results, arena.pixels]
+    parts: list[np.ndarray[Any, Any]] = [
+        arena.gauges,
+        arena.arrivals,
+        arena.owners,
+        arena.records,
+        arena.results,
+        arena.pixels,
+    ]
     for number, part in enumerate(parts, start=1):
         part.view(np.uint8).reshape(-1)[:] = number
     for number, part in enumerate(parts, start=1):
@@ -79,6 +87,7 @@ def test_another_mapping_sees_the_same_bytes() -> None:
 
 GRAB = """
 import sys
+from typing import Any
 from service.engine.arena import Arena, Geometry
 arena = Arena(int(sys.argv[1]), Geometry(slots=2000, height=1, width=1, channels=1, results=1))
 owner = int(sys.argv[2])

@@ -271,7 +271,7 @@ async def test_a_standby_takes_over_what_a_dead_engine_had() -> None:
     with Engine("process", slots=16, delay=600.0) as engine, Engine("process", slots=16) as standby:
         client = engine.connect()
         standby.connect(client, standby=True)
-        waiting = [asyncio.create_task(ask(client, picture(seed), bulk=seed % 2)) for seed in range(6)]
+        waiting = [asyncio.create_task(ask(client, picture(seed), bulk=seed % 2 == 1)) for seed in range(6)]
         await asyncio.sleep(0.2)
         assert standby.arena.free == 16
         engine.process.kill()

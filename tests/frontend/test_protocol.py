@@ -96,7 +96,7 @@ def test_an_offer_to_upgrade_is_passed_over_at_every_split(offer: bytes, chunked
         for at in range(1, len(sent)):
             fed = Fed()
             await fed.feed(sent[:at], sent[at:])
-            await until(lambda fed=fed: len(fed.statuses) == 2)
+            await until(lambda fed=fed: len(fed.statuses) == 2)  # type: ignore[misc]
             assert fed.asked == [request.as_asked, ("GET", "/livez", b"")]
 
     run()

@@ -114,7 +114,7 @@ def test_elsewhere_an_extra_is_named_by_its_packages(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(extras, "_ROOT", tmp_path)
     lines = ["torch>=2", "openvino>=2026 ; extra == 'cpu'", 'nncf>=3; extra == "quantize"']
     lines += ["imagenet-serve[cpu]; extra == 'quantize'", "uvloop; sys_platform != 'win32'"]
-    monkeypatch.setattr(extras.metadata, "requires", lambda name: lines)
+    monkeypatch.setattr(extras.metadata, "requires", lambda name: lines)  # type: ignore[attr-defined]
     assert extras.install_command("cpu").endswith("pip install 'openvino>=2026'")
     assert extras.install_command("quantize").endswith("pip install 'openvino>=2026' 'nncf>=3'")
 

@@ -6,6 +6,7 @@ import fcntl
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ def folders(tmp_path: Path) -> set[str]:
 
 
 def test_the_counters_of_a_killed_service_go_at_the_next_start_and_others_stay(tmp_path: Path) -> None:
-    quick = {"module": "tests.drills.hostile", "frontends": 1}
+    quick: dict[str, Any] = {"module": "tests.drills.hostile", "frontends": 1}
     with Server(**quick) as lives:
         living = folders(tmp_path)
         with Server(**quick) as killed:

@@ -50,7 +50,7 @@ def routes(settings: Settings) -> set[str]:
 
 
 def environment_of(document: dict[str, str]) -> Settings:
-    return Settings(**{name.removeprefix("IMAGENET_").lower(): value for name, value in document.items()})
+    return Settings(**{name.removeprefix("IMAGENET_").lower(): value for name, value in document.items()})  # type: ignore[arg-type]
 
 
 def load(name: str) -> Any:

@@ -114,7 +114,7 @@ def explainer_of(checkpoint: Checkpoint) -> Explainer:
     return Explainer(head)
 
 
-def by_autograd(model: Uint8Model, image: np.ndarray, index: int) -> torch.Tensor:  # type: ignore[type-arg]
+def by_autograd(model: Uint8Model, image: np.ndarray, index: int) -> torch.Tensor:
     """Grad-CAM of one image as its paper has it, times the number of positions, without its ReLU."""
     picture = model.normalise(torch.from_numpy(image[None])).requires_grad_()
     features = model.network.forward_features(picture)
@@ -143,8 +143,15 @@ def test_maps_are_those_of_plain_autograd(name: str, runtime: str) -> None:
     else:
         head = converting.head_of(loader.load(checkpoint), checkpoint)
         way = Eager(model, "fp32")
+    assert head is not None
     runner = ModelRunner(way, image, 5, Explainer(head))
-    wanted = [Explain(), Task.CLASSIFY, Explain(classes - 1), Task.FEATURES_MAP, Explain(0)]
+    wanted: list[Task | Explain] = [
+        Explain(),
+        Task.CLASSIFY,
+        Explain(classes - 1),
+        Task.FEATURES_MAP,
+        Explain(0),
+    ]
     results = np.full((5, runner.results), 777, np.float32)
     runner.run(pixels, [4, 0, 3, 1, 2], wanted, results)
     _, height, width = runner.feature_shape

@@ -182,7 +182,7 @@ class Concat(nn.Module):
 
 
 def test_fastais_learner(tmp_path: Path) -> None:
-    body = network("densenet").features
+    body = network("densenet").get_submodule("features")
     head = nn.Sequential(
         *(Concat(), nn.Flatten(), nn.BatchNorm1d(60), nn.Dropout(), nn.Linear(60, 9, bias=False)),
         *(nn.ReLU(), nn.BatchNorm1d(9), nn.Dropout(), nn.Linear(9, CLASSES, bias=False)),
@@ -199,7 +199,7 @@ class Own(nn.Module):
 
     def __init__(self, wrap: Callable[[nn.Module], Any]) -> None:
         super().__init__()
-        self.encoder = wrap(network("densenet").features)
+        self.encoder = wrap(network("densenet").get_submodule("features"))
         self.fc1, self.fc2 = nn.Linear(30, 9), nn.Linear(9, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -369,7 +369,7 @@ def test_a_head_that_cannot_be_read_is_no_network_without_classes(tmp_path: Path
 
 def test_features_alone_say_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number, state in enumerate(
-        (network("vgg_bn").state_dict(), network("densenet").features.state_dict())
+        (network("vgg_bn").state_dict(), network("densenet").get_submodule("features").state_dict())
     ):
         kept = {key: tensor for key, tensor in state.items() if not key.startswith("classifier")}
         checkpoint = resolve(str(saved(tmp_path / f"{number}.pth", kept)), "vgg16")

@@ -77,7 +77,7 @@ def test_a_way_that_rounds_by_chance_is_held_to_the_tolerance_alone(precision: s
     guard = guarded(way, precision=precision)
     for _ in range(200):
         assert guard.look([way]).mismatches == 0
-    way.off = RIGHT / 10
+    way.off = RIGHT / np.float32(10)
     with pytest.raises(DeviceFailed):
         guard.look([way])
 
@@ -195,7 +195,7 @@ def test_weights_that_are_no_numbers_are_no_reason_for_an_alarm() -> None:
 def test_what_does_not_compute_the_network_does_not_serve() -> None:
     guarded(FakeWay(), expected=RIGHT)
     guarded(FakeWay(), expected=RIGHT * np.float32(1.00005))
-    guarded(FakeWay(off=RIGHT / 10), expected=RIGHT, precision="bf16")
+    guarded(FakeWay(off=RIGHT / np.float32(10)), expected=RIGHT, precision="bf16")
     with pytest.raises(UntrustedError, match="off the network's answer"):
         guarded(FakeWay(), expected=RIGHT * np.float32(1.01))
     broken = FakeWay(off=np.full(10, np.nan, np.float32))

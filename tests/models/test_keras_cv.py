@@ -55,10 +55,10 @@ def keras_arrays(network: VGG, *, top: bool) -> dict[str, list[Any]]:
     if top:
         for name, number in (("fc1", 0), ("fc2", 3), ("predictions", 6)):
             layer = network.classifier.get_submodule(str(number))
-            kernel = layer.weight.numpy()
+            kernel = layer.weight.numpy()  # type: ignore[operator]
             if name == "fc1":
                 kernel = kernel.reshape(6, 5, 1, 2).transpose(0, 2, 3, 1).reshape(6, -1)
-            arrays[name] = [kernel.T, layer.bias.numpy()]
+            arrays[name] = [kernel.T, layer.bias.numpy()]  # type: ignore[operator]
     return arrays
 
 

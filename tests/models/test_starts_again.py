@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +46,7 @@ MODELS = {"densenet": tiny.directory, "vgg": vgg}
 PROGRAM = """
 import json, sys
 import numpy as np
+from typing import Any
 from service.models import serving
 from service.settings import load
 from service.shared.outputs import Explain, Task
@@ -60,11 +62,11 @@ print(json.dumps({"heavy": heavy, "results": results.tolist(), "name": loaded.ca
 """
 
 
-def start(weights: Path, **environment: str) -> dict[str, object]:
+def start(weights: Path, **environment: str) -> dict[str, Any]:
     command = [sys.executable, "-c", PROGRAM, str(weights)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr
-    answer: dict[str, object] = json.loads(done.stdout)
+    answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
 
@@ -189,11 +191,13 @@ def test_what_was_measured_is_kept_for_each_kind_of_processor(
     weights = tiny.directory(tmp_path)
     measured: list[str] = []
     here, really = dict(machine.processor()), machine.Notes.write
-    monkeypatch.setattr(
-        machine.Notes,
-        "write",
-        lambda notes, found: (measured.append(kind), really(notes, found)),
-    )
+    kind = ""
+
+    def write(notes: machine.Notes, found: Any) -> None:
+        measured.append(kind)
+        really(notes, found)
+
+    monkeypatch.setattr(machine.Notes, "write", write)
     for kind in ("here", "here", "elsewhere", "here", "elsewhere"):
         other = here if kind == "here" else {**here, "flags": "fewer"}
         monkeypatch.setattr(machine, "processor", lambda found=other: found)
@@ -214,7 +218,7 @@ def test_the_number_of_cores_and_the_largest_batch_count_as_well(
         for largest in (None, 4)
     }
     assert len(found) == 8
-    monkeypatch.setattr(machine.manifest, "libraries", lambda *names: dict.fromkeys(names, "0"))
+    monkeypatch.setattr(machine.manifest, "libraries", lambda *names: dict.fromkeys(names, "0"))  # type: ignore[attr-defined]
     assert machine.notes(folder, 1, "fp32", None).folders not in found
 
 
@@ -255,9 +259,9 @@ def test_a_compiled_model_that_is_damaged_is_compiled_again(
     answers = []
     for each in (first, second):
         results = np.zeros((1, each.runner.results), np.float32)
-        each.runner.run(pixels, [0], [Task.CLASSIFY], results)  # type: ignore[union-attr]
+        each.runner.run(pixels, [0], [Task.CLASSIFY], results)
         answers.append(results)
-    np.testing.assert_allclose(*answers, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(answers[0], answers[1], rtol=1e-5, atol=1e-5)
 
 
 def test_the_least_of_several_measurements_counts() -> None:
@@ -296,7 +300,7 @@ def test_a_plan_made_in_a_bad_moment_is_corrected(tmp_path: Path) -> None:
 def test_a_large_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
     really = cache._read
-    monkeypatch.setattr(cache, "_read", lambda path: (read.append(path), really(path))[1])
+    monkeypatch.setattr(cache, "_read", lambda path: (read.append(path), really(path))[1])  # type: ignore[func-returns-value]
     large, small = tmp_path / "large", tmp_path / "small"
     large.write_bytes(bytes(2 << 20))
     small.write_bytes(b"1")
@@ -321,7 +325,7 @@ def test_random_weights_are_told_apart_by_seed_and_model(
 ) -> None:
     caplog.set_level(logging.ERROR)
     checkpoint = resolve("demo", "densenet121")
-    card = building.describe(checkpoint, building.loader.load(checkpoint))
+    card = building.describe(checkpoint, building.loader.load(checkpoint))  # type: ignore[attr-defined]
     assert sources.find("random:1", "densenet121") is None
     sources.remember("random:1", "densenet121", replace(checkpoint, files={}), card)
     found = sources.find("random:1", "densenet121")

@@ -55,7 +55,7 @@ def test_shells_of_modules_come_off(tmp_path: Path, family: str, shell: str) -> 
 
 
 def _old_weight_norm(layer: nn.Module) -> None:
-    nn.init.uniform_(weight_norm(layer).weight_g, 0.5, 2)
+    nn.init.uniform_(weight_norm(layer).weight_g, 0.5, 2)  # type: ignore[arg-type]
 
 
 def _new_weight_norm(layer: nn.Module) -> None:
@@ -86,7 +86,7 @@ def test_weights_in_parts_are_put_together(tmp_path: Path, family: str, parts: s
 
 def test_another_parametrisation_is_refused(tmp_path: Path) -> None:
     model = network("densenet", nn.Linear(30, 30))
-    parametrizations.orthogonal(model.classifier)
+    parametrizations.orthogonal(model.get_submodule("classifier"))
     path = saved(tmp_path / "a.pth", model.state_dict())
     with pytest.raises(CheckpointError, match="remove_parametrizations"):
         resolve(str(path), None)
@@ -189,7 +189,8 @@ def test_a_network_that_normalises_by_itself_gets_its_own_pixels(tmp_path: Path,
 def _parts(folder: Path, state: State, document: Any, suffix: str = "safetensors") -> Path:
     """A folder as Accelerate and transformers write it, in two parts."""
     name = "model.safetensors" if suffix == "safetensors" else "pytorch_model.bin"
-    keys, parts = list(state), {}
+    keys = list(state)
+    parts: dict[str, Any] = {}
     for number in (1, 2):
         part = name.replace(".", f"-0000{number}-of-00002.")
         some = {key: state[key] for key in keys[number - 1 :: 2]}

@@ -129,7 +129,7 @@ def open_page(browser: Browser, base_url: str) -> Iterator[Callable[..., Page]]:
     faults: list[str] = []
 
     def open_(prepare: Callable[[Page], object] = lambda page: None, **options: object) -> Page:
-        contexts.append(browser.new_context(**options))  # type: ignore[arg-type]
+        contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
         page.set_default_timeout(15_000)
         page.on("pageerror", lambda error: faults.append(f"script error: {error}"))

@@ -23,7 +23,7 @@ def pictures(tmp_path: Path) -> list[Path]:
     paths = []
     for number in range(12):
         path = tmp_path / f"picture {number}.png"
-        path.write_bytes(png(20, 10, lambda x, y, n=number: (20 * n, x, y)))  # type: ignore[misc]
+        path.write_bytes(png(20, 10, lambda x, y, n=number: (20 * n, x, y)))
         paths.append(path)
     poem = tmp_path / "poem.png"
     poem.write_text("no picture")

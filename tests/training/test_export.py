@@ -62,7 +62,7 @@ def test_the_shipped_model_is_whole_and_small() -> None:
 def test_the_temperature_divides_the_logits(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = densenet.build(NETWORK).eval()
-    torch.nn.init.normal_(network.classifier.weight, 0, 1)
+    torch.nn.init.normal_(network.get_parameter("classifier.weight"), 0, 1)
     export(tmp_path, NETWORK, network.state_dict(), WNIDS, {"temperature": 0.5}, temperature=0.5)
     served = loader.load(checkpoints.resolve(str(tmp_path), "densenet121"))
     pixels = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)

@@ -22,9 +22,11 @@ def test_a_grown_network_gives_the_same_answers_and_can_learn_with_its_new_layer
     torch.testing.assert_close(large(pixels), small(pixels))
     torch.autograd.backward(large(pixels)[:, 0].sum())
     assert large.classifier.weight.grad is not None
-    new = large.classifier.weight.shape[1] - small.classifier.weight.shape[1]
+    grown_weight, weight = (network.get_parameter("classifier.weight") for network in (large, small))
+    new = grown_weight.shape[1] - weight.shape[1]
     assert new == 2 * NETWORK.growth_rate
-    assert large.classifier.weight.grad[0, -new:].abs().max() > 0
+    assert grown_weight.grad is not None
+    assert grown_weight.grad[0, -new:].abs().max() > 0
 
 
 @pytest.mark.parametrize(

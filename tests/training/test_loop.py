@@ -224,5 +224,5 @@ def test_renewed_statistics_are_those_of_whole_images_and_the_network_stays(imag
     assert {name for name, tensor in found.state_dict().items() if not torch.equal(tensor, before[name])} == {
         name for name in before if "running" in name or "tracked" in name
     }
-    first = network.features.conv0(normalise(resize(images.pixels, 24)))
+    first = network.get_submodule("features.conv0")(normalise(resize(images.pixels, 24)))
     torch.testing.assert_close(found.state_dict()["features.norm0.running_mean"], first.mean((0, 2, 3)))

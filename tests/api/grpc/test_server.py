@@ -237,7 +237,7 @@ async def test_what_is_wrong_has_its_code(fields: dict[str, Any], code: grpc.Sta
     async with grpc_site() as (here, client):
         image = {"name": "image", "datatype": "BYTES", "shape": [1]}
         if "raw_input_contents" not in fields:
-            image["contents"] = {"bytes_contents": [ONE]}
+            image["contents"] = {"bytes_contents": [ONE]}  # type: ignore[assignment]
         with pytest.raises(grpc.aio.AioRpcError, match=words) as caught:
             await client.call("ModelInfer", **{"model_name": "densenet121", "inputs": [image], **fields})
         assert caught.value.code() == code

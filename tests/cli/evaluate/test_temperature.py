@@ -152,4 +152,4 @@ def test_number_formats_stay() -> None:
 @pytest.mark.parametrize("change", [{"activation": "sigmoid"}, {"activation": "none"}, {"classes": None}])
 def test_what_is_no_softmax_has_no_temperature(change: dict[str, None]) -> None:
     with pytest.raises(ConfigurationError, match=r"softmax|classes"):
-        folded(replace(tiny.checkpoint(), **change), 0.5)
+        folded(replace(tiny.checkpoint(), **change), 0.5)  # type: ignore[arg-type]

@@ -409,7 +409,7 @@ async def test_pictures_share_the_memory_that_there_is(monkeypatch: pytest.Monke
                 await decode_in_line(decoders, data, waiting)
             client.memory.give_memory(needed)
             assert all(
-                np.array_equal(result, right)
+                np.array_equal(result, right)  # type: ignore[arg-type]
                 for result in await asyncio.gather(*waiting, return_exceptions=True)
                 if not isinstance(result, (Overloaded, asyncio.CancelledError))
             )

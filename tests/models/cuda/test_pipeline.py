@@ -233,7 +233,7 @@ def test_what_does_not_compute_the_network_is_not_trusted(fault: str) -> None:
     ready(network=network, expected=expected)
     if fault == "expected":
         with pytest.raises(UntrustedError, match="off the network's answer"):
-            ready(network=network, expected=expected * 1.01)
+            ready(network=network, expected=expected * np.float32(1.01))
     else:
 
         def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -293,7 +293,7 @@ def test_a_runtime_that_cannot_be_used_gives_way_to_the_next(caplog: pytest.LogC
 
     network = Network()
     expected = network(torch.from_numpy(canary.image(IMAGE))[None])[1][0].numpy()
-    wrong = Program("cudagraph", "fp32", network, True, expected * 1.01)
+    wrong = Program("cudagraph", "fp32", network, True, expected * np.float32(1.01))
     plain = Program("eager", "fp32", network, False, expected)
     fallbacks = Fallbacks()
     choices = [Choice("fused", cannot), Choice("graphs", lambda: wrong), Choice("fp16", lambda: plain)]

@@ -41,7 +41,7 @@ def unordered(device: FakeDevice) -> None:
 def unordered_work(device: FakeDevice) -> None:
     a, b = on(device), on(device)
     one, two = device.stream(), device.stream()
-    one.run(lambda: a.add_(1))
+    one.run(lambda: a.add_(1))  # type: ignore[arg-type]
     two.copy(b, a)
     two.record().wait()
     one.record().wait()
@@ -59,7 +59,7 @@ def pinned_too_early(device: FakeDevice) -> None:
 def captured(work: Callable[[FakeDevice, FakeStream, Tensor], object]) -> Callable[[FakeDevice], None]:
     def breaks(device: FakeDevice) -> None:
         a, stream = on(device), device.stream()
-        device.capture(lambda: work(device, stream, a), stream)
+        device.capture(lambda: work(device, stream, a), stream)  # type: ignore[arg-type]
 
     return breaks
 

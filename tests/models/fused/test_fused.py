@@ -21,7 +21,7 @@ from service.models.network import build
 from service.shared.fallback import Fallback
 
 CPU = torch.device("cpu")
-CONFIGURATIONS = {
+CONFIGURATIONS: dict[str, VGGConfig | DenseNetConfig] = {
     "densenet": DenseNetConfig((3, 2, 2), growth_rate=12, stem_width=20, num_classes=9),
     "densenet, no stem pool": DenseNetConfig(
         (2, 2), growth_rate=8, stem_width=8, num_classes=5, stem_pool=False
@@ -148,7 +148,7 @@ def test_a_convolution_of_ours_has_to_be_faster_than_torch_s() -> None:
 
     for took, taken in ((1.0, True), (3.0, False)):
         times = iter((took, 2.0))
-        found = ops.chosen({"conv_into": works}, CPU, torch.float32, lambda work, times=times: next(times))
+        found = ops.chosen({"conv_into": works}, CPU, torch.float32, lambda work, times=times: next(times))  # type: ignore[misc]
         assert (found.conv_into is works) == taken
         assert found.refused == ()
 

@@ -185,8 +185,8 @@ def test_what_an_export_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     (tmp_path / "include").mkdir()
     (tmp_path / "include/cuda.h").touch()
     assert compiled.find_cuda() == ""
-    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)  # type: ignore[attr-defined]
     assert "C++ compiler" in compiled.compiler()
-    monkeypatch.setattr(compiled.shutil, "which", lambda name: "/usr/bin/" + name)
-    monkeypatch.setattr(compiled.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: "/usr/bin/" + name)  # type: ignore[attr-defined]
+    monkeypatch.setattr(compiled.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})  # type: ignore[attr-defined]
     assert "Python's headers" in compiled.compiler()

@@ -124,7 +124,7 @@ def test_lanes_run_side_by_side() -> None:
     pixels, start = images(checkpoint, 24), threading.Barrier(3)
     wanted = [answer.logits for part in range(8) for answer in apart(pixels, range(3 * part, 3 * part + 3))]
 
-    def work(number: int) -> Sequence[np.ndarray]:  # type: ignore[type-arg]
+    def work(number: int) -> Sequence[np.ndarray]:
         start.wait(60)
         return [apart.lanes()[number](pixels, slot).logits for slot in range(number, 24, 3)]
 

@@ -188,7 +188,8 @@ def test_a_failing_image_leaves_no_request_running(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_second_start_converts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint, said = tiny.checkpoint(), []
+    checkpoint = tiny.checkpoint()
+    said: list[str] = []
     for _ in range(2):
         converted(checkpoint, say=said.append)
     assert len(said) == 1
@@ -229,7 +230,7 @@ def test_a_full_disk_leaves_nothing_half_done(
         path.write_text("<half")
         raise RuntimeError("Exception from core:\nno space left on device")
 
-    monkeypatch.setattr(openvino.openvino, "save_model", full)
+    monkeypatch.setattr(openvino.openvino, "save_model", full)  # type: ignore[attr-defined]
     runtime(tiny.checkpoint())
     assert list(artifact.cache_directory().iterdir()) == []
     assert "no space left" in caplog.text
@@ -323,7 +324,7 @@ def test_what_cannot_be_is_said(device: str, precision: str, runtime: str, compl
 
 def test_bf16_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = tiny.checkpoint()
-    capabilities = openvino.openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = openvino.openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # type: ignore[attr-defined]
     if "BF16" in capabilities:
         logits = runtime(checkpoint, "bf16").ways()[0](images(checkpoint, 1), [0])[0].logits
         exact = runtime(checkpoint).ways()[0](images(checkpoint, 1), [0])[0].logits
