@@ -7,7 +7,7 @@ import shutil
 import struct
 import subprocess
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -40,7 +40,7 @@ def need(tool: str, origin: str) -> str:
 
 
 def output(
-    command: list[str | Path], *, stdin: str | None = None, timeout: float = 600, **more: object
+    command: Sequence[str | Path], *, stdin: str | None = None, timeout: float = 600, **more: object
 ) -> str:
     """The command's standard output; `Failure` with all that it said when it fails."""
     done = subprocess.run(

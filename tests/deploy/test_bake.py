@@ -48,7 +48,14 @@ def test_weights_beside_the_dockerfile_become_a_model_and_a_model_stays_as_it_is
     classes = json.loads((fixture / "config.json").read_text())["num_classes"]
     names.write_text("".join(f"kind-{number}\n" for number in range(classes)))
     first, second = tmp_path / "first", tmp_path / "second"
-    command = [sys.executable, ROOT / "deploy" / "bake.py", first, fixture, "--labels", names]
+    command = [
+        sys.executable,
+        str(ROOT / "deploy" / "bake.py"),
+        str(first),
+        str(fixture),
+        "--labels",
+        str(names),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     card = artifact.read(first).open().card
@@ -59,7 +66,7 @@ def test_weights_beside_the_dockerfile_become_a_model_and_a_model_stays_as_it_is
 
 
 def test_what_an_image_with_torch_cannot_take_is_said_when_it_is_built() -> None:
-    command = [sys.executable, ROOT / "deploy" / "fetch_weights.py", "demo"]
+    command = [sys.executable, str(ROOT / "deploy" / "fetch_weights.py"), "demo"]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(ROOT)}
     )
