@@ -247,7 +247,7 @@ class Supervisor:
         elif message["kind"] == "left":
             self._pool.leaving.left(child, message["version"])
         elif message["kind"] == "order":
-            orders.obey(self._pool, child, message)
+            orders.obey(self._pool, self._pool.changes, child, message)
 
     def _check_joined(self, child: Child, joined: set[int]) -> None:
         """A front-end that has not found to an engine never asks it: another does better."""

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 from service.supervisor.pool import room
-
-if TYPE_CHECKING:
-    from service.supervisor.pool.pool import Pool
+from service.supervisor.pool.engines import Engines
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +13,7 @@ log = logging.getLogger(__name__)
 class Budget:
     """Part of the `Pool`. ``mib`` None is no limit. Nothing is ever ended to make room."""
 
-    def __init__(self, pool: Pool, mib: int | None) -> None:
+    def __init__(self, pool: Engines, mib: int | None) -> None:
         self._pool = pool
         self._mib = mib
 

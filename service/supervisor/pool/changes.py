@@ -16,14 +16,16 @@ from service import settings as all_settings
 from service.errors import CheckpointError, ConfigurationError
 from service.host.machine import free_memory
 from service.supervisor.pool import room, watching
+from service.supervisor.pool.budget import Budget
 from service.supervisor.pool.checking import Check, Wish
+from service.supervisor.pool.engines import Engines
+from service.supervisor.pool.leaving import Leaving
 from service.supervisor.pool.switch import Action, Stage, Switch
 from service.supervisor.pool.verdict import Verdict
 from service.supervisor.pool.versions import Servable, Version, called
 
 if TYPE_CHECKING:
     from service.settings import Settings
-    from service.supervisor.pool.pool import Pool
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +58,10 @@ class Change:
 class Changes:
     """Part of the `Pool`, which tells it what happens."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Engines, leaving: Leaving, budget: Budget) -> None:
         self._pool = pool
+        self._leaving = leaving
+        self._budget = budget
         self._change: Change | None = None
         self.last: dict[str, Any] | None = None
         """How the last change ended."""
@@ -170,7 +174,7 @@ class Changes:
         there = room.Room(
             free_memory(),
             sum(room.resident(seat.child.pid) for seat in kept if seat.child),
-            self._pool.budget.left(),
+            self._budget.left(),
         )
         return room.decide(need * len(servable.current.seats), there)
 
@@ -215,7 +219,7 @@ class Changes:
         """An engine of the version that was kept has ended: there is nothing to go back to."""
         if servable.kept is not None:
             log.warning("the version that was kept for a rollback has lost an engine and is let go")
-            self._pool.leaving.begin(servable, servable.kept)
+            self._leaving.begin(servable, servable.kept)
 
     def tick(self, now: float) -> None:
         """Whatever is due."""
@@ -225,11 +229,12 @@ class Changes:
         if change is not None and change.check is not None:
             change.check.tick(now)
         for servable in self._pool.servables:
-            watching.look(self, servable, now)
+            if not self.under_way and watching.have_changed(servable, now):
+                self.reload(servable)
             if servable.kept is not None and now >= servable.kept.until:
                 log.info("the version before this one is not kept any longer (keep_previous_ms)")
-                self._pool.leaving.begin(servable, servable.kept)
-        self._pool.leaving.tick(now)
+                self._leaving.begin(servable, servable.kept)
+        self._leaving.tick(now)
 
     # What is done
 
@@ -240,7 +245,7 @@ class Changes:
         match action:
             case Action.FREE:
                 assert change.servable.kept is not None
-                self._pool.leaving.begin(change.servable, change.servable.kept)
+                self._leaving.begin(change.servable, change.servable.kept)
             case Action.START:
                 self._pool.start_version(change.version)
             case Action.CHECK:
@@ -281,14 +286,14 @@ class Changes:
         """Lets ``version`` answer from now on, and keeps the one before for a time."""
         now = time.monotonic()
         if servable.kept is not None:
-            self._pool.leaving.begin(servable, servable.kept)
+            self._leaving.begin(servable, servable.kept)
         servable.kept, servable.current = servable.current, version
         version.answered, version.until = True, math.inf
         self._pool.board.show(servable.place, version.number)
         keep = version.settings.keep_previous_ms / 1000
         servable.kept.until = now + keep
         if keep == 0 or not servable.kept.complete:
-            self._pool.leaving.begin(servable, servable.kept)
+            self._leaving.begin(servable, servable.kept)
         self._pool.look()
 
     def _abandon(self, change: Change, code: str) -> None:
@@ -299,7 +304,7 @@ class Changes:
         reason = change.switch.reason
         log.error("weights %s were not loaded: %s", change.version.settings.weights, reason)
         self._count_failure(change.version.settings, reason, change.began)
-        self._pool.leaving.begin(change.servable, change.version)
+        self._leaving.begin(change.servable, change.version)
         change.reply(code, reason, {})
 
     def _count_failure(self, settings: Settings, reason: str, began: float | None = None) -> None:

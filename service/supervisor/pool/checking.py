@@ -6,15 +6,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from service.supervisor.pool import verdict
 from service.supervisor.pool.canary import Canary
+from service.supervisor.pool.engines import Engines
 from service.supervisor.pool.verdict import Verdict
 from service.supervisor.pool.versions import Servable, Version
-
-if TYPE_CHECKING:
-    from service.supervisor.pool.pool import Pool
 
 #: Seconds for the known images, on both sides.
 _PATIENCE = 60.0
@@ -34,7 +32,7 @@ class Check:
     """Construct, `begin`; ``done`` gets the verdict, once, unless `close` comes before."""
 
     def __init__(
-        self, pool: Pool, servable: Servable, version: Version, wish: Wish, done: Callable[[Verdict], None]
+        self, pool: Engines, servable: Servable, version: Version, wish: Wish, done: Callable[[Verdict], None]
     ) -> None:
         self._pool = pool
         self._servable = servable

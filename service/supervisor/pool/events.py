@@ -7,16 +7,17 @@ same model; a shadow's is nobody's.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from service.observability import metrics
 from service.shared.status import State
 from service.supervisor.child import Child
+from service.supervisor.pool.budget import Budget
+from service.supervisor.pool.changes import Changes
+from service.supervisor.pool.engines import Engines
+from service.supervisor.pool.leaving import Leaving
 from service.supervisor.pool.seat import LIVES, Seat, Serving
 from service.supervisor.pool.versions import Servable, Version
-
-if TYPE_CHECKING:
-    from service.supervisor.pool.pool import Pool
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +25,11 @@ log = logging.getLogger(__name__)
 class Events:
     """Part of the `Pool`."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Engines, changes: Changes, leaving: Leaving, budget: Budget) -> None:
         self._pool = pool
+        self._changes = changes
+        self._leaving = leaving
+        self._budget = budget
 
     def spoke(self, child: Child, message: dict[str, Any], descriptors: list[int]) -> None:
         """An engine has said something."""
@@ -62,14 +66,14 @@ class Events:
         log.info("%s%s: %s", state, self._where(seat), detail)
         if state == "warming":
             self._pool.start_others(servable, version)
-        if self._pool.changes.of(version):
-            self._pool.changes.moved(f"{state}: {detail}")
+        if self._changes.of(version):
+            self._changes.moved(f"{state}: {detail}")
         elif version is servable.current and not version.serving and not servable.shadow:
             self._pool.host.enter(state, detail)
 
     def _progress(self, servable: Servable, version: Version, progress: dict[str, int | None]) -> None:
-        if self._pool.changes.of(version):
-            self._pool.changes.moved("loading: download", progress)
+        if self._changes.of(version):
+            self._changes.moved("loading: download", progress)
         elif version is servable.current and not version.serving and not servable.shadow:
             self._pool.host.status.progress = progress
             self._pool.host.tell()
@@ -79,7 +83,7 @@ class Events:
         return f" ({seat.name}, {seat.device})" if self._pool.several else ""
 
     def _serves(self, servable: Servable, version: Version, seat: Seat) -> None:
-        if self._pool.budget.is_over():
+        if self._budget.is_over():
             return
         came = self._pool.host.status.state != "ready"
         if version is servable.current:
@@ -88,8 +92,8 @@ class Events:
             self._pool.host.came_ready()
         else:
             log.info("%s is ready on %s", seat.name, seat.device)
-        if self._pool.changes.of(version):
-            self._pool.changes.ready()
+        if self._changes.of(version):
+            self._changes.ready()
         self._pool.tell()
 
     def _say_lost(self, servable: Servable, detail: str) -> None:
@@ -140,15 +144,15 @@ class Events:
         elif current:
             self._replace(servable, seat, said)
             self._pool.tell()
-        elif self._pool.changes.of(version):
-            self._pool.changes.failed(seat.closed or f"the new engine {said}")
+        elif self._changes.of(version):
+            self._changes.failed(seat.closed or f"the new engine {said}")
         else:
             if version is servable.kept:
-                self._pool.changes.lost_kept(servable)
+                self._changes.lost_kept(servable)
             if version.answered and version.awaited and not seat.died_too_often():
                 log.error("the engine%s %s and is started again for those who wait", self._where(seat), said)
                 self._pool.start_seat(seat)
-        self._pool.leaving.engine_ended(servable, version)
+        self._leaving.engine_ended(servable, version)
 
     def _replace(self, servable: Servable, seat: Seat, outcome: str) -> None:
         who = f"the engine{self._where(seat)}"

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
+from service.supervisor.child import Child
+from service.supervisor.pool.engines import Engines
 from service.supervisor.pool.versions import Servable, Version
-
-if TYPE_CHECKING:
-    from service.supervisor.child import Child
-    from service.supervisor.pool.pool import Pool
 
 #: Seconds beyond request_timeout_ms that front-ends may need to let go of a version, and its engines to end.
 _GRACE = 5.0
@@ -18,7 +15,7 @@ _GRACE = 5.0
 class Leaving:
     """Part of the `Pool`."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Engines) -> None:
         self._pool = pool
 
     def begin(self, servable: Servable, version: Version) -> None:
@@ -49,7 +46,7 @@ class Leaving:
         servable.leaving.remove(version)
         self._pool.measure_again()
         if not servable.leaving:
-            self._pool.changes.room_made()
+            self._pool.room_made()
         self._pool.tell()
 
     def tick(self, now: float) -> None:

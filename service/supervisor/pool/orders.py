@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from service.options.nearest import did_you_mean, one_of
 from service.supervisor.child import Child
-from service.supervisor.pool.changes import Reply
+from service.supervisor.pool.changes import Changes, Reply
 from service.supervisor.pool.checking import Wish
+from service.supervisor.pool.engines import Engines
 from service.supervisor.pool.versions import Servable
 
-if TYPE_CHECKING:
-    from service.supervisor.pool.pool import Pool
 
-
-def obey(pool: Pool, front_end: Child, message: dict[str, Any]) -> None:
+def obey(pool: Engines, changes: Changes, front_end: Child, message: dict[str, Any]) -> None:
     """Begins what ``message`` orders, and sends ``front_end`` how it ended, with the order's number."""
 
     def reply(code: str | None, words: str, result: dict[str, Any]) -> None:
         front_end.channel.send("done", number=message["number"], code=code, words=words, result=result)
 
-    _act(pool, message, reply)
+    _act(pool, changes, message, reply)
 
 
-def _act(pool: Pool, message: dict[str, Any], reply: Reply) -> None:
+def _act(pool: Engines, changes: Changes, message: dict[str, Any], reply: Reply) -> None:
     servable = named(pool, message["name"])
     if servable is None:
         names = [one.called for one in pool.asked]
         words = f"there is no such model, {message['name'][:100]!r}; there is {one_of(names)}"
         reply("not_found", words + did_you_mean(message["name"], names), {})
     elif message["action"] == "rollback":
-        pool.changes.rollback(servable, reply)
+        changes.rollback(servable, reply)
     else:
         wish = Wish(message["settings"], message["other_classes"], message["least_agreement"])
-        pool.changes.load(servable, wish, reply)
+        changes.load(servable, wish, reply)
 
 
-def named(pool: Pool, name: str | None) -> Servable | None:
+def named(pool: Engines, name: str | None) -> Servable | None:
     """The model of that name, the default one without a name."""
     if name is None:
         return pool.servables[0]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from service.options.devices import gpus, resolve
 from service.settings import Settings
 from service.shared.board import Board
 from service.shared.shadow_tally import Tally
-from service.supervisor.pool.seat import Seat
+from service.supervisor.pool.engines import Engines
+from service.supervisor.pool.room import Decision
 from service.supervisor.pool.versions import Servable, called
-
-if TYPE_CHECKING:
-    from service.supervisor.pool.pool import Pool
 
 log = logging.getLogger(__name__)
 
@@ -22,17 +20,14 @@ log = logging.getLogger(__name__)
 class Shadow:
     """Part of the `Pool`."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Engines, room_for: Callable[[Servable, Settings], Decision]) -> None:
         self._pool = pool
+        self._room_for = room_for
         self._tally = Tally()
 
     @property
     def _servable(self) -> Servable | None:
         return next((servable for servable in self._pool.servables if servable.shadow), None)
-
-    def has(self, seat: Seat) -> bool:
-        """Whether ``seat`` is the shadow's."""
-        return self._servable is not None and seat in self._servable.current.seats
 
     def of(self, settings: Settings, weights: str) -> Servable:
         """A model with other ``weights`` than the default one has, on the first of its devices."""
@@ -49,7 +44,7 @@ class Shadow:
         (seat, *_) = servable.current.seats
         if seat.engine or seat.closed:
             return
-        decision = self._pool.changes.room_for(self._pool.servables[0], servable.current.settings)
+        decision = self._room_for(self._pool.servables[0], servable.current.settings)
         if decision.refusal:
             log.error("the shadow is not started: %s", decision.refusal)
             seat.closed = decision.refusal
