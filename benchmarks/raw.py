@@ -32,10 +32,10 @@ from torch.jit._trace import TracerWarning
 
 from benchmarks import report
 from service.models import loader
-from service.models._openvino import openvino
 from service.models.building import describe
 from service.models.catalog import VARIANTS
 from service.models.checkpoints import Checkpoint, resolve
+from service.models.openvino_import import openvino
 from service.models.runner import ModelRunner
 from service.models.runtimes import Runtime, conversion, converting, int8
 from service.models.runtimes.artifact import Converted, Graph

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks import raw, report
-from service.models._openvino import openvino
+from service.models.openvino_import import openvino
 from service.models.runtimes import winograd
 from service.settings import available_cores
 

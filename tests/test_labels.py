@@ -15,7 +15,6 @@ from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from service.errors import CheckpointError
 from service.labels import ClassLabel, default_classes, imagenet_classes
-from service.models import _torchvision as _torchvision
 from service.models.checkpoints.label_files import read_labels
 
 

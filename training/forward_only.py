@@ -14,7 +14,7 @@ def compiled(module: nn.Module, shape: tuple[int, int, int]) -> Callable[[Tensor
 
     As many threads as torch has in this process.
     """
-    from service.models._openvino import openvino
+    from service.models.openvino_import import openvino
 
     with (
         warnings.catch_warnings()

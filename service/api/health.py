@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from service.api.context import context_of
 from service.api.schemas import Health, Live, Problem, Ready, Version
-from service.engine.readings import Source
+from service.engine.readings import Source, readings
 from service.observability.metrics import Snapshot, exposition
 from service.observability.version import build_information
 
@@ -59,12 +59,16 @@ def metrics(request: Request) -> Response:
         status.restarts,
         status.frontend_restarts,
         context.connected,
-        [
-            Source(served.card, connection.arena, served in answering and connection in served.client.asked)
-            for served in context.models.all
-            if served is not context.models.shadow
-            for connection in served.client.connections
-        ],
+        readings(
+            [
+                Source(
+                    served.card, connection.arena, served in answering and connection in served.client.asked
+                )
+                for served in context.models.all
+                if served is not context.models.shadow
+                for connection in served.client.connections
+            ]
+        ),
         [served.card for served in answering],
         context.supervisor,
         status.switches,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from service.engine.arena import Arena, Gauge
 from service.engine.load import saturation
 from service.observability.card import ModelCard
+from service.observability.readings import Readings
 
 
 class Source(NamedTuple):
@@ -22,17 +23,6 @@ class Source(NamedTuple):
     arena: Arena
     asked: bool = True
     """Whether new images go there: not to a standby beside others, nor to a version that is kept or leaves."""
-
-
-class Readings(NamedTuple):
-    """In images, shares and bytes."""
-
-    queue_depth: float = 0.0
-    in_flight: float = 0.0
-    saturation: float = 0.0
-    busy_ratio: float = 0.0
-    memory_used: float = 0.0
-    memory_total: float = 0.0
 
 
 def readings(sources: Sequence[Source]) -> Readings:

@@ -15,17 +15,12 @@ import logging
 import re
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar, cast
 
 from service.api.intake import Intake, hand_back
 from service.errors import HeadersTooLarge, IntakeFull, RequestTimeout, ServiceError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from service.frontend.protocol import Protocol
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +48,26 @@ _FIRST_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _REQUEST_LINE = re.compile(rb"[A-Z-]+ \S+ HTTP/1\.[01]\r\n")
 
 
+class Talking(Protocol):
+    """An `asyncio.Protocol` with a request: what is wanted here of `service.frontend.protocol.Protocol`."""
+
+    transport: asyncio.Transport
+    began: float
+    """When the first byte of the request came, in seconds of the monotonic clock."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None: ...
+    def data_received(self, data: bytes) -> None: ...
+
+    def refuse(self, error: ServiceError) -> None:
+        """Answers what is no request, and ends."""
+
+    def close(self) -> None:
+        """Ends without a word."""
+
+    def retire(self) -> asyncio.Transport:
+        """Gives up all that a request needs, and hands over the connection."""
+
+
 class Connections:
     """What uvicorn knows as a set of protocols, with a limit. Lives on the event loop."""
 
@@ -61,10 +76,10 @@ class Connections:
         self.intake = intake
         self.now = time.monotonic()
         """The last `sweep`; one object for all who began since."""
-        self.make: Callable[[], Protocol]
+        self.make: Callable[[], Talking]
         """For a request that has begun. Set by the server."""
-        self._talking: dict[Protocol, None] = {}
-        self._resting: dict[Protocol, float] = {}
+        self._talking: dict[Talking, None] = {}
+        self._resting: dict[Talking, float] = {}
         """Of those that talk: whose last request was answered, and when."""
         self._silent: dict[Waiting, float] = {}
         self._beginning: dict[Waiting, float] = {}
@@ -81,7 +96,7 @@ class Connections:
     def __len__(self) -> int:
         return len(self._talking) + len(self._silent) + len(self._beginning)
 
-    def __iter__(self) -> Iterator[Protocol | Waiting]:
+    def __iter__(self) -> Iterator[Talking | Waiting]:
         return chain(self._talking, self._silent, self._beginning)
 
     def wait(self) -> Waiting:
@@ -90,22 +105,22 @@ class Connections:
 
     # For uvicorn and `Protocol`
 
-    def add(self, protocol: Protocol) -> None:
+    def add(self, protocol: Talking) -> None:
         self._talking[protocol] = None
 
-    def discard(self, protocol: Protocol) -> None:
+    def discard(self, protocol: Talking) -> None:
         self._talking.pop(protocol, None)
         self._resting.pop(protocol, None)
 
-    def rest(self, protocol: Protocol) -> None:
+    def rest(self, protocol: Talking) -> None:
         """Its request was answered and nothing more is there."""
         self._resting[protocol] = self.now
 
-    def wake(self, protocol: Protocol) -> None:
+    def wake(self, protocol: Talking) -> None:
         """It has said something."""
         self._resting.pop(protocol, None)
 
-    def put_aside(self, protocol: Protocol, said: bytes = b"") -> None:
+    def put_aside(self, protocol: Talking, said: bytes = b"") -> None:
         """Between two requests, or with the beginning of the next: all that a request needs is given up."""
         self.discard(protocol)
         waiting = Waiting(self)
@@ -154,7 +169,7 @@ class Connections:
 
     def _make_room(self, newcomer: Waiting) -> None:
         """Closes who has been idle for longest, then whose head is on its way for longest; else the newcomer."""
-        idle: chain[Protocol | Waiting] = chain(self._silent, self._resting, self._beginning)
+        idle: chain[Talking | Waiting] = chain(self._silent, self._resting, self._beginning)
         victim = next((one for one in idle if one is not newcomer and not readable(one.transport)), newcomer)
         victim.close()
         self._shed += 1
@@ -232,13 +247,13 @@ class Waiting(asyncio.Protocol):
         if self._connections.has(self):
             self.close()
 
-    def _speak(self) -> Protocol:
+    def _speak(self) -> Talking:
         """What takes over, now that there is something to be said."""
         self._leave()
         protocol = self._connections.make()
         protocol.began = self._began
         protocol.connection_made(self.transport)
-        self.transport.set_protocol(protocol)
+        self.transport.set_protocol(cast(asyncio.Protocol, protocol))
         return protocol
 
     def _leave(self) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from service.errors import ConfigurationError
-from service.models import canary, loader, serving, sources
+from service.models import canary, loaded, loader, sources
 from service.models.catalog import VARIANTS
 from service.models.checkpoints import Checkpoint, Progress, resolve
 from service.models.explain import Explainer
 from service.models.gradients import Head
+from service.models.loaded import Loaded, Report
 from service.models.loader import Uint8Model
 from service.models.placement import Placement, place
 from service.models.runner import ModelRunner
@@ -20,7 +21,6 @@ from service.models.runtimes import Runtime, artifact, converting, manifest
 from service.models.runtimes.artifact import Converted
 from service.models.runtimes.converting import ConversionError
 from service.models.runtimes.eager import Eager
-from service.models.serving import Loaded, Report
 from service.observability.card import ModelCard
 from service.settings import Settings, available_cores
 from service.shared.fallback import Fallbacks
@@ -49,7 +49,7 @@ def export(settings: Settings, out: Path) -> None:
     checkpoint, model, card = _read(settings, None)
     try:
         converted = converting.convert(
-            model, checkpoint, serving.labelled(card, settings.labels), placement.precision
+            model, checkpoint, loaded.labelled(card, settings.labels), placement.precision
         )
         converting.write(out, converted, checkpoint)
     except ConversionError as error:
@@ -86,10 +86,10 @@ def load(
         converted = _converted(model, checkpoint, card, placement, say, fallbacks)
         if converted is not None:
             sources.remember(settings.weights, settings.named_model, checkpoint, card)
-            return serving.openvino(converted, card, settings, placement)
+            return loaded.openvino(converted, card, settings, placement)
     explainer = _explainer(model, checkpoint)
-    largest = serving.chosen_largest(settings)
-    described = serving.labelled(card, settings.labels)
+    largest = loaded.chosen_largest(settings)
+    described = loaded.labelled(card, settings.labels)
     if placement.on_cuda:
         # Of no use without a device, and not quick to import.
         from service.models.cuda.start import start

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from service.models.configuration import DenseNetConfig
-from service.models.head import layers_of
 from service.models.heads import GlobalPool, LayeredHead, NoHead, is_virtual
+from service.models.named_heads import layers_of
 from service.models.stems import build_stem
 
 

@@ -22,8 +22,8 @@ from typing import Any
 from service.errors import CheckpointError
 from service.models import serving
 from service.models.checkpoints import Progress
+from service.models.loaded import Report
 from service.models.placement import place
-from service.models.serving import Report
 from service.settings import Settings
 
 log = logging.getLogger(__name__)

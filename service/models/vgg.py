@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from service.models.configuration import VGGConfig
-from service.models.head import KERNEL, layers_of
+from service.models.head import KERNEL
 from service.models.heads import LayeredHead, NoHead, dense_layers, is_virtual
+from service.models.named_heads import layers_of
 
 
 class VGG(nn.Module):

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from service.engine.readings import Source, readings
 from service.errors import ConfigurationError
 from service.host.leftovers import remove
 from service.host.usage import Usage, by_process
 from service.observability.card import ModelCard
 from service.observability.counters import merge_dead, reading
+from service.observability.readings import Readings
 from service.observability.version import build_information
 from service.shared.buckets import SIZES
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from prometheus_client import Counter, Histogram
     from prometheus_client.core import Metric
 
-    from service.observability.tracing import Exemplars
+    from service.observability.exemplars import Exemplars
 
 log = logging.getLogger(__name__)
 
@@ -213,13 +213,13 @@ class Snapshot:
         restarts: int,
         frontend_restarts: int,
         engine_up: bool,
-        sources: Sequence[Source],
+        readings: Readings,
         cards: Sequence[ModelCard],
         supervisor: int | None = None,
         switches: Mapping[str, int] | None = None,
         engines: Sequence[str] = (),
     ) -> None:
-        """``sources`` are the engines, ``cards`` what answers, the default model first.
+        """``readings`` are of all engines, ``cards`` what answers, the default model first.
 
         ``supervisor`` is the process above all others of the service, for what each of them uses. ``switches`` are how
         many changes of a model ended, by outcome; ``engines`` the state of each engine of the models that answer.
@@ -228,7 +228,7 @@ class Snapshot:
         self._restarts = restarts
         self._frontend_restarts = frontend_restarts
         self._engine_up = engine_up
-        self._sources = sources
+        self._readings = readings
         self._cards = cards
         self._supervisor = supervisor
         self._switches = switches or {}
@@ -267,7 +267,7 @@ class Snapshot:
         for name in STATES:
             state.add_metric([name], float(name == self._state))
         yield state
-        seen = readings(self._sources)
+        seen = self._readings
         yield gauge("queue_depth", "Images that wait for the device.", seen.queue_depth)
         yield gauge("in_flight_requests", "Images admitted and not yet answered.", seen.in_flight)
         yield gauge(

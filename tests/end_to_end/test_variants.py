@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from service.models._torchvision import torchvision
 from service.models.catalog import VARIANTS
+from service.models.torchvision_import import torchvision
 from tests.server import HTTP, Server
 
 SAMPLES = sorted((Path(__file__).parents[2] / "samples").glob("*.jpg"))

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.arena import Arena, Gauge, Geometry
-from service.engine.readings import Readings, Source, readings
+from service.engine.readings import Source, readings
+from service.observability.readings import Readings
 from tests.api.site import CARD
 
 GEOMETRY = Geometry(slots=4, height=1, width=1, channels=3, results=1)

@@ -19,7 +19,6 @@ from PIL import Image, ImageFilter, ImageOps
 
 from service.errors import CheckpointError, EmptyBody, ImageTooLarge, InvalidImage, UnsupportedMediaType
 from service.images import resample
-from service.models import _torchvision as _torchvision  # before torchvision: see there
 from service.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,

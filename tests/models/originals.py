@@ -26,8 +26,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from service.models import _torchvision as _torchvision  # before torchvision, and so before timm
-
 SCALE = [1 / 255 / s for s in (0.229, 0.224, 0.225)]
 OFFSET = [-m / s for m, s in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)]
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torchvision import models
 
-from service.models import _torchvision as _torchvision
 from service.models.catalog import VARIANTS
 from service.models.network import build
 

@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from service.errors import CheckpointError
-from service.models._torchvision import torchvision
 from service.models.checkpoints import resolve, write
 from service.models.loader import load
+from service.models.torchvision_import import torchvision
 
 WIDTH = {"densenet": 30, "vgg": 8}
 CLASSES = 5

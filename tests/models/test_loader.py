@@ -9,7 +9,6 @@ import torch
 from torchvision import models
 from torchvision.transforms import functional as transforms
 
-from service.models import _torchvision as _torchvision
 from service.models.checkpoints import resolve
 from service.models.loader import load
 

@@ -21,7 +21,6 @@ from torchvision import models
 from service.cli.main import cli
 from service.errors import CheckpointError
 from service.labels import imagenet_classes
-from service.models import _torchvision as _torchvision
 from service.models.checkpoints import Checkpoint, places, resolve, write
 from service.models.configuration import DenseNetConfig, VGGConfig
 from service.models.loader import load

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.observability import counters, metrics
+from service.observability.readings import Readings
 
 NAMESPACES = ["unshare", "--user", "--map-root-user", "--mount"]
 
@@ -51,7 +52,7 @@ declared.rejected.labels(sys.argv[1]).inc()
 
 
 def scraped() -> dict[str, float]:
-    snapshot = metrics.Snapshot("ready", 0, 0, True, [], [])
+    snapshot = metrics.Snapshot("ready", 0, 0, True, Readings(), [])
     text = metrics.exposition(snapshot)[0].decode()
     lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, _, value in lines}

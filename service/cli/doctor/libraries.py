@@ -37,7 +37,7 @@ def installed() -> Finding:
         finding = torch_pair(
             metadata.version("torch"), metadata.version("torchvision"), metadata.requires("torchvision") or []
         )
-        from service.models._torchvision import torchvision
+        from service.models.torchvision_import import torchvision
 
         assert torchvision
     except metadata.PackageNotFoundError as error:
@@ -54,7 +54,7 @@ def torchvision_alone() -> Finding | None:
     """Whether other programs of this environment can import torchvision; None where it is not installed.
 
     PyPI's torchvision for Linux is built for CUDA and cannot be imported beside torch's CPU build. The service
-    declares what is missing (`service.models._torchvision`); a notebook or a training script does not.
+    declares what is missing (`service.models.torchvision_import`); a notebook or a training script does not.
     """
     if find_spec("torchvision") is None:
         return None
@@ -174,7 +174,7 @@ def openvino(settings: Settings) -> Finding:
             f"{install_command('cpu')}: torch alone is about half as fast on a CPU",
         )
     try:
-        from service.models._openvino import openvino as library
+        from service.models.openvino_import import openvino as library
     except (ImportError, OSError) as error:
         return failed(
             name, f"import fails: {str(error).splitlines()[0]}", "pip install --force-reinstall openvino"

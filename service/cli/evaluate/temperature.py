@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import ConfigurationError
-from service.models.head import Activate, Linear, Weighted, key, layers_of
+from service.models.head import Activate, Linear, Weighted, key
+from service.models.named_heads import layers_of
 
 if TYPE_CHECKING:
     from service.models.checkpoints import Checkpoint

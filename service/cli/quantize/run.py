@@ -186,7 +186,7 @@ def read(folder: Path, spec: Any, max_pixels: int, most: int, chance: random.Ran
 
 def logits(model: Any, images: Sequence[Images]) -> Logits:
     """float32 ``[images, classes]`` by an OpenVINO model."""
-    from service.models._openvino import openvino
+    from service.models.openvino_import import openvino
 
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": available_cores()}
     compiled = openvino.Core().compile_model(model, "CPU", options)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from service.models.checkpoints.checkpoint import Checkpoint
 from service.models.configuration import Configuration
-from service.models.head import Linear, key, layers_of
+from service.models.head import Linear, key
+from service.models.named_heads import layers_of
 
 
 def with_both_classes(checkpoint: Checkpoint) -> Checkpoint:

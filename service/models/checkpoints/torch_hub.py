@@ -82,7 +82,7 @@ def _cached_or_fetched(variant: Variant, progress: Progress | None) -> tuple[Pat
 def url(variant: Variant) -> str:
     """Where torchvision has it from."""
     # Which takes longer to import than torch, and is asked before a download alone.
-    from service.models._torchvision import torchvision
+    from service.models.torchvision_import import torchvision
 
     address: str = torchvision.models.get_model_weights(variant.name)[variant.weights_name].url
     return address

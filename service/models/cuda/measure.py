@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +15,36 @@ from service.models.cuda.flight import Flight
 from service.models.runtimes import Pixels
 from service.shared.outputs import Task, Wanted
 
-if TYPE_CHECKING:
-    from service.models.cuda.pipeline import StreamRunner
-
 #: Times that something is measured.
 ROUNDS = 3
 #: A clock that stands still must not make a rate infinite.
 _SHORTEST = 1e-9
 
 
-def by_bucket(runner: StreamRunner, image: Pixels) -> dict[int, float]:
+class Runner(Protocol):
+    """What is measured: a runner that has been prepared. Arguments are those of `service.engine.device.Runner`."""
+
+    in_flight: int
+    """Batches that may be on the device at a time."""
+
+    @property
+    def buckets(self) -> Sequence[int]:
+        """Batch sizes that it is prepared for."""
+
+    @property
+    def results(self) -> int:
+        """The length of a slot's results, in float32."""
+
+    def run(
+        self, pixels: Pixels, slots: list[int], wanted: Sequence[Wanted], results: NDArray[np.float32]
+    ) -> object: ...
+
+    def start(
+        self, pixels: Pixels, slots: list[int], wanted: Sequence[Wanted], results: NDArray[np.float32]
+    ) -> Flight: ...
+
+
+def by_bucket(runner: Runner, image: Pixels) -> dict[int, float]:
     """Seconds of a batch alone, from slots to results. ``image`` is what it is made of."""
     seconds: dict[int, float] = {}
     for bucket in runner.buckets:
@@ -38,7 +59,7 @@ def by_bucket(runner: StreamRunner, image: Pixels) -> dict[int, float]:
     return seconds
 
 
-def pipelined(runner: StreamRunner, image: Pixels, size: int) -> float:
+def pipelined(runner: Runner, image: Pixels, size: int) -> float:
     """Images a second, with as many batches in flight as there may be."""
     batch, flights = _batch(runner, image, size), deque[Flight]()
     batches = ROUNDS * runner.in_flight
@@ -53,7 +74,7 @@ def pipelined(runner: StreamRunner, image: Pixels, size: int) -> float:
 
 
 def _batch(
-    runner: StreamRunner, image: Pixels, images: int
+    runner: Runner, image: Pixels, images: int
 ) -> tuple[Pixels, list[int], list[Wanted], NDArray[np.float32]]:
     pixels = np.repeat(image[None], images, axis=0)
     results = np.zeros((images, runner.results), np.float32)

@@ -2,6 +2,7 @@
 
 ops.py        three operations and the door to them: torch's own anywhere, faster ones where they prove equal
 kernels.py    the faster ones in Triton
+norm.py       a batch norm as they take it
 networks.py   a loaded model → a module of the same answers: folded norms, block buffers, the operations above
 
 torchvision's DenseNet concatenates all earlier features at every layer, and writes them once more for the norm, the

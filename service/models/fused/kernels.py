@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from service.models.fused.ops import Norm
+from service.models.fused.norm import Norm
 
 #: Channels that one program passes over where nothing is multiplied.
 _CHANNELS = 128

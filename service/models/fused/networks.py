@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from service.models.densenet import DenseNet
-from service.models.fused.ops import TORCH, Norm, Ops
+from service.models.fused.norm import Norm
+from service.models.fused.ops import TORCH, Ops
 from service.models.loader import Uint8Model, grey
 
 

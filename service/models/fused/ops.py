@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from service.models.fused.norm import Norm
 from service.shared.fallback import Fallback, sentence
 
 log = logging.getLogger(__name__)
@@ -19,27 +20,6 @@ log = logging.getLogger(__name__)
 _LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 #: Of a batch norm with variance 1: torch wants it above 0, and 1 + 1e-12 is 1 in fp32.
 _NO_EPSILON = 1e-12
-
-
-class Norm(nn.Module):
-    """An evaluated batch norm as ``x * scale + shift``, fp32 ``[C]`` whatever the network's precision is."""
-
-    scale: Tensor
-    shift: Tensor
-    zero: Tensor
-    one: Tensor
-
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        super().__init__()
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
-        shift = norm.bias.double() - norm.running_mean.double() * scale
-        self.register_buffer("scale", scale.float())
-        self.register_buffer("shift", shift.float())
-        # A mean and a variance that change nothing, for torch's own batch norm: made once, not at every call.
-        self.register_buffer("zero", torch.zeros_like(self.scale))
-        self.register_buffer("one", torch.ones_like(self.scale))
 
 
 Normalise = Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor]

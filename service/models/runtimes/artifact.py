@@ -66,7 +66,7 @@ class Graph:
             return self._model
 
     def _read(self) -> openvino.Model:
-        from service.models._openvino import openvino
+        from service.models.openvino_import import openvino
 
         assert self._path is not None
         # Once for all: what was compiled from it goes on reading there, and OpenVINO does not keep it alive.
@@ -201,7 +201,7 @@ def write(
 
 
 def _save(model: openvino.Model, path: Path) -> None:
-    from service.models._openvino import openvino
+    from service.models.openvino_import import openvino
 
     try:
         openvino.save_model(model, path, compress_to_fp16=False)

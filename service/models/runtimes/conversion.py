@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from service.models import canary
-from service.models._openvino import openvino
 from service.models.loader import Uint8Model
+from service.models.openvino_import import openvino
 from service.models.runtimes import translation
 
 

@@ -15,8 +15,8 @@ from service.errors import ConfigurationError
 from service.models import canary, gradients
 from service.models.checkpoints import Checkpoint
 from service.models.gradients import Head
-from service.models.head import layers_of
 from service.models.loader import Uint8Model
+from service.models.named_heads import layers_of
 from service.models.runtimes import artifact, conversion, manifest, winograd
 from service.models.runtimes.artifact import Converted
 from service.models.runtimes.conversion import ConversionError

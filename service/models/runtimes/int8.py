@@ -80,7 +80,7 @@ def quantised(model: Any, images: Sequence[NDArray[np.uint8]], recipe: Recipe) -
 def tools() -> ModuleType:
     """NNCF. Raises `ConfigurationError` where it is not installed."""
     try:
-        import_module("service.models._openvino")  # first, so that NNCF sends nothing home either
+        import_module("service.models.openvino_import")  # first, so that NNCF sends nothing home either
         nncf = import_module("nncf")
     except ImportError as error:
         raise ConfigurationError(

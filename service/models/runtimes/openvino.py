@@ -25,7 +25,7 @@ import numpy as np
 
 from service.errors import ConfigurationError
 from service.models import cache
-from service.models._openvino import openvino
+from service.models.openvino_import import openvino
 from service.models.runtimes import Answer, Lane, Pixels, Way, artifact, gather, onnx_runtime
 from service.models.runtimes.artifact import Converted, Graph
 from service.models.runtimes.machine import Notes

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from service.models import gradients, loader
-from service.models._openvino import openvino
 from service.models.densenet import DenseBlock, DenseLayer, DenseNet
 from service.models.head import (
     Activate,
@@ -32,6 +31,7 @@ from service.models.head import (
     key,
 )
 from service.models.loader import Uint8Model
+from service.models.openvino_import import openvino
 from service.models.runtimes import winograd
 from service.models.stems import BlurPool2d, SameConv2d, SameMaxPool2d
 

@@ -18,6 +18,7 @@ from service.models.cuda.program import Choice
 from service.models.placement import Placement
 from service.observability.card import ModelCard
 from service.observability.metrics import Snapshot
+from service.observability.readings import Readings
 from service.shared.fallback import Fallback, Fallbacks, sentence
 from tests.api.site import CARD
 
@@ -107,7 +108,9 @@ def test_the_card_carries_them_to_the_metric() -> None:
     told = (Fallback("graphs", 'a "quoted" reason'), Fallback("fp16", "off"))
     described = ModelCard.from_bytes(replace(CARD, fallbacks=told).to_bytes())
     assert described.fallbacks == told
-    families = {family.name: family for family in Snapshot("ready", 0, 0, True, [], [described]).collect()}
+    families = {
+        family.name: family for family in Snapshot("ready", 0, 0, True, Readings(), [described]).collect()
+    }
     samples = families["imagenet_fallback_info"].samples
     assert [(s.labels["what"], s.labels["why"], s.value) for s in samples] == [(*pair, 1.0) for pair in told]
 

@@ -336,7 +336,10 @@ def test_bf16_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -
 
 def test_openvino_leaves_no_trace_at_home(tmp_path: Path) -> None:
     """Its telemetry would make a folder there, and a connection."""
-    code = "import sys; from service.models._openvino import openvino; print('openvino_telemetry.main' in sys.modules)"
+    code = (
+        "import sys; from service.models.openvino_import import openvino;"
+        "print('openvino_telemetry.main' in sys.modules)"
+    )
     environment = {**os.environ, "HOME": str(tmp_path / "home")}
     (tmp_path / "home").mkdir()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from service.models import loader
-from service.models._openvino import openvino
 from service.models.configuration import Configuration, DenseNetConfig, Head, VGGConfig
 from service.models.head import (
     Activate,
@@ -26,6 +25,7 @@ from service.models.head import (
     Pool,
     Pooling,
 )
+from service.models.openvino_import import openvino
 from service.models.runtimes import conversion, translation
 from tests import tiny
 

@@ -5,7 +5,7 @@ load, and ``import torchvision`` ends with ``operator torchvision::nms does not 
 registers fake kernels for two operators that were never declared. Nothing here runs an operator of
 torchvision's, so it is enough to declare the two schemas, and only when the library is absent.
 
-Every module that wants torchvision gets it from here: ``from service.models._torchvision import torchvision``.
+Every module that wants torchvision gets it from here: ``from service.models.torchvision_import import torchvision``.
 """
 
 import importlib.util

@@ -5,7 +5,7 @@ Analytics unless the package ``openvino_telemetry`` is missing; then its own sta
 the place (``openvino/tools/ovc/telemetry_stub.py``; NNCF has the same). A server does not phone, and a
 container's home may not even be writable. So that package counts as missing in this process.
 
-Every module that wants OpenVINO gets it from here: ``from service.models._openvino import openvino``. Raises
+Every module that wants OpenVINO gets it from here: ``from service.models.openvino_import import openvino``. Raises
 `ImportError` where it is not installed.
 """
 

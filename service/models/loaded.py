@@ -1,0 +1,74 @@
+"""A model on its device, and its description: what a start makes, with torch or without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.models.checkpoints.label_files import read_labels_of
+from service.models.explain import Explainer
+from service.models.placement import Placement
+from service.models.runner import ModelRunner
+from service.models.runtimes import machine
+from service.models.runtimes.artifact import Converted
+from service.observability.card import ModelCard
+from service.settings import Settings, available_cores
+from service.shared.fallback import Fallbacks
+
+if TYPE_CHECKING:
+    from service.models.cuda.pipeline import StreamRunner
+
+#: Called with a state (``loading``, ``warming``) and what is being done.
+Report = Callable[[str, str], object]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is not warmed up yet. ``described`` is what is known of it without its runner."""
+
+    runner: ModelRunner | StreamRunner
+    device: str
+    described: ModelCard
+    fallbacks: Fallbacks = field(default_factory=Fallbacks)
+
+    def card(self) -> ModelCard:
+        """The description for the front-ends."""
+        return replace(
+            self.described,
+            feature_shape=self.runner.feature_shape,
+            precision=self.runner.runtime.precision,
+            device=self.device,
+            runtime=self.runner.runtime.name,
+            max_batch_size=self.runner.max_batch_size,
+            fallbacks=tuple(self.fallbacks),
+        )
+
+
+def openvino(converted: Converted, card: ModelCard, settings: Settings, placement: Placement) -> Loaded:
+    """A runner for a converted model. ``card`` is what the weights are called here."""
+    # Not every installation has it.
+    from service.models.runtimes.openvino import runtime
+
+    own = placement.artifact is not None or converted.precision == "int8"
+    precision = converted.precision if own else placement.precision
+    cores, largest = available_cores(), chosen_largest(settings)
+    notes = machine.Notes()
+    if converted.directory is not None:
+        notes = machine.notes(converted.directory, cores, precision, largest)
+    explainer = Explainer(converted.head) if converted.head is not None else None
+    shapes = converted.card.feature_shape, len(converted.card.classes)
+    chosen = runtime(converted, precision, cores, card.image, notes)
+    runner = ModelRunner(chosen, card.image, largest, explainer, shapes, notes, converted.expected)
+    return Loaded(runner, placement.device, labelled(card, settings.labels))
+
+
+def chosen_largest(settings: Settings) -> int | None:
+    """The largest batch that the setting allows; None where that is left to the warm-up."""
+    return None if settings.max_batch_size == "auto" else settings.max_batch_size
+
+
+def labelled(card: ModelCard, labels: Path | None) -> ModelCard:
+    """With the classes of the file ``labels``, if there is one. Raises `CheckpointError` unless they are as many."""
+    return card if labels is None else replace(card, classes=read_labels_of(labels, len(card.classes)))

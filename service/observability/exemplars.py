@@ -1,0 +1,49 @@
+"""Exemplars: which trace a bucket of a histogram was last counted for."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+
+class Exemplars:
+    """For each bucket of the duration histograms the last sampled request that fell into it.
+
+    prometheus_client's multi-process files have no room for exemplars, so each front-end keeps its own here and a
+    scrape shows those of the front-end that answers it: the counts are of the whole service, the examples of a part.
+    The text format has no exemplars; they are in the OpenMetrics format, which Prometheus asks for.
+    """
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """``bounds`` are the upper ends of the histograms' buckets in seconds, ascending, without infinity."""
+        self._bounds = bounds
+        self._kept: dict[tuple[str, str, float], tuple[Mapping[str, str], float, float]] = {}
+
+    def note(self, name: str, label: str, value: str, seconds: float, names: Mapping[str, str]) -> None:
+        """``seconds`` were observed of the histogram ``name`` with one label's ``value``."""
+        position = bisect_left(self._bounds, seconds)
+        bound = self._bounds[position] if position < len(self._bounds) else float("inf")
+        self._kept[name, value, bound] = (names, seconds, time.time())
+
+    def adorn(self, metrics: Iterator[Metric] | Any) -> Iterator[Metric]:
+        """The metrics with what is kept here on their buckets."""
+        for metric in metrics:
+            for position, sample in enumerate(metric.samples):
+                if not sample.name.endswith("_bucket"):
+                    continue
+                others = [value for name, value in sample.labels.items() if name != "le"]
+                key = (metric.name, "".join(others), float(sample.labels["le"]))
+                if key in self._kept:
+                    metric.samples[position] = _with(sample, *self._kept[key])
+            yield metric
+
+
+def _with(sample: Any, names: Mapping[str, str], value: float, when: float) -> Any:
+    from prometheus_client.samples import Exemplar
+
+    return sample._replace(exemplar=Exemplar(dict(names), value, when))

@@ -1,0 +1,16 @@
+"""What a scrape shows of the load. `service.engine.readings` reads it from the engines' arenas."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Readings(NamedTuple):
+    """Sums over all engines, in images, shares of time and bytes. Zeros without an engine."""
+
+    queue_depth: float = 0.0
+    in_flight: float = 0.0
+    saturation: float = 0.0
+    busy_ratio: float = 0.0
+    memory_used: float = 0.0
+    memory_total: float = 0.0
