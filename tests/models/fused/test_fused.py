@@ -16,6 +16,7 @@ from service.models import densenet, fused, vgg
 from service.models.canary import LIMITS
 from service.models.configuration import DenseNetConfig, VGGConfig
 from service.models.fused import ops
+from service.models.fused.norm import Norm
 from service.models.loader import Uint8Model
 from service.models.network import build
 from service.shared.fallback import Fallback
@@ -120,7 +121,7 @@ def test_an_operation_that_fails_or_is_wrong_falls_back_to_torch() -> None:
     def fails(*_: object) -> Tensor:
         raise RuntimeError("no C compiler")
 
-    def lies(x: Tensor, norm: ops.Norm) -> Tensor:
+    def lies(x: Tensor, norm: Norm) -> Tensor:
         return fused.TORCH.norm_relu(x, norm) * 1.001
 
     def works(x: Tensor, conv: nn.Conv2d) -> Tensor:

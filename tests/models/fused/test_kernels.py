@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is n
 
 _CODE = """
 import torch
+from service.models.fused.norm import Norm
 from service.models.fused import ops
 
 torch.set_num_threads(1)
@@ -27,7 +28,7 @@ for dtype in (torch.float32, torch.float16):
     assert found.names == tuple(faster), (dtype, found, missing)
 x = torch.full((1, 16, 4, 4), float("nan")).to(memory_format=torch.channels_last)
 out = torch.zeros(1, 16, 2, 2).to(memory_format=torch.channels_last)
-norm = ops.Norm(torch.nn.BatchNorm2d(16).eval().requires_grad_(False))
+norm = Norm(torch.nn.BatchNorm2d(16).eval().requires_grad_(False))
 faster["max_pool"](x, 2, 2, 0, out)
 assert out.isnan().all()
 for operation in ("norm_relu", "norm_relu_pool"):
