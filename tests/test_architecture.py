@@ -1,10 +1,14 @@
-"""The folders are arrows: who may import whom, read from the sources and seen in a running interpreter."""
+"""The rooms and their arrow: who may import whom, read from the sources and seen in a running interpreter."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,49 +16,191 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SERVICE = ROOT / "service"
 
-#: A room, and what it must not import at module level, with the reason in docs/ARCHITECTURE.md.
+#: What lies in service/ beside the rooms: what everything shares, and what others import.
+FILES = {
+    "__init__.py",
+    "__main__.py",
+    "batch.py",
+    "errors.py",
+    "labels.py",
+    "preprocess.py",
+    "py.typed",
+    "settings.py",
+}
+
+#: The rooms of docs/ARCHITECTURE.md in the order of the arrow. Each may import itself and what stands above it here,
+#: whether at the top of a module, in a function or for types alone.
+ROOMS: dict[str, tuple[str, ...]] = {
+    "errors, labels": ("service.errors", "service.labels"),
+    "client": ("service.client",),
+    "host": ("service.host",),
+    "shared": ("service.shared",),
+    "images": ("service.preprocess", "service.images"),
+    "catalogue": ("service.models.catalog", "service.models.configuration", "service.models.head"),
+    "settings": ("service.settings", "service.options"),
+    "observability": ("service.observability",),
+    "models": ("service.models",),
+    "engine": ("service.engine",),
+    "api": ("service.api",),
+    "frontend": ("service.frontend",),
+    "supervisor": ("service.supervisor",),
+    "classifier": ("service.classifier", "service.batch"),
+    "cli": ("service.cli", "service.__main__"),
+}
+
+#: A room or a file, and what else it must not import at module level.
 FORBIDDEN = [
-    (
-        "service/api",
-        (
-            "torch",
-            "torchvision",
-            "service.engine.core",
-            "service.supervisor.supervisor",
-            "service.models.loader",
-        ),
-    ),
-    ("service/engine", ("service.api", "service.models", "fastapi", "uvicorn", "torch", "PIL")),
-    ("service/models", ("service.api", "service.engine", "service.supervisor", "fastapi")),
-    ("service/preprocess.py", ("torch", "service.api", "service.engine", "service.models")),
-    ("service/images", ("torch", "service.api", "service.engine", "service.models")),
+    ("service/client", ("torch", "service.errors", "service.labels")),  # of a user's program it is a guest
+    ("service/api", ("torch", "torchvision", "service.engine.core", "service.models.loader")),
+    ("service/engine", ("service.models", "fastapi", "uvicorn", "torch", "PIL")),
+    ("service/images", ("torch",)),
+    ("service/preprocess.py", ("torch",)),
     ("service/engine/arena.py", ("service.engine.client", "service.engine.core")),
     ("service/engine/batcher.py", ("time", "threading", "socket", "numpy", "asyncio", "service")),
     ("service/errors.py", ("service", "fastapi", "torch")),
 ]
 
 
-def imports(path: Path) -> set[str]:
-    """Modules that ``path`` imports when it is imported; what functions import is their own affair."""
-    found = set()
-    for node in ast.parse(path.read_text()).body:
+def module_name(path: Path) -> str:
+    """What ``path`` is imported as."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(SERVICE.rglob("*.py"))}
+
+
+def imported(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """What these statements import: ``a.b`` of ``import a.b``, and ``a.b.c`` of ``from a.b import c``."""
+    for node in nodes:
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            assert node.level == 0, "imports here say the whole name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """The modules of ours that each module of ours names in any import, wherever that stands."""
+    found = {}
+    for module, path in MODULES.items():
+        names = set(imported(ast.walk(ast.parse(path.read_text()))))
+        found[module] = {_module_of(name) for name in names if _lies_in(name, "service")} - {module}
     return found
 
 
-@pytest.mark.parametrize(("room", "forbidden"), FORBIDDEN)
-def test_imports_follow_the_arrow(room: str, forbidden: tuple[str, ...]) -> None:
-    path = ROOT / room
+def _module_of(name: str) -> str:
+    """The module that ``name`` is, or is a part of."""
+    return name if name in MODULES else name.rpartition(".")[0]
+
+
+def _lies_in(name: str, place: str) -> bool:
+    return name == place or name.startswith(f"{place}.")
+
+
+def room_of(module: str) -> int | None:
+    """The number of a module's room; None for the package itself, which is a version and nothing else."""
+    found = [
+        (len(place), number)
+        for number, places in enumerate(ROOMS.values())
+        for place in places
+        if _lies_in(module, place)
+    ]
+    return max(found)[1] if found else None
+
+
+def against_the_arrow(graph: Mapping[str, set[str]]) -> list[str]:
+    """Imports of a room that stands below."""
+    return [
+        f"{module} imports {other}"
+        for module, others in graph.items()
+        for other in sorted(others)
+        if (room_of(other) or 0) > (room_of(module) or 0)
+    ]
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[set[str]]:
+    """Modules that import each other in a circle: of each, what it reaches and is reached by."""
+    reached: dict[str, set[str]] = {}
+    for module in graph:
+        seen, ahead = set(), [module]
+        while ahead:
+            for other in graph.get(ahead.pop(), ()):
+                if other not in seen:
+                    seen.add(other)
+                    ahead.append(other)
+        reached[module] = seen
+    found: dict[frozenset[str], None] = {}
+    for module, seen in reached.items():
+        if module in seen:
+            found[frozenset(other for other in seen if module in reached[other])] = None
+    return [set(circle) for circle in found]
+
+
+def test_every_module_has_a_room_and_nothing_else_lies_beside_them() -> None:
+    assert {path.name for path in SERVICE.iterdir() if path.is_file()} == FILES
+    rooms = {path.name for path in SERVICE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    named = {place.split(".")[1] for places in ROOMS.values() for place in places}
+    assert rooms == named - {file.removesuffix(".py") for file in FILES}
+    assert [module for module in MODULES if room_of(module) is None] == ["service"]
+
+
+def test_rooms_import_in_one_direction() -> None:
+    assert not against_the_arrow(imports())
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert not circles(imports())
+
+
+def test_the_checks_see_what_they_are_for() -> None:
+    graph = dict(imports())
+    graph["service.shared.board"] = {"service.engine.arena"}
+    assert against_the_arrow(graph) == ["service.shared.board imports service.engine.arena"]
+    graph["service.errors"] = {"service.api.errors"}
+    assert any({"service.errors", "service.api.errors"} <= circle for circle in circles(graph))
+
+
+def test_no_module_uses_another_rooms_private_names() -> None:
+    found = defaultdict(set)
+    for module, path in MODULES.items():
+        tree = ast.parse(path.read_text())
+        names: dict[str, str] = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and _lies_in(node.module or "", "service"):
+                names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        used = set(names.values()) | {
+            f"{names[node.value.id]}.{node.attr}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names
+        }
+        for name in used:
+            private = any(part.startswith("_") and not part.endswith("__") for part in name.split("."))
+            if private and room_of(name) != room_of(module):
+                found[module].add(name)
+    assert not found
+
+
+def test_the_documents_name_files_that_exist() -> None:
+    section = (ROOT / "docs/ARCHITECTURE.md").read_text().partition("### The files of each room")[2]
+    rooms = section.partition("\n## ")[0].split("\n- **`")[1:]
+    assert len(rooms) > 5
+    for text in rooms:
+        room = SERVICE / text.partition("/")[0]
+        there = {path.name for path in room.rglob("*.py")} | {f"{path.name}/" for path in room.rglob("*")}
+        missing = set(re.findall(r"`(\w+(?:\.py|/))`", text)) - there
+        assert not missing, f"docs/ARCHITECTURE.md names what is not in {room.name}/: {missing}"
+
+
+@pytest.mark.parametrize(("place", "forbidden"), FORBIDDEN)
+def test_some_rooms_do_without(place: str, forbidden: tuple[str, ...]) -> None:
+    path = ROOT / place
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
     assert files
     for file in files:
-        for name in imports(file):
-            wrong = [ban for ban in forbidden if name == ban or name.startswith(f"{ban}.")]
-            # The catalogue is data: both sides read it.
-            assert not wrong or name.startswith("service.models.catalog"), f"{file.name} imports {name}"
+        for name in imported(ast.parse(file.read_text()).body):
+            assert not any(_lies_in(name, ban) for ban in forbidden), f"{file.name} imports {name}"
 
 
 def test_a_front_end_never_imports_torch() -> None:
