@@ -2,6 +2,7 @@
 
 import sys
 import time
+import traceback
 
 from verification import chart, cluster, files, image, image_baked, manifests, monitoring, scrape  # noqa: F401  # its steps
 from verification.steps import STEPS, Failure, Skip
@@ -18,6 +19,8 @@ def run(name: str) -> bool:
         word, text = "skipped", str(reason)
     except Failure as reason:
         word, text = "FAILED", str(reason)
+    except Exception:  # a fault of the step's own: the others have still something to say
+        word, text = "FAILED", traceback.format_exc()
     print(f"{word:8} {name:16} {time.monotonic() - started:5.1f} s  {text}", flush=True)
     return word != "FAILED"
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from verification.steps import ROOT, TOOLS, Failure, Skip, need, output, photo, step
+from verification.steps import ROOT, TOOLS, Failure, Skip, need, output, photo, step, succeeds
 
 DEBIAN = "Debian: apt-get install buildah podman runc debootstrap"
 IMAGE = "localhost/imagenet-serve:verify"
@@ -74,13 +74,17 @@ def build(tag: str, target: str, *, torch_index: str = "", **arguments: str) -> 
     command = ["buildah", "build", "--isolation", "chroot", "--network", "host", "--pull-never"]
     command += ["--format", "docker", "--layers", "--target", target, "--tag", tag, *_lent_by_the_host()]
     command += [part for name, value in given.items() for part in ("--build-arg", f"{name}={value}")]
-    output(["nice", "-n", "19", *command, "."], timeout=3600)
+    output(["nice", *command, "."])
     return f"built on {base}, {size(tag):.2f} GB"
 
 
 def need_image(tag: str) -> None:
-    if subprocess.run(["podman", "image", "exists", tag]).returncode:
+    if not exists(tag):
         raise Skip("no image: the step that builds it comes first")
+
+
+def exists(tag: str) -> bool:
+    return succeeds(["podman", "image", "exists", tag])
 
 
 def size(tag: str) -> float:
@@ -106,10 +110,10 @@ def _base_image() -> str:
         if line.startswith("ARG BASE_IMAGE=")
     )
     for image in (own, STAND_IN):
-        if not subprocess.run(["podman", "image", "exists", image]).returncode:
+        if exists(image):
             return image
     # By its short name: which registry that is in is podman's configuration.
-    if not subprocess.run(["podman", "pull", "--quiet", own], capture_output=True, timeout=300).returncode:
+    if succeeds(["podman", "pull", "--quiet", own], timeout=300):
         return own
     return _stand_in()
 
@@ -126,7 +130,6 @@ def _stand_in() -> str:
                 "bookworm",
                 root,
             ],
-            timeout=1200,
         )
         (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")
         tar = Path(folder) / "root.tar"
@@ -296,5 +299,5 @@ def _terminate_under_load(name: str) -> tuple[list[int], int, float]:
     output(["podman", "kill", "--signal", "TERM", name])
     for thread in threads:
         thread.join()
-    code = int(output(["podman", "wait", name], timeout=60))
+    code = int(output(["podman", "wait", name], timeout=300))
     return answers, code, time.monotonic() - started

@@ -14,6 +14,7 @@ from verification.image import (
     IMAGE,
     build,
     cpu_builds,
+    exists,
     inside,
     need_image,
     prepare,
@@ -63,7 +64,7 @@ def baked_container() -> str:
     refused = _ending_of(BAKED, WEIGHTS="pretrained", MODEL="vgg16")
     if "weights=/opt/model" not in refused:
         raise Failure(f"with other weights it says\n{refused}")
-    smaller = f", {size(IMAGE) - size(BAKED):.2f} GB less than with torch" if _exists(IMAGE) else ""
+    smaller = f", {size(IMAGE) - size(BAKED):.2f} GB less than with torch" if exists(IMAGE) else ""
     return (
         f"{facts}; {PHOTO}: {best['label']} ({best['probability']:.2f}) by {model['weights']}; ready after "
         f"{seconds:.1f} s, its first start on this processor{smaller}"
@@ -91,7 +92,7 @@ def gpu_image() -> str:
         echo '#include <Python.h>' | g++ -x c++ -fsyntax-only -I "$(python -c "{headers}")" -
     """
     command = ["podman", "run", "--rm", "--network", "host", "--entrypoint", "sh", GPU, "-c", script]
-    seen = output(command, timeout=300).strip()
+    seen = output(command).strip()
     refused = _ending_of(GPU, WEIGHTS="random")
     if "device=cuda" not in refused:
         raise Failure(f"without a GPU it says\n{refused}")
@@ -107,14 +108,10 @@ def _own_weights() -> Iterator[str]:
         shutil.rmtree(OWN)
 
 
-def _exists(tag: str) -> bool:
-    return not subprocess.run(["podman", "image", "exists", tag], check=False).returncode
-
-
 def _ending_of(image: str, **settings: object) -> str:
     """What a start says that cannot succeed; `Failure` when it does not end."""
     with running(image, **settings) as name:
-        code = int(output(["podman", "wait", name], timeout=120))
+        code = int(output(["podman", "wait", name], timeout=300))
         said = subprocess.run(["podman", "logs", name], capture_output=True, text=True, check=False)
     if not code:
         raise Failure("a start that cannot succeed ended with 0")

@@ -15,6 +15,12 @@ TOOLS = ROOT / ".verify"
 #: Nothing is to be installed: a step whose tool is missing is skipped.
 QUICKLY = bool(os.environ.get("VERIFY_QUICKLY"))
 
+#: Seconds for a command on a machine with much else to do: only what hangs is ended.
+PATIENCE = 3600.0
+
+#: Seconds for a command on a machine with much else to do: only what hangs is ended.
+PATIENCE = 3600.0
+
 STEPS: dict[str, Callable[[], str]] = {}
 
 
@@ -40,23 +46,34 @@ def need(tool: str, origin: str) -> str:
 
 
 def output(
-    command: Sequence[str | Path], *, stdin: str | None = None, timeout: float = 600, **more: object
+    command: Sequence[str | Path], *, stdin: str | None = None, timeout: float = PATIENCE, **more: object
 ) -> str:
-    """The command's standard output; `Failure` with all that it said when it fails."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=ROOT,
-        check=False,
-        **more,  # type: ignore[call-overload]
-    )
+    """The command's standard output; `Failure` with all that it said when it fails, or does not end in time."""
+    try:
+        done = subprocess.run(
+            [str(part) for part in command],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=ROOT,
+            check=False,
+            **more,  # type: ignore[call-overload]
+        )
+    except subprocess.TimeoutExpired as late:
+        raise Failure(f"{' '.join(map(str, command[:4]))}: did not end within {timeout:g} s") from late
     if done.returncode:
         said = (done.stdout + done.stderr).strip()[-4000:]
         raise Failure(f"{' '.join(map(str, command[:4]))}: exit {done.returncode}\n{said}")
     return str(done.stdout)
+
+
+def succeeds(command: Sequence[str], *, timeout: float = PATIENCE) -> bool:
+    """Whether it ends with 0, and in time."""
+    try:
+        return not subprocess.run(command, capture_output=True, timeout=timeout, check=False).returncode
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def photo(width: int = 640, height: int = 480) -> bytes:
