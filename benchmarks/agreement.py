@@ -30,7 +30,7 @@ from service.models.runner import ModelRunner
 from service.models.runtimes import converting, openvino
 from service.preprocess import Preprocessing, prepare
 from service.settings import available_cores
-from service.shared.outputs import Task
+from service.shared.outputs import OutputKind
 
 #: And which share of the views is made of that size: a JPEG of 12 megapixels takes half a second to write.
 _SIZES = {(500, 375): 1.0, (1600, 1200): 1.0, (4000, 3000): 0.3}
@@ -73,7 +73,7 @@ class Model:
         results = np.empty((len(pixels), self._runner.results), np.float32)
         for start in range(0, len(pixels), _BATCH):
             slots = list(range(start, min(start + _BATCH, len(pixels))))
-            self._runner.run(pixels, slots, [Task.CLASSIFY] * len(slots), results)
+            self._runner.run(pixels, slots, [OutputKind.CLASSIFY] * len(slots), results)
         return results[:, : self._classes]
 
 

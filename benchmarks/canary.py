@@ -35,7 +35,7 @@ from service.engine.owner import Owner
 from service.models import serving
 from service.models.watch import CANARY_EVERY
 from service.settings import Settings
-from service.shared.outputs import Task
+from service.shared.outputs import OutputKind
 from service.shared.transport import Channel, Link, socket_pair
 
 _SLOTS, _CLIENTS = 64, 16
@@ -174,7 +174,7 @@ def _passes(runner: Any, image: tuple[int, int, int], rounds: int = 40) -> dict[
         if number % 2:
             rows = runner.canary().finish().rows
         else:
-            runner.start(pixels, [0], [Task.CLASSIFY], results)
+            runner.start(pixels, [0], [OutputKind.CLASSIFY], results)
             rows = 1
         times[number % 2].append(1000 * (time.perf_counter() - began) / rows)
     one, canary = map(median, times)

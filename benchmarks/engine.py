@@ -26,7 +26,7 @@ from service.engine.core import EngineCore
 from service.engine.device import Batch
 from service.engine.process import _counter, obey
 from service.observability.metrics import Metrics, clean_up, prepare
-from service.shared.outputs import Task
+from service.shared.outputs import OutputKind
 from service.shared.transport import Channel, Link, socket_pair
 
 #: Slots that each front-end keeps under way.
@@ -61,7 +61,7 @@ def front_end(arena: Arena, end: socket.socket, number: int, seconds: float, don
     def submit(wanted: list[int]) -> None:
         now = time.monotonic()
         for slot in wanted:
-            arena.note_submitted(slot, now + 30, now, Task.CLASSIFY)
+            arena.note_submitted(slot, now + 30, now, OutputKind.CLASSIFY)
         link.send(wanted)
 
     submit(slots)

@@ -17,7 +17,7 @@ from service.models import loader
 from service.models.canary import LIMITS, distance
 from service.models.checkpoints import Checkpoint
 from service.models.cuda.pipeline import StreamRunner
-from service.shared.outputs import Task
+from service.shared.outputs import OutputKind
 
 Pixels = NDArray[np.uint8]
 Logits = NDArray[np.float32]
@@ -91,7 +91,7 @@ def check(runner: StreamRunner, pixels: Pixels, expected: Logits) -> Check:
     for bucket in runner.buckets:
         for images in {bucket, max(1, bucket - 1)}:
             slots = list(range(images))
-            runner.run(arena, slots, [Task.CLASSIFY] * images, results)
+            runner.run(arena, slots, [OutputKind.CLASSIFY] * images, results)
             _judge(found, bucket, results[:images, : wanted.shape[1]], wanted[:images])
     found.padding = _padding_is_padding(runner, arena, wanted.shape[1])
     return found
@@ -123,6 +123,6 @@ def _padding_is_padding(runner: StreamRunner, arena: Pixels, classes: int) -> bo
     for other in (arena, 255 - arena):
         results = np.zeros((largest, runner.results), np.float32)
         for pixels, count in ((other, largest), (arena, images)):
-            runner.run(pixels, list(range(count)), [Task.CLASSIFY] * count, results)
+            runner.run(pixels, list(range(count)), [OutputKind.CLASSIFY] * count, results)
         answers.append(results[:images, :classes].copy())
     return bool((answers[0] == answers[1]).all())

@@ -32,9 +32,9 @@ from service.models.runtimes import compiled
 from service.models.runtimes.whole import DTYPES, whole
 from service.preprocess import Preprocessing, prepare
 from service.settings import available_cores
+from service.shared.batches import DeviceFailed
 from service.shared.fallback import Fallbacks
-from service.shared.outputs import Task
-from service.shared.running import DeviceFailed
+from service.shared.outputs import OutputKind
 
 #: Of these there are goals, in images a second in fp16 on one H100 or H200, and with these the server is loaded.
 GOALS = {"densenet121": 20_000, "vgg16": 12_000}
@@ -152,7 +152,7 @@ def wrong(plan: Plan, before: dict[str, Outcome]) -> Outcome:
         runner = make(resolve(plan.weights, plan.models[0]), "fp16", "eager")
         pixels = gpu_checks.photos(3, runner.image)
         results = np.zeros((3, runner.results), np.float32)
-        batch = (pixels, [0, 1, 2], [Task.CLASSIFY] * 3, results)
+        batch = (pixels, [0, 1, 2], [OutputKind.CLASSIFY] * 3, results)
         runner.run(*batch)
         network: Any = runner.runtime.forward
         with torch.inference_mode():
@@ -264,7 +264,7 @@ def _expecting(model: str, device: str, runner: StreamRunner) -> Callable[[int],
 
 def overlapped(runner: StreamRunner, pixels: Any, results: Any, size: int, seconds: float) -> float:
     """Images a second with two batches in flight and the copies both ways."""
-    tasks, halves = [Task.CLASSIFY] * size, (list(range(size)), list(range(size, 2 * size)))
+    tasks, halves = [OutputKind.CLASSIFY] * size, (list(range(size)), list(range(size, 2 * size)))
     images, turn, began = 0, 1, time.perf_counter()
     running = runner.start(pixels, halves[0], tasks, results)
     while time.perf_counter() - began < seconds:

@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.machine import describe
 from service.cli.bench import loadgen
-from service.cli.plan.processes import memory_mib
+from service.cli.plan.server_process import memory_mib
 from tests.drills import wire
 from tests.drills.crowd import PHOTOS, address_of, options
 from tests.server import Server

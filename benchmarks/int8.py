@@ -28,7 +28,7 @@ from service.models.runtimes.artifact import Graph
 from service.models.runtimes.openvino import OpenVino, runtime
 from service.preprocess import Preprocessing
 from service.settings import available_cores
-from service.shared.outputs import Task
+from service.shared.outputs import OutputKind
 
 _LIMIT = 50_000_000
 _BATCHES = (1, 16)
@@ -50,7 +50,7 @@ def passes(runtime: OpenVino, pixels: quantize.Images) -> dict[int, raw.Run]:
     results = np.empty((len(pixels), runner.results), np.float32)
 
     def make(batch: int) -> raw.Run:
-        slots, tasks = list(range(batch)), [Task.CLASSIFY] * batch
+        slots, tasks = list(range(batch)), [OutputKind.CLASSIFY] * batch
         return lambda: runner.run(pixels, slots, tasks, results)
 
     return {batch: make(batch) for batch in _BATCHES}

@@ -26,9 +26,9 @@ from service.models.watch import Watch
 from service.observability.card import ModelCard
 from service.preprocess import Preprocessing
 from service.settings import Settings
+from service.shared.batches import BatchReport, CompletedBatch, Memory
 from service.shared.fallback import Fallback
-from service.shared.outputs import Wanted
-from service.shared.running import Finished, Memory, Ran
+from service.shared.outputs import OutputRequest
 from service.shared.transport import Channel
 
 _CLASSES = 1000
@@ -56,20 +56,20 @@ class NullRunner:
         self,
         pixels: NDArray[np.uint8],
         slots: list[int],
-        wanted: Sequence[Wanted],
+        wanted: Sequence[OutputRequest],
         results: NDArray[np.float32],
-    ) -> Finished:
+    ) -> CompletedBatch:
         self._watch.ran("null")
         return self._run(len(slots))
 
-    def canary(self) -> Finished:
+    def canary(self) -> CompletedBatch:
         self._watch.looked("null")
         return self._run(1, 1)
 
-    def _run(self, images: int, canaries: int = 0) -> Finished:
+    def _run(self, images: int, canaries: int = 0) -> CompletedBatch:
         if self._fixed or self._image:
             time.sleep(self._fixed + images * self._image)
-        return Finished(Ran(images, canaries=canaries, canary_due=self._watch.due))
+        return CompletedBatch(BatchReport(images, canaries=canaries, canary_due=self._watch.due))
 
     def hurry(self) -> None:
         """There is nothing to be hurried."""

@@ -9,24 +9,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from service.cli.plan.processes import Running, free_port, memory_mib
+from service.cli.plan.server_process import ServerProcess, free_port, memory_mib
 from service.host.usage import tree
 
-__all__ = ["Running", "busy_seconds", "end_with_servers", "free_port", "memory_mib", "serve", "tree"]
+__all__ = ["ServerProcess", "busy_seconds", "end_with_servers", "free_port", "memory_mib", "serve", "tree"]
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
 def serve(
     *, null: bool = False, decode: bool = True, environment: Mapping[str, str] | None = None, **settings: Any
-) -> Running:
+) -> ServerProcess:
     """The real service with these settings; ``null`` puts a model in that costs nothing (`benchmarks.null`)."""
     port = free_port()
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in {"port": port, **settings}.items()]
     module = "benchmarks.null" if null else "service"
     environment = {**(environment or {}), **({} if decode else {"BENCHMARK_NO_DECODE": "1"})}
     root = Path(__file__).parent.parent
-    return Running(
+    return ServerProcess(
         [sys.executable, "-m", module, "serve", *flags], port, folder=root, environment=environment
     )
 

@@ -42,7 +42,7 @@ from service.models.runtimes.artifact import Converted, Graph
 from service.models.runtimes.eager import Eager
 from service.models.runtimes.openvino import OpenVino, runtime
 from service.settings import available_cores
-from service.shared.outputs import Task
+from service.shared.outputs import OutputKind
 
 #: Seconds between two contestants: idle worker threads spin for a while before they sleep.
 _PAUSE = 0.05
@@ -168,7 +168,7 @@ class Model:
         results = np.empty((self._largest, runner.results), np.float32)
 
         def make(batch: int) -> Run:
-            slots, tasks = list(range(batch)), [Task.CLASSIFY] * batch
+            slots, tasks = list(range(batch)), [OutputKind.CLASSIFY] * batch
             return lambda: runner.run(self._pixels, slots, tasks, results)
 
         return make

@@ -33,7 +33,7 @@ from service.cli.bench import loadgen
 from service.cli.bench import run as bench
 from service.settings import available_cores
 from service.settings import load as load_settings
-from service.shared.outputs import Task
+from service.shared.outputs import OutputKind
 
 _MODELS = ("densenet121", "vgg16", "null")
 #: Share of the throughput at saturation that the open loop asks for.
@@ -53,7 +53,7 @@ def alone(model: str, seconds: float) -> dict[str, Any]:
     size = runner.max_batch_size
     pixels = np.random.default_rng(0).integers(0, 256, (size, 224, 224, 3), np.uint8)
     results = np.zeros((size, runner.results), np.float32)
-    slots, tasks = list(range(size)), [Task.CLASSIFY] * size
+    slots, tasks = list(range(size)), [OutputKind.CLASSIFY] * size
     images, cpu, began = 0, time.process_time(), time.monotonic()
     while time.monotonic() - began < seconds:
         runner.run(pixels, slots, tasks, results)

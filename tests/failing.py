@@ -21,9 +21,9 @@ from service.cli.main import main
 from service.engine import process
 from service.observability.card import ModelCard
 from service.settings import Settings
+from service.shared.batches import CompletedBatch, DeviceFailed, Memory
 from service.shared.fallback import Fallback
-from service.shared.outputs import Wanted
-from service.shared.running import DeviceFailed, Finished, Memory
+from service.shared.outputs import OutputRequest
 from service.shared.transport import Channel
 
 FOLDER = Path(os.environ.get("FAILING", "."))
@@ -34,13 +34,13 @@ class FailingRunner(null.NullRunner):
         self,
         pixels: NDArray[np.uint8],
         slots: list[int],
-        wanted: Sequence[Wanted],
+        wanted: Sequence[OutputRequest],
         results: NDArray[np.float32],
-    ) -> Finished:
+    ) -> CompletedBatch:
         results[slots] = np.arange(self.results)
         return super().start(pixels, slots, wanted, results)
 
-    def canary(self) -> Finished:
+    def canary(self) -> CompletedBatch:
         if (FOLDER / "wrong").exists():
             raise DeviceFailed("the device gave wrong answers to the canary image twice", mismatches=2)
         return super().canary()

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.models.watch import Trust, Watch
-from service.shared.outputs import Explain, Wanted
-from service.shared.running import DeviceFailed, Memory, Ran, Running
+from service.shared.batches import BatchHandle, BatchReport, DeviceFailed, Memory
+from service.shared.outputs import Explain, OutputRequest
 
 #: Positions of the fake map; the first says which class was explained.
 FAKE_MAP = 4
@@ -64,7 +64,7 @@ class FakeRunner:
     batches: list[list[int]] = field(default_factory=list)
     running: int = 0
     maps_wait_for: threading.Event | None = None
-    """With it, maps are what is left to do after the device (`Ran.rest`), and wait for it."""
+    """With it, maps are what is left to do after the device (`BatchReport.rest`), and wait for it."""
     lane_count: int = 0
     """Lanes, which two images that wait together prefer."""
     wrong: float = 0
@@ -84,7 +84,7 @@ class FakeRunner:
         self,
         pixels: NDArray[np.uint8],
         slots: list[int],
-        wanted: Sequence[Wanted],
+        wanted: Sequence[OutputRequest],
         results: NDArray[np.float32],
     ) -> FakeRunning:
         assert 1 <= len(slots) <= self.max_batch_size, f"a batch of {len(slots)}"
@@ -95,7 +95,7 @@ class FakeRunner:
         self.batches.append(slots)
         return FakeRunning(self, pixels, slots, wanted, results)
 
-    def canary(self) -> Running:
+    def canary(self) -> BatchHandle:
         assert self.lanes is None or not self.lanes.busy, "the canary beside images in lanes"
         self.running += 1
         assert self.running <= self.in_flight, f"{self.running} batches at once"
@@ -110,7 +110,7 @@ class FakeRunner:
         self.wrong -= wrong
         return wrong
 
-    def look(self) -> Ran:
+    def look(self) -> BatchReport:
         """What the canary comes to."""
         try:
             ran = self.trust.judge(self.goes_wrong(), 1, self.goes_wrong)
@@ -131,7 +131,7 @@ class FakeRunning:
     runner: FakeRunner
     pixels: NDArray[np.uint8]
     slots: list[int]
-    wanted: Sequence[Wanted]
+    wanted: Sequence[OutputRequest]
     results: NDArray[np.float32]
     ready_at: float = 0.0
 
@@ -141,14 +141,14 @@ class FakeRunning:
     def done(self) -> bool:
         return self.runner.may_run.is_set() and time.monotonic() >= self.ready_at
 
-    def finish(self) -> Ran:
+    def finish(self) -> BatchReport:
         runner = self.runner
         assert runner.may_run.wait(60)
         time.sleep(max(0.0, self.ready_at - time.monotonic()))
         runner.running -= 1
         if runner.maps_wait_for is None or not any(isinstance(want, Explain) for want in self.wanted):
             return self.compute()
-        return Ran(len(self.slots), runner.mismatches, runner.distrust, rest=self.late)
+        return BatchReport(len(self.slots), runner.mismatches, runner.distrust, rest=self.late)
 
     def late(self) -> None:
         """All of it, once that is allowed."""
@@ -156,7 +156,7 @@ class FakeRunning:
         assert self.runner.maps_wait_for.wait(60)
         self.compute()
 
-    def compute(self) -> Ran:
+    def compute(self) -> BatchReport:
         """What every batch comes to, after its delay."""
         runner = self.runner
         time.sleep(max(0.0, self.ready_at - time.monotonic()))
@@ -177,14 +177,14 @@ class FakeRunning:
                 answer += 1000 * want
             self.results[slot, : len(answer)] = answer
         due = runner.watch.due
-        return Ran(len(self.slots), runner.mismatches, runner.distrust, canary_due=due)
+        return BatchReport(len(self.slots), runner.mismatches, runner.distrust, canary_due=due)
 
 
 class FakeCanary(FakeRunning):
-    def compute(self) -> Ran:
+    def compute(self) -> BatchReport:
         time.sleep(max(0.0, self.ready_at - time.monotonic()))
         hurried, self.runner.hurried = self.runner.hurried, False
-        return Ran(0) if hurried else self.runner.look()
+        return BatchReport(0) if hurried else self.runner.look()
 
 
 class FakeLanes:
@@ -203,13 +203,18 @@ class FakeLanes:
         return images >= 2
 
     def run(
-        self, lane: int, pixels: NDArray[np.uint8], slot: int, want: Wanted, results: NDArray[np.float32]
-    ) -> Ran:
+        self,
+        lane: int,
+        pixels: NDArray[np.uint8],
+        slot: int,
+        want: OutputRequest,
+        results: NDArray[np.float32],
+    ) -> BatchReport:
         with self._taken(lane):
             assert pixels[slot].flat[0] != self.STUCK or self.may_leave.wait(60)
             return FakeRunning(self._runner, pixels, [slot], [want], results).compute()
 
-    def canary(self, lane: int) -> Ran:
+    def canary(self, lane: int) -> BatchReport:
         with self._taken(lane):
             return self._runner.look()
 

@@ -99,15 +99,15 @@ def environment(folder: Path, name: str) -> Path:
     return path
 
 
-def start(name: str, folder: Path) -> processes.Running:
+def start(name: str, folder: Path) -> processes.ServerProcess:
     """A peer, running in its environment."""
     peer, port = PEERS[name], processes.free_port()
     command = peer.command(environment(folder, name).resolve(), port)
-    return processes.Running(command, port, peer.ready, folder=_HERE)
+    return processes.ServerProcess(command, port, peer.ready, folder=_HERE)
 
 
 def measure(
-    server: processes.Running, path: str, form: bool, photos: list[bytes], seconds: float, clients: int
+    server: processes.ServerProcess, path: str, form: bool, photos: list[bytes], seconds: float, clients: int
 ) -> dict[str, float]:
     """Throughput, latency, CPU and memory of one round."""
     upload = bench.Upload(form=form)
@@ -154,7 +154,7 @@ def main() -> None:
     arguments = parser.parse_args()
     photos = [bench.synthetic_photo(500, 375, seed) for seed in range(8)]
     settings: dict[str, Any] = {"model": "densenet121", "weights": "random:0"}
-    servers: dict[str, tuple[Callable[[], processes.Running], str, bool]] = {
+    servers: dict[str, tuple[Callable[[], processes.ServerProcess], str, bool]] = {
         "ours, runtime=eager": (partial(processes.serve, **settings, runtime="eager"), "/predict", True),
         "ours, default": (partial(processes.serve, **settings), "/predict", True),
         **{

@@ -24,7 +24,7 @@ from service.api.context import Context, context_of
 from service.api.exchange import Exchange, exchange_of
 from service.engine.client import Answer, Slot
 from service.errors import NotANumber, RequestError
-from service.shared.outputs import Task, Wanted
+from service.shared.outputs import OutputKind, OutputRequest
 from service.shared.ranking import finite
 from service.shared.writing import Work
 
@@ -109,7 +109,7 @@ class Admission:
         self.exchange.gone = True
         self._task.cancel()
 
-    async def infer(self, work: Work, length: int, wanted: Wanted = Task.CLASSIFY) -> Answer:
+    async def infer(self, work: Work, length: int, wanted: OutputRequest = OutputKind.CLASSIFY) -> Answer:
         """Takes a slot, lets ``work`` fill it, and waits for ``length`` float32 of what is ``wanted`` of the model.
 
         Raises `Overloaded`, and what `infer_in` raises.
@@ -117,7 +117,9 @@ class Admission:
         with await self.served.client.admit(self.deadline, self.exchange.bulk) as slot:
             return await self.infer_in(slot, work, length, wanted)
 
-    async def infer_in(self, slot: Slot, work: Work, length: int, wanted: Wanted = Task.CLASSIFY) -> Answer:
+    async def infer_in(
+        self, slot: Slot, work: Work, length: int, wanted: OutputRequest = OutputKind.CLASSIFY
+    ) -> Answer:
         """The same in a ``slot`` that was taken. Raises `NotANumber`, what ``work`` raises and what slots raise."""
         metrics = self.context.metrics
         began = time.monotonic()
@@ -132,7 +134,7 @@ class Admission:
         stages = {"decode": decode, "queue": answer.queue, "inference": answer.inference}
         for stage, seconds in stages.items():
             metrics.stage_duration.labels(stage).observe(seconds)
-        if self.context.shadow is not None and wanted is Task.CLASSIFY:
+        if self.context.shadow is not None and wanted is OutputKind.CLASSIFY:
             self.context.shadow.look_on(slot, answer)
         self.exchange.note(stages, answer)
         return answer

@@ -15,12 +15,12 @@ from service.api.admission import Admission
 from service.api.compression import packed
 from service.api.inference import PROBLEMS, ModelName, head, reply, upload
 from service.api.schemas import FeaturesResponse
-from service.shared.outputs import Task
+from service.shared.outputs import OutputKind
 
 router = APIRouter(tags=["features"])
 
 _NPY = "application/x-npy"
-_TASKS = {"avg": Task.FEATURES_AVG, "max": Task.FEATURES_MAX, "none": Task.FEATURES_MAP}
+_TASKS = {"avg": OutputKind.FEATURES_AVG, "max": OutputKind.FEATURES_MAX, "none": OutputKind.FEATURES_MAP}
 
 Pooling = Annotated[
     Literal["avg", "max", "none"] | None,

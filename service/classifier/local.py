@@ -13,7 +13,7 @@ from service.classifier import Identity, Image, Seen, in_order, read, unreadable
 from service.errors import ConfigurationError, NotANumber, RequestError
 from service.preprocess import prepare
 from service.settings import Settings, available_cores
-from service.shared.outputs import Task
+from service.shared.outputs import OutputKind
 from service.shared.ranking import Ranking, finite
 
 Pixels = NDArray[np.uint8]
@@ -86,7 +86,7 @@ class LocalClassifier:
         for row, pixels in enumerate(good):
             self._pixels[row] = pixels
         if good:
-            wanted = [Task.CLASSIFY] * len(good)
+            wanted = [OutputKind.CLASSIFY] * len(good)
             self._runner.run(self._pixels, list(range(len(good))), wanted, self._results)
         rows = iter(self._results[:, : len(self._card.classes)])
         for item in batch:

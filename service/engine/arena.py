@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.shared.outputs import Wanted, from_code, to_code
+from service.shared.outputs import OutputRequest, from_code, to_code
 from service.shared.transport import anonymous_memory
 
 #: Front-ends are told apart by one byte; 0 means free.
@@ -252,7 +252,7 @@ class Arena:
         deadline, _ = _TIMES.unpack_from(self._memory, self._records_at + slot * _RECORD.size)
         return float(deadline)
 
-    def wanted(self, slot: int) -> Wanted:
+    def wanted(self, slot: int) -> OutputRequest:
         """What ``slot`` asks for."""
         (code,) = _WANTED.unpack_from(self._memory, self._records_at + slot * _RECORD.size + _WANTED_AT)
         return from_code(code)
@@ -272,7 +272,7 @@ class Arena:
         ahead = (self.owners != 0) & (self.records["deadline"] <= deadline) & (self.records["bulk"] == 0)
         return int(np.count_nonzero(ahead))
 
-    def note_submitted(self, slot: int, deadline: float, submitted: float, wanted: Wanted) -> None:
+    def note_submitted(self, slot: int, deadline: float, submitted: float, wanted: OutputRequest) -> None:
         """The front-end's part of the record."""
         at = self._records_at + slot * _RECORD.size
         _TIMES.pack_into(self._memory, at, deadline, submitted)

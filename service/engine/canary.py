@@ -5,7 +5,7 @@ A rule without a clock or a device. What is due, and what the canary has to answ
 
 from __future__ import annotations
 
-from service.shared.running import Ran
+from service.shared.batches import BatchReport
 
 #: Seconds in which nothing ran before the canary does. A model has a few places to be looked at, each in its turn.
 PAUSE = 0.5
@@ -30,14 +30,14 @@ class Canary:
         """The canary runs."""
         self._out[in_lane] = True
 
-    def ended(self, ran: Ran | None, in_lane: bool, seconds: float, now: float) -> None:
+    def ended(self, ran: BatchReport | None, in_lane: bool, seconds: float, now: float) -> None:
         """The canary has run for ``seconds``; ``ran`` is None when it failed."""
         self._out[in_lane] = False
         self.yields = False
         self._pause = max(PAUSE, seconds / SHARE)
         self.ran(ran, in_lane, now)
 
-    def ran(self, ran: Ran | None, in_lane: bool, now: float) -> None:
+    def ran(self, ran: BatchReport | None, in_lane: bool, now: float) -> None:
         """Takes note of a batch; ``ran`` is None for one that failed."""
         self._due[in_lane] = ran is not None and ran.canary_due
         self._quiet_since = now

@@ -18,7 +18,7 @@ from service.engine.arena import FILE, Arena, Decoding, Gauge, Outcome
 from service.engine.choice import Offer
 from service.engine.estimate import Backlog, Pace, seconds_until_answered
 from service.errors import EngineFailed
-from service.shared.outputs import Wanted
+from service.shared.outputs import OutputRequest
 from service.shared.transport import Link
 from service.shared.writing import FileWriting, Writing
 
@@ -111,7 +111,7 @@ class Connection:
         self._send(slot + FILE)
         return writing
 
-    def submit(self, slot: int, wanted: Wanted, now: float, deadline: float) -> asyncio.Future[None]:
+    def submit(self, slot: int, wanted: OutputRequest, now: float, deadline: float) -> asyncio.Future[None]:
         if self.failed:
             raise EngineFailed("the engine failed while it was needed")
         self.arena.note_submitted(slot, deadline, now, wanted)

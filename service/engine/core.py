@@ -29,7 +29,7 @@ from service.engine.device import Batch, DeviceThread, LaneThreads, Runner
 from service.engine.files import MOST_WAITING, FileLane
 from service.engine.load import LoadMeter
 from service.engine.owner import Owner
-from service.shared.running import DeviceFailed
+from service.shared.batches import DeviceFailed
 from service.shared.transport import Link
 
 log = logging.getLogger(__name__)

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from service.engine.arena import Arena
 from service.engine.batcher import Request
 from service.engine.owner import Owner
-from service.shared.outputs import Wanted
-from service.shared.running import DeviceFailed, Memory, Ran, Running
+from service.shared.batches import BatchHandle, BatchReport, DeviceFailed, Memory
+from service.shared.outputs import OutputRequest
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +42,16 @@ class Lanes(Protocol):
         """Whether this many, on a device that has nothing else to do, run sooner in lanes than as one batch."""
 
     def run(
-        self, lane: int, pixels: NDArray[np.uint8], slot: int, want: Wanted, results: NDArray[np.float32]
-    ) -> Ran:
+        self,
+        lane: int,
+        pixels: NDArray[np.uint8],
+        slot: int,
+        want: OutputRequest,
+        results: NDArray[np.float32],
+    ) -> BatchReport:
         """What `Runner.start` starts, done, for one image. Other threads run other lanes at the same time."""
 
-    def canary(self, lane: int) -> Ran:
+    def canary(self, lane: int) -> BatchReport:
         """What `Runner.canary` starts, done, in one lane. Raises `DeviceFailed`."""
 
 
@@ -69,15 +74,15 @@ class Runner(Protocol):
         self,
         pixels: NDArray[np.uint8],
         slots: list[int],
-        wanted: Sequence[Wanted],
+        wanted: Sequence[OutputRequest],
         results: NDArray[np.float32],
-    ) -> Running:
+    ) -> BatchHandle:
         """Starts ``pixels[slots]`` (uint8 ``[slots, H, W, C]``); what is ``wanted`` goes to ``results[slots]``.
 
         A device that only computes while it is waited for has done everything when this returns.
         """
 
-    def canary(self) -> Running:
+    def canary(self) -> BatchHandle:
         """Starts a pass over a known image. Its answer is compared with the right one when the pass is finished, which
         raises `DeviceFailed` for a device that is not to be trusted."""
 
@@ -94,14 +99,14 @@ class Batch:
 
     number: int
     requests: list[Request]
-    wanted: list[Wanted]
+    wanted: list[OutputRequest]
     lane: int | None = None
     """Where this one image runs on its own; None for a batch that has the whole device."""
     handed_over: float = 0.0
     started: float = 0.0
     finished: float = 0.0
     error: Exception | None = None
-    ran: Ran | None = None
+    ran: BatchReport | None = None
     """None for a batch that failed."""
     slots: list[int] = field(init=False)
     late: list[int] = field(default_factory=list)
@@ -118,7 +123,7 @@ class Batch:
         """Whether nobody asked for it."""
         return not self.requests
 
-    def start(self, now: float) -> tuple[list[int], list[Wanted]]:
+    def start(self, now: float) -> tuple[list[int], list[OutputRequest]]:
         """What is to be run now: the slots whose deadline has not come, and what is wanted of them."""
         self.started = now
         pairs = [
@@ -156,7 +161,7 @@ class DeviceThread:
         self._clock = clock
         self._jobs: SimpleQueue[Batch | None] = SimpleQueue()
         self._done: SimpleQueue[Batch | None] = SimpleQueue()
-        self._running: deque[tuple[Batch, Running]] = deque()
+        self._running: deque[tuple[Batch, BatchHandle]] = deque()
         self._check_due = 0.0
         self._wake_read, self._wake_write = os.pipe()
         self._owner = owner or Owner("device")
@@ -273,7 +278,7 @@ class DeviceThread:
 
 
 class RestThread:
-    """Does what is left of answers when the device is done with them (`Ran.rest`); ``tell`` hears of each end.
+    """Does what is left of answers when the device is done with them (`BatchReport.rest`); ``tell`` hears of each end.
 
     Until then their batch counts as running, so that no more is left lying here than the device may have in flight.
     """

@@ -29,9 +29,9 @@ from service.observability.card import ModelCard
 from service.observability.metrics import Metrics
 from service.options.devices import Device, confine
 from service.settings import Settings
+from service.shared.batches import BatchReport, DeviceFailed, Remeasurable
 from service.shared.buckets import bucket_of
 from service.shared.fallback import Fallback, Fallbacks
-from service.shared.running import DeviceFailed, Ran, Restless
 from service.shared.transport import Channel, Link, blob
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def main(
     description = blob(card.to_bytes())
     channel.send("ready", geometry=arena.geometry.to_json(), descriptors=[arena.descriptor, description])
     core.every_second(partial(_show_life, channel))
-    work = runner.measure_again() if isinstance(runner, Restless) and not standby else iter(())
+    work = runner.measure_again() if isinstance(runner, Remeasurable) and not standby else iter(())
     spare = SpareTime(work, partial(_seen, arena))
     spare.start()
     core.when_overdue(longest_batch(runner.max_batch_size, runner.capacity), partial(_say_overdue, channel))
@@ -225,7 +225,7 @@ def _counter(metrics: Metrics) -> Callable[[Batch], None]:
 
     def batch_ran(batch: Batch) -> None:
         told = batch.ran or batch.error
-        if isinstance(told, (Ran, DeviceFailed)) and told.mismatches:
+        if isinstance(told, (BatchReport, DeviceFailed)) and told.mismatches:
             metrics.canary_mismatch.inc(told.mismatches)
         if batch.ran is not None and batch.ran.canaries:
             metrics.canary_checks.inc(batch.ran.canaries)

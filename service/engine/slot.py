@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from service.engine.arena import Outcome
 from service.engine.connection import Connection
 from service.errors import DeadlineExceeded, EngineFailed, InternalError
-from service.shared.outputs import Task, Wanted
+from service.shared.outputs import OutputKind, OutputRequest
 from service.shared.writing import Decoders, Encoded, FileWriting, Work, Writing
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,9 @@ class Slot:
         self.pixels.reshape(-1)[: len(data)] = np.frombuffer(data, np.uint8)
         return connection.send_file(self.number, len(data), by_decoder)
 
-    async def answer(self, deadline: float, length: int, wanted: Wanted = Task.CLASSIFY) -> Answer:
+    async def answer(
+        self, deadline: float, length: int, wanted: OutputRequest = OutputKind.CLASSIFY
+    ) -> Answer:
         """Submits the slot for what is ``wanted`` and waits for the engine's reply, ``length`` float32 of it.
 
         An engine that dies is followed by another. Raises `DeadlineExceeded` at the ``deadline`` (seconds of the
@@ -146,7 +148,7 @@ class Slot:
             await self._move(deadline)
         return self._read(length)
 
-    async def _replied(self, wanted: Wanted, submitted: float, deadline: float) -> bool:
+    async def _replied(self, wanted: OutputRequest, submitted: float, deadline: float) -> bool:
         """Whether the engine has replied; False when it is dead."""
         connection = self._connection
         if connection.failed:

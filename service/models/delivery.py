@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from service.models.explain import Explainer
 from service.models.runtimes import Answer
-from service.shared.outputs import Explain, Task, Wanted
+from service.shared.outputs import Explain, OutputKind, OutputRequest
 
 
 class Delivery:
@@ -21,7 +21,7 @@ class Delivery:
     def __call__(
         self,
         slots: Sequence[int],
-        wanted: Sequence[Wanted],
+        wanted: Sequence[OutputRequest],
         answers: Sequence[Answer],
         results: NDArray[np.float32],
     ) -> None:
@@ -33,7 +33,7 @@ class Delivery:
     def begin(
         self,
         slots: Sequence[int],
-        wanted: Sequence[Wanted],
+        wanted: Sequence[OutputRequest],
         answers: Sequence[Answer],
         results: NDArray[np.float32],
     ) -> Callable[[], None] | None:
@@ -47,7 +47,7 @@ class Delivery:
                 looks.append((slot, want, answer))
                 continue
             result = answer.logits
-            if want is not Task.CLASSIFY:
+            if want is not OutputKind.CLASSIFY:
                 result = pool(answer.features, want).ravel()
             results[slot, : result.size] = result
         return self._explain(looks, results) if looks else None
@@ -80,12 +80,12 @@ def longest(logits: int, features: tuple[int, int, int]) -> int:
     return max(logits + height * width, channels * height * width)
 
 
-def pool(features: NDArray[np.float32], task: Task) -> NDArray[np.float32]:
+def pool(features: NDArray[np.float32], task: OutputKind) -> NDArray[np.float32]:
     """One image's features ``[C, h, w]`` as ``task`` wants them."""
-    if task is Task.FEATURES_AVG:
+    if task is OutputKind.FEATURES_AVG:
         average: NDArray[np.float32] = features.mean((1, 2))
         return average
-    if task is Task.FEATURES_MAX:
+    if task is OutputKind.FEATURES_MAX:
         largest: NDArray[np.float32] = features.max((1, 2))
         return largest
     return features

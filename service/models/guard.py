@@ -18,7 +18,7 @@ from service.models import canary
 from service.models.canary import Logits
 from service.models.runtimes import Answer, Lane, Stoppable, Way
 from service.models.watch import Trust, Watch
-from service.shared.running import Ran
+from service.shared.batches import BatchReport
 
 #: Passes that may differ in their last bits, each from all others, before a way is taken for one that always does.
 _ODD = 3
@@ -123,7 +123,7 @@ class Guard:
         """Whether `look` is due."""
         return self._watch.due
 
-    def look(self, ways: Sequence[Way]) -> Ran:
+    def look(self, ways: Sequence[Way]) -> BatchReport:
         """Shows the canary to the way for which that is most urgent. Raises `DeviceFailed`.
 
         Tells of no answer when it was stopped.
@@ -136,7 +136,7 @@ class Guard:
             rows = self._answers(way, images)
         except Exception:
             if self._stopped:
-                return Ran(0)
+                return BatchReport(0)
             raise
         finally:
             self._looking = None
@@ -164,12 +164,12 @@ class Guard:
         """Whether `look_in_lane` is due for the lanes of this way."""
         return self._watch.is_due(way)
 
-    def look_in_lane(self, way: str, lane: Lane) -> Ran:
+    def look_in_lane(self, way: str, lane: Lane) -> BatchReport:
         """Shows the canary to one of the way's lanes. Raises `DeviceFailed`."""
         one = min(images for name, images in self._references if name == way)
         return replace(self._judge(way, one, lambda: _known([lane(self._pixels, 0)])), rows=1)
 
-    def _judge(self, name: str, images: int, run: Callable[[], NDArray[np.float32]]) -> Ran:
+    def _judge(self, name: str, images: int, run: Callable[[], NDArray[np.float32]]) -> BatchReport:
         def wrong() -> int:
             return self._references[name, images].wrong(run)
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from service.models.delivery import Delivery
 from service.models.guard import Guard
 from service.models.runtimes import Lane, Pixels
-from service.shared.outputs import Wanted
-from service.shared.running import Ran
+from service.shared.batches import BatchReport
+from service.shared.outputs import OutputRequest
 
 
 class Lanes:
@@ -38,12 +38,14 @@ class Lanes:
         """Whether this many run sooner in lanes than as one batch; of more than the largest, as many of it."""
         return self._sooner[min(images, len(self._sooner) - 1)]
 
-    def run(self, lane: int, pixels: Pixels, slot: int, want: Wanted, results: NDArray[np.float32]) -> Ran:
+    def run(
+        self, lane: int, pixels: Pixels, slot: int, want: OutputRequest, results: NDArray[np.float32]
+    ) -> BatchReport:
         """Runs ``pixels[slot]`` in ``lane`` and writes what is wanted to ``results[slot]``."""
         self._deliver([slot], [want], [self._lanes[lane](pixels, slot)], results)
         self._guard.ran(self._name, 1)
-        return Ran(1, canary_due=self._guard.is_due(self._name))
+        return BatchReport(1, canary_due=self._guard.is_due(self._name))
 
-    def canary(self, lane: int) -> Ran:
+    def canary(self, lane: int) -> BatchReport:
         """Looks at the canary in ``lane``. Raises `DeviceFailed`."""
         return self._guard.look_in_lane(self._name, self._lanes[lane])

@@ -19,9 +19,9 @@ from service.models.guard import Guard
 from service.models.lanes import Lanes
 from service.models.runtimes import Divisible, Pixels, Preparable, Runtime, Way
 from service.models.runtimes.machine import Measured, Notes
+from service.shared.batches import BatchReport, CompletedBatch, Memory
 from service.shared.fallback import Fallback
-from service.shared.outputs import Wanted
-from service.shared.running import Finished, Memory, Ran
+from service.shared.outputs import OutputRequest
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class ModelRunner:
         log.info("measured %d times by now; the next start plans with it", known.rounds + 1)
 
     def run(
-        self, pixels: Pixels, slots: list[int], wanted: Sequence[Wanted], results: NDArray[np.float32]
+        self, pixels: Pixels, slots: list[int], wanted: Sequence[OutputRequest], results: NDArray[np.float32]
     ) -> None:
         """Runs ``pixels[slots]`` (uint8 ``[slots, H, W, C]``) and writes what is ``wanted`` to ``results[slots]``."""
         done = 0
@@ -149,16 +149,16 @@ class ModelRunner:
     in_flight = 1
 
     def start(
-        self, pixels: Pixels, slots: list[int], wanted: Sequence[Wanted], results: NDArray[np.float32]
-    ) -> Finished:
+        self, pixels: Pixels, slots: list[int], wanted: Sequence[OutputRequest], results: NDArray[np.float32]
+    ) -> CompletedBatch:
         """`run`, as the engine calls it."""
         self.run(pixels, slots, wanted, results)
-        return Finished(Ran(len(slots), canary_due=self._guard.due))
+        return CompletedBatch(BatchReport(len(slots), canary_due=self._guard.due))
 
-    def canary(self) -> Finished:
+    def canary(self) -> CompletedBatch:
         """Looks at the canary where that is most urgent. Raises `DeviceFailed`."""
         ran = self._guard.look(list(self._ways.values()))
-        return Finished(replace(ran, canary_due=self._guard.due))
+        return CompletedBatch(replace(ran, canary_due=self._guard.due))
 
     def hurry(self) -> None:
         """Lets the canary end early, if it runs. To be called in any thread."""

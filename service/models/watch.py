@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
-from service.shared.running import DeviceFailed, Ran
+from service.shared.batches import BatchReport, DeviceFailed
 
 log = logging.getLogger(__name__)
 
@@ -76,18 +76,18 @@ class Trust:
         self._right = _FORGIVING
         """Right answers since one was wrong."""
 
-    def judge(self, wrong: int, looked: int, again: Callable[[], int]) -> Ran:
+    def judge(self, wrong: int, looked: int, again: Callable[[], int]) -> BatchReport:
         """What there is to tell: ``wrong`` of ``looked`` answers were; ``again`` runs the same and says how many are.
 
         Raises `DeviceFailed` when some are wrong again. The rows are for the caller to fill in.
         """
         if not wrong:
             self._right += looked
-            return Ran(0, canaries=looked)
+            return BatchReport(0, canaries=looked)
         log.error("the canary's answer was wrong; the same runs again")
         still = again()
         if still:
             raise DeviceFailed(_TWICE, mismatches=wrong + still)
         forgiven, self._right = self._right >= _FORGIVING, 0
         log.error("%s", _ONCE if forgiven else _AGAIN)
-        return Ran(0, wrong, "" if forgiven else _AGAIN, canaries=2 * looked)
+        return BatchReport(0, wrong, "" if forgiven else _AGAIN, canaries=2 * looked)

@@ -36,17 +36,17 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LONGEST = 1 << 20
 
 
-class Wanted(NamedTuple):
+class ModelEntry(NamedTuple):
     """A model that is to be served. ``name`` is None for whatever the weights are called."""
 
     name: str | None
     settings: Settings
 
 
-def models_of(settings: Settings) -> list[Wanted]:
+def models_of(settings: Settings) -> list[ModelEntry]:
     """Every model of the settings', the default first. Raises `ConfigurationError` in one sentence."""
     if settings.models is None:
-        return [Wanted(None, settings)]
+        return [ModelEntry(None, settings)]
     text = settings.models.strip()
     names = [item.strip() for item in text.split(",")]
     if all(name in VARIANTS for name in names):
@@ -59,7 +59,7 @@ def models_of(settings: Settings) -> list[Wanted]:
     return _in_file(Path(text).expanduser(), settings)
 
 
-def _variants(names: list[str], settings: Settings) -> list[Wanted]:
+def _variants(names: list[str], settings: Settings) -> list[ModelEntry]:
     if len(set(names)) < len(names):
         raise ConfigurationError(
             "models: a name is there twice; give two models of one kind their names in a file"
@@ -69,10 +69,10 @@ def _variants(names: list[str], settings: Settings) -> list[Wanted]:
             f"weights={settings.weights} cannot be those of {len(names)} models; give models a JSON file with the "
             "weights of each"
         )
-    return [Wanted(None, settings.model_copy(update={"model": name})) for name in names]
+    return [ModelEntry(None, settings.model_copy(update={"model": name})) for name in names]
 
 
-def _in_file(path: Path, settings: Settings) -> list[Wanted]:
+def _in_file(path: Path, settings: Settings) -> list[ModelEntry]:
     found = _read(path)
     if not isinstance(found, dict) or not found:
         raise ConfigurationError(f"models: '{path.name}' has to be a JSON object of names and their settings")
@@ -107,7 +107,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _one(name: str, own: Any, settings: Settings) -> Wanted:
+def _one(name: str, own: Any, settings: Settings) -> ModelEntry:
     if not _NAME.fullmatch(name):
         raise ConfigurationError(
             f"models: {name[:100]!r} is no name: letters, digits, dots, dashes and underscores"
@@ -123,4 +123,4 @@ def _one(name: str, own: Any, settings: Settings) -> Wanted:
         merged = all_settings.read({**settings.model_dump(), **own}, spelled=str)
     except ConfigurationError as error:
         raise ConfigurationError(f"models: {name}: {error}") from error
-    return Wanted(name, merged)
+    return ModelEntry(name, merged)

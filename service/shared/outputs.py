@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 
-class Task(IntEnum):
+class OutputKind(IntEnum):
     """What the result of a slot should be, in float32."""
 
     CLASSIFY = 0
@@ -27,21 +27,21 @@ class Explain:
     """An index of the logits; None for the largest of them, the first where several are."""
 
 
-Wanted = Task | Explain
+OutputRequest = OutputKind | Explain
 
 #: By number: an enumeration's own look-up takes longer than the rest of what a slot costs.
-_TASKS = tuple(Task)
+_KINDS = tuple(OutputKind)
 
 
-def to_code(wanted: Wanted) -> int:
+def to_code(wanted: OutputRequest) -> int:
     """``wanted`` as one number of 32 bits, for a slot's record: a map's are negative."""
-    if isinstance(wanted, Task):
+    if isinstance(wanted, OutputKind):
         return wanted
     return -1 if wanted.class_index is None else -2 - wanted.class_index
 
 
-def from_code(code: int) -> Wanted:
+def from_code(code: int) -> OutputRequest:
     """What `to_code` made a number of."""
     if code >= 0:
-        return _TASKS[code]
+        return _KINDS[code]
     return Explain(None if code == -1 else -2 - code)

@@ -14,7 +14,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from service.api.compression import packed, takes_gzip
-from service.shared.outputs import Task
+from service.shared.outputs import OutputKind
 from tests.api.site import CARD, logits_of, site
 from tests.api.test_predict import check, problem
 from tests.loops import on_a_loop, until
@@ -24,14 +24,14 @@ from tests.uploads import png
 @pytest.mark.parametrize(
     ("query", "task", "shape"),
     [
-        ("", Task.FEATURES_AVG, (2,)),
-        ("?pooling=avg", Task.FEATURES_AVG, (2,)),
-        ("?pooling=max", Task.FEATURES_MAX, (2,)),
-        ("?pooling=none", Task.FEATURES_MAP, (2, 2, 2)),
+        ("", OutputKind.FEATURES_AVG, (2,)),
+        ("?pooling=avg", OutputKind.FEATURES_AVG, (2,)),
+        ("?pooling=max", OutputKind.FEATURES_MAX, (2,)),
+        ("?pooling=none", OutputKind.FEATURES_MAP, (2, 2, 2)),
     ],
 )
 @on_a_loop
-async def test_json_and_npy_hold_the_same_array(query: str, task: Task, shape: tuple[int, ...]) -> None:
+async def test_json_and_npy_hold_the_same_array(query: str, task: OutputKind, shape: tuple[int, ...]) -> None:
     data = png(1)
     wanted = (logits_of(data)[: np.prod(shape)] + 1000 * task).reshape(shape)
     async with site() as here:

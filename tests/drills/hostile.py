@@ -36,9 +36,9 @@ from service.labels import imagenet_classes
 from service.observability.card import ModelCard
 from service.preprocess import Preprocessing, prepare
 from service.settings import Settings
+from service.shared.batches import BatchReport, CompletedBatch, Memory
 from service.shared.fallback import Fallback
-from service.shared.outputs import Wanted
-from service.shared.running import Finished, Memory, Ran
+from service.shared.outputs import OutputRequest
 from service.shared.transport import Channel
 from service.supervisor import supervisor
 
@@ -130,9 +130,9 @@ class HostileRunner:
         self,
         pixels: NDArray[np.uint8],
         slots: list[int],
-        wanted: Sequence[Wanted],
+        wanted: Sequence[OutputRequest],
         results: NDArray[np.float32],
-    ) -> Finished:
+    ) -> CompletedBatch:
         assert 1 <= len(slots) <= self.max_batch_size
         tricks = {slot: trick for slot in slots if (trick := _trick(pixels[slot]))}
         played = set(tricks.values())
@@ -154,10 +154,10 @@ class HostileRunner:
                 results[slot, 7] = np.nan
             if tricks.get(slot) is Trick.INFINITY:
                 results[slot, 7] = -np.inf
-        return Finished(Ran(len(slots)))
+        return CompletedBatch(BatchReport(len(slots)))
 
-    def canary(self) -> Finished:
-        return Finished(Ran(1, canaries=1))
+    def canary(self) -> CompletedBatch:
+        return CompletedBatch(BatchReport(1, canaries=1))
 
     def hurry(self) -> None:
         """There is nothing to be hurried."""

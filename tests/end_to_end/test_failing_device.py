@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.processes import Running, free_port
+from benchmarks.processes import ServerProcess, free_port
 from benchmarks.serve import scrape
 from tests.server import HTTP
 from tests.uploads import png
@@ -35,7 +35,7 @@ def test_a_failed_device_is_not_ready_says_why_and_comes_back(
     folder.mkdir()
     command = [sys.executable, "-m", "tests.failing", "serve", f"--port={port}", "--frontends=1"]
     environment = {**os.environ, "FAILING": str(folder)}
-    with Running(command, port, folder=Path(__file__).parents[2], environment=environment) as server:
+    with ServerProcess(command, port, folder=Path(__file__).parents[2], environment=environment) as server:
         assert HTTP.post(server.url + "/predict", files={"file": png(1)}).status_code == 200
         (folder / fault).touch()
         until(lambda: HTTP.get(server.url + "/readyz").status_code == 503)
@@ -61,7 +61,7 @@ def test_a_device_that_fails_at_the_start_is_tried_with_less(tmp_path: Path) -> 
     (tmp_path / "faults").write_text("2")
     command = [sys.executable, "-m", "tests.failing", "serve", f"--port={port}", "--frontends=1"]
     environment = {**os.environ, "FAILING": str(tmp_path)}
-    with Running(command, port, folder=Path(__file__).parents[2], environment=environment) as server:
+    with ServerProcess(command, port, folder=Path(__file__).parents[2], environment=environment) as server:
         assert HTTP.post(server.url + "/predict", files={"file": png(1)}).status_code == 200
         told = HTTP.get(server.url + "/model").json()["fallbacks"]
         assert told == [{"what": f"way {n}", "why": f"CUDA error number {n}"} for n in range(2)]

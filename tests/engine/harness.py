@@ -17,7 +17,7 @@ from service.engine.batcher import Batcher
 from service.engine.client import EngineClient
 from service.engine.core import EngineCore
 from service.engine.process import obey
-from service.shared.running import DeviceFailed
+from service.shared.batches import DeviceFailed
 from service.shared.transport import Channel, Link, socket_pair
 from tests.fakes import FAKE_MAP, FakeRunner
 

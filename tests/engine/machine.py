@@ -26,7 +26,7 @@ from service.engine.core import EngineCore
 from service.engine.device import Batch, DeviceThread
 from service.errors import DeadlineExceeded, InternalError, InvalidImage, Overloaded
 from service.models.watch import Watch
-from service.shared.running import DeviceFailed
+from service.shared.batches import DeviceFailed
 from service.shared.transport import Link, socket_pair
 from service.shared.writing import Ended, ThreadWriting, Work
 from tests.engine.histories import Counted

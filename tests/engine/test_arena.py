@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.arena import RECORD, Arena, Geometry, Outcome
-from service.shared.outputs import Explain, Task, from_code, to_code
+from service.shared.outputs import Explain, OutputKind, from_code, to_code
 
 GEOMETRY = Geometry(slots=7, height=5, width=3, channels=3, results=11)
 
@@ -56,14 +56,14 @@ def test_parts_do_not_overlap() -> None:
 def test_a_record_is_the_same_bytes_to_struct_and_numpy() -> None:
     arena = Arena.create(GEOMETRY)
     arena.note_admission(2, deadline=1.0, bulk=True)
-    arena.note_submitted(2, deadline=1.5, submitted=2.5, wanted=Task.FEATURES_MAP)
+    arena.note_submitted(2, deadline=1.5, submitted=2.5, wanted=OutputKind.FEATURES_MAP)
     arena.note_finished(2, started=3.5, finished=4.5, batch=5, batch_size=6, outcome=Outcome.FAILED)
     assert arena.records[2].item() == (1.5, 2.5, 3.5, 4.5, 5, 6, Outcome.FAILED, 1, 3)
     assert tuple(arena.record(2)) == arena.records[2].item()
     assert arena.record(2)._fields == RECORD.names
     assert arena.deadline(2) == 1.5
     assert arena.is_bulk(2)
-    assert arena.wanted(2) is Task.FEATURES_MAP
+    assert arena.wanted(2) is OutputKind.FEATURES_MAP
     arena.note_outcome(2, Outcome.EXPIRED)
     assert arena.records[2].item() == (1.5, 2.5, 3.5, 4.5, 5, 6, Outcome.EXPIRED, 1, 3)
     for other in (1, 3):
@@ -136,7 +136,7 @@ def test_processes_never_take_the_same_slot_and_a_killed_one_blocks_nobody() -> 
     arena.close()
 
 
-@given(st.sampled_from(Task) | st.builds(Explain, st.none() | st.integers(0, 2**20)))
-def test_what_is_wanted_of_a_slot_is_one_number(wanted: Task | Explain) -> None:
+@given(st.sampled_from(OutputKind) | st.builds(Explain, st.none() | st.integers(0, 2**20)))
+def test_what_is_wanted_of_a_slot_is_one_number(wanted: OutputKind | Explain) -> None:
     assert from_code(to_code(wanted)) == wanted
     assert -(2**31) <= to_code(wanted) < 2**31

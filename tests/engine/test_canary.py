@@ -14,8 +14,8 @@ from service.engine.canary import PAUSE, Canary
 from service.engine.core import EngineCore
 from service.errors import EngineFailed
 from service.models.watch import CANARY_EVERY
-from service.shared.outputs import Task
-from service.shared.running import DeviceFailed, Ran
+from service.shared.batches import BatchReport, DeviceFailed
+from service.shared.outputs import OutputKind
 from service.shared.transport import Link, socket_pair
 from tests.engine.harness import Engine
 from tests.engine.machine import GEOMETRY, MOST, SLOTS, ManualDevice
@@ -51,7 +51,7 @@ class Driven:
         slots = [slot for slot in range(SLOTS) if not self.arena.owners[slot]][:images]
         for slot in slots:
             self.arena.owners[slot] = 1
-            self.arena.note_submitted(slot, self.clock.now + 1000, self.clock.now, Task.CLASSIFY)
+            self.arena.note_submitted(slot, self.clock.now + 1000, self.clock.now, OutputKind.CLASSIFY)
         self.link.send(slots)
         while any(self.arena.owners):
             self.core.step(0)
@@ -168,12 +168,14 @@ def test_the_canary_is_never_asked_for_twice_at_once_and_rests_in_proportion(
     for due, in_lane, failed, seconds in events:
         now += seconds
         if out:
-            canary.ended(None if failed else Ran(1, canary_due=due), in_lane=True, seconds=seconds, now=now)
+            canary.ended(
+                None if failed else BatchReport(1, canary_due=due), in_lane=True, seconds=seconds, now=now
+            )
             out = False
             assert not canary.is_welcome(now + 31 * seconds - 1e-6)
             assert canary.is_welcome(now + max(PAUSE, 32 * seconds) + 1e-6)
         else:
-            canary.ran(None if failed else Ran(1, canary_due=due), in_lane, now)
+            canary.ran(None if failed else BatchReport(1, canary_due=due), in_lane, now)
             assert canary.is_due(in_lane) == (due and not failed)
         if canary.is_due(True):
             canary.started(True)

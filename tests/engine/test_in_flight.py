@@ -13,8 +13,8 @@ from service.engine.arena import Arena, Gauge, Geometry
 from service.engine.batcher import Batcher
 from service.engine.core import EngineCore
 from service.errors import EngineFailed, InternalError
-from service.shared.outputs import Explain, Task
-from service.shared.running import DeviceFailed, Memory
+from service.shared.batches import DeviceFailed, Memory
+from service.shared.outputs import Explain, OutputKind
 from service.shared.transport import Link, socket_pair
 from tests.engine.harness import IMAGE, Engine
 from tests.engine.test_client_and_core import LATER, ask, picture
@@ -123,7 +123,7 @@ def test_a_device_that_fails_under_a_batch_ends_the_engine(trouble: dict[str, An
     core.attach(1, Link(theirs))
     slot = arena.take(1)
     assert slot is not None
-    arena.note_submitted(slot, 1e12, 0.0, Task.CLASSIFY)
+    arena.note_submitted(slot, 1e12, 0.0, OutputKind.CLASSIFY)
     link = Link(ours)
     link.send([slot])
     with pytest.raises(DeviceFailed, match="it is ill"):

@@ -39,7 +39,7 @@ from service.models.runner import ModelRunner
 from service.models.runtimes import converting
 from service.models.runtimes.eager import Eager
 from service.settings import load as settings
-from service.shared.outputs import Explain, Task
+from service.shared.outputs import Explain, OutputKind
 from tests import tiny
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -145,11 +145,11 @@ def test_maps_are_those_of_plain_autograd(name: str, runtime: str) -> None:
         way = Eager(model, "fp32")
     assert head is not None
     runner = ModelRunner(way, image, 5, Explainer(head))
-    wanted: list[Task | Explain] = [
+    wanted: list[OutputKind | Explain] = [
         Explain(),
-        Task.CLASSIFY,
+        OutputKind.CLASSIFY,
         Explain(classes - 1),
-        Task.FEATURES_MAP,
+        OutputKind.FEATURES_MAP,
         Explain(0),
     ]
     results = np.full((5, runner.results), 777, np.float32)

@@ -16,7 +16,7 @@ from service.models.canary import UntrustedError
 from service.models.guard import Guard
 from service.models.runtimes import Answer, Pixels
 from service.models.watch import CANARY_EVERY
-from service.shared.running import DeviceFailed, Ran
+from service.shared.batches import BatchReport, DeviceFailed
 
 IMAGE = (8, 8, 3)
 RIGHT = np.linspace(-3, 4, 10, dtype=np.float32)
@@ -147,7 +147,7 @@ def test_a_look_that_was_stopped_tells_nothing_and_comes_again() -> None:
     guard.stop()
     assert not way.stopped  # nothing ran
     way.meanwhile = guard.stop
-    assert guard.look([way]) == Ran(0)
+    assert guard.look([way]) == BatchReport(0)
     way.meanwhile, way.stopped = lambda: None, False
     assert guard.look([way]).canaries == 1
     way.stopped = True

@@ -23,7 +23,7 @@ from service.models.runner import ModelRunner
 from service.models.runtimes import artifact, machine
 from service.settings import Settings
 from service.settings import load as settings
-from service.shared.outputs import Task
+from service.shared.outputs import OutputKind
 from tests import tiny
 
 pytest.importorskip("openvino")
@@ -49,10 +49,10 @@ import numpy as np
 from typing import Any
 from service.models import serving
 from service.settings import load
-from service.shared.outputs import Explain, Task
+from service.shared.outputs import Explain, OutputKind
 loaded = serving.load(load(weights=sys.argv[1], device="cpu"), lambda *_: None)
 loaded.runner.warm_up()
-wanted = [Task.CLASSIFY, Task.FEATURES_AVG, Task.FEATURES_MAX, Task.FEATURES_MAP, Explain(), Explain(3)]
+wanted = [*OutputKind, Explain(), Explain(3)]
 pixels = np.random.default_rng(0).integers(0, 256, (6, *loaded.card().image), np.uint8)
 results = np.zeros((6, loaded.runner.results), np.float32)
 for slot, want in enumerate(wanted):
@@ -259,7 +259,7 @@ def test_a_compiled_model_that_is_damaged_is_compiled_again(
     answers = []
     for each in (first, second):
         results = np.zeros((1, each.runner.results), np.float32)
-        each.runner.run(pixels, [0], [Task.CLASSIFY], results)
+        each.runner.run(pixels, [0], [OutputKind.CLASSIFY], results)
         answers.append(results)
     np.testing.assert_allclose(answers[0], answers[1], rtol=1e-5, atol=1e-5)
 

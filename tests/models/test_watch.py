@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.models.watch import CANARY_EVERY, Trust, Watch
-from service.shared.running import DeviceFailed
+from service.shared.batches import DeviceFailed
 
 EVERY = 8
 

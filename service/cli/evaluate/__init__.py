@@ -84,7 +84,7 @@ def evaluate(
         raise click.UsageError("--calibrate is for one model in this process; leave out --url and --all")
     if calibrate:
         may_write(calibrate, overwrite=overwrite)
-    task = room.Task(folder, ground_truth, class_list, limit, confusions, form, calibrate)
+    task = room.EvaluationOptions(folder, ground_truth, class_list, limit, confusions, form, calibrate)
     if url:
         sys.exit(room.over_http(task, url, api_key, concurrency))
     settings = checked(from_flags(given))

@@ -36,7 +36,7 @@ from service.settings import Settings
 
 
 @dataclass(frozen=True)
-class Task:
+class EvaluationOptions:
     """What is evaluated, and how it is shown."""
 
     folder: Path
@@ -49,14 +49,14 @@ class Task:
     """Where a checkpoint goes that has a temperature fitted on these photos."""
 
 
-def over_http(task: Task, url: str, key: str | None, concurrency: int) -> int:
+def over_http(task: EvaluationOptions, url: str, key: str | None, concurrency: int) -> int:
     """Evaluates the model of a running server. Returns the exit code."""
     photos = dataset.read(task.folder, task.ground_truth, task.class_list)
     with RemoteClassifier(url, key=key, top_k=TOP, concurrency=concurrency) as classifier:
         return _finish(task, [_evaluate(classifier, photos, task.limit)])
 
 
-def in_process(task: Task, several: Iterable[Settings]) -> int:
+def in_process(task: EvaluationOptions, several: Iterable[Settings]) -> int:
     """Evaluates one model after the other, each in this process. Returns the exit code."""
     photos = dataset.read(task.folder, task.ground_truth, task.class_list)
 
@@ -80,7 +80,7 @@ def all_variants(settings: Settings) -> Iterator[Settings]:
         yield settings.model_copy(update={"model": name, "weights": "pretrained"})
 
 
-def _finish(task: Task, evaluations: Sequence[Evaluation]) -> int:
+def _finish(task: EvaluationOptions, evaluations: Sequence[Evaluation]) -> int:
     """Prints the results; 1 when there were images that could not be judged, or no temperature, else 0."""
     report.show(evaluations, task.form, task.confusions)
     for evaluation in evaluations:

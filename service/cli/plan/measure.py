@@ -12,7 +12,7 @@ import httpx
 from service.cli.bench import loadgen
 from service.cli.bench import run as bench
 from service.cli.plan.decide import Candidate, Probe, Trial, next_rate, worth_probing
-from service.cli.plan.processes import Running, free_port
+from service.cli.plan.server_process import ServerProcess, free_port
 from service.host.interpreter import module_command, module_environment
 
 #: Clients that fill any batch that is tried, and a queue behind it.
@@ -63,14 +63,14 @@ class Bench:
             trial = self._explore(server, candidate, best_rate)
             return replace(trial, memory_mib=server.memory_mib())
 
-    def _serve(self, candidate: Candidate) -> Running:
+    def _serve(self, candidate: Candidate) -> ServerProcess:
         port = free_port()
         settings = {**self._given, **candidate.settings(), "port": port, "log_level": "warning"}
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
         command = module_command("service", "serve", "--host=127.0.0.1", *flags)
-        return Running(command, port, environment=module_environment())
+        return ServerProcess(command, port, environment=module_environment())
 
-    def _explore(self, server: Running, candidate: Candidate, best_rate: float) -> Trial:
+    def _explore(self, server: ServerProcess, candidate: Candidate, best_rate: float) -> Trial:
         effort = self._effort
         self._show(f"{candidate}: one client")
         alone = self._answered(server, effort.alone, clients=1)
@@ -95,7 +95,7 @@ class Bench:
             trial = replace(trial, probes=(*trial.probes, self._probe(server, rate)))
         return trial
 
-    def _answered(self, server: Running, seconds: float, clients: int) -> loadgen.Tally:
+    def _answered(self, server: ServerProcess, seconds: float, clients: int) -> loadgen.Tally:
         """The load of ``clients``: for more than ``seconds`` where a pass takes so long that nobody was answered."""
         tally = self._load(server, seconds, clients=clients)
         for longer in (4, 16):
@@ -103,7 +103,7 @@ class Bench:
                 tally = self._load(server, longer * seconds, clients=clients)
         return tally
 
-    def _probe(self, server: Running, rate: float) -> Probe:
+    def _probe(self, server: ServerProcess, rate: float) -> Probe:
         began, cpu = time.monotonic(), server.cpu_seconds()
         tally = self._load(server, self._effort.probe, rate=rate)
         saturation = _scraped(server.url, "imagenet_saturation_ratio")
@@ -112,7 +112,7 @@ class Bench:
         bad = tally.sent - len(tally.latencies)
         return Probe(rate, found.get("p99", float("inf")), len(tally.latencies), bad, saturation, cores)
 
-    def _load(self, server: Running, seconds: float, **load: Any) -> loadgen.Tally:
+    def _load(self, server: ServerProcess, seconds: float, **load: Any) -> loadgen.Tally:
         warm_up = seconds / 4
         plan = bench.plan(
             server.url, self._photos, bench.Upload(), duration=seconds + warm_up, warm_up=warm_up, **load

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from service.cli.plan import decide, measure
 from service.cli.plan.decide import Candidate, Trial
-from service.cli.plan.processes import DidNotStart
+from service.cli.plan.server_process import DidNotStart
 from service.cli.plan.write import explanation, write
 from service.host import machine as host
 from service.settings import available_cores

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from service.models.runtimes import Pixels
-from service.shared.running import Memory
+from service.shared.batches import Memory
 
 Work = Callable[[], None]
 

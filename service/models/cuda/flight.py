@@ -11,24 +11,24 @@ from service.models.cuda.device import Event
 from service.models.cuda.lanes import Lane
 from service.models.delivery import Delivery
 from service.models.runtimes import Answer, Pixels
-from service.shared.outputs import Task, Wanted
-from service.shared.running import Ran
+from service.shared.batches import BatchReport
+from service.shared.outputs import OutputKind, OutputRequest
 
 
 class Flight:
-    """What `service.shared.running.Running` describes. ``finish`` is the runner's."""
+    """What `service.shared.batches.BatchHandle` describes. ``finish`` is the runner's."""
 
     def __init__(
         self,
         lane: Lane,
         pixels: Pixels,
         slots: list[int],
-        wanted: Sequence[Wanted],
+        wanted: Sequence[OutputRequest],
         results: NDArray[np.float32],
-        finish: Callable[[Flight], Ran],
+        finish: Callable[[Flight], BatchReport],
     ) -> None:
         self.lane, self.pixels, self.slots = lane, pixels, slots
-        self.wants_features = any(want is not Task.CLASSIFY for want in wanted)
+        self.wants_features = any(want is not OutputKind.CLASSIFY for want in wanted)
         self.rows = 0
         self.canaries: list[int] = []
         """The bucket of each launch that carried the canary."""
@@ -44,7 +44,7 @@ class Flight:
         assert self.event is not None
         self.event.wait()
 
-    def finish(self) -> Ran:
+    def finish(self) -> BatchReport:
         return self._finish(self)
 
     def deliver(self, deliver: Delivery) -> Callable[[], None] | None:

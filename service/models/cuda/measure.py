@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from service.models.cuda.flight import Flight
 from service.models.runtimes import Pixels
-from service.shared.outputs import Task, Wanted
+from service.shared.outputs import OutputKind, OutputRequest
 
 #: Times that something is measured.
 ROUNDS = 3
@@ -36,11 +36,11 @@ class Runner(Protocol):
         """The length of a slot's results, in float32."""
 
     def run(
-        self, pixels: Pixels, slots: list[int], wanted: Sequence[Wanted], results: NDArray[np.float32]
+        self, pixels: Pixels, slots: list[int], wanted: Sequence[OutputRequest], results: NDArray[np.float32]
     ) -> object: ...
 
     def start(
-        self, pixels: Pixels, slots: list[int], wanted: Sequence[Wanted], results: NDArray[np.float32]
+        self, pixels: Pixels, slots: list[int], wanted: Sequence[OutputRequest], results: NDArray[np.float32]
     ) -> Flight: ...
 
 
@@ -75,7 +75,7 @@ def pipelined(runner: Runner, image: Pixels, size: int) -> float:
 
 def _batch(
     runner: Runner, image: Pixels, images: int
-) -> tuple[Pixels, list[int], list[Wanted], NDArray[np.float32]]:
+) -> tuple[Pixels, list[int], list[OutputRequest], NDArray[np.float32]]:
     pixels = np.repeat(image[None], images, axis=0)
     results = np.zeros((images, runner.results), np.float32)
-    return pixels, list(range(images)), [Task.CLASSIFY] * images, results
+    return pixels, list(range(images)), [OutputKind.CLASSIFY] * images, results

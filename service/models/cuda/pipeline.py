@@ -33,10 +33,10 @@ from service.models.delivery import Delivery, longest
 from service.models.explain import Explainer
 from service.models.runtimes import Pixels
 from service.models.watch import Trust, Watch
+from service.shared.batches import BatchReport, DeviceFailed, Memory
 from service.shared.buckets import bucket_of, chunks
 from service.shared.fallback import Fallback, Fallbacks
-from service.shared.outputs import Wanted
-from service.shared.running import DeviceFailed, Memory, Ran
+from service.shared.outputs import OutputRequest
 
 log = logging.getLogger(__name__)
 
@@ -196,10 +196,10 @@ class StreamRunner:
             images += measure.ROUNDS * size
         return images / (time.perf_counter() - began)
 
-    # Running
+    # BatchHandle
 
     def run(
-        self, pixels: Pixels, slots: list[int], wanted: Sequence[Wanted], results: NDArray[np.float32]
+        self, pixels: Pixels, slots: list[int], wanted: Sequence[OutputRequest], results: NDArray[np.float32]
     ) -> None:
         """`start`, and waits."""
         rest = self.start(pixels, slots, wanted, results).finish().rest
@@ -207,7 +207,7 @@ class StreamRunner:
             rest()
 
     def start(
-        self, pixels: Pixels, slots: list[int], wanted: Sequence[Wanted], results: NDArray[np.float32]
+        self, pixels: Pixels, slots: list[int], wanted: Sequence[OutputRequest], results: NDArray[np.float32]
     ) -> Flight:
         """Starts ``pixels[slots]`` (uint8 ``[slots, H, W, C]``); what is ``wanted`` goes to ``results[slots]``.
 
@@ -340,8 +340,8 @@ class StreamRunner:
 
     # Ending
 
-    def finish(self, batch: Flight) -> Ran:
-        """Waits for a batch and writes its results. See `service.shared.running.Running`."""
+    def finish(self, batch: Flight) -> BatchReport:
+        """Waits for a batch and writes its results. See `service.shared.batches.BatchHandle`."""
         try:
             batch.wait()
             ran = self._trust.judge(self._mismatches(batch), len(batch.canaries), lambda: self._again(batch))

@@ -12,8 +12,8 @@ from torch import Tensor
 from service.models.cuda import host_memory
 from service.models.cuda.device import Event, Work
 from service.models.runtimes import Pixels
+from service.shared.batches import Memory
 from service.shared.fallback import sentence
-from service.shared.running import Memory
 
 #: What CUDA's libraries say in place of `torch.OutOfMemoryError` when they want memory of their own.
 _NO_MEMORY = (

@@ -18,7 +18,7 @@ from service.errors import RequestError
 from service.host.samples import samples
 from service.observability.card import ModelCard
 from service.shared import transport
-from service.shared.outputs import Task
+from service.shared.outputs import OutputKind
 from service.shared.transport import Link
 from service.supervisor.pool.seat import Seat
 
@@ -69,7 +69,7 @@ class Canary:
 
     def _send(self, deadline: float) -> None:
         now = time.monotonic()
-        wanted = Task.CLASSIFY if self.card.classes else Task.FEATURES_AVG
+        wanted = OutputKind.CLASSIFY if self.card.classes else OutputKind.FEATURES_AVG
         for image, pixels in enumerate(pictures(self.card)):
             slot = self._arena.take(self._number)
             if slot is None:

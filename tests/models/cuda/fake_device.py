@@ -20,7 +20,7 @@ from torch import Tensor
 
 from service.models.cuda.device import Event, Work
 from service.models.runtimes import Pixels
-from service.shared.running import Memory
+from service.shared.batches import Memory
 from tests.models.cuda.rules import Clock, RuleBroken, Rules, Watch, join
 
 

@@ -19,10 +19,10 @@ from service.models.canary import UntrustedError
 from service.models.cuda.pipeline import StreamRunner
 from service.models.cuda.program import Choice, Program
 from service.models.watch import CANARY_EVERY
+from service.shared.batches import DeviceFailed
 from service.shared.buckets import SIZES
 from service.shared.fallback import Fallbacks
-from service.shared.outputs import Task
-from service.shared.running import DeviceFailed
+from service.shared.outputs import OutputKind
 from tests.models.cuda.fake_device import FakeDevice, LostError
 
 IMAGE = (4, 5, 3)
@@ -111,7 +111,7 @@ def test_everyone_gets_their_own_answer_in_whichever_order_the_device_works(
         slots = [free.pop(0) for _ in range(count)]
         arena[slots] = photos(count, 1000 * seed + number)
         flight.append(
-            (runner.start(arena, slots, [Task.CLASSIFY] * count, results), slots, arena[slots].copy())
+            (runner.start(arena, slots, [OutputKind.CLASSIFY] * count, results), slots, arena[slots].copy())
         )
     while flight:
         land()
@@ -125,7 +125,7 @@ def test_a_batch_runs_in_the_smallest_bucket_and_every_bucket_is_captured_once()
     for count, bucket in [(1, 1), (2, 2), (3, 4), (9, 16), (33, 48), (65, 96), (97, 100), (100, 100)]:
         network.rows.clear()
         pixels = photos(count)
-        ran = runner.start(pixels, list(range(count)), [Task.CLASSIFY] * count, results).finish()
+        ran = runner.start(pixels, list(range(count)), [OutputKind.CLASSIFY] * count, results).finish()
         assert (ran.rows, network.rows) == (bucket, [bucket])
         assert (results[:count, :CLASSES] == right(pixels)).all()
 
@@ -135,16 +135,16 @@ def test_padding_never_changes_a_real_row() -> None:
     pixels, results = photos(16), np.zeros((16, CLASSES * 10), np.float32)
     alone = np.zeros_like(results)
     for slot in range(16):
-        runner.run(pixels, [slot], [Task.CLASSIFY], alone)
+        runner.run(pixels, [slot], [OutputKind.CLASSIFY], alone)
     for count in range(1, 17):
-        runner.run(pixels, list(range(count)), [Task.CLASSIFY] * count, results)
+        runner.run(pixels, list(range(count)), [OutputKind.CLASSIFY] * count, results)
         assert (results[:count, :CLASSES] == alone[:count, :CLASSES]).all()
 
 
 def test_features_come_in_every_form() -> None:
     runner = ready()
     pixels, results = photos(4), np.zeros((4, 60), np.float32)
-    tasks = [Task.FEATURES_AVG, Task.CLASSIFY, Task.FEATURES_MAP, Task.FEATURES_MAX]
+    tasks = [OutputKind.FEATURES_AVG, OutputKind.CLASSIFY, OutputKind.FEATURES_MAP, OutputKind.FEATURES_MAX]
     runner.run(pixels, [0, 1, 2, 3], tasks, results)
     flat = pixels.reshape(4, 60)
     for slot in (0, 2, 3):
@@ -170,24 +170,24 @@ def test_memory_that_runs_out_while_serving_makes_the_parts_smaller_and_loses_no
     runner.warm_up()
     pixels, results = photos(16), np.zeros((16, runner.results), np.float32)
     device.room = 5
-    first = runner.start(pixels, list(range(8)), [Task.CLASSIFY] * 8, results)
-    second = runner.start(pixels, list(range(8, 16)), [Task.CLASSIFY] * 8, results)
+    first = runner.start(pixels, list(range(8)), [OutputKind.CLASSIFY] * 8, results)
+    second = runner.start(pixels, list(range(8, 16)), [OutputKind.CLASSIFY] * 8, results)
     assert first.finish().rows == second.finish().rows == 8
     assert (results[:, :CLASSES] == right(pixels)).all()
     assert runner.limit == 4
     assert device.released
     device.room = 0
     with pytest.raises(RuntimeError):
-        runner.run(pixels, [0], [Task.CLASSIFY], results)
+        runner.run(pixels, [0], [OutputKind.CLASSIFY], results)
     device.room = 10_000
-    runner.run(pixels, list(range(3)), [Task.CLASSIFY] * 3, results)  # the lanes are free again
+    runner.run(pixels, list(range(3)), [OutputKind.CLASSIFY] * 3, results)  # the lanes are free again
 
 
 def test_a_wrong_canary_makes_the_batch_run_again_and_is_told() -> None:
     network = Network()
     runner = ready(network=network)
     pixels, results = photos(3), np.zeros((3, runner.results), np.float32)
-    running = runner.start(pixels, [0, 1, 2], [Task.CLASSIFY] * 3, results)
+    running = runner.start(pixels, [0, 1, 2], [OutputKind.CLASSIFY] * 3, results)
     network.wrong = 1
     ran = running.finish()
     assert (ran.mismatches, ran.distrust) == (1, "")
@@ -203,7 +203,7 @@ def test_a_canary_that_stays_wrong_ends_the_device_and_answers_nobody() -> None:
     pixels, results = photos(3), np.full((3, runner.results), -1, np.float32)
     network.wrong = 2
     with pytest.raises(DeviceFailed, match="canary"):
-        runner.run(pixels, [0, 1, 2], [Task.CLASSIFY] * 3, results)
+        runner.run(pixels, [0, 1, 2], [OutputKind.CLASSIFY] * 3, results)
     assert (results == -1).all()
 
 
@@ -211,13 +211,13 @@ def test_full_batches_have_a_canary_too_once_in_a_while() -> None:
     network = Network()
     runner = ready(network=network)
     pixels, results = photos(16), np.zeros((16, runner.results), np.float32)
-    batch = (pixels, list(range(16)), [Task.CLASSIFY] * 16, results)
+    batch = (pixels, list(range(16)), [OutputKind.CLASSIFY] * 16, results)
     runner.canary().finish()  # the warm-up has had passes as well
     due = [runner.start(*batch).finish().canary_due for _ in range(CANARY_EVERY)]
     assert due == [False] * (CANARY_EVERY - 1) + [True]
     ran = runner.canary().finish()
     assert (ran.rows, ran.canaries, ran.mismatches, ran.canary_due) == (1, 1, 0, False)
-    padded = runner.start(pixels, [0, 1, 2], [Task.CLASSIFY] * 3, results).finish()
+    padded = runner.start(pixels, [0, 1, 2], [OutputKind.CLASSIFY] * 3, results).finish()
     assert (padded.rows, padded.canaries) == (4, 1)
     assert not any(runner.start(*batch).finish().canary_due for _ in range(CANARY_EVERY - 1))
     network.wrong = 2
@@ -248,10 +248,14 @@ def test_a_lost_device_is_said_by_whatever_touches_it_first() -> None:
     device = FakeDevice()
     runner = ready(device)
     pixels, results = photos(2), np.zeros((2, runner.results), np.float32)
-    running = runner.start(pixels, [0, 1], [Task.CLASSIFY] * 2, results)
+    running = runner.start(pixels, [0, 1], [OutputKind.CLASSIFY] * 2, results)
     device.lost = "cuda:0: an illegal memory access was encountered"
     assert running.done()
-    for touch in (running.finish, runner.check, lambda: runner.start(pixels, [0], [Task.CLASSIFY], results)):
+    for touch in (
+        running.finish,
+        runner.check,
+        lambda: runner.start(pixels, [0], [OutputKind.CLASSIFY], results),
+    ):
         with pytest.raises(DeviceFailed, match="illegal memory access") as caught:
             touch()
         assert isinstance(caught.value.__cause__, LostError)
@@ -270,9 +274,9 @@ def test_the_model_s_own_error_is_the_batch_s_and_not_the_device_s() -> None:
     for _ in range(3):
         steps[1] = fails
         with pytest.raises(ValueError, match="no such thing"):
-            runner.run(pixels, [0], [Task.CLASSIFY], results)
+            runner.run(pixels, [0], [OutputKind.CLASSIFY], results)
         steps[1] = working
-        runner.run(pixels, [0], [Task.CLASSIFY], results)
+        runner.run(pixels, [0], [OutputKind.CLASSIFY], results)
 
 
 def test_only_the_arena_is_adopted() -> None:
@@ -282,7 +286,7 @@ def test_only_the_arena_is_adopted() -> None:
     runner.adopt(arena)
     results = np.zeros((8, runner.results), np.float32)
     for pixels in (arena, other, arena):
-        runner.run(pixels, [3, 4, 0], [Task.CLASSIFY] * 3, results)
+        runner.run(pixels, [3, 4, 0], [OutputKind.CLASSIFY] * 3, results)
         assert (results[[3, 4, 0], :CLASSES] == right(pixels[[3, 4, 0]])).all()
     assert [pixels is arena for pixels in device.adopted] == [True]
 
@@ -316,7 +320,7 @@ def test_memory_that_cannot_be_registered_is_staged_and_told() -> None:
     runner.warm_up()
     pixels, results = photos(4), np.zeros((4, runner.results), np.float32)
     runner.adopt(pixels)
-    runner.run(pixels, [2, 0, 3], [Task.CLASSIFY] * 3, results)
+    runner.run(pixels, [2, 0, 3], [OutputKind.CLASSIFY] * 3, results)
     assert (results[[2, 0, 3], :CLASSES] == right(pixels[[2, 0, 3]])).all()
     assert [tuple(told) for told in fallbacks] == [("registered memory", "this device registers nothing")]
 

@@ -19,7 +19,7 @@ from service.engine.owner import Owner
 from service.models.cuda.lanes import Lane
 from service.models.cuda.pipeline import StreamRunner
 from service.models.cuda.program import Choice, Program
-from service.shared.outputs import Task
+from service.shared.outputs import OutputKind
 from tests.models.cuda.fake_device import FakeDevice, FakeEvent, FakeStream
 from tests.models.cuda.rules import RuleBroken
 from tests.models.cuda.test_pipeline import CLASSES, IMAGE, Network, photos, ready
@@ -128,10 +128,10 @@ def serve(runner: StreamRunner) -> None:
     arena, results = photos(16), np.zeros((16, runner.results), np.float32)
     runner.adopt(arena)
     halves = [list(range(8)), list(range(8, 16))]
-    flights = [runner.start(arena, half, [Task.FEATURES_MAP] * 8, results) for half in halves]
+    flights = [runner.start(arena, half, [OutputKind.FEATURES_MAP] * 8, results) for half in halves]
     for flight in flights:
         flight.finish()
-    runner.run(arena, halves[0], [Task.CLASSIFY] * 8, results)
+    runner.run(arena, halves[0], [OutputKind.CLASSIFY] * 8, results)
 
 
 def forget_events(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +191,7 @@ def engine(owner: Owner) -> None:
         arena.pixels[:4] = photos(4)
         thread = core._device
         requests = [Request(slot, np.inf, 0.0) for slot in range(4)]
-        thread.submit(Batch(1, requests, [Task.CLASSIFY] * 4))
+        thread.submit(Batch(1, requests, [OutputKind.CLASSIFY] * 4))
         batch = thread.collect()
         assert batch is not None
         assert batch.error is None

@@ -24,7 +24,7 @@ from service.models.runtimes import compiled, manifest, package
 from service.models.runtimes.whole import whole
 from service.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from service.settings import Settings, load
-from service.shared.outputs import Task
+from service.shared.outputs import OutputKind
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -143,7 +143,7 @@ def test_compiled_and_exported_models_say_what_the_plain_one_says(
         runner.warm_up()
         results = np.zeros((5, runner.results), np.float32)
         for count in (1, min(5, runner.max_batch_size)):
-            runner.run(pixels, list(range(count)), [Task.CLASSIFY] * count, results)
+            runner.run(pixels, list(range(count)), [OutputKind.CLASSIFY] * count, results)
             assert np.abs(results[:count, : tiny.CLASSES] - wanted[:count]).max() < 1e-4
     assert loaded.card().runtime == "compile"
 

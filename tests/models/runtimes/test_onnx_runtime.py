@@ -19,7 +19,7 @@ from service.models.runner import ModelRunner
 from service.models.runtimes import Pixels, Way, converting, onnx_runtime, openvino
 from service.models.runtimes.artifact import Graph
 from service.settings import load as settings
-from service.shared.outputs import Task
+from service.shared.outputs import OutputKind
 from tests import tiny
 from tests.models.runtimes.answers import Answers, images
 
@@ -110,7 +110,7 @@ def test_the_measurement_chooses_and_the_next_start_knows(
     assert first.lanes is not None
     checkpoint = tiny.checkpoint()
     pixels, results = images(checkpoint, 4), np.zeros((4, second.results), np.float32)
-    second.run(pixels, [2, 0, 3], [Task.CLASSIFY] * 3, results)
+    second.run(pixels, [2, 0, 3], [OutputKind.CLASSIFY] * 3, results)
     with torch.inference_mode():
         wanted = loader.load(checkpoint)(torch.from_numpy(pixels)).numpy()
     for slot in (2, 0, 3):

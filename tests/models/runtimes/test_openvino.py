@@ -39,7 +39,7 @@ from service.models.runtimes import (
 )
 from service.models.runtimes.eager import Eager
 from service.settings import load as settings
-from service.shared.outputs import Task
+from service.shared.outputs import OutputKind
 from tests import tiny
 from tests.models.runtimes.answers import Answers, images
 
@@ -106,14 +106,14 @@ def test_a_warm_runner_fills_the_slots_that_it_was_given_and_no_other(make) -> N
         logits = model.forward_head(features)
     for batch in range(1, count + 1):
         slots = np.random.default_rng(batch).permutation(count + 2)[:batch].tolist()
-        tasks = [Task(slot % 4) for slot in slots]
+        tasks = [OutputKind(slot % 4) for slot in slots]
         results = np.full((count + 2, runner.results), 777, np.float32)
         runner.run(pixels, slots, tasks, results)
         for slot, task in zip(slots, tasks, strict=True):
             wanted = (
                 (
                     logits[slot]
-                    if task is Task.CLASSIFY
+                    if task is OutputKind.CLASSIFY
                     else torch.from_numpy(pool(features[slot].numpy(), task))
                 )
                 .flatten()
@@ -139,7 +139,7 @@ def test_lanes_run_side_by_side_and_say_what_the_batch_says() -> None:
 
     def every_other(lane: int) -> None:
         for slot in range(lane, 12, 2):
-            lanes.run(lane, pixels, slot, Task.CLASSIFY, results)
+            lanes.run(lane, pixels, slot, OutputKind.CLASSIFY, results)
 
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(every_other, range(2)))

@@ -25,8 +25,8 @@ class DidNotStart(RuntimeError):
     """A command that ended, or did not answer in time; the message holds the end of its log."""
 
 
-class Running:
-    """``with Running([...], port, ready="/readyz") as server``: a command until the block ends.
+class ServerProcess:
+    """``with ServerProcess([...], port, ready="/readyz") as server``: a command until the block ends.
 
     Its output goes to a file, as a service's does; the last lines are shown when it does not start.
     """
@@ -47,7 +47,7 @@ class Running:
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Running:
+    def __enter__(self) -> ServerProcess:
         with tempfile.TemporaryFile() as log:
             self._process = subprocess.Popen(
                 self._command,

@@ -25,7 +25,7 @@ class Memory(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ran:
+class BatchReport:
     """What there is to tell about a batch beside its answers."""
 
     rows: int
@@ -42,35 +42,35 @@ class Ran:
     """What is left to do for the answers without the device; until it is done they are not whole. Any thread may."""
 
 
-class Running(Protocol):
+class BatchHandle(Protocol):
     """A batch on the device."""
 
     def done(self) -> bool:
         """Whether `finish` would not have to wait, also because the batch has failed. Never blocks, never raises."""
 
-    def finish(self) -> Ran:
-        """Waits, and writes what the tasks want, but for `Ran.rest`.
+    def finish(self) -> BatchReport:
+        """Waits, and writes what the tasks want, but for `BatchReport.rest`.
 
         Raises what the model raised, `DeviceFailed` for the device.
         """
 
 
 @runtime_checkable
-class Restless(Protocol):
+class Remeasurable(Protocol):
     """A runner that has something to do when nobody asks it anything."""
 
     def measure_again(self) -> Iterator[None]:
         """Each step takes no longer than a batch."""
 
 
-class Finished:
+class CompletedBatch:
     """A batch of a device that computes while `start` waits for it."""
 
-    def __init__(self, ran: Ran) -> None:
+    def __init__(self, ran: BatchReport) -> None:
         self._ran = ran
 
     def done(self) -> bool:
         return True
 
-    def finish(self) -> Ran:
+    def finish(self) -> BatchReport:
         return self._ran
