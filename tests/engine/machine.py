@@ -25,10 +25,11 @@ from service.engine.client import Answer, EngineClient
 from service.engine.core import EngineCore
 from service.engine.device import Batch, DeviceThread
 from service.errors import DeadlineExceeded, InternalError, InvalidImage, Overloaded
+from service.images.decoders.threads import ThreadWriting
 from service.models.watch import Watch
 from service.shared.batches import DeviceFailed
 from service.shared.transport import Link, socket_pair
-from service.shared.writing import Ended, ThreadWriting, Work
+from service.shared.writing import Ended, Work
 from tests.engine.histories import Counted
 from tests.fakes import WRONG, FakeRunner, VirtualClock, fingerprint
 

@@ -18,8 +18,9 @@ from service.engine.client import EngineClient
 from service.engine.core import EngineCore
 from service.engine.files import FileLane
 from service.errors import DeadlineExceeded
+from service.images.decoders.threads import ThreadWriting
 from service.shared.transport import Link, socket_pair
-from service.shared.writing import Ended, ThreadWriting, Work, Writing
+from service.shared.writing import Ended, Work, Writing
 from tests.fakes import FakeRunner, fingerprint
 
 SHAPE = (4, 8, 3)

@@ -8,7 +8,7 @@ from hypothesis import Phase
 from service.api.served import Models, Served
 from service.engine.connection import Connection
 from service.engine.core import EngineCore
-from service.shared.writing import ThreadWriting
+from service.images.decoders.threads import ThreadWriting
 from tests.engine import histories
 from tests.engine.fleet import Fleet
 from tests.engine.histories import Counted

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.shared.writing import Ended, ThreadWriting, Work
+from service.shared.writing import Ended, Work
 
 
 class Threads:
@@ -91,3 +92,67 @@ class Threads:
             else:
                 return
         wake.acquire()
+
+
+class ThreadWriting:
+    """A thread's write into a slot. Called in the thread.
+
+    Whoever takes the one claim decides whether it runs: the thread that begins it, or the loop that
+    gives it up before. Everything else happens on the loop.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        write: Work,
+        pixels: NDArray[np.uint8],
+        ended: Ended,
+    ) -> None:
+        self.done: asyncio.Future[None] = loop.create_future()
+        self._loop = loop
+        self._write = write
+        self._pixels = pixels
+        self._tell = ended
+        self._claim = [True]  # pop is atomic
+        self._seconds = 0.0
+        self._ended = False
+        self._error: BaseException | None = None
+        self._afterwards: Callable[[], None] = lambda: None
+
+    def __call__(self) -> None:
+        if not self._claimed():
+            return
+        began = time.perf_counter()
+        try:
+            self._write(self._pixels)
+        except BaseException as error:
+            # The border of a thread: it is raised again where the write is awaited.
+            self._error = error
+        self._seconds = time.perf_counter() - began
+        self._loop.call_soon_threadsafe(self._end)
+
+    def afterwards(self, callback: Callable[[], None]) -> None:
+        """Calls ``callback`` when no thread writes any more: now if none has begun or it has ended."""
+        if self._ended:
+            callback()
+        elif self._claimed():
+            self._tell(None)
+            callback()
+        else:
+            self._afterwards = callback
+
+    def _claimed(self) -> bool:
+        try:
+            return self._claim.pop()
+        except IndexError:
+            return False
+
+    def _end(self) -> None:
+        self._ended = True
+        self._tell(self._seconds)
+        if not self.done.done():
+            if self._error is None:
+                self.done.set_result(None)
+            else:
+                self.done.set_exception(self._error)
+        self._afterwards()
