@@ -63,12 +63,12 @@ _TO_SCRIPTS = [
 def create_app(context: Context, keys: Keys | None = None) -> ASGIApp:
     """The ASGI application of one front-end. ``keys`` None serves everyone."""
     app = create_api(context.settings, guarded=keys is not None)
-    around = _around(context, keys, app.router)
-    for layer in reversed(around):  # the last that is added is the first that is asked
+    for layer in reversed(
+        _around(context, keys, app.router)
+    ):  # the last that is added is the first that is asked
         app.add_middleware(layer.cls, *layer.args, **layer.kwargs)
-    whole = app if compat.takes_predict(context.settings) else ShortCut(app, around)
     root_path = context.settings.root_path
-    return Mount(whole, root_path) if root_path else whole
+    return Mount(app, root_path) if root_path else app
 
 
 def create_api(settings: Settings, *, guarded: bool = False) -> FastAPI:
@@ -119,6 +119,8 @@ def _around(context: Context, keys: Keys | None, router: Router) -> list[Middlew
         around.append(Middleware(Hosts, allowed=context.settings.listed_allowed_hosts, probes=probes))
     if keys is not None:
         around.append(Middleware(Guard, keys=keys, probes=probes))
+    if not compat.takes_predict(context.settings):
+        around.append(Middleware(ShortCut))
     return around
 
 

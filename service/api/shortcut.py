@@ -1,4 +1,4 @@
-"""The short cut of the one route that carries the load: `POST /predict` without FastAPI's machinery.
+"""The short way of the one route that carries the load: `POST /predict` without FastAPI's machinery.
 
 FastAPI spends more CPU on finding a route, resolving its dependencies and entering three exit stacks than
 the service spends on the request. The function that is called, its errors and its answers are the same;
@@ -9,18 +9,16 @@ so that what it says of a bad parameter is said by it alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from fastapi import Request
-from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api import predict
 from service.api.errors import respond
 from service.errors import ServiceError
 
-#: Query strings whose meaning is beyond doubt. Of a parameter given twice both take the last.
-_PLAIN = re.compile(
+#: Query strings whose meaning is beyond doubt. Of a parameter given twice both ways take the last.
+PLAIN = re.compile(
     rb"(?:(?:top_k=(?P<top_k>[1-9][0-9]{0,5})|activation=(?P<activation>softmax|none)"
     rb"|model=(?P<model>[A-Za-z0-9._-]{1,100}))(?:&(?=.)|$))*"
 )
@@ -29,35 +27,28 @@ _ROUTE = next(route for route in predict.router.routes if getattr(route, "path",
 
 
 class ShortCut:
-    """The outermost: ``app``, but for the plain `POST /predict`, around which it puts the same middleware."""
+    """The innermost middleware: answers the plain `POST /predict`, and leaves everything else to ``app``."""
 
-    def __init__(self, app: ASGIApp, around: Sequence[Middleware]) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._straight: ASGIApp = _predict
-        for layer in reversed(around):
-            self._straight = layer.cls(self._straight, *layer.args, **layer.kwargs)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        query = None
         if scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST":
-            query = _PLAIN.fullmatch(scope["query_string"])
-            if query is not None:
-                scope["route"] = _ROUTE  # what metrics call it
-                scope["query"] = query
-                await self._straight(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-
-async def _predict(scope: Scope, receive: Receive, send: Send) -> None:
-    request = Request(scope, receive, send)
-    top_k, activation, model = scope["query"].group("top_k", "activation", "model")
-    try:
-        response = await predict.predict(
-            request,
-            int(top_k) if top_k else None,
-            "none" if activation == b"none" else "softmax",
-            model.decode() if model else None,
-        )
-    except ServiceError as error:
-        response = respond(request, error)
-    await response(scope, receive, send)
+            query = PLAIN.fullmatch(scope["query_string"])
+        if query is None:
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = _ROUTE  # what metrics call it
+        request = Request(scope, receive, send)
+        top_k, activation, model = query.group("top_k", "activation", "model")
+        try:
+            response = await predict.predict(
+                request,
+                int(top_k) if top_k else None,
+                "none" if activation == b"none" else "softmax",
+                model.decode() if model else None,
+            )
+        except ServiceError as error:
+            response = respond(request, error)
+        await response(scope, receive, send)
