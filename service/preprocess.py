@@ -26,12 +26,12 @@ from service.images.resample import FILTERS, Part, Window, interpolate, resize_w
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocessing", "decode", "prepare", "sniff"]
 
-#: Of the training images' pixels scaled to [0, 1], red, green, blue: the values that every published
-#: VGG and DenseNet of torchvision, timm and Keras shares.
+#: Mean and standard deviation of the training images' pixels scaled to [0, 1]; red, green, blue. Every published VGG
+#: and DenseNet of torchvision, timm and Keras shares these values.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-#: The ways to make an image of any shape fit the model's input.
+#: The four values of `Preprocessing.fit`: ways to make an image of any shape fit the model's input.
 RESIZE_CROP, CROP_RESIZE, PAD_RESIZE, STRETCH = "resize-crop", "crop-resize", "pad-resize", "stretch"
 
 Pixels = npt.NDArray[np.uint8]
@@ -67,7 +67,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if self.fit != RESIZE_CROP:
-            # Without a meaning there, and two specs of one meaning should be equal.
+            # ``resize`` has no meaning for the other fits; None keeps two specs that mean the same pixels equal.
             object.__setattr__(self, "resize", None)
         complaint = _complaint(self)
         if complaint:
@@ -75,18 +75,18 @@ class Preprocessing:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of the result: (height, width, 3)."""
+        """Shape of the prepared pixels: (height, width, 3)."""
         return (*self.crop, 3)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` makes an equal object of them."""
+        """Returns the spec as plain JSON values, from which `from_json` makes an equal object."""
         return {
             name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
         }
 
     @classmethod
     def from_json(cls, document: Any) -> Preprocessing:
-        """What `to_json` described; missing fields take the defaults, and ``crop`` may be one number.
+        """Reads a spec from JSON values. Missing fields take the defaults; ``crop`` may be one number.
 
         Raises `CheckpointError` for anything else.
         """
@@ -104,7 +104,7 @@ class Preprocessing:
 
 
 def _complaint(spec: Preprocessing) -> str | None:
-    """The first thing that is wrong with a spec, in words."""
+    """Returns the first fault of a spec, in words; None if it has none."""
     torch_filters = ("nearest", "bilinear", "bicubic")
     if spec.fit not in (RESIZE_CROP, CROP_RESIZE, PAD_RESIZE, STRETCH):
         return f"fit {spec.fit!r} is unknown"
@@ -146,14 +146,14 @@ def prepare(
     fast: bool = False,
     admit: Admit | None = None,
 ) -> Image.Image:
-    """Decode, fit, and write into ``out``: uint8 ``spec.shape``, a row of shared memory.
+    """Decodes ``data``, fits the image to ``spec`` and writes the pixels into ``out``, uint8 ``spec.shape``.
 
     Returns the whole photo, upright, RGB or L; ``out`` shows the `seen_box` of it.
 
-    ``fast`` decodes large JPEGs at a fraction of their size where the spec shrinks with antialiasing anyway,
-    and resizes no more than the crop keeps; the pixels then differ a little (how much: tests). ``admit`` is told
-    of the picture before its pixels are decoded. ``out`` stays as it is when this raises:
-    `EmptyBody`, `UnsupportedMediaType`, `ImageTooLarge`, `InvalidImage` (see `decode`).
+    ``fast`` decodes large JPEGs at a fraction of their size where the spec shrinks with antialiasing anyway, and
+    resizes only the part that the crop keeps. The pixels then differ by a grey level or less on average (see
+    `_fast_size`). ``admit`` is called with the opened picture before its pixels are decoded. ``out`` is left
+    unchanged when this raises `EmptyBody`, `UnsupportedMediaType`, `ImageTooLarge` or `InvalidImage` (see `decode`).
     """
     if out.shape != spec.shape or out.dtype != np.uint8:
         raise ValueError(f"out must be uint8 {spec.shape}, not {out.dtype} {out.shape}")
@@ -166,9 +166,9 @@ def prepare(
 
 
 def seen_box(size: Size, spec: Preprocessing) -> tuple[float, float, float, float]:
-    """The part of an upright photo of ``size`` (height, width) that the model gets to see.
+    """Returns the part of an upright photo of ``size`` (height, width) that the model sees.
 
-    Left, top, right, bottom as fractions of the photo. Below 0 and above 1 lie the borders that it is given.
+    The box is left, top, right, bottom as fractions of the photo. Values below 0 or above 1 are padding.
     """
     if spec.fit == RESIZE_CROP:
         sides = resized_size(size, spec.resize)
@@ -184,18 +184,20 @@ def seen_box(size: Size, spec: Preprocessing) -> tuple[float, float, float, floa
 
 
 def _first(resized: int, crop: int) -> int:
-    """Where a crop begins along a resized axis; below 0 where the axis is too short for it."""
+    """Returns where a crop begins along a resized axis; negative where the axis is shorter than the crop."""
     window, border = _centre(resized, crop)
     return window.start - border
 
 
 def _fast_size(spec: Preprocessing) -> int | None:
-    """The side that a scaled decode must keep; None where the spec does not average pixels itself, or cuts and pads
-    whole pixels first, which would be larger ones then.
+    """Returns the side in pixels that a scaled JPEG decode must keep; None where only a full decode will do.
 
-    The target's own: between one and two times of it are decoded, 0.3 to 0.6 grey levels from exact on
-    photo-like images of 1 to 12 megapixels. Twice of it would halve that, at most of the speed that there is to
-    win; how often either changes a model's answer is in docs/PERFORMANCE.md.
+    A full decode is needed where the spec does not average pixels (nearest), and where it cuts or pads whole pixels
+    before the resize, since those would be larger in a scaled image.
+
+    The limit is the target's own side, so an image between one and two times the target is decoded: 0.3 to 0.6 grey
+    levels from exact on photo-like images of 1 to 12 megapixels. A limit of twice the target would halve the error
+    and lose most of the speed. docs/PERFORMANCE.md has how often either changes a model's answer.
     """
     if spec.resize is None or spec.interpolation == "nearest":
         return None
@@ -214,8 +216,10 @@ def _resize_crop(image: Image.Image, spec: Preprocessing, out: Pixels, *, exact:
 
 
 def windows(size: tuple[float, float], spec: Preprocessing) -> tuple[Window, Window, int, int]:
-    """For a photo of ``size`` (height, width): the rows and columns of the resized image that are kept, and where in
-    the result they begin."""
+    """Returns the rows and columns of the resized image that a crop keeps, and their top and left in the result.
+
+    ``size`` is the photo's (height, width).
+    """
     height, width = resized_size(size, spec.resize)
     rows, top = _centre(height, spec.crop[0])
     columns, left = _centre(width, spec.crop[1])
@@ -223,7 +227,7 @@ def windows(size: tuple[float, float], spec: Preprocessing) -> tuple[Window, Win
 
 
 def resized_size(size: tuple[float, float], resize: int | Size | None) -> Size:
-    """torchvision's ``_compute_resized_output_size``: the long side is rounded down, the short is exact."""
+    """Returns (height, width) after torchvision's ``_compute_resized_output_size``: the long side is rounded down."""
     if not isinstance(resize, int):
         return resize or (int(size[0]), int(size[1]))
     height, width = size
@@ -232,34 +236,35 @@ def resized_size(size: tuple[float, float], resize: int | Size | None) -> Size:
 
 
 def _centre(resized: int, crop: int) -> tuple[Window, int]:
-    """torchvision's ``center_crop`` of one axis: what is kept, and where in the result it begins."""
+    """Returns the window of torchvision's ``center_crop`` on one axis, and where it begins in the result."""
     if resized < crop:
         return Window(resized, 0, resized), (crop - resized) // 2
     return Window(resized, round((resized - crop) / 2.0), crop), 0
 
 
 def _fit_like_keras(image: Image.Image, spec: Preprocessing) -> Pixels:
-    """``keras.ops.image.resize`` of the torch backend (``keras/src/backend/torch/image.py``)."""
+    """Resizes like ``keras.ops.image.resize`` of the torch backend (``keras/src/backend/torch/image.py``)."""
     rows, columns = _keras_parts((image.height, image.width), spec)
     return interpolate(np.asarray(image), rows, columns, spec.crop, spec.interpolation, spec.antialias)
 
 
 def _keras_parts(size: Size, spec: Preprocessing) -> tuple[Part, Part]:
-    """What becomes the rows and the columns of the result."""
+    """Returns the rows and the columns of the source that become the result."""
     height, width = size
-    # The side that the other one asks for; rounded down.
+    # Each argument is the side that fits the other side at the result's aspect ratio, rounded down as in Keras.
     rows = _keras_part(height, int(width * spec.crop[0] / spec.crop[1]), spec.fit)
     columns = _keras_part(width, int(height * spec.crop[1] / spec.crop[0]), spec.fit)
     return rows, columns
 
 
 def _keras_part(side: int, wanted: int, fit: str) -> Part:
-    """What Keras resizes of one axis: the border that it cuts off or adds is rounded down at the start."""
+    """Returns the part of one axis that Keras resizes. The border that is cut off or added is rounded down at the
+    start."""
     if fit == CROP_RESIZE:
         kept = max(min(side, wanted), 1)
         return Part((side - kept) // 2, kept)
     if fit == PAD_RESIZE:
-        # The same on both sides, so one less than wanted where the difference is odd.
+        # Both borders are equal, so the sum is one less than wanted where the difference is odd.
         border = (max(side, wanted) - side) // 2
         return Part(-border, side + 2 * border)
     return Part(0, side)

@@ -1,1 +1,1 @@
-"""Bytes to pixels. `service.preprocess` is the door."""
+"""Images: from bytes to pixels. Other rooms enter through `service.preprocess`."""

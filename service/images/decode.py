@@ -1,14 +1,14 @@
-"""Bytes → an upright RGB image, and no exception but our own on the way.
+"""Bytes → an upright RGB image. Only exceptions of `service.errors` leave this file.
 
     sniff        which of the six accepted formats the first bytes announce; nothing else is ever decoded
-    open         that format's reader of Pillow's alone; it reads headers only
+    open         the one Pillow reader of that format; it reads headers only
     judge        the parts of the file against what encoders write (service.images.effort), and the pixels that the
                  header declares against the limit, before any is decoded
     load         the pixels; of several frames the first
     orient       by EXIF (or XMP), as ``ImageOps.exif_transpose`` does
     to_rgb       every colour mode, as ``Image.convert("RGB")`` does
 
-Pillow only. Safe in any number of threads, as long as they agree about ``max_pixels``.
+Pillow only. Thread-safe as long as all threads pass the same ``max_pixels``.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from service.images import effort
 from service.images.dimensions import declared
 from service.images.effort.jpeg import kind as unread_jpeg
 
-#: The accepted formats by Pillow's names, each with the one class that may read it. The classes are
-#: called directly: ``Image.open`` would consult a registry, load every plugin it lacks, and hand a
-#: JPEG with a multi-picture header to a seventh reader (MPO).
+#: The accepted formats by Pillow's names, each with the one class that may read it. The classes are called directly
+#: because ``Image.open`` would load every plugin and hand a JPEG with a multi-picture header to a seventh reader
+#: (MPO).
 _READERS: dict[str, type[ImageFile]] = {
     "JPEG": JpegImageFile,
     "PNG": PngImageFile,
@@ -49,22 +49,22 @@ _READERS: dict[str, type[ImageFile]] = {
 
 ACCEPTED = "JPEG, PNG, WebP, GIF, BMP and TIFF"
 
-#: The longest side that JPEG can hold. The weights of a resize grow with the side and not with the area,
-#: so 50,000,000 x 1 pixels would pass the limit of pixels and still cost gigabytes.
+#: Longest side in pixels: the most that JPEG can hold. The weights of a resize grow with the side and not with the
+#: area, so an image of 50,000,000 x 1 would pass the limit of pixels and still cost gigabytes.
 MAX_SIDE = 65_535
 
-#: Where ``Image.info`` keeps the part of a scaled JPEG that the image really covers: left, top, right, bottom in
-#: pixels, with fractions. A row and a column reach beyond it where the scale does not divide the sides. Absent for all
-#: others.
+#: Key in ``Image.info`` of the part of a scaled JPEG that holds the photo: left, top, right, bottom in pixels, with
+#: fractions. The last row and column reach beyond it where the scale does not divide the sides. Only scaled JPEGs
+#: have it.
 EXTENT = "imagenet-serve extent"
 
 Box = tuple[float, float, float, float]
 
-#: As many first bytes as `sniff` looks at.
+#: Number of first bytes that `sniff` needs.
 HEAD_BYTES = 18
 
-#: As many first bytes as `judge_header` wants. A JPEG's frame may come later, behind large metadata; then
-#: the decoder finds out.
+#: Number of first bytes that `judge_header` needs. A JPEG's size may stand later, behind large metadata; then the
+#: decoder judges it.
 HEADER_BYTES = 4096
 
 _MAGIC = (
@@ -74,21 +74,19 @@ _MAGIC = (
     (b"GIF89a", "GIF"),
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
-    (b"II\0*", "TIFF"),  # swapped magic: Pillow goes by the first two bytes, and so do we
+    (b"II\0*", "TIFF"),  # swapped magic: Pillow goes by the first two bytes, and so does this table
     (b"MM*\0", "TIFF"),
     (b"II+\0", "TIFF"),  # BigTIFF
     (b"MM\0+", "TIFF"),
 )
 
-#: Sizes of the header that follows a bitmap's file header: the only words that tell it from a text
-#: which happens to begin with BM.
+#: Sizes of the header that follows a bitmap's file header. They alone tell a bitmap from a text that begins with BM.
 _DIB_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 
-#: What Pillow's readers throw at bytes that they did not expect. Its documentation promises OSError;
-#: the readers are forty thousand lines of index and struct arithmetic over hostile input, and all of
-#: these have been seen or can be read in them. The list is as broad as it is because one more class
-#: of exception must be a damaged image (422), not a failed service (500). It stands around Pillow
-#: alone: our own arithmetic runs outside of it and keeps its exceptions.
+#: Exceptions that mean a damaged image (422) when Pillow's readers raise them. Its documentation promises OSError,
+#: but the readers do index and struct arithmetic on hostile input, and each class here was seen or can be read in
+#: them. The list is broad so that no damaged image becomes a failed service (500). It guards calls of Pillow only:
+#: errors of this project's own arithmetic still show.
 _DAMAGE: tuple[type[Exception], ...] = (
     OSError,  # the documented one; UnidentifiedImageError; the C decoders' error codes
     SyntaxError,  # "not a … file", broken chunks, impossible tags
@@ -107,7 +105,7 @@ _DAMAGE: tuple[type[Exception], ...] = (
     Warning,  # where a test turns warnings into errors and the filter below lost a race
 )
 
-#: By format: how Pillow's messages begin when it knows a file for whole and its kind for none of its own.
+#: By format: the beginning of a Pillow message that means "a whole file of a kind that I do not read", and that kind.
 _UNREAD = {
     "TIFF": [("unknown pixel mode", "a TIFF whose samples have no mode of Pillow's")],
     "BMP": [("Unsupported BMP", "a BMP of an unusual layout")],
@@ -123,7 +121,7 @@ _TRANSPOSITIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
-#: Where the point (x, y) of an image of width w and height h goes.
+#: By transposition: where the point (x, y) of an image of width w and height h goes.
 _TURNED_POINTS: dict[Image.Transpose, Callable[[float, float, int, int], tuple[float, float]]] = {
     Image.Transpose.FLIP_LEFT_RIGHT: lambda x, y, w, h: (w - x, y),
     Image.Transpose.ROTATE_180: lambda x, y, w, h: (w - x, h - y),
@@ -134,11 +132,11 @@ _TURNED_POINTS: dict[Image.Transpose, Callable[[float, float, int, int], tuple[f
     Image.Transpose.ROTATE_90: lambda x, y, w, h: (y, w - x),
 }
 
-#: Chunks of a PNG that may hold an orientation.
+#: PNG chunks that may hold an EXIF orientation.
 _PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 
-#: Modes without a conversion to RGB of Pillow's own, and the mode on the way to it. ``La`` is ``LA``
-#: with the alpha multiplied in; Pillow itself takes it back to ``LA`` after a resize.
+#: Modes that Pillow does not convert to RGB directly, and the mode in between. ``La`` is ``LA`` with the alpha
+#: multiplied in; Pillow itself returns to ``LA`` after a resize.
 _DETOURS = {"La": "LA"}
 
 _PILLOW_IS_QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
@@ -152,19 +150,19 @@ class Opened:
 
     data: bytes
     pixels: int
-    """That the file declares; a scaled JPEG has fewer."""
+    """Pixels that the file declares; a scaled JPEG decodes fewer."""
     image: ImageFile | None
-    """None for a format whose reader takes the memory of the whole picture already when it is opened (WebP)."""
+    """Pillow's image; None for WebP, whose reader allocates the whole picture as soon as it is opened."""
     turned: bool
-    """Whether it may be turned when it is decoded."""
+    """True if decoding may rotate or flip the picture."""
 
 
-#: Told of each picture before its pixels are decoded; what it raises ends the decoding.
+#: Called with each picture before its pixels are decoded. An exception that it raises ends the decoding.
 Admit = Callable[[Opened], None]
 
 
 def sniff(head: bytes) -> str | None:
-    """The format that the first bytes (`HEAD_BYTES` are enough) announce, by Pillow's name, or None."""
+    """Returns the format of a file by its first `HEAD_BYTES`, as Pillow names it; None if it is not accepted."""
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
@@ -176,12 +174,12 @@ def sniff(head: bytes) -> str | None:
 
 
 def judge_header(head: Data, max_pixels: int) -> str:
-    """The format that a file's first bytes (`HEADER_BYTES`) announce, unless it or its dimensions are refused.
+    """Returns the format that a file's first bytes (`HEADER_BYTES`) announce, by Pillow's name.
 
-    `decode` begins with it, so a body that is still arriving is judged as it would be later. No reader of
-    Pillow's is opened for it: before 13, WebP's allocated twice the canvas unjudged.
+    `decode` calls this first, so a body that is still arriving gets the verdict that it would get later. No Pillow
+    reader is opened for it: WebP's would need the whole file.
 
-    Raises `EmptyBody`, `UnsupportedMediaType`, `ImageTooLarge`.
+    Raises `EmptyBody`, `UnsupportedMediaType`, or `ImageTooLarge` if the declared dimensions exceed the limits.
     """
     head = bytes(head)
     name = _recognise(head)
@@ -192,15 +190,15 @@ def judge_header(head: Data, max_pixels: int) -> str:
 
 
 def decode(data: Data, *, max_pixels: int, at_least: int | None = None) -> Image.Image:
-    """The image in ``data``, loaded, upright, of mode RGB. The first frame where there are several.
+    """Decodes ``data`` to an upright image of mode RGB, its pixels loaded; of several frames the first.
 
-    ``at_least`` allows a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size (libjpeg's scaled inverse
-    DCT), as small as both sides still have that many pixels. It changes the pixels; None never does.
+    ``at_least`` allows a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size (libjpeg's scaled inverse DCT), as long as
+    both sides keep that many pixels. A scaled decode changes the pixels; None never scales.
 
     EXIF that cannot be read means no rotation; only pixels that cannot be read are an error.
 
-    Raises `EmptyBody`, `UnsupportedMediaType`, `ImageTooLarge`, `InvalidImage`, and nothing else for
-    any bytes whatever. Takes about 4 bytes a pixel (8 while it rotates or converts, 20 for WebP).
+    Raises `EmptyBody`, `UnsupportedMediaType`, `ImageTooLarge` or `InvalidImage`, and nothing else for any bytes.
+    Takes about 4 bytes of memory a pixel (8 while it rotates or converts, 20 for WebP).
     """
     return to_rgb(load(data, max_pixels=max_pixels, at_least=at_least))
 
@@ -208,10 +206,10 @@ def decode(data: Data, *, max_pixels: int, at_least: int | None = None) -> Image
 def load(
     data: Data, *, max_pixels: int, at_least: int | None = None, admit: Admit | None = None
 ) -> Image.Image:
-    """`decode` without the last step: RGB, or L, whose grey stands for three equal channels.
+    """Decodes like `decode`, but leaves a grey image in mode L, whose value stands for three equal channels.
 
-    A resize gives the same bits before and after L becomes RGB, at a third of the work. ``admit`` is told of
-    the picture before its pixels are decoded.
+    A resize gives the same bits before and after L becomes RGB, at a third of the work. ``admit`` is called with the
+    picture before its pixels are decoded. Raises what `decode` raises.
     """
     name = judge_header(data[:HEADER_BYTES], max_pixels)
     _let_pillow_follow(max_pixels)
@@ -229,7 +227,7 @@ def load(
 
 
 def _unread_kind(name: str, data: Data, error: Exception) -> str | None:
-    """What the image is, where a reader refused a whole file for its kind; None for a damaged one."""
+    """Returns the kind of a whole file that its reader does not read, in words; None for a damaged file."""
     if name == "JPEG":
         return None if "truncated" in str(error) else unread_jpeg(bytes(data))
     return next((kind for words, kind in _UNREAD.get(name, ()) if str(error).startswith(words)), None)
@@ -265,8 +263,8 @@ def _read(
 
 
 def _may_be_turned(name: str, image: Image.Image, data: bytes) -> bool:
-    """Whether the file asks for it, as far as that can be told without decoding it."""
-    if name == "PNG":  # its metadata may lie behind the pixels, and Pillow decodes these to find it
+    """Returns True if the file asks for a rotation, as far as that shows before decoding."""
+    if name == "PNG":  # a PNG's metadata may lie behind the pixels, and Pillow decodes them to find it
         return any(kind in data for kind in _PNG_METADATA)
     return _orientation(image) is not None
 
@@ -288,13 +286,12 @@ def _first_number(error: Exception) -> str:
 
 
 def _let_pillow_follow(max_pixels: int) -> None:
-    """Give Pillow our limit and keep it from writing to stderr, here rather than at import.
+    """Sets Pillow's own pixel limit and silences its warnings, here rather than at import.
 
-    Some readers allocate while they open (WebP its canvas, GIF the area that a frame clears), so their
-    own check has to hold as well. Pillow raises above twice ``MAX_IMAGE_PIXELS`` and warns above it:
-    with half of ours it raises where we would, and the warnings say nothing. Its other warnings speak
-    of damaged metadata, which changes no answer. Both are one assignment that every call repeats with
-    the same value, so threads do not disturb each other.
+    Some readers allocate while they open (WebP its canvas, GIF the area that a frame clears), so Pillow's check has
+    to hold as well. Pillow warns above ``MAX_IMAGE_PIXELS`` and raises above twice that value: half of our limit
+    makes it raise where we would. Its other warnings are about damaged metadata, which changes no answer. Every call
+    assigns the same values, so threads do not disturb each other.
     """
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
     if _PILLOW_IS_QUIET not in warnings.filters:
@@ -312,16 +309,17 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def turned_box(box: Box, size: tuple[int, int], how: Image.Transpose) -> Box:
-    """Where a part of an image of ``size`` (width, height) lies when the image is turned."""
+    """Returns where a part of an image of ``size`` (width, height) lies after the transposition ``how``."""
     turn = _TURNED_POINTS[how]
     (x0, y0), (x1, y1) = turn(*box[:2], *size), turn(*box[2:], *size)
     return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
-    """How EXIF wants the image turned; None for not at all, and where it cannot be read. TIFF was turned by its reader.
+    """Returns the transposition that EXIF asks for; None for none, and where EXIF cannot be read.
 
-    A number of any type is taken for what it is equal to, as `ImageOps.exif_transpose` does.
+    Pillow's TIFF reader has applied it already. A number of any type counts as what it equals, as in
+    `ImageOps.exif_transpose`.
     """
     try:
         return _TRANSPOSITIONS.get(image.getexif().get(_ORIENTATION_TAG, 1))
@@ -330,15 +328,15 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """``image.convert("RGB")`` for every mode of Pillow's; the image itself where it is RGB already.
+    """Returns ``image.convert("RGB")`` for every mode of Pillow's; the image itself where it is RGB already.
 
-    So alpha is dropped and not blended, CMYK is converted without its profile, and 16-bit and float
-    greys are clipped to 0..255 and not scaled: that is what torchvision's users get.
+    Alpha is dropped and not blended, CMYK is converted without its profile, and 16-bit and float greys are clipped to
+    0..255 and not scaled: torchvision's users get exactly this.
     """
     if image.mode == "RGB":
         return image
-    # Transparency of a palette or a grey has no place in RGB. Pillow would try to translate it, with a
-    # warning or an error where it cannot; the pixels do not depend on it.
+    # RGB cannot hold the transparency of a palette or a grey. Pillow would try to translate it, with a warning or an
+    # error where it cannot; the pixels do not depend on it.
     image.info.pop("transparency", None)
     detour = _DETOURS.get(image.mode)
     return (image.convert(detour) if detour else image).convert("RGB")

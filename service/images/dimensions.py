@@ -1,7 +1,7 @@
-"""Width and height out of a file's first kilobytes, by plain arithmetic: no decoder is opened for it.
+"""Width and height from a file's first kilobytes, by plain arithmetic: no decoder is opened.
 
-Says None rather than something that the decoder might not: that a header ends later than what is there, or
-is unusual. What it says is checked against Pillow's word over the corpus of damaged files.
+None is returned where the bytes do not suffice or the header is unusual: the decoder then decides. Tests compare
+every result with Pillow's over the corpus of damaged files.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from typing import Literal
 
 Size = tuple[int, int]
 
-#: Start of frame, all thirteen kinds: C0 to CF without the tables (C4), the reserved (C8) and the conditioning (CC).
+#: Start-of-frame markers, all thirteen kinds: C0 to CF without DHT (C4), the reserved JPG (C8) and DAC (CC).
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-#: Markers that stand alone, without a length: TEM, the restarts and start of image.
+#: Markers without a length: TEM, the restarts and start of image.
 _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
-#: TIFF's tags of width and height, and its types of 16 and 32 bits.
+#: TIFF's tags of width and height, and its 16-bit and 32-bit types.
 _WIDTH, _HEIGHT = 256, 257
 _SHORT, _LONG = 3, 4
 
 
 def declared(name: str, head: bytes) -> Size | None:
-    """(width, height) as the header of a file of format ``name`` has it, or None if ``head`` does not show it."""
+    """Returns (width, height) from the header of a file of format ``name``; None if ``head`` does not show it."""
     return _READ[name](head)
 
 
 def webp_canvas(head: bytes) -> Size | None:
-    """RFC 9649."""
+    """Returns (width, height) of a WebP's canvas (RFC 9649); None if ``head`` is too short or of an unknown kind."""
     kind, word = head[12:16], int.from_bytes(head[21:25], "little")
     if len(head) < 30:
         return None
@@ -57,7 +57,8 @@ def _bmp(head: bytes) -> Size | None:
     if int.from_bytes(head[14:18], "little") == 12:
         return int.from_bytes(head[18:20], "little"), int.from_bytes(head[20:22], "little")
     width, height = (int.from_bytes(head[at : at + 4], "little", signed=True) for at in (18, 22))
-    return (width, abs(height)) if width > 0 else None  # a negative height is rows from the top
+    # a negative height means that the rows start at the top
+    return (width, abs(height)) if width > 0 else None
 
 
 def _jpeg(head: bytes) -> Size | None:
@@ -75,7 +76,7 @@ def _jpeg(head: bytes) -> Size | None:
 
 def _tiff(head: bytes) -> Size | None:
     endian: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
-    if head[2:4] not in (b"*\0", b"\0*"):  # BigTIFF
+    if head[2:4] not in (b"*\0", b"\0*"):  # neither TIFF 6.0 byte order: BigTIFF
         return None
 
     def number(at: int, size: int) -> int:

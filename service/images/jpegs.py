@@ -1,18 +1,18 @@
-"""Which JPEGs a decoder on a GPU is trusted with: plain ones, told by their markers alone (ITU-T T.81, annex B).
+"""Recognises the plain JPEGs that a GPU's decoder is trusted with, by their markers alone (ITU-T T.81, annex B).
 
-Baseline or progressive, 8 bits, grey or YCbCr in one of the common samplings, upright. Everything else is for the
-processor: CMYK, RGB by Adobe's marker, arithmetic coding, lossless, EXIF that turns, and whatever is not understood.
+Plain is: baseline or progressive, 8 bits, grey or YCbCr in a common sampling, upright. The CPU decodes everything
+else: CMYK, RGB by Adobe's marker, arithmetic coding, lossless, EXIF that rotates, and whatever cannot be parsed.
 """
 
 from __future__ import annotations
 
 import struct
 
-#: Start of frame: baseline, extended (8 bits is looked at) and progressive, each Huffman coded.
+#: Start of frame: baseline, extended (its 8 bits are checked) and progressive, each Huffman coded.
 _PLAIN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN, _APP1, _APP14 = 0xDA, 0xE1, 0xEE
-#: Sampling of luma beside chroma's 1 x 1: 4:4:4, 4:2:2, 4:2:0.
+#: Sampling factors of luma while chroma has 1 x 1: 4:4:4, 4:2:2, 4:2:0.
 _SAMPLINGS = frozenset({0x11, 0x21, 0x22})
 _ORIENTATION = 0x0112
 _MOST_SEGMENTS = 64
@@ -35,7 +35,7 @@ def plain(data: bytes) -> tuple[int, int] | None:
             size = _frame(body) if marker in _PLAIN_FRAMES and size is None else None
             if size is None:
                 return None
-        # Adobe's marker says whether three components are YCbCr (1), RGB (0) or something else.
+        # Adobe's marker tells whether three components are YCbCr (1), RGB (0) or something else.
         if marker == _APP14 and body.startswith(b"Adobe") and body[11:12] != b"\x01":
             return None
         if marker == _APP1 and body.startswith(b"Exif\0\0") and not _upright(body[6:]):
@@ -57,7 +57,7 @@ def _frame(body: bytes) -> tuple[int, int] | None:
 
 
 def _upright(tiff: bytes) -> bool:
-    """Whether EXIF says so, or nothing; what cannot be read is left to the processor."""
+    """Returns True if the EXIF block asks for no rotation; False also where it cannot be parsed."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None or len(tiff) < 10:
         return False

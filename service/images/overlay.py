@@ -1,4 +1,4 @@
-"""A class activation map laid over its photo, as a PNG. Pillow and NumPy only."""
+"""Lays a class activation map over its photo, as a PNG. Pillow and NumPy only."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-#: Pixels of the longer side at most: a map has a few dozen cells, and a PNG of a camera's photo takes seconds.
+#: Most pixels of the longer side. A map has a few dozen cells, and a PNG of a camera's full photo takes seconds.
 LONGEST = 1024
-#: How much of the colour and how much of the photo.
+#: Share of the colours in the blend; the photo has the rest.
 _OPACITY = 0.5
-#: Inferno (Smith and van der Walt, matplotlib), sampled at equal steps; the page has the same.
+#: Inferno (Smith and van der Walt, matplotlib), sampled at equal steps. The page uses the same colours.
 _INFERNO = np.array(
     [
         (0, 0, 4), (22, 11, 57), (66, 10, 104), (106, 23, 110), (147, 38, 103), (188, 55, 84),
@@ -25,17 +25,17 @@ Box = tuple[float, float, float, float]
 
 
 def reduced(photo: Image.Image) -> Image.Image:
-    """``photo`` in RGB and no larger than an answer may be."""
+    """Returns ``photo`` in RGB, with no side longer than `LONGEST`."""
     small = photo.convert("RGB")
     small.thumbnail((LONGEST, LONGEST), Image.Resampling.BILINEAR, reducing_gap=2.0)
     return small
 
 
 def overlay(photo: Image.Image, grid: Grid, box: Box) -> bytes:
-    """A PNG of ``photo`` (RGB) under ``grid``, float ``[h, w]``, which lies on the part ``box`` of it.
+    """Returns a PNG of ``photo`` (RGB) under the heat map ``grid``, float ``[h, w]``.
 
-    ``box`` is left, top, right, bottom in fractions of the photo. The strongest cell has the last colour; what
-    speaks against the class has the first, as what says nothing. Outside of the box the photo stays as it is.
+    ``box`` is the part of the photo that the grid covers: left, top, right, bottom as fractions. The strongest cell
+    has the scale's last colour; cells at or below zero have the first. Outside of the box the photo is unchanged.
     """
     visible = _visible(box, photo.size)
     width, height = visible[2] - visible[0], visible[3] - visible[1]
@@ -53,7 +53,7 @@ def overlay(photo: Image.Image, grid: Grid, box: Box) -> bytes:
 
 
 def _visible(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The pixels of a photo of ``size`` (width, height) that ``box`` covers."""
+    """Returns the pixels of a photo of ``size`` (width, height) that ``box`` covers: left, top, right, bottom."""
     left, top, right, bottom = (
         min(max(round(share * side), 0), side) for share, side in zip(box, size * 2, strict=True)
     )
@@ -63,7 +63,7 @@ def _visible(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
 def _cells(
     visible: tuple[int, int, int, int], box: Box, size: tuple[int, int], grid: Grid
 ) -> tuple[float, float, float, float]:
-    """What lies on those pixels, in cells of the grid from its left and top."""
+    """Returns the same rectangle in cells of the grid: left, top, right, bottom, with fractions."""
     height, width = grid.shape
     cells = []
     for number, pixel in enumerate(visible):
@@ -74,14 +74,14 @@ def _cells(
 
 
 def _shares(grid: Grid) -> Image.Image:
-    """The grid as an image of floats in 0…1."""
+    """Returns the grid as an image of floats in 0…1, relative to the strongest cell."""
     strongest = float(grid.max())
     shares = np.clip(grid / strongest, 0, 1) if strongest > 0 else np.zeros_like(grid)
     return Image.fromarray(shares.astype(np.float32))
 
 
 def _colours(shares: Grid) -> NDArray[np.uint8]:
-    """Float ``[H, W]`` in 0…1 → uint8 ``[H, W, 3]``."""
+    """Maps float ``[H, W]`` in 0…1 to uint8 ``[H, W, 3]``."""
     steps = np.linspace(0, 1, len(_INFERNO))
     palette = np.stack([np.interp(np.linspace(0, 1, 256), steps, channel) for channel in _INFERNO.T], axis=1)
     return palette.round().astype(np.uint8)[(shares * 255).round().astype(np.uint8)]

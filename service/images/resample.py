@@ -1,4 +1,4 @@
-"""Resampling to the bit, of a part of the result only: arithmetic on arrays, no file and no decoder.
+"""Bit-exact resampling of a part of the result. Arithmetic on arrays only: no file, no decoder.
 
 Two libraries decide how a checkpoint saw its training images, and both are reproduced here:
 
@@ -7,7 +7,7 @@ Two libraries decide how a checkpoint saw its training images, and both are repr
     torch      `interpolate`        what ``F.interpolate`` (torchvision's and Keras's resize of a tensor)
                                     gives, rounded to grey levels at the end.
 
-A window is all that a centre crop keeps. It is found in the cheapest way that cannot change a bit:
+A window is the part of the result that a centre crop keeps. The cheapest way that cannot change a bit makes it:
 
 1. Where the scale of an axis is a dyadic fraction, Pillow's own ``box`` argument names the window. Pillow
    keeps boxes as float32 and everything after that as doubles; with dyadic numbers none of it rounds, so
@@ -16,9 +16,9 @@ A window is all that a centre crop keeps. It is found in the cheapest way that c
 3. Where the whole would be a giant (1x20,000 with a short side of 256 has 1.3 thousand million pixels),
    `_window_alone` computes the window with Pillow's formulas (``src/libImaging/Resample.c``).
 
-Which pass Pillow runs first is part of the result, since the image between them is rounded, and it changed
-in Pillow 13: `_rows_first` knows. The first two ways are Pillow's own arithmetic on any version as long as
-the box does not change that order; the tests compare all three with ``Image.resize``.
+The order of Pillow's two passes changes the result, since the image between them is rounded: see `_rows_first`. Ways
+1 and 2 are Pillow's own arithmetic as long as the box does not change that order. The tests compare all three with
+``Image.resize``.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from PIL import Image
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 
-#: Pixels of a resized image past which only the window is computed (16 MiB of RGB in Pillow). Photos stay
-#: far below: a 20:1 panorama makes 1.3 million with a short side of 256.
+#: Pixels of a resized image above which only the window is computed (16 MiB of RGB in Pillow). Photos stay far below:
+#: a 20:1 panorama makes 1.3 million with a short side of 256.
 LARGEST_WHOLE = 4_000_000
 
-#: Pillow's fixed point: 32 bits less 8 of a grey level and 2 of head room (``PRECISION_BITS``).
+#: Fraction bits of Pillow's fixed point: 32 bits less 8 of a grey level and 2 of head room (``PRECISION_BITS``).
 PRECISION_BITS = 32 - 8 - 2
 
 _PILLOW = int(PIL.__version__.split(".", 1)[0])
@@ -52,7 +52,7 @@ _EXACT_FLOAT32 = 2**24
 
 @dataclass(frozen=True)
 class Window:
-    """Positions ``start`` … ``start + length - 1`` of an axis that was resized to ``resized``."""
+    """Positions ``start`` … ``start + length - 1`` of an axis that is resized to ``resized`` pixels."""
 
     resized: int
     start: int
@@ -67,7 +67,7 @@ class Window:
 class Taps:
     """One axis of a resampling: output ``i`` is the sum over ``t`` of ``source[index[i, t]] * weight[i, t]``.
 
-    ``index`` is int64 ``[n, taps]`` (always inside the source), ``weight`` of the same shape.
+    ``index`` is int64 ``[n, taps]``, each inside the source; ``weight`` has the same shape.
     """
 
     index: npt.NDArray[np.int64]
@@ -75,12 +75,12 @@ class Taps:
 
 
 def triangle(x: Floats) -> Floats:
-    """Pillow's BILINEAR, support 1."""
+    """Pillow's BILINEAR kernel, support 1."""
     return np.maximum(1.0 - np.abs(x), 0.0)
 
 
 def keys(x: Floats, a: float = -0.5) -> Floats:
-    """Pillow's BICUBIC, support 2 (Keys 1981). The order of the operations is Pillow's."""
+    """Pillow's BICUBIC kernel, support 2 (Keys 1981). Operations are in Pillow's order."""
     x = np.abs(x)
     near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * a
@@ -88,7 +88,7 @@ def keys(x: Floats, a: float = -0.5) -> Floats:
 
 
 def lanczos(x: Floats) -> Floats:
-    """Pillow's LANCZOS, support 3."""
+    """Pillow's LANCZOS kernel, support 3."""
     inside = (x >= -3.0) & (x < 3.0)
     return np.where(inside, _sinc(x) * _sinc(x / 3), 0.0)
 
@@ -102,7 +102,7 @@ def _sinc(x: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Filter:
-    """One interpolation: Pillow's number for it and, unless it is ``nearest``, its kernel."""
+    """One interpolation: Pillow's constant and, unless it is ``nearest``, its kernel with the support in pixels."""
 
     pillow: Image.Resampling
     kernel: Callable[[Floats], Floats] | None = None
@@ -124,14 +124,14 @@ def resize_window(
     interpolation: str,
     extent: tuple[float, float, float, float] | None = None,
 ) -> Pixels:
-    """``image.resize((columns.resized, rows.resized))`` cut to the two windows, equal to the bit.
+    """Resizes ``image`` like ``image.resize((columns.resized, rows.resized))`` cut to two windows, bit-exact.
 
-    ``image`` is of mode RGB or L and loaded; the result is uint8 ``[rows.length, columns.length, 3]``
-    (or without the 3 for L). Nothing larger than `LARGEST_WHOLE` pixels, or than Pillow's first pass
-    over the source, is made on the way.
+    ``image`` is loaded, of mode RGB or L. Returns uint8 ``[rows.length, columns.length, 3]`` (``[rows.length,
+    columns.length]`` for L). No intermediate image is larger than `LARGEST_WHOLE` pixels or Pillow's first pass over
+    the source.
 
-    ``extent`` gives the bits up for speed: the source is this part of the image (left, top, right, bottom, with
-    fractions), and never more than the window is made, a grey level from exact where a box rounds.
+    ``extent`` gives up bit-exactness for speed. Only this part of the image is the source (left, top, right, bottom,
+    with fractions), and only the window is made; a pixel may be one grey level off where the box is rounded.
     """
     chosen = FILTERS[interpolation]
     whole = (columns.resized, rows.resized)
@@ -152,9 +152,9 @@ def resize_window(
 
 @dataclass(frozen=True)
 class _Box:
-    """One axis of a call of Pillow's: the source from ``low`` to ``high`` becomes ``made`` pixels.
+    """One axis of a Pillow resize: the source from ``low`` to ``high`` becomes ``made`` pixels.
 
-    The window begins at ``start`` of them.
+    The window begins at pixel ``start`` of them.
     """
 
     low: float
@@ -168,15 +168,17 @@ def _whole(source: float, window: Window) -> _Box:
 
 
 def _box(first: float, last: float, window: Window, exact: bool = True) -> _Box:
-    """The window itself where this is exact (see the head of this file) or need not be, else the whole axis.
+    """Returns the box of the window alone where that is exact (see the head of this file) or ``exact`` is False.
 
-    The axis goes from ``first`` to ``last``; where it has to be exact, ``first`` is 0.
+    Otherwise returns the box of the whole axis. The axis goes from ``first`` to ``last``; with ``exact``, ``first``
+    is 0.
     """
     source = last - first
     step = Fraction(source) / window.resized
     dyadic = step.denominator & (step.denominator - 1) == 0
     if not exact or (dyadic and window.stop * step.numerator < _EXACT_FLOAT32):
-        high = min(first + float(window.stop * step), float(last))  # a sum of fractions may round beyond it
+        # a sum of fractions may be rounded beyond ``last``
+        high = min(first + float(window.stop * step), float(last))
         return _Box(first + float(window.start * step), high, window.length, 0)
     return _whole(source, window)
 
@@ -196,9 +198,10 @@ def _rows_first(source: tuple[int, int], made: tuple[int, int]) -> bool:
 def pillow_passes(
     size: tuple[int, int], rows: Window, columns: Window, interpolation: str
 ) -> list[tuple[Taps, int]]:
-    """Pillow's two passes over an image of ``size`` (width, height) to a window of the result, with axes, in order.
+    """Returns Pillow's two passes over ``size`` (width, height) to a window, in order, each with its axis.
 
-    Each is a weighted sum in int32 from half of 2^22 on, shifted right by `PRECISION_BITS` and clipped to a grey level.
+    Each pass is a weighted sum in int32 that starts at half of 2^22, is shifted right by `PRECISION_BITS`, and
+    clipped to a grey level.
     """
     chosen = FILTERS[interpolation]
     passes = [(_pillow_taps(size[0], columns, chosen), 1), (_pillow_taps(size[1], rows, chosen), 0)]
@@ -222,14 +225,14 @@ def _window_alone(image: Image.Image, rows: Window, columns: Window, chosen: Fil
 
 
 def _pillow_taps(source: int, window: Window, chosen: Filter) -> Taps:
-    """``precompute_coeffs`` and ``normalize_coeffs_8bpc`` for the window's positions: int32 fixed point."""
+    """Returns int32 fixed-point taps of a window (``precompute_coeffs`` and ``normalize_coeffs_8bpc``)."""
     if chosen.kernel is None:
         return Taps(
             _nearest_index(source, window), np.full((window.length, 1), 1 << PRECISION_BITS, np.int32)
         )
     taps = _area_taps(source, window, chosen.kernel, chosen.support)
     scaled = taps.weight * (1 << PRECISION_BITS)
-    # C's cast to int truncates, so Pillow adds a half away from zero before it.
+    # C's cast to int truncates, so Pillow first adds a half away from zero.
     return Taps(taps.index, np.trunc(scaled + np.where(scaled < 0, -0.5, 0.5)).astype(np.int32))
 
 
@@ -240,10 +243,10 @@ def _area_taps(
     support: float,
     kept: type[np.float64] | type[np.float32] = np.float64,
 ) -> Taps:
-    """Antialiased weights in double: the kernel is widened by the scale where the axis shrinks.
+    """Returns antialiased float64 taps. Where the axis shrinks, the kernel is widened by the scale.
 
-    ``kept`` is the type in which the library keeps scale, centre and support: double in Pillow, float32
-    in torch. It decides ties about which pixel still belongs to the support.
+    ``kept`` is the type in which the library keeps scale, centre and support: float64 in Pillow, float32 in torch. It
+    decides ties about which pixel still belongs to the support.
     """
     scale = float(kept(source / window.resized))
     widening = max(scale, 1.0)
@@ -255,13 +258,13 @@ def _area_taps(
     index = first[:, None] + tap
     weight = kernel((index - center[:, None] + 0.5) * (1.0 / widening))
     weight[tap >= count[:, None]] = 0.0
-    # One after the other, as the C loop adds; np.sum would add pairwise and round differently.
+    # A running sum adds in the order of the C loop; np.sum would add pairwise and round differently.
     total = np.add.accumulate(weight, axis=1)[:, -1:]
     return Taps(np.minimum(index, source - 1), weight / np.where(total == 0.0, 1.0, total))
 
 
 def _nearest_index(source: int, window: Window) -> npt.NDArray[np.int64]:
-    """``ImagingScaleAffine``: the position grows by repeated addition, whose rounding is part of it."""
+    """Returns the index of ``ImagingScaleAffine``: the position grows by repeated addition, which rounds."""
     scale = source / window.resized
     steps = np.full(window.stop, scale)
     steps[0] = scale * 0.5
@@ -270,7 +273,7 @@ def _nearest_index(source: int, window: Window) -> npt.NDArray[np.int64]:
 
 
 def _pillow_pass(pixels: Pixels, taps: Taps, axis: int) -> Pixels:
-    """``ImagingResampleHorizontal_8bpc`` / ``…Vertical_8bpc``: fixed point, rounded, clipped."""
+    """Runs ``ImagingResampleHorizontal_8bpc`` or ``…Vertical_8bpc``: fixed point, rounded, clipped."""
     total = _weighted_sum(pixels, taps, axis, np.int32(1 << (PRECISION_BITS - 1)))
     return _grey_levels(total >> PRECISION_BITS)
 
@@ -300,12 +303,12 @@ class Part:
 def interpolate(
     pixels: Pixels, rows: Part, columns: Part, size: tuple[int, int], interpolation: str, antialias: bool
 ) -> Pixels:
-    """torch's ``F.interpolate(mode=interpolation, align_corners=False)`` of a part of the image.
+    """Resizes a part of an image like torch's ``F.interpolate(mode=interpolation, align_corners=False)``.
 
     uint8 ``[H, W, 3]`` → uint8 ``[*size, 3]``, rounded half to even and clipped; ``nearest`` is torch's
-    ``nearest-exact``. A part that reaches beyond the image is padding that is never made. Weights and
-    sums are float32 like torch's, whose kernels differ among themselves in the order of the additions:
-    where the true value lies within 1e-4 of a half, the pixel may be one level off.
+    ``nearest-exact``. Where a part reaches beyond the image, the outside counts as black. Weights and sums are
+    float32 as in torch, whose kernels differ among themselves in the order of additions: where the true value lies
+    within 1e-4 of a half, the pixel may be one level off.
     """
     down = _padded(_torch_taps(rows.length, size[0], interpolation, antialias), rows, pixels.shape[0])
     across = _padded(_torch_taps(columns.length, size[1], interpolation, antialias), columns, pixels.shape[1])
@@ -319,19 +322,19 @@ def interpolate(
 
 
 def _cost(shape: tuple[int, ...], first: Taps, second: Taps) -> int:
-    """Multiplications of two passes, the first along ``shape[0]``: a line of 60,000 x 1 shows why."""
+    """Multiplications of two passes, the first along ``shape[0]``. Their order matters for 60,000 x 1 pixels."""
     return first.weight.size * shape[1] + second.weight.size * len(first.weight)
 
 
 def _padded(taps: Taps, part: Part, source: int) -> Taps:
-    """Taps of a part as taps of the source: what lies outside weighs nothing, since black adds nothing."""
+    """Returns the taps of a part as taps of the source. Taps outside of it get weight 0, since black adds nothing."""
     index = taps.index + part.start
     inside = (index >= 0) & (index < source)
     return Taps(np.clip(index, 0, source - 1), np.where(inside, taps.weight, np.float32(0)))
 
 
 def _torch_taps(source: int, resized: int, interpolation: str, antialias: bool) -> Taps:
-    """float32 weights of one axis (ATen's ``UpSampleKernel.cpp``: ``area_pixel_compute_source_index``)."""
+    """Returns float32 taps of one axis (ATen's ``UpSampleKernel.cpp``: ``area_pixel_compute_source_index``)."""
     if antialias and interpolation != "nearest":
         chosen = FILTERS[interpolation]
         assert chosen.kernel is not None
@@ -356,7 +359,7 @@ def _torch_taps(source: int, resized: int, interpolation: str, antialias: bool) 
 
 
 def _torch_weights(fraction: npt.NDArray[np.float32], taps: int) -> npt.NDArray[np.float32]:
-    """Two linear weights, or four of Keys's cubic with a = -0.75, which is torch's without antialiasing."""
+    """Returns two linear weights, or four of Keys's cubic with a = -0.75 (torch without antialiasing)."""
     one = np.float32(1)
     if taps == 2:
         return np.stack([one - fraction, fraction], axis=1)

@@ -1,7 +1,8 @@
-"""What a picture costs to prepare at most: bytes of memory, and seconds of CPU.
+"""Upper bounds of a picture's cost: bytes of memory and seconds of CPU.
 
-Told from what its reader knows after the header. Both are held to: a decoder's address space ends at the bytes, and
-it is killed after the seconds. `python -m benchmarks.pictures` measures the largest pictures of every kind.
+They follow from what the reader knows after the header, and both are enforced: a decoder's address space ends at the
+bytes, and it is killed after the seconds. `python -m benchmarks.pictures` measures the largest pictures of every
+kind.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from service.images.decode import Opened
 
-#: Bytes of a pixel in Pillow's memory, by mode; four for all others.
+#: Bytes of a pixel in Pillow's memory, by mode; 4 for all other modes.
 _PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
 _RGB = 4
-#: libwebp's canvases and Pillow's copies of them (16.7 bytes a pixel were measured), and a picture that is turned.
+#: Bytes a pixel of libwebp's canvases, Pillow's copies (16.7 were measured) and a rotation.
 _WEBP = 18
-#: libtiff's strip, which may be the whole image with 16 bits a sample.
+#: Bytes a pixel of libtiff's strip, which may be the whole image with 16 bits a sample.
 _STRIP = 8
-#: A coefficient of a JPEG that is kept until the last scan.
+#: Bytes of a JPEG coefficient that is kept until the last scan.
 _COEFFICIENT = 2
-#: Bytes for what does not grow with the picture, and for a resize's first pass.
+#: Bytes that do not grow with the picture, and of a resize's first pass.
 _FIXED = 16 << 20
-#: Seconds of CPU that any picture may take, and that each pixel adds: some four times what the slowest honest picture
-#: takes here (a 50-megapixel PNG with alpha: 2 s), for slower processors.
+#: Seconds of CPU for any picture, and for each pixel. This is some four times the slowest legitimate picture measured
+#: (a 50-megapixel PNG with alpha: 2 s), with room for slower processors.
 _SECONDS, _SECONDS_A_PIXEL = 3.0, 0.15e-6
 
 
@@ -35,27 +36,27 @@ class Cost:
     memory: int
     """Bytes."""
     seconds: float
-    """Of CPU."""
+    """Seconds of CPU."""
 
 
 def cost(opened: Opened) -> Cost:
-    """Of a picture that was not decoded yet."""
+    """Returns the cost bound of a picture that is opened but not decoded."""
     return Cost(
         _FIXED + 2 * len(opened.data) + int(_bytes(opened)), _SECONDS + _SECONDS_A_PIXEL * opened.pixels
     )
 
 
 def largest(max_pixels: int, max_bytes: int) -> Cost:
-    """An upper bound of every picture that these limits let through."""
+    """Returns an upper bound of the cost of every picture within these limits."""
     return Cost(_FIXED + 2 * max_bytes + _WEBP * max_pixels, _SECONDS + _SECONDS_A_PIXEL * max_pixels)
 
 
-#: Before anything is known of a picture: what every decoder may take, so that small pictures need not ask.
+#: Cost that every decoder is allowed at once, so that a small picture need not ask for memory.
 SMALL = Cost(48 << 20, _SECONDS)
 
 
 def _bytes(opened: Opened) -> float:
-    """For the pixels, at the worst of the three steps: decoded, turned, converted."""
+    """Bytes for the pixels in the most expensive of three steps: decode, rotate, convert."""
     image = opened.image
     if image is None:
         return _WEBP * opened.pixels
@@ -68,7 +69,7 @@ def _bytes(opened: Opened) -> float:
 
 
 def _beside(image: ImageFile, opened: Opened) -> float:
-    """What a decoder needs beside the image that it writes."""
+    """Bytes that a decoder needs in addition to the image that it writes."""
     if isinstance(image, TiffImageFile):
         return _STRIP * opened.pixels
     if isinstance(image, JpegImageFile) and _keeps_coefficients(image, opened.data):
@@ -79,7 +80,7 @@ def _beside(image: ImageFile, opened: Opened) -> float:
 
 
 def _keeps_coefficients(image: JpegImageFile, data: bytes) -> bool:
-    """libjpeg keeps them where there are several scans: progressive, or a first scan without all components."""
+    """Returns True if libjpeg keeps all coefficients: a progressive file, or a first scan without all components."""
     if image.info.get("progressive"):
         return True
     scan = data.find(b"\xff\xda")

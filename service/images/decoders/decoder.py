@@ -1,4 +1,4 @@
-"""One decoder process, as the front-end sees it. Lives on the event loop."""
+"""The front-end's handle of one decoder process. Lives on the event loop."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from service.shared.transport import anonymous_memory, socket_pair
 if TYPE_CHECKING:
     from service.images.decoders.job import Job
 
-#: Bodies up to this many bytes, most photos, stay in a decoder's memory: the next one is written over them.
+#: Bodies up to this many bytes (most photos) stay in a decoder's memory; the next body is written over them.
 _KEPT = 4 << 20
-#: How far behind others a decoder stands that is busy with one picture for long.
+#: Niceness of a decoder that is busy with one picture for long.
 _NICE = 10
-#: ``CPUCLOCK_SCHED``: the kernel's number for a process's clock is made of its own number and this.
+#: ``CPUCLOCK_SCHED``: the kernel forms the id of a process's CPU clock from the process id and this.
 _CPUCLOCK = 2
 
 
 class Decoder:
-    """Construct on the loop; it can take a `job` at once, even before its process was born."""
+    """A decoder process. Construct on the loop; it accepts a `job` at once, even before its process exists."""
 
     def __init__(
         self,
@@ -45,13 +45,13 @@ class Decoder:
     ) -> None:
         self.job: Job | None = None
         self.alone = False
-        """Whether it is kept for pictures that take long or much, and ends with the one that it has."""
+        """True if the decoder takes only pictures that take long or much memory, and ends after its current one."""
         self.reserved = 0
-        """Bytes that were taken from the budget for the process, whatever it decodes."""
+        """Bytes taken from the memory budget for the process itself, whatever it decodes."""
         self.killed: str | None = None
-        """Why it was killed by us."""
+        """The reason why this front-end killed it; None if it did not."""
         self.pid: int | None = None
-        """None until it was born."""
+        """Process id; None until the keeper has forked it."""
         self.replies = 0
         self._keeper = keeper
         self._layout = layout
@@ -63,9 +63,9 @@ class Decoder:
         descriptor = anonymous_memory(layout.size)
         self._memory = mmap.mmap(descriptor, layout.size)
         self._recipe = recipe
-        """How it prepares pictures until it is told otherwise."""
+        """The recipe that the process prepares pictures by at present."""
         self.pixels = self._view()
-        """The prepared picture, uint8 ``[H, W, C]``."""
+        """The prepared picture in shared memory, uint8 ``[H, W, C]``."""
         self._end, theirs = socket_pair()
         self.asked = keeper.ask(theirs, descriptor, layout, wire.recipe_to_json(recipe))
         theirs.close()
@@ -76,7 +76,7 @@ class Decoder:
         return f"<Decoder {self.pid} {'busy' if self.job else 'idle'}>"
 
     def born(self, pid: int) -> None:
-        """The keeper has said so."""
+        """Records the process id that the keeper reports."""
         self.pid = pid
         if self.killed:
             self._signal()
@@ -84,7 +84,7 @@ class Decoder:
             self._keeper.bury(pid)
 
     def take(self, job: Job) -> bool:
-        """Hands ``job`` over. False if the process has gone: then nothing has happened."""
+        """Hands ``job`` to the process. Returns False, with nothing changed, if the process has ended."""
         self._memory[: len(job.picture.data)] = job.picture.data
         if not self._order(job):
             return False
@@ -94,7 +94,8 @@ class Decoder:
         return True
 
     def take_again(self) -> bool:
-        """Orders the job that it has once more, which may take other memory now: the picture lies there still."""
+        """Orders the current job once more, with its new memory limit. The picture's bytes are still in shared
+        memory."""
         assert self.job is not None
         return self._order(self.job)
 
@@ -114,11 +115,11 @@ class Decoder:
         return True
 
     def answers(self, number: int) -> bool:
-        """Whether a reply of this ``number`` is to the order that it has."""
+        """Returns True if a reply with this ``number`` answers the current order."""
         return self.job is not None and number == self._number
 
     def leave(self) -> Job | None:
-        """What it was busy with; it is idle now."""
+        """Marks the decoder as idle and returns the job that it had."""
         job, self.job = self.job, None
         if job is not None and len(job.picture.data) > _KEPT:
             self._memory.madvise(mmap.MADV_REMOVE, 0, self._layout.pixels)
@@ -129,34 +130,34 @@ class Decoder:
         return np.frombuffer(self._memory, np.uint8, count, at).reshape(self._recipe.preprocessing.shape)
 
     def photo(self, height: int, width: int) -> bytes:
-        """The reduced photo, RGB."""
+        """Returns the reduced photo from shared memory, RGB bytes."""
         at = self._layout.photo
         return self._memory[at : at + 3 * height * width]
 
     @property
     def seconds(self) -> float:
-        """That it has been busy with its job; 0 without one."""
+        """Seconds since the current job was handed over; 0 without one."""
         return time.monotonic() - self._began if self.job is not None else 0.0
 
     @property
     def cpu_seconds(self) -> float:
-        """Of CPU that its job has taken; 0 without one, and while that cannot be told."""
+        """CPU seconds that the current job has taken; 0 without a job, and while the process's clock cannot be read."""
         return max(0.0, self._cpu() - self._cpu_began) if self.job is not None else 0.0
 
     def yield_to_others(self) -> None:
-        """Lets the processor have others first, for the rest of its life."""
+        """Lowers the process's priority for the rest of its life (an unprivileged process cannot raise it again)."""
         if self.pid:
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, self.pid, _NICE)
 
     def kill(self, reason: str) -> None:
-        """Ends it now, whatever it does. `gone` follows."""
+        """Kills the process now. The callback ``gone`` follows."""
         if not self.killed:
             self.killed = reason
             self._signal()
 
     def close(self) -> None:
-        """Lets go of it: it ends when it is idle, or is dead already."""
+        """Closes the socket and releases the process: it ends when it is idle, or has ended already."""
         if self._closed:
             return
         self._closed = True

@@ -1,4 +1,4 @@
-"""A picture on its way through a decoder into its slot, which nobody but the event loop writes into."""
+"""A picture that a decoder works on. Only the event loop writes its pixels into the slot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from service.shared.writing import Ended
 
 
 class Job:
-    """A `service.shared.writing.Writing`. ``leave`` is told when nobody waits for it any more."""
+    """A `service.shared.writing.Writing` for a decoder process. ``leave`` is called when nobody waits for it any
+    more."""
 
     def __init__(
         self, picture: Picture, pixels: NDArray[np.uint8], ended: Ended, leave: Callable[[Job], None]
@@ -24,12 +25,12 @@ class Job:
         self.pixels = pixels
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.cost = SMALL
-        """What it may take, as far as that is known."""
+        """Cost that it is allowed, as far as that is known."""
         self.reserved = 0
-        """Bytes that were taken from the budget for it."""
+        """Bytes taken from the memory budget for it."""
         self.crashes = 0
         self.seconds: float | None = None
-        """That a decoder was busy with it; None if none was."""
+        """Seconds that decoders were busy with it; None if none was."""
         self._tell = ended
         self._leave = leave
         self._over = False
@@ -40,17 +41,17 @@ class Job:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody waits for it."""
+        """True while somebody waits for the result."""
         return not self._over and not self.done.done()
 
     @property
     def expired(self) -> bool:
-        """Whether its deadline has passed, and no hang-up was before."""
+        """True if the deadline has passed while the client was still connected."""
         done = self.done
         return done.done() and not done.cancelled() and isinstance(done.exception(), DeadlineExceeded)
 
     def end(self, error: Exception | None = None) -> None:
-        """It is done, or will never be."""
+        """Completes the job, with its pixels written or with ``error``. Only the first call counts."""
         if self._over:
             return
         self._over = True
@@ -67,7 +68,7 @@ class Job:
             self._leave(self)
             self.end(DeadlineExceeded("nobody waits for this image any more"))
             if not self.done.cancelled():
-                self.done.exception()  # nobody asks for it
+                self.done.exception()  # marks the exception as retrieved, or asyncio logs it
         callback()
 
 

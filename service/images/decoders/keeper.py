@@ -1,12 +1,12 @@
-"""The process that forks decoders. It is forked itself before the front-end has a thread, a client or a key.
+"""The keeper: a process that forks decoders. A front-end forks it before it has a thread, a client or a key.
 
-    front-end ──channel──▶ keeper     told: a decoder (its socket, its memory) · bury one
-              ◀──────────             tells: born, with the process's number · that there could be none
+    front-end ──channel──▶ keeper     receives: start a decoder (its socket, its memory) · release one
+              ◀──────────             sends: born, with the process id, or 0 if the fork failed
 
-A front-end must not fork later: it has threads and everybody's connections then. The keeper has neither, so a fork of
-it takes milliseconds and shares what was imported. A decoder that has ended keeps its number until the front-end has
-let go of it: a signal can never reach another process. When the front-end ends, the keeper does, and the kernel kills
-the rest.
+A front-end must not fork later, when it has threads and its clients' connections. The keeper has neither, so its
+forks take milliseconds and share what was imported. The keeper does not wait for a decoder that has ended until the
+front-end releases it; until then the process id is not reused, and a signal can never reach another process. When the
+front-end ends, so does the keeper, and the kernel kills the decoders.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from service.shared.transport import Channel, socket_pair
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks for a killed decoder that the kernel has not let go of yet.
+#: Seconds between two attempts to reap a released decoder.
 _LOOK_AGAIN = 0.1
 
 
 class Keeper:
-    """The front-end's side. ``pid`` is the keeper's."""
+    """The front-end's side of the channel. ``pid`` is the keeper's process id."""
 
     def __init__(self) -> None:
-        """Forks. To be called while this process has one thread."""
+        """Forks the keeper. Call it while this process has one thread."""
         ours, theirs = socket_pair()
         self.pid = os.fork()
         if not self.pid:
@@ -43,7 +43,8 @@ class Keeper:
         self.channel = Channel(ours)
 
     def ask(self, end: socket.socket, memory: int, layout: Layout, recipe: dict[str, Any]) -> bool:
-        """For a decoder that serves ``end``. False if the keeper is not there, or does not listen."""
+        """Asks for a decoder on socket ``end`` and shared ``memory``. Returns False if the keeper has gone or does
+        not read."""
         return self.channel.send(
             "decoder",
             room=layout.room,
@@ -53,18 +54,18 @@ class Keeper:
         )
 
     def bury(self, pid: int) -> bool:
-        """Lets go of a decoder that has ended, or is about to."""
+        """Tells the keeper to reap a decoder that has ended or is about to."""
         return self.channel.send("bury", pid=pid)
 
     def close(self) -> None:
-        """Lets the keeper end, and its decoders with it. Waits for the keeper."""
+        """Ends the keeper and its decoders, and waits for the keeper."""
         self.channel.close()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
 
 
 def _live(end: socket.socket) -> None:
-    """The keeper's life. Never returns."""
+    """Runs the keeper's process. Never returns."""
     code = 1
     try:
         name_process("decoder-keeper")
@@ -72,7 +73,7 @@ def _live(end: socket.socket) -> None:
         _serve(end)
         code = 0
     except BaseException:
-        # The border of this process: the front-end sees it end, and says so.
+        # The border of this process: the front-end sees it end and reports it.
         log.exception("the keeper of the decoders failed")
     finally:
         os._exit(code)
@@ -115,7 +116,7 @@ def _has_ended(pid: int) -> bool:
 
 
 def _fork(channel: Channel, descriptors: list[int], layout: Layout, recipe: Recipe) -> int:
-    """The number of a new decoder; 0 if there can be none now."""
+    """Forks a decoder and returns its process id; 0 if the fork failed."""
     keeper = os.getpid()
     try:
         pid = os.fork()

@@ -1,4 +1,4 @@
-"""One picture that a slot is to be filled with, and what is kept of it."""
+"""One picture that is to fill a slot, and what is known of it afterwards."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from service.preprocess import Preprocessing, prepare
 
 @dataclass(frozen=True)
 class Recipe:
-    """How every picture is prepared, for as long as one model is served."""
+    """The way in which every picture is prepared, for as long as one model is served."""
 
     preprocessing: Preprocessing
     max_pixels: int
     fast: bool
     files: bool = False
-    """Whether plain JPEGs may be decoded by the engine, from the file."""
+    """True if the engine may decode plain JPEGs itself, from the file."""
 
 
 @dataclass(eq=False)
 class Picture:
-    """Called with a slot's pixels, uint8 ``[H, W, 3]``, it fills them. Raises what `prepare` does."""
+    """A picture's work: called with a slot's pixels, uint8 ``[H, W, 3]``, it fills them. Raises what `prepare` does."""
 
     data: Data
     recipe: Recipe
     drawn: bool = False
-    """Whether the photo itself is wanted, too."""
+    """True if the answer shows the photo itself, too."""
     size: tuple[int, int] = (0, 0)
-    """(height, width) of the whole upright photo, once it is known."""
+    """(height, width) of the whole upright photo; (0, 0) until it is known."""
     photo: Image.Image | None = None
-    """The photo in RGB, no larger than an answer may be, if it is drawn."""
+    """The photo in RGB, with no side longer than `LONGEST`, if ``drawn``."""
 
     def __call__(self, pixels: NDArray[np.uint8], admit: Admit | None = None) -> None:
         recipe = self.recipe
@@ -48,12 +48,12 @@ class Picture:
             fast=recipe.fast,
             admit=admit,
         )
-        if image is not None:  # benchmarks have a `prepare` that does nothing
+        if image is not None:  # the `prepare` of some benchmarks does nothing
             self.size = (image.height, image.width)
             self.photo = reduced(image) if self.drawn else None
 
     def file(self) -> bytes | None:
-        """The file, if the engine may decode it: a plain JPEG within the limits whose photo nobody wants to see."""
+        """Returns the file if the engine may decode it: a plain JPEG within the limits, and not drawn."""
         if not self.recipe.files or self.drawn:
             return None
         data = self.data if isinstance(self.data, bytes) else bytes(self.data)
@@ -65,5 +65,5 @@ class Picture:
 
     @property
     def format(self) -> str:
-        """What the first bytes say, in small letters; for metrics."""
+        """The format that the first bytes announce, in lower case, for metrics; ``none`` if it is not accepted."""
         return (sniff(bytes(self.data[:HEAD_BYTES])) or "none").lower()

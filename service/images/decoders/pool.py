@@ -1,15 +1,15 @@
-"""A front-end's decoders: who gets which picture, who has taken too long, and who takes the place of the dead.
+"""A front-end's decoders: assigns pictures, kills decoders that take too long, and replaces those that end.
 
-Small pictures go to the next idle one of the ``quick`` decoders. A picture that takes more memory than `SMALL` comes
-back undecoded with what it takes, and gets it from the budget that all front-ends share, or waits for it. One that
-takes very much has a process of its own. A decoder that is busy with one picture for long stands behind the others
-from then on (a niceness cannot be taken back, so it ends with that picture), and another one takes its place among
-the quick ones.
+Small pictures go to the next idle one of the ``quick`` decoders. A picture that needs more memory than `SMALL` comes
+back undecoded, with the need. It then gets that memory from the budget that all front-ends share, or waits for it. A
+picture that needs more than `_MUCH` gets a process of its own.
 
-While every decoder works on a picture that takes long, there is one more of them.
+A decoder that is busy with one picture for long gets a lower priority, and another decoder takes its place among the
+quick ones. The priority cannot be raised again, so the decoder ends after that picture. While every decoder works on
+a picture that takes long, there is one decoder more.
 
-Killed is a decoder at the deadline of its picture, after the CPU seconds that no honest picture of that size takes,
-and a moment after its client has gone.
+A decoder is killed at the deadline of its picture, after more CPU seconds than any legitimate picture of that size
+takes, and a moment after its client has gone.
 """
 
 from __future__ import annotations
@@ -40,26 +40,27 @@ from service.shared.writing import Ended, Work, Writing
 
 log = logging.getLogger(__name__)
 
-#: CPU seconds of one picture after which a decoder stands behind the others: a photo of 24 megapixels takes a quarter.
+#: CPU seconds on one picture after which a decoder's priority is lowered. A photo of 24 megapixels takes 0.25.
 _LONG = 0.4
-#: CPU seconds that each decoder has spent on one picture, after which another is started for who comes next. Where
-#: the processor is short, more decoders would only share it: a photo of 8 megapixels takes as much.
+#: CPU seconds that every decoder must have spent on its picture before another is started for the next one. It is CPU
+#: time because more decoders would only share a processor that is short. A photo of 8 megapixels takes as much.
 _HELD_UP = 0.05
-#: Decoders beside the quick ones, at least, for pictures that take long or much.
+#: Least number of decoders beyond the quick ones, for pictures that take long or much memory.
 _FEWEST_MORE = 4
-#: Bytes past which a picture gets a process of its own, so that what it took is given back for certain.
+#: Bytes above which a picture gets a process of its own, whose end certainly returns the memory.
 _MUCH = 160 << 20
-#: Pictures that wait for memory; more of them are refused at once.
+#: Most pictures that wait for memory; more are refused at once.
 _MOST_WAITING = 16
-#: Seconds between two looks: at busy decoders, and for memory that another front-end may have given back.
+#: Seconds between two checks of busy decoders, and between two checks for memory that another front-end returned.
 _TICK, _LOOK_AGAIN = 0.05, 0.01
-#: Seconds that a decoder may go on for a client that has gone: most pictures are done by then.
+#: Seconds that a decoder may go on after its client has gone: most pictures are done by then.
 _GRACE = 0.25
-#: Seconds in which no waiting picture was begun, after which the pool is stuck.
+#: Seconds without a start while pictures wait, after which the pool counts as stuck.
 _STUCK = 5.0
-#: Seconds until a decoder that could not start or died idle is replaced, and at most, doubling each time.
+#: Seconds until a decoder that failed to start or ended while idle is replaced: first pause, and the longest after
+#: doubling.
 _PAUSE, _LONGEST_PAUSE = 0.05, 5.0
-#: Seconds after which a picture that found no memory may find some.
+#: Seconds of Retry-After for a picture that found no memory.
 _RETRY = 2.0
 
 _REFUSALS: dict[str, type[errors.RequestError]] = {
@@ -68,7 +69,7 @@ _REFUSALS: dict[str, type[errors.RequestError]] = {
 
 
 class Memory(Protocol):
-    """The budget that the decodes of all front-ends share, in bytes."""
+    """The memory budget in bytes that the decoders of all front-ends share."""
 
     @property
     def memory_limit(self) -> float: ...
@@ -77,7 +78,7 @@ class Memory(Protocol):
 
 
 class Pool:
-    """A `service.shared.writing.Decoders`. Lives on one event loop, from `configure` on."""
+    """A `service.shared.writing.Decoders` of processes. Lives on one event loop, from `configure` on."""
 
     def __init__(
         self,
@@ -88,9 +89,10 @@ class Pool:
         killed: Callable[[str, str], None] = lambda kind, reason: None,
         lost: Callable[[], None] = lambda: None,
     ) -> None:
-        """``quick`` decoders for small pictures. ``killed`` is told of each kill: the picture's format, and the reason.
+        """Takes ``quick``, the number of decoders for small pictures.
 
-        ``lost`` is called when the keeper has gone: there will be no decoder any more.
+        ``killed`` is called for each kill with the picture's format and the reason. ``lost`` is called when the
+        keeper has ended: no further decoder can be started then.
         """
         self._keeper = keeper
         self._quick = quick
@@ -103,12 +105,12 @@ class Pool:
         self._largest = SMALL
         self._waiting: deque[Job] = deque()
         self._large: deque[Job] = deque()
-        """Those that wait for memory, in order."""
+        """Jobs that wait for memory, in order of arrival."""
         self._idle: list[Decoder] = []
         self._all: set[Decoder] = set()
         self._unborn: deque[Decoder] = deque()
         self._moved = time.monotonic()
-        """When a picture was begun last, or none waited."""
+        """Monotonic time of the last moment at which a picture was begun or none waited."""
         self._finished_seconds = 0.0
         self._failures = 0
         self._timers: set[asyncio.TimerHandle] = set()
@@ -120,9 +122,10 @@ class Pool:
     # For the front-end
 
     def configure(self, recipe: Recipe, room: int) -> None:
-        """Starts the decoders for pictures of up to ``room`` bytes, which are prepared as ``recipe`` says from now on.
+        """Starts decoders for pictures of up to ``room`` bytes, prepared by ``recipe``.
 
-        Each picture brings its own recipe. Other decoders are started only where the pixels of this one have no place.
+        Called again for a new model, it keeps the decoders if their memory holds the new pixels: each picture brings
+        its own recipe. Otherwise it replaces them.
         """
         if self._recipe is not None and self._layout.pixel_bytes >= wire.pixel_bytes(recipe):
             self._recipe = recipe
@@ -141,7 +144,7 @@ class Pool:
             self._start()
 
     def begin(self, work: Work, pixels: NDArray[np.uint8], ended: Ended) -> Writing:
-        """A `Picture` goes to a decoder; any other work is done in a thread."""
+        """Gives a `Picture` to a decoder, and any other work to a thread."""
         if not isinstance(work, Picture):
             return self._threads.begin(work, pixels, ended)
         job = Job(work, pixels, ended, self._left)
@@ -160,16 +163,16 @@ class Pool:
 
     @property
     def stuck(self) -> bool:
-        """Whether pictures wait and none has been begun for long."""
+        """True if pictures wait and none was begun for `_STUCK` seconds."""
         return bool(self._waiting) and time.monotonic() - self._moved > _STUCK
 
     @property
     def busy_seconds(self) -> float:
-        """Time that decoders have spent on pictures until now, those that are not done among them."""
+        """Seconds that decoders have spent on pictures so far, current ones included."""
         return self._finished_seconds + sum(decoder.seconds for decoder in self._all)
 
     def give_up(self, error: Callable[[], Exception]) -> None:
-        """Answers whoever waits with ``error``, and kills whoever decodes."""
+        """Ends all waiting jobs with ``error()`` and kills the decoders that are busy."""
         for job in [*self._waiting, *self._large]:
             job.end(error())
         self._waiting.clear()
@@ -217,7 +220,7 @@ class Pool:
         self._keep_looking()
 
     def _admit_large(self) -> None:
-        """Lets those go on that find memory, in the order in which they came."""
+        """Lets large pictures go on while memory is found, in order of arrival."""
         while self._large:
             job = self._large[0]
             if job.wanted:
@@ -238,7 +241,7 @@ class Pool:
 
     @property
     def _may_have_another(self) -> bool:
-        """Whether one more decoder may be busy for long beside the quick ones."""
+        """True if one more decoder may be started beyond the quick ones."""
         return len(self._all) < self._quick + max(_FEWEST_MORE, self._quick)
 
     def _take_memory(self, job: Job) -> bool:
@@ -254,18 +257,18 @@ class Pool:
             self._later(0.0, self._admit_large)
 
     def _goes_on(self, decoder: Decoder, needed: Cost) -> bool:
-        """Whether the decoder may go on at once with a picture that takes more than it was allowed."""
+        """Returns True if the decoder went on at once with a picture that ``needed`` more than it was allowed."""
         job = decoder.job
         assert job is not None
         self._return_memory(job)
-        # What a decoder says is believed up to what the largest picture takes.
+        # A decoder is not trusted to claim more than the largest picture can need.
         job.cost = Cost(min(needed.memory, self._largest.memory), min(needed.seconds, self._largest.seconds))
         if not job.wanted or self._large or job.memory > _MUCH or not self._take_memory(job):
             return False
         return decoder.take_again()
 
     def _needs_more(self, job: Job) -> None:
-        """A decoder has sent ``job`` back: it takes more than it was allowed."""
+        """Refuses ``job``, which needs more memory than it was allowed, or queues it for memory."""
         self._return_memory(job)
         limit = self._memory.memory_limit
         if job.memory > limit:
@@ -283,7 +286,7 @@ class Pool:
             self._admit_large()
 
     def _left(self, job: Job) -> None:
-        """Nobody waits for ``job`` any more."""
+        """Handles a ``job`` that nobody waits for any more: unqueues it, or kills its decoder."""
         decoder = next((one for one in self._all if one.job is job), None)
         if decoder is None:
             if job in self._large:
@@ -303,24 +306,25 @@ class Pool:
         return sum(not decoder.alone for decoder in self._all)
 
     def _start_another(self) -> bool:
-        """One more than there should be at rest. False if there are too many, or there is no memory for it."""
+        """Starts one decoder more than there are at rest. Returns False if there are too many or memory is short."""
         if not self._may_have_another or not self._memory.take_memory(SMALL.memory):
             return False
         self._start().reserved = SMALL.memory
         return True
 
     def _drop_a_spare(self) -> bool:
-        """Ends an idle decoder that there need not be, for its memory and its place. False if there is none."""
+        """Ends an idle decoder that is not needed, to free its memory and place. Returns False if there is none."""
         if not self._idle or self._quick_ones <= self._quick:
             return False
         spare = self._idle[0]
         other = next((one for one in self._all if one.reserved), spare)
-        spare.reserved, other.reserved = other.reserved, spare.reserved  # all small ones reserve the same
+        # each small decoder reserves as much as any other
+        spare.reserved, other.reserved = other.reserved, spare.reserved
         self._drop(spare)
         return True
 
     def _drop(self, decoder: Decoder) -> None:
-        """Lets go of a decoder that is idle, or has gone."""
+        """Closes a decoder that is idle or has ended."""
         self._all.discard(decoder)
         if decoder in self._idle:
             self._idle.remove(decoder)
@@ -372,13 +376,13 @@ class Pool:
 
     def _idle_again(self, decoder: Decoder) -> None:
         spare = self._quick_ones > self._quick and self._idle and not self._waiting
-        if decoder.alone or spare:  # the last idle one stays: the others may be held up for long
+        if decoder.alone or spare:  # the last idle decoder stays: the others may be busy for long
             self._drop(decoder)
         else:
             self._idle.append(decoder)
 
     def _understand(self, decoder: Decoder, kind: Kind, content: bytes) -> Cost | Exception | None:
-        """What a reply says; the result of one that is done is taken. Raises `ValueError` for nonsense."""
+        """Reads a reply; of a picture that is done, takes the result. Raises `ValueError` for a malformed reply."""
         job = decoder.job
         assert job is not None
         if kind is Kind.DONE:
@@ -407,7 +411,7 @@ class Pool:
             job.picture.photo = Image.frombytes("RGB", (columns, rows), decoder.photo(rows, columns))
 
     def _gone(self, decoder: Decoder) -> None:
-        """Its process has ended, or is none of ours any more."""
+        """Handles the end of a decoder's process, or its expulsion."""
         if decoder not in self._all:
             return
         busy = decoder.job is not None
@@ -427,10 +431,10 @@ class Pool:
         self._admit_large()
 
     def _end_of(self, decoder: Decoder, job: Job) -> None:
-        """``job`` was in a decoder that has ended."""
+        """Handles a ``job`` whose decoder has ended: once more after a first crash, else refused."""
         if decoder.killed is None:
             job.crashes += 1
-            if job.crashes < 2 and job.wanted:  # it may have been somebody else's fault
+            if job.crashes < 2 and job.wanted:  # the crash may have been another picture's fault
                 self._large.appendleft(job) if job.memory > SMALL.memory else self._waiting.appendleft(job)
                 return
         reason = decoder.killed or "crash"
@@ -469,7 +473,7 @@ class Pool:
             self._later(_TICK, self._tick)
 
     def _tick(self) -> None:
-        """Looks at who is busy. The deadlines have timers of their own."""
+        """Checks busy decoders for effort and length. Deadlines have timers of their own."""
         self._ticking = False
         if all(one.alone or one.cpu_seconds > _HELD_UP for one in self._all):
             self._start_another()

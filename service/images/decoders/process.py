@@ -1,4 +1,4 @@
-"""The life of a decoder: an order in, a picture decoded, a reply out. Knows nothing but its socket and its memory."""
+"""A decoder's process: it receives an order, decodes a picture, and replies. It has only its socket and its memory."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from service.images.decoders.picture import Picture, Recipe
 from service.images.decoders.rights import Bounds, close_all_but, give_up
 from service.images.decoders.wire import Kind, Layout
 
-#: Blocks of 16 MiB that Pillow keeps for the next picture, of those that `SMALL` lets it take. Fresh pages from the
-#: kernel are a fifth of the time of a photo of 12 megapixels.
+#: Blocks of 16 MiB that Pillow keeps for the next picture, within the memory of `SMALL`. Fresh pages from the kernel
+#: take a fifth of the time of a photo of 12 megapixels.
 _BLOCKS = 2
 
 
@@ -32,7 +32,7 @@ class _NeedsMore(Exception):
 
 
 def main(end: socket.socket, memory: int, layout: Layout, recipe: Recipe) -> None:
-    """Serves until the front-end closes its ``end``. In a process of its own, which has no other purpose."""
+    """Serves orders until the front-end closes its ``end``. Runs in a process that has no other purpose."""
     decoder = Decoder(mmap.mmap(memory, layout.size), layout, recipe)
     bounds = Bounds()
     _be_silent()
@@ -49,14 +49,14 @@ def main(end: socket.socket, memory: int, layout: Layout, recipe: Recipe) -> Non
 
 
 def _be_silent() -> None:
-    """Readers write remarks about damaged files to standard error: lines in no format, without a time."""
+    """Redirects the standard streams to /dev/null: readers print remarks about damaged files to stderr."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nowhere, number)
 
 
 class Decoder:
-    """What `main` does with an order, without the process."""
+    """Carries out orders; it knows nothing of the process, so tests call it directly."""
 
     def __init__(self, memory: mmap.mmap, layout: Layout, recipe: Recipe) -> None:
         self._memory = memory
@@ -64,7 +64,7 @@ class Decoder:
         self.prepare_as(recipe)
 
     def prepare_as(self, recipe: Recipe) -> None:
-        """How pictures are prepared from now on: for another model."""
+        """Prepares pictures by ``recipe`` from now on (another model)."""
         self._recipe = recipe
         count = wire.pixel_bytes(recipe)
         self._pixels = np.frombuffer(self._memory, np.uint8, count, self._layout.pixels).reshape(
@@ -96,11 +96,11 @@ class Decoder:
         except MemoryError:
             return self._out_of_memory(memory)
         except Exception:
-            # The border of this process: a defect of ours, which the front-end logs and answers.
+            # The border of this process: a defect of this project, which the front-end logs and answers with 500.
             return Kind.DEFECT, traceback.format_exc(limit=-12).encode(errors="replace")
 
     def _out_of_memory(self, memory: int) -> tuple[Kind, bytes]:
-        """What was reckoned was too little: once more with the most that any picture may take."""
+        """Asks for the largest picture's memory, since the estimate was too low; refuses if it has that already."""
         if memory < self._largest.memory:
             return Kind.NEEDS, _needed(self._largest)
         return Kind.REFUSED, _words(InvalidImage("the image takes more memory than any of its size should"))
@@ -123,7 +123,7 @@ def _words(error: RequestError) -> bytes:
 
 
 def warm_up(recipe: Recipe) -> None:
-    """Prepares a picture of every format and kind of mode: later, nothing can be opened that Pillow imports at need."""
+    """Prepares a picture of every format and kind of mode, so that Pillow's lazy imports are done before the fork."""
     exif = Image.Exif()
     exif[0x0112] = 6
     pixels = np.empty(recipe.preprocessing.shape, np.uint8)

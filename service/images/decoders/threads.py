@@ -1,4 +1,4 @@
-"""Threads that decode where there are no processes, and that do what is no picture."""
+"""Threads that decode where there are no processes, and that run work other than pictures."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from service.shared.writing import Ended, Work
 
 
 class Threads:
-    """A few threads and a queue. What `ThreadPoolExecutor` adds to that (futures, their locks, counting idle
-    threads) costs several times the hand-over itself, and nobody here asks for it.
+    """A few threads and a queue. `ThreadPoolExecutor` adds futures, their locks and a count of idle threads, which
+    cost several times the hand-over itself and are not needed here.
 
-    A job wakes one idle thread, the one that slept last. (All of them wait on one lock in a queue of
-    the standard library's: whoever wakes there wakes the next one, which finds nothing.)
+    A job wakes exactly one idle thread, the one that slept last. In a queue of the standard library all idle threads
+    share one lock: each that wakes there wakes the next one, which finds nothing.
     """
 
     def __init__(self, threads: int) -> None:
         self._jobs: deque[Callable[[], object] | None] = deque()
         self._idle: deque[threading.Lock] = deque()
-        """What each idle thread waits for. All operations on both deques are atomic."""
+        """The lock that each idle thread waits for. All operations on both deques are atomic."""
         self._threads = [
             threading.Thread(target=self._work, name=f"decode-{number}", daemon=True)
             for number in range(threads)
@@ -37,10 +37,10 @@ class Threads:
         return f"<Threads {len(self._threads)}, {len(self._jobs)} waiting>"
 
     stuck = False
-    """Nobody could end a thread, so nobody asks."""
+    """Always False: a thread cannot be killed, so reporting it would not help."""
 
     def begin(self, work: Work, pixels: NDArray[np.uint8], ended: Ended) -> ThreadWriting:
-        """Lets one of the threads run ``work(pixels)``."""
+        """Runs ``work(pixels)`` in one of the threads."""
         writing = ThreadWriting(asyncio.get_running_loop(), work, pixels, ended)
         self._put(writing)
         return writing
@@ -50,11 +50,11 @@ class Threads:
         self._put(job)
 
     async def close(self) -> None:
-        """Lets the threads end after what was submitted, and waits for that."""
+        """Ends the threads after the submitted jobs and waits for them."""
         await asyncio.to_thread(self.shutdown)
 
     def shutdown(self) -> None:
-        """The same, for whoever has no loop."""
+        """Does what `close` does, for callers without an event loop. Blocks."""
         for _ in self._threads:
             self._put(None)
         for thread in self._threads:
@@ -65,7 +65,7 @@ class Threads:
         try:
             self._idle.pop().release()
         except IndexError:
-            return  # all are at work; the first that is done looks for more
+            return  # all are busy; the first that finishes looks for more
 
     def _work(self) -> None:
         wake = threading.Lock()
@@ -81,14 +81,14 @@ class Threads:
                 self._sleep(wake)
 
     def _sleep(self, wake: threading.Lock) -> None:
-        """Until there may be a job. Whoever puts one first adds it and then wakes somebody; so it is either
-        seen here, after this thread was noted as idle, or its owner sees this thread."""
+        """Sleeps until there may be a job. `_put` adds a job before it wakes a thread, so either the job is seen here
+        after this thread is listed as idle, or `_put` sees this thread."""
         self._idle.append(wake)
         if self._jobs:
             try:
                 self._idle.remove(wake)
             except ValueError:
-                pass  # somebody takes us for idle: the lock is released, or about to be
+                pass  # `_put` took this thread for idle: the lock is released, or about to be
             else:
                 return
         wake.acquire()

@@ -1,9 +1,9 @@
-"""What crosses between a front-end and a decoder: numbers in datagrams, pictures and pixels in memory that both map.
+"""Messages between a front-end and a decoder: numbers in datagrams, pictures and pixels in memory that both map.
 
-memory    the picture's bytes, from 0 on  ·  the pixels  ·  the reduced photo, if it is wanted
-order     number, length of the picture, bytes of memory that it may take, whether the photo is wanted; then how it is
-          prepared, as JSON, where that is another way than the last time
-reply     number, what it is; then the sizes of both results, or what it would cost, or the error's words
+memory    the picture's bytes, from 0 on  ·  the pixels  ·  the reduced photo, if it is drawn
+order     number, bytes of the picture, bytes of memory that it may take, drawn or not; then the recipe as JSON, if it
+          differs from the last one
+reply     number, kind; then the sizes of photo and reduced photo, or the cost, or the error's words
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ ORDER = struct.Struct("@QQQB")
 REPLY = struct.Struct("@QB")
 SIZES = struct.Struct("@IIII")
 NEEDED = struct.Struct("@Qd")
-#: Bytes of an order.
+#: Most bytes of an order.
 LONGEST_ORDER = ORDER.size + 4096
-#: Bytes of an error's words, and of any reply.
+#: Most bytes of an error's words, and of any reply.
 LONGEST_WORDS = 8000
 LONGEST_REPLY = REPLY.size + LONGEST_WORDS
 
@@ -32,32 +32,32 @@ _PAGE = mmap.PAGESIZE
 
 
 class Kind(IntEnum):
-    """Of a reply."""
+    """Kind of a reply."""
 
     DONE = 0
     NEEDS = 1
-    """Nothing was decoded: it takes more memory than it was allowed."""
+    """Nothing was decoded: the picture needs more memory than it was allowed."""
     REFUSED = 2
-    """One of our errors: its code, a line's end, its words."""
+    """An error of `service.errors`: its code, a line break, its words."""
     DEFECT = 3
     """A traceback, for the log."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A decoder's memory. ``room`` is the bytes of the largest picture, ``pixel_bytes`` those of prepared pixels."""
+    """Layout of a decoder's memory: ``room`` bytes for the picture, ``pixel_bytes`` for the prepared pixels."""
 
     room: int
     pixel_bytes: int
 
     @property
     def pixels(self) -> int:
-        """Where they begin."""
+        """Offset of the prepared pixels."""
         return -(-self.room // _PAGE) * _PAGE
 
     @property
     def photo(self) -> int:
-        """Where it begins."""
+        """Offset of the reduced photo."""
         return self.pixels + -(-self.pixel_bytes // _PAGE) * _PAGE
 
     @property
@@ -70,7 +70,7 @@ def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
 
 
 def pixel_bytes(recipe: Recipe) -> int:
-    """What the pixels of a prepared picture take."""
+    """Number of bytes of a prepared picture."""
     height, width, channels = recipe.preprocessing.shape
     return height * width * channels
 

@@ -1,9 +1,9 @@
-"""Files that cost far more than their bytes and pixels let expect, told by their markers before a reader is opened.
+"""Limits on a file's parts: refuses files that cost far more than their size suggests, before a reader is opened.
 
-Pillow's readers walk through the parts of a file in Python, and some decoders pass over all pixels once for each part.
-So what is counted here are parts: segments and scans of a JPEG, chunks of a PNG, blocks of a GIF, strips and tiles of a
-TIFF. The limits lie far above what encoders write. Plain arithmetic on bytes, linear in the file, and it stops at the
-limit. What a file costs all the same is bounded where it is decoded (`service.images.decoders`).
+Pillow's readers walk through the parts of a file in Python, and some decoders make a pass over all pixels for each
+part. So parts are counted: segments and scans of a JPEG, chunks of a PNG, blocks of a GIF, strips and tiles of a
+TIFF. The limits lie far above what encoders write. The counting is plain arithmetic on bytes, linear in the file, and
+stops at the limit. `service.images.decoders` bounds the cost that remains.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def judge(name: str, data: bytes) -> None:
     """Refuses a whole file of format ``name`` that has more parts than any encoder writes.
 
     WebP has no entry: libwebp decodes one frame, and its cost follows the canvas. Raises `InvalidImage`, or
-    `ImageTooLarge` for a coding that is read up to a size only.
+    `ImageTooLarge` for a coding that is accepted up to a certain size only.
     """
     if name in _JUDGES:
         _JUDGES[name](data)

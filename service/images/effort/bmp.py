@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from service.errors import ImageTooLarge
 
-#: Pixels, and bytes: some two seconds.
+#: Most pixels, and most bytes, of a run-length coded BMP: some two seconds of CPU.
 MAX_RUN_LENGTH = 2_000_000
 
 _RUN_LENGTHS = (1, 2)

@@ -1,10 +1,10 @@
-"""GIF89a: blocks before the first image. Pillow reads them one by one, and bytes that are no block as well."""
+"""GIF89a: blocks before the first image. Pillow reads each of them in Python, and stray bytes one by one."""
 
 from __future__ import annotations
 
 from service.errors import InvalidImage
 
-#: Ten megabytes of comment in the largest blocks are 41,000.
+#: Most blocks before the first image. Ten megabytes of comment in the largest blocks are 41,000.
 MAX_BLOCKS = 65_536
 
 _EXTENSION, _IMAGE, _TRAILER = b"!,;"

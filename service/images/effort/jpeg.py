@@ -1,4 +1,4 @@
-"""JPEG (ITU-T T.81, annex B): segments before and between the scans, and the scans."""
+"""JPEG (ITU-T T.81, annex B): limits on segments, scans and stray bytes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import re
 
 from service.errors import InvalidImage
 
-#: Encoders write three or four baseline scans and some ten progressive ones. Each costs a pass over its blocks, even
-#: when it is empty and ten bytes long.
+#: Most scans. Encoders write three or four baseline scans and some ten progressive ones. Each costs a pass over its
+#: blocks, even if it is empty and ten bytes long.
 MAX_SCANS = 100
-#: Scans times pixels: 20 scans of 50 megapixels, 83 of twelve.
+#: Most scans times pixels: 20 scans of 50 megapixels, 83 of twelve.
 MAX_SCANNED = 1_000_000_000
-#: Metadata of ten megabytes in the largest segments are 160, tables a few for each scan.
+#: Most segments. Ten megabytes of metadata in the largest segments are 160; tables are a few for each scan.
 MAX_SEGMENTS = 2_000
-#: Pillow joins them one after the other, which is quadratic.
+#: Most EXIF segments. Pillow joins them one after the other, which is quadratic.
 MAX_EXIF = 200
-#: Bytes between segments that belong to none: Pillow reads them one by one.
+#: Most bytes that belong to no segment: Pillow reads them one by one.
 MAX_STRAY = 65_536
 
-#: A marker other than the restarts: in coded data FF is followed by 00, and FF before a marker is fill.
+#: A marker other than a restart. In coded data, FF is followed by 00; FF before a marker is fill.
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _START, _END, _SCAN, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
@@ -65,7 +65,7 @@ def _judge_scans(scans: int, pixels: int) -> None:
 
 
 def kind(data: bytes) -> str | None:
-    """What a JPEG is that libjpeg may not have been built for, in words; None for an ordinary one."""
+    """Returns the kind of a JPEG that libjpeg may not have been built for, in words; None for an ordinary one."""
     at = 2
     while (found := _MARKER.search(data, at)) is not None:
         marker, body = data[found.end() - 1], found.end() + 2

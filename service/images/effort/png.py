@@ -1,12 +1,12 @@
-"""PNG (W3C): chunks. Pillow checks and handles each in Python, before and behind the pixels."""
+"""PNG (W3C): limits on chunks. Pillow checks and handles each in Python, before and behind the pixels."""
 
 from __future__ import annotations
 
 from service.errors import InvalidImage
 
-#: Libraries write pixels in chunks of 8 KiB and more. A chunk costs Pillow some microseconds.
+#: Most chunks. Libraries write pixels in chunks of 8 KiB and more; a chunk costs Pillow some microseconds.
 MAX_CHUNKS = 20_000
-#: Profiles and texts are inflated up to a megabyte each.
+#: Most compressed profiles and texts: each is inflated up to a megabyte.
 MAX_COMPRESSED = 100
 
 _COMPRESSED = frozenset({b"iCCP", b"zTXt", b"iTXt"})

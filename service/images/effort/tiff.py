@@ -1,7 +1,7 @@
-"""TIFF 6.0 and BigTIFF: strips and tiles of the first directory against the image that they make up.
+"""TIFF 6.0 and BigTIFF: strips and tiles of the first directory against the size of the image.
 
-Pillow decodes an uncompressed part as often as it is named, so offsets that name the same bytes again and again cost
-the whole image each time round. A part also costs it some twenty microseconds of Python.
+Pillow decodes an uncompressed part each time that it is named, so offsets that name the same bytes repeatedly cost
+the whole image each time. A part also costs some twenty microseconds of Python.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Iterator
 
 from service.errors import InvalidImage
 
-#: Strips of one row of the highest image.
+#: Most strips or tiles: strips of one row of the highest image.
 MAX_PARTS = 65_535
 
 _WIDTH, _HEIGHT, _ROWS, _PLANES, _SAMPLES, _COMPRESSION = 256, 257, 278, 284, 277, 259
 _STRIPS, _TILES, _TILE_WIDTH, _TILE_HEIGHT = 273, 324, 322, 323
 _JUDGED = frozenset({_WIDTH, _HEIGHT, _ROWS, _PLANES, _SAMPLES, _COMPRESSION, _TILE_WIDTH, _TILE_HEIGHT})
-#: The integer types, and all that Pillow reads: it skips an entry of another one.
+#: TIFF's integer types as struct formats, and all types that Pillow reads: it skips entries of any other.
 _INTEGERS = {1: "B", 3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 13: "L", 16: "Q"}
 _KNOWN = frozenset({*range(1, 14), 16})
 _SEPARATE, _UNCOMPRESSED = 2, 1
@@ -39,7 +39,8 @@ def judge(data: bytes) -> None:
     if parts > max(expected or 0, MAX_PARTS):
         raise InvalidImage(f"the TIFF names more than {MAX_PARTS} strips or tiles, and its image has fewer")
     if numbers.get(_COMPRESSION, _UNCOMPRESSED) != _UNCOMPRESSED or expected is None or expected <= 1:
-        return  # libtiff goes by the image's own parts; of parts as large as the image Pillow reads one
+        # libtiff goes by the image's own parts; Pillow reads only one part that is as large as the image
+        return
     if parts > min(expected, MAX_PARTS):
         raise InvalidImage(f"the TIFF names {parts} strips or tiles where its image has {expected}")
 
@@ -51,7 +52,7 @@ def _number(data: bytes, kind: int, count: int, inline: bytes) -> int | None:
 
 
 def _expected(numbers: dict[int, int | None]) -> int | None:
-    """How many strips or tiles the image has; None where a number is none."""
+    """Returns the number of strips or tiles that the image has; None where a tag is no integer."""
     if None in numbers.values():
         return None
     known = {tag: max(1, value or 0) for tag, value in numbers.items()}
@@ -67,9 +68,9 @@ def _endian(data: bytes) -> str:
 
 
 def _entries(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """(tag, type, count, the eight bytes of value or offset) of the first directory, as far as the file goes."""
+    """Yields (tag, type, count, eight bytes of value or offset) of the first directory, up to the end of the file."""
     endian = _endian(data)
-    big = data[2:3] == b"+"  # Pillow takes a BigTIFF of the other byte order for a TIFF
+    big = data[2:3] == b"+"  # Pillow reads a BigTIFF of big-endian order as a TIFF
     first, number, entry, value = (
         (8, "Q", "HHQ", 12) if big else (4, "L", "HHL", 8)
     )  # places and struct formats
@@ -82,4 +83,4 @@ def _entries(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
             tag, kind, many = struct.unpack_from(endian + entry, data, place)
             yield tag, kind, many, data[place + value : place + value + size].ljust(8, b"\0")
     except (struct.error, OverflowError):
-        return  # it ends early: the reader finds that out as well
+        return  # the file ends early: the reader finds that out as well
