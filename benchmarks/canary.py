@@ -48,8 +48,8 @@ class Switched(Canary):
 
     out = True
 
-    def is_due(self, in_lanes: bool) -> bool:
-        return self.out and super().is_due(in_lanes)
+    def is_due(self, in_streams: bool) -> bool:
+        return self.out and super().is_due(in_streams)
 
     def is_welcome(self, now: float) -> bool:
         return self.out and super().is_welcome(now)

@@ -16,7 +16,7 @@ from service.cli.bench.run import synthetic_photo
 from service.models import loader
 from service.models.canary import LIMITS, distance
 from service.models.checkpoints import Checkpoint
-from service.models.cuda.pipeline import StreamRunner
+from service.models.cuda.pipeline import CudaRunner
 from service.shared.outputs import OutputKind
 
 Pixels = NDArray[np.uint8]
@@ -82,7 +82,7 @@ def reference(checkpoint: Checkpoint, pixels: Pixels) -> Logits:
     return answer
 
 
-def check(runner: StreamRunner, pixels: Pixels, expected: Logits) -> Check:
+def check(runner: CudaRunner, pixels: Pixels, expected: Logits) -> Check:
     """Every bucket, full and with padding. ``pixels`` and ``expected`` repeat in buckets that are larger."""
     found, largest = Check(), runner.limit
     index = np.arange(largest) % len(pixels)
@@ -110,7 +110,7 @@ def _judge(found: Check, bucket: int, got: Logits, wanted: Logits) -> None:
             found.agree += int(answer.argmax() == right.argmax())
 
 
-def _padding_is_padding(runner: StreamRunner, arena: Pixels, classes: int) -> bool:
+def _padding_is_padding(runner: CudaRunner, arena: Pixels, classes: int) -> bool:
     """The largest bucket just too large, after other batches have left their pixels in its padding.
 
     Of the padding, the first row is the canary's: there have to be two at least.

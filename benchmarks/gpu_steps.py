@@ -25,7 +25,7 @@ from service.models import canary, fused
 from service.models.catalog import VARIANTS
 from service.models.checkpoints import Checkpoint, resolve
 from service.models.cuda import jpegs, start
-from service.models.cuda.pipeline import StreamRunner
+from service.models.cuda.pipeline import CudaRunner
 from service.models.loader import load
 from service.models.placement import Placement
 from service.models.runtimes import compiled
@@ -46,7 +46,7 @@ _BUCKETS = (1, 8, 32, 64, 128, 256)
 
 def make(
     checkpoint: Checkpoint, precision: str, runtime: str, fallbacks: Fallbacks | None = None
-) -> StreamRunner:
+) -> CudaRunner:
     """A runner of this very runtime, warmed up; raises where it would step down."""
     noted = fallbacks or Fallbacks()
     runner = start.start(
@@ -222,7 +222,7 @@ def raw(plan: Plan, before: dict[str, Outcome]) -> Outcome:
     return Outcome("FAILED" if missed else "passed", "; ".join(short), rows)
 
 
-def rates(runner: StreamRunner, model: str, device: str, seconds: float) -> list[Row]:
+def rates(runner: CudaRunner, model: str, device: str, seconds: float) -> list[Row]:
     """A line for each bucket. The pixels are the ones that the runner has adopted, as an arena's are."""
     largest = runner.limit
     pixels = np.random.default_rng(0).integers(0, 256, (2 * largest, *runner.image), np.uint8)
@@ -248,7 +248,7 @@ def rates(runner: StreamRunner, model: str, device: str, seconds: float) -> list
     return rows
 
 
-def _expecting(model: str, device: str, runner: StreamRunner) -> Callable[[int], float] | None:
+def _expecting(model: str, device: str, runner: CudaRunner) -> Callable[[int], float] | None:
     """Images a second by batch size, on paper; None for a GPU that nobody has described, or without Triton."""
     if find_spec("triton") is None:
         return None
@@ -262,7 +262,7 @@ def _expecting(model: str, device: str, runner: StreamRunner) -> Callable[[int],
     return lambda size: expected.images_a_second(paper.run(size, runner.image), gpu, precision)
 
 
-def overlapped(runner: StreamRunner, pixels: Any, results: Any, size: int, seconds: float) -> float:
+def overlapped(runner: CudaRunner, pixels: Any, results: Any, size: int, seconds: float) -> float:
     """Images a second with two batches in flight and the copies both ways."""
     tasks, halves = [OutputKind.CLASSIFY] * size, (list(range(size)), list(range(size, 2 * size)))
     images, turn, began = 0, 1, time.perf_counter()

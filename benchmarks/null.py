@@ -43,7 +43,7 @@ class NullRunner:
 
     results = _CLASSES
     in_flight = 1
-    lanes = None
+    streams = None
     #: Images a second; only metrics and Retry-After see it.
     capacity = 1e5
 

@@ -65,8 +65,8 @@ class FakeRunner:
     running: int = 0
     maps_wait_for: threading.Event | None = None
     """With it, maps are what is left to do after the device (`BatchReport.rest`), and wait for it."""
-    lane_count: int = 0
-    """Lanes, which two images that wait together prefer."""
+    stream_count: int = 0
+    """Streams, which two images that wait together prefer."""
     wrong: float = 0
     """Passes to come whose numbers are wrong, the canary's among them."""
     wrongs: int = 0
@@ -78,7 +78,7 @@ class FakeRunner:
 
     def __post_init__(self) -> None:
         self.may_run.set()
-        self.lanes = FakeLanes(self, self.lane_count) if self.lane_count else None
+        self.streams = FakeStreams(self, self.stream_count) if self.stream_count else None
 
     def start(
         self,
@@ -89,14 +89,14 @@ class FakeRunner:
     ) -> FakeRunning:
         assert 1 <= len(slots) <= self.max_batch_size, f"a batch of {len(slots)}"
         assert len(set(slots)) == len(slots), "a slot twice in one batch"
-        assert self.lanes is None or not self.lanes.busy, "a batch beside images in lanes"
+        assert self.streams is None or not self.streams.busy, "a batch beside images in streams"
         self.running += 1
         assert self.running <= self.in_flight, f"{self.running} batches at once"
         self.batches.append(slots)
         return FakeRunning(self, pixels, slots, wanted, results)
 
     def canary(self) -> BatchHandle:
-        assert self.lanes is None or not self.lanes.busy, "the canary beside images in lanes"
+        assert self.streams is None or not self.streams.busy, "the canary beside images in streams"
         self.running += 1
         assert self.running <= self.in_flight, f"{self.running} batches at once"
         return FakeCanary(self, np.empty((0, 0, 0, 0), np.uint8), [], [], np.empty((0, 0), np.float32))
@@ -187,7 +187,7 @@ class FakeCanary(FakeRunning):
         return BatchReport(0) if hurried else self.runner.look()
 
 
-class FakeLanes:
+class FakeStreams:
     """A `FakeRunner` in parts. Images whose first byte is `STUCK` wait for ``may_leave``, others do not."""
 
     STUCK = 255
@@ -204,27 +204,27 @@ class FakeLanes:
 
     def run(
         self,
-        lane: int,
+        stream: int,
         pixels: NDArray[np.uint8],
         slot: int,
         want: OutputRequest,
         results: NDArray[np.float32],
     ) -> BatchReport:
-        with self._taken(lane):
+        with self._taken(stream):
             assert pixels[slot].flat[0] != self.STUCK or self.may_leave.wait(60)
             return FakeRunning(self._runner, pixels, [slot], [want], results).compute()
 
-    def canary(self, lane: int) -> BatchReport:
-        with self._taken(lane):
+    def canary(self, stream: int) -> BatchReport:
+        with self._taken(stream):
             return self._runner.look()
 
     @contextmanager
-    def _taken(self, lane: int) -> Iterator[None]:
-        assert 0 <= lane < self.count
-        assert lane not in self.busy, "two images in one lane"
-        assert not self._runner.running, "an image in a lane beside a batch"
-        self.busy.add(lane)
+    def _taken(self, stream: int) -> Iterator[None]:
+        assert 0 <= stream < self.count
+        assert stream not in self.busy, "two images in one stream"
+        assert not self._runner.running, "an image in a stream beside a batch"
+        self.busy.add(stream)
         try:
             yield
         finally:
-            self.busy.remove(lane)
+            self.busy.remove(stream)

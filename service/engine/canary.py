@@ -15,36 +15,36 @@ SHARE = 1 / 32
 
 
 class Canary:
-    """Of one device, and of its lanes if it has any, which are due each for itself."""
+    """Of one device, and of its streams if it has any, which are due each for itself."""
 
     def __init__(self, now: float) -> None:
         self._due = {False: False, True: False}
-        """By whether it is the lanes' that is."""
+        """By whether it is the streams' that is."""
         self._out = {False: False, True: False}
         self._quiet_since = now
         self._pause = PAUSE
         self.yields = False
         """Whether the one that runs is to end when somebody comes: it was not due."""
 
-    def started(self, in_lane: bool) -> None:
+    def started(self, in_stream: bool) -> None:
         """The canary runs."""
-        self._out[in_lane] = True
+        self._out[in_stream] = True
 
-    def ended(self, ran: BatchReport | None, in_lane: bool, seconds: float, now: float) -> None:
+    def ended(self, ran: BatchReport | None, in_stream: bool, seconds: float, now: float) -> None:
         """The canary has run for ``seconds``; ``ran`` is None when it failed."""
-        self._out[in_lane] = False
+        self._out[in_stream] = False
         self.yields = False
         self._pause = max(PAUSE, seconds / SHARE)
-        self.ran(ran, in_lane, now)
+        self.ran(ran, in_stream, now)
 
-    def ran(self, ran: BatchReport | None, in_lane: bool, now: float) -> None:
+    def ran(self, ran: BatchReport | None, in_stream: bool, now: float) -> None:
         """Takes note of a batch; ``ran`` is None for one that failed."""
-        self._due[in_lane] = ran is not None and ran.canary_due
+        self._due[in_stream] = ran is not None and ran.canary_due
         self._quiet_since = now
 
-    def is_due(self, in_lanes: bool) -> bool:
+    def is_due(self, in_streams: bool) -> bool:
         """Whether it runs before any other batch there."""
-        return self._due[in_lanes] and not self._out[in_lanes]
+        return self._due[in_streams] and not self._out[in_streams]
 
     def is_welcome(self, now: float) -> bool:
         """Whether a device that has nothing to do had nothing for long enough."""

@@ -8,8 +8,8 @@ The next batch grows while the current one runs and is closed at the moment the 
 enough to hold everyone who came in the meantime, and forming it takes microseconds. A device that copies
 and computes at the same time is free while fewer than ``Runner.in_flight`` batches are on it.
 
-A device with lanes (a processor whose cores each compute an image of their own) takes single images while it
-is at work: each lane gets the next one as soon as it is free, so that none waits for the end of a batch.
+A device with streams (a processor whose cores each compute an image of their own) takes single images while it
+is at work: each stream gets the next one as soon as it is free, so that none waits for the end of a batch.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Protocol
 from service.engine.arena import FILE, Arena, Decoding, Gauge, Outcome
 from service.engine.batcher import Batcher, Request
 from service.engine.canary import Canary
-from service.engine.device import Batch, DeviceThread, LaneThreads, Runner
-from service.engine.files import MOST_WAITING, FileLane
+from service.engine.device import Batch, DeviceThread, Runner, StreamThreads
+from service.engine.files import MOST_WAITING, FileDecodeThread
 from service.engine.load import LoadMeter
 from service.engine.owner import Owner
 from service.shared.batches import DeviceFailed
@@ -74,7 +74,7 @@ class EngineCore:
         batch_ran: Callable[[Batch], None] = lambda batch: None,
         clock: Callable[[], float] = time.monotonic,
         owner: Owner | None = None,
-        files: FileLane | None = None,
+        files: FileDecodeThread | None = None,
     ) -> None:
         self._arena = arena
         self._batcher = batcher
@@ -82,8 +82,10 @@ class EngineCore:
         self._clock = clock
         self._device = DeviceThread(runner, arena, clock, owner)
         self._files = files
-        self._lanes = runner.lanes
-        self._threads = LaneThreads(runner.lanes, arena, clock, self._device.tell) if runner.lanes else None
+        self._streams = runner.streams
+        self._threads = (
+            StreamThreads(runner.streams, arena, clock, self._device.tell) if runner.streams else None
+        )
         self._canary = Canary(clock())
         self._hurry = runner.hurry
         self._load = LoadMeter(clock(), capacity, batcher.max_batch_size)
@@ -283,8 +285,8 @@ class EngineCore:
 
     def _dispatch(self, now: float) -> None:
         while len(self._batcher):
-            threads = self._lanes_for_next()
-            # With images in lanes, a batch would have to wait for all of them: the next one takes a lane as well.
+            threads = self._streams_for_next()
+            # With images in streams, a batch would have to wait for all of them: the next one takes a stream as well.
             free = threads.free if threads else len(self._running) < self._device.in_flight
             if free and self._canary.is_due(threads is not None):
                 self._run([], threads, now)
@@ -306,14 +308,14 @@ class EngineCore:
             self._run([], None, now)
             self._canary.yields = True
 
-    def _run(self, requests: list[Request], threads: LaneThreads | None, now: float) -> None:
-        """Hands a batch to a lane or to the whole device; one without requests is the canary."""
+    def _run(self, requests: list[Request], threads: StreamThreads | None, now: float) -> None:
+        """Hands a batch to a stream or to the whole device; one without requests is the canary."""
         self._batches += 1
         wanted = [self._arena.wanted(request.slot) for request in requests]
-        lane = threads.free.pop() if threads else None
+        stream = threads.free.pop() if threads else None
         if not requests:
-            self._canary.started(lane is not None)
-        batch = self._running[self._batches] = Batch(self._batches, requests, wanted, lane, handed_over=now)
+            self._canary.started(stream is not None)
+        batch = self._running[self._batches] = Batch(self._batches, requests, wanted, stream, handed_over=now)
         self._tell_what_runs()
         (threads or self._device).submit(batch)
 
@@ -322,15 +324,15 @@ class EngineCore:
         self._arena.gauges[Gauge.BUSY_SINCE] = oldest.handed_over if oldest else 0.0
         self._arena.gauges[Gauge.RUNNING] = sum(len(batch.slots) for batch in self._running.values())
 
-    def _lanes_for_next(self) -> LaneThreads | None:
-        """Where the next image runs if not in a batch: in a lane where others do, else where that is sooner."""
-        if self._threads is None or self._lanes is None:
+    def _streams_for_next(self) -> StreamThreads | None:
+        """Where the next image runs if not in a batch: in a stream where others do, else where that is sooner."""
+        if self._threads is None or self._streams is None:
             return None
         if self._running:
-            in_lanes = next(iter(self._running.values())).lane is not None
+            in_streams = next(iter(self._running.values())).stream is not None
         else:
-            in_lanes = self._lanes.sooner(len(self._batcher))
-        return self._threads if in_lanes else None
+            in_streams = self._streams.sooner(len(self._batcher))
+        return self._threads if in_streams else None
 
     def _finish(self) -> None:
         batch = self._device.collect()
@@ -342,14 +344,14 @@ class EngineCore:
     def _answer(self, batch: Batch) -> None:
         del self._running[batch.number]
         full = self._threads is not None and not self._threads.free
-        if self._threads is not None and batch.lane is not None:
-            self._threads.free.append(batch.lane)
+        if self._threads is not None and batch.stream is not None:
+            self._threads.free.append(batch.stream)
         self._tell_what_runs()
-        in_lane, now = batch.lane is not None, self._clock()
+        in_stream, now = batch.stream is not None, self._clock()
         if batch.is_canary:
-            self._canary.ended(batch.ran, in_lane, batch.finished - batch.started, now)
+            self._canary.ended(batch.ran, in_stream, batch.finished - batch.started, now)
         else:
-            self._canary.ran(batch.ran, in_lane, now)
+            self._canary.ran(batch.ran, in_stream, now)
         if not self._device.failed:
             self._dispatch(now)  # the device first: what is finished can wait for microseconds
         if isinstance(batch.error, DeviceFailed):
@@ -369,9 +371,9 @@ class EngineCore:
         self._hand_back(batch.slots)
 
     def _note(self, batch: Batch, size: int, full: bool) -> None:
-        """``full``: it ended with every lane at work."""
-        if self._lanes is not None and batch.lane is not None:
-            self._load.ran_in_lane(batch.finished - batch.started, self._lanes.count, full)
+        """``full``: it ended with every stream at work."""
+        if self._streams is not None and batch.stream is not None:
+            self._load.ran_in_stream(batch.finished - batch.started, self._streams.count, full)
         elif batch.finished > self._busy_until:  # not one whose answers took longer than a later one's
             # Of batches that overlap, each counts for as long as it had the device to itself.
             self._load.ran(size, batch.finished - max(batch.started, self._busy_until))

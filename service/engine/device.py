@@ -1,7 +1,7 @@
 """The threads that own the device: batches in, finished batches out, a byte on a pipe for each.
 
 `DeviceThread` runs batches, in the one `service.engine.owner.Owner` that also loaded the model and warmed it up;
-`LaneThreads` runs single images side by side where a device can.
+`StreamThreads` runs single images side by side where a device can.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ _POLL = 1e-4
 _CHECK_EVERY = 0.5
 
 
-class Lanes(Protocol):
-    """A device in parts: each lane runs an image of its own, and takes the next one without waiting for the others."""
+class Streams(Protocol):
+    """A device in parts: each stream runs one image at a time and takes the next one without waiting for the others."""
 
     count: int
 
     def sooner(self, images: int) -> bool:
-        """Whether this many, on a device that has nothing else to do, run sooner in lanes than as one batch."""
+        """Whether this many, on a device that has nothing else to do, run sooner in streams than as one batch."""
 
     def run(
         self,
-        lane: int,
+        stream: int,
         pixels: NDArray[np.uint8],
         slot: int,
         want: OutputRequest,
         results: NDArray[np.float32],
     ) -> BatchReport:
-        """What `Runner.start` starts, done, for one image. Other threads run other lanes at the same time."""
+        """What `Runner.start` starts, done, for one image. Other threads run other streams at the same time."""
 
-    def canary(self, lane: int) -> BatchReport:
-        """What `Runner.canary` starts, done, in one lane. Raises `DeviceFailed`."""
+    def canary(self, stream: int) -> BatchReport:
+        """What `Runner.canary` starts, done, in one stream. Raises `DeviceFailed`."""
 
 
 class Runner(Protocol):
@@ -67,8 +67,8 @@ class Runner(Protocol):
         """Batches that may be on the device at once. They finish in the order in which they were started."""
 
     @property
-    def lanes(self) -> Lanes | None:
-        """None where a batch always has the whole device; with lanes, ``in_flight`` is 1."""
+    def streams(self) -> Streams | None:
+        """None where a batch always has the whole device; with streams, ``in_flight`` is 1."""
 
     def start(
         self,
@@ -100,7 +100,7 @@ class Batch:
     number: int
     requests: list[Request]
     wanted: list[OutputRequest]
-    lane: int | None = None
+    stream: int | None = None
     """Where this one image runs on its own; None for a batch that has the whole device."""
     handed_over: float = 0.0
     started: float = 0.0
@@ -315,21 +315,22 @@ class RestThread:
             self._tell(batch)
 
 
-class LaneThreads:
-    """A thread for each lane. Whoever submits sees to it that no lane has two images; ``tell`` hears of each end."""
+class StreamThreads:
+    """A thread for each stream. The caller gives a stream one image at a time; ``tell`` is called with each batch
+    that has ended."""
 
     def __init__(
-        self, lanes: Lanes, arena: Arena, clock: Callable[[], float], tell: Callable[[Batch], None]
+        self, streams: Streams, arena: Arena, clock: Callable[[], float], tell: Callable[[Batch], None]
     ) -> None:
-        self.free = list(range(lanes.count))
-        """Lanes that have nothing to do. Belongs to the one who submits."""
-        self._lanes = lanes
+        self.free = list(range(streams.count))
+        """Streams that have nothing to do. Belongs to the one who submits."""
+        self._streams = streams
         self._arena = arena
         self._clock = clock
         self._tell = tell
         self._jobs: SimpleQueue[Batch | None] = SimpleQueue()
         self._threads = [
-            threading.Thread(target=self._work, name=f"lane-{number}", daemon=True) for number in self.free
+            threading.Thread(target=self._work, name=f"stream-{number}", daemon=True) for number in self.free
         ]
 
     def start(self) -> None:
@@ -353,14 +354,14 @@ class LaneThreads:
             self._tell(batch)
 
     def _run(self, batch: Batch) -> None:
-        assert batch.lane is not None
+        assert batch.stream is not None
         slots, wanted = batch.start(self._clock())
         try:
             if batch.is_canary:
-                batch.ran = self._lanes.canary(batch.lane)
+                batch.ran = self._streams.canary(batch.stream)
             elif slots:
                 arena = self._arena
-                batch.ran = self._lanes.run(batch.lane, arena.pixels, slots[0], wanted[0], arena.results)
+                batch.ran = self._streams.run(batch.stream, arena.pixels, slots[0], wanted[0], arena.results)
         except Exception as error:
             # The border of this thread: whatever a model raises is the image's failure, not the engine's.
             log.error("the model failed on %s", batch, exc_info=error)

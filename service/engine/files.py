@@ -1,7 +1,7 @@
 """The engine's own decoder: files out of slots, pixels back into them, where a device decodes faster than cores.
 
 A front-end puts a file where the pixels are going to be and says so; the reply is whether they are there now. What
-this lane refuses, or fails at, the front-end decodes itself, from the bytes that it still has.
+this thread refuses, or fails at, the front-end decodes itself, from the bytes that it still has.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ log = logging.getLogger(__name__)
 
 #: Files that are decoded together at most, and that may wait: beyond that, the front-ends' own decoders are quicker.
 MOST_TOGETHER, MOST_WAITING = 32, 64
-#: Batches in a row that fail as a whole, after which the lane is closed for good.
+#: Batches in a row that fail as a whole, after which it is closed for good.
 _LAST_STRAW = 3
 
 
 class FileDecoder(Protocol):
-    """What decodes. Belongs to the lane's thread."""
+    """What decodes. Belongs to one thread."""
 
     def decode(self, files: Sequence[bytes]) -> list[NDArray[np.uint8] | None]:
         """The prepared pixels, uint8 ``[H, W, 3]``, of each file; None for one that it does not take."""
 
 
-class FileLane:
+class FileDecodeThread:
     """A thread that decodes. ``fileno()`` becomes readable when some files are done."""
 
     def __init__(
@@ -57,7 +57,7 @@ class FileLane:
         return self._wake_read
 
     def submit(self, slot: int) -> None:
-        """The slot holds a file; it is the lane's until it is collected."""
+        """The slot holds a file; it is this thread's until it is collected."""
         self._jobs.put(slot)
 
     def collect(self) -> list[tuple[int, bool]]:

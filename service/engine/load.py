@@ -55,13 +55,13 @@ class LoadMeter:
         if images >= self._max_batch_size or rate > self.capacity:
             self._learn(rate)
 
-    def ran_in_lane(self, seconds: float, lanes: int, full: bool) -> None:
-        """Takes note of one image in one of ``lanes``. ``full``: all of them were at work, so that it shows
-        what is possible; a lane alone is faster."""
-        self._busy += seconds / lanes
+    def ran_in_stream(self, seconds: float, streams: int, full: bool) -> None:
+        """Takes note of one image in one of ``streams``. ``full``: all of them were at work, so that it shows
+        what is possible; a stream alone is faster."""
+        self._busy += seconds / streams
         self._took(seconds)
         if full and seconds > 0:
-            self._learn(lanes / seconds)
+            self._learn(streams / seconds)
 
     def _took(self, seconds: float) -> None:
         self.seconds += (_NEWEST if self.seconds else 1.0) * (seconds - self.seconds)

@@ -18,7 +18,7 @@ from service.engine.arena import Arena, Gauge, Geometry
 from service.engine.batcher import Batcher
 from service.engine.core import EngineCore
 from service.engine.device import Batch
-from service.engine.files import FileLane
+from service.engine.files import FileDecodeThread
 from service.engine.owner import Owner
 from service.engine.spare import Seen, SpareTime
 from service.errors import StartError
@@ -35,7 +35,7 @@ from service.shared.fallback import Fallback, Fallbacks
 from service.shared.transport import Channel, Link, blob
 
 if TYPE_CHECKING:
-    from service.models.cuda.pipeline import StreamRunner
+    from service.models.cuda.pipeline import CudaRunner
     from service.models.runner import ModelRunner
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def _end(channel: Channel, error: DeviceFailed) -> NoReturn:
 
 def _prepare(
     settings: Settings, channel: Channel, given_up: Sequence[str]
-) -> tuple[ModelRunner | StreamRunner, ModelCard, Arena, FileLane | None]:
+) -> tuple[ModelRunner | CudaRunner, ModelCard, Arena, FileDecodeThread | None]:
     """The model, warmed up, its description, the memory that its images will be in, and what decodes here."""
     runner, card = _load(settings, channel, given_up)
     if card.untrained:
@@ -141,12 +141,12 @@ def _prepare(
     arena.gauges[Gauge.DECODE_MEMORY] = memory_for_pictures()
     fallbacks, files = [*card.fallbacks, *told], None
     if settings.decode == "gpu":
-        files, missing = _file_lane(card, arena)
+        files, missing = _file_decode_thread(card, arena)
         fallbacks += missing
     return runner, replace(card, fallbacks=tuple(fallbacks)), arena, files
 
 
-def _file_lane(card: ModelCard, arena: Arena) -> tuple[FileLane | None, list[Fallback]]:
+def _file_decode_thread(card: ModelCard, arena: Arena) -> tuple[FileDecodeThread | None, list[Fallback]]:
     """What decodes plain JPEGs here; or what there is to tell, since it never keeps the service from serving."""
     try:
         import torch
@@ -162,12 +162,12 @@ def _file_lane(card: ModelCard, arena: Arena) -> tuple[FileLane | None, list[Fal
         arena.pixels[0].size,
         card.device,
     )
-    return FileLane(decoder, arena), []
+    return FileDecodeThread(decoder, arena), []
 
 
 def _load(
     settings: Settings, channel: Channel, given_up: Sequence[str]
-) -> tuple[ModelRunner | StreamRunner, ModelCard]:
+) -> tuple[ModelRunner | CudaRunner, ModelCard]:
     def report(state: str, detail: str) -> None:
         channel.send("phase", state=state, detail=detail)
 
@@ -197,7 +197,7 @@ def _say_overdue(channel: Channel, seconds: float) -> None:
     channel.send("hung", seconds=seconds)
 
 
-def _geometry(settings: Settings, runner: ModelRunner | StreamRunner, card: ModelCard) -> Geometry:
+def _geometry(settings: Settings, runner: ModelRunner | CudaRunner, card: ModelCard) -> Geometry:
     capacity = settings.queue_capacity
     slots = max(_FEWEST_SLOTS, _BATCHES_OF_SLOTS * runner.max_batch_size) if capacity == "auto" else capacity
     height, width, channels = card.image

@@ -1,8 +1,8 @@
-"""The canary on a processor: what each way answered to it after warm-up is what it has to answer from then on.
+"""The canary on a processor: what each executor answered to it after warm-up is what it has to answer from then on.
 
-A way has memory of its own for its weights, and batches of several sizes may run by several kernels; so each way is
-looked at for itself, in the size in which it ran most. Then the same kernels compute the same image in the same row,
-and what other kernels round otherwise makes no difference.
+An executor has memory of its own for its weights, and batches of several sizes may run by several kernels. So each
+executor is checked by itself, in the size in which it ran most. Then the same kernels compute the same image in the
+same row, and what other kernels round otherwise makes no difference.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 
 from service.models import canary
 from service.models.canary import Logits
-from service.models.runtimes import Answer, Lane, Stoppable, Way
+from service.models.runtimes import Answer, Executor, Stoppable, Stream
 from service.models.watch import Trust, Watch
 from service.shared.batches import BatchReport
 
-#: Passes that may differ in their last bits, each from all others, before a way is taken for one that always does.
+#: Passes that may differ in their last bits, each from all others, before an executor counts as one that always does.
 _ODD = 3
 
 
 class Reference:
-    """What a way answers to the canary: ``rows``, float32 ``[images, length]``, as after warm-up.
+    """What an executor answers to the canary: ``rows``, float32 ``[images, length]``, as after warm-up.
 
-    Nearly every way gives the same bits whenever it computes the same, so that even a bit which moves an answer by less
-    than the tolerance is found: by an answer that is another one than before, twice. A way that does not
+    Nearly every executor gives the same bits whenever it computes the same. So even a bit which moves an answer by less
+    than the tolerance is found: by an answer that is another one than before, twice. An executor that does not
     repeat itself is held to the tolerance of its precision.
     """
 
@@ -68,7 +68,7 @@ class Reference:
 
 
 class Guard:
-    """Looks at the ways of one runner. ``image`` is (height, width, channels); ``precision`` decides the tolerance.
+    """Checks the executors of one runner. ``image`` is (height, width, channels); ``precision`` decides the tolerance.
 
     ``expected`` is the network's own answer, where it is known.
     """
@@ -79,27 +79,27 @@ class Guard:
         # Weights of which some are no numbers are their owner's affair: each answer is an error that says so.
         self._expected = expected if expected is not None and np.isfinite(expected).all() else None
         self._references: dict[tuple[str, int], Reference] = {}
-        """By way and number of images."""
+        """By executor and number of images."""
         self._used: dict[str, Counter[int]] = {}
         self._watch: Watch[str] = Watch()
         self._trust = Trust()
-        self._looking: Way | None = None
-        """The way that runs the canary and may be stopped."""
+        self._looking: Executor | None = None
+        """The executor that runs the canary and may be stopped."""
         self._stopped = False
 
-    def learn(self, ways: Sequence[Way], sizes: Sequence[Sequence[int]]) -> None:
-        """Runs each way in these ``sizes``, and takes what it answers for right.
+    def learn(self, executors: Sequence[Executor], sizes: Sequence[Sequence[int]]) -> None:
+        """Runs each executor in these ``sizes``, and takes what it answers for right.
 
-        Raises `UntrustedError` for a way that computes something else than what was expected.
+        Raises `UntrustedError` for an executor that computes something else than what was expected.
         """
         self._references = {
-            (way.name, images): Reference(self._answers(way, images), self._precision)
-            for way, of_way in zip(ways, sizes, strict=True)
-            for images in of_way
+            (executor.name, images): Reference(self._answers(executor, images), self._precision)
+            for executor, of_executor in zip(executors, sizes, strict=True)
+            for images in of_executor
         }
         for (name, images), reference in self._references.items():
             self._compare(name, images, reference.rows)
-        self._used = {way.name: Counter() for way in ways}
+        self._used = {executor.name: Counter() for executor in executors}
         self._watch = Watch(self._used)
 
     def _compare(self, name: str, images: int, rows: NDArray[np.float32]) -> None:
@@ -108,32 +108,32 @@ class Guard:
             return
         away = max(canary.distance(row, expected) for row in rows)
         raise canary.UntrustedError(
-            f"the model in {self._precision} is off the network's answer to a known image by {away:.2g} (way {name!r}, "
-            f"{images} at once): its weights in memory, or the way to compute with them, are damaged"
+            f"the model in {self._precision} is off the network's answer to a known image by {away:.2g} (executor "
+            f"{name!r}, {images} at once): its weights in memory, or the way to compute with them, are damaged"
         )
 
-    def ran(self, way: str, images: int) -> None:
+    def ran(self, executor: str, images: int) -> None:
         """A pass of so many images. Safe in several threads."""
-        if way in self._used:
-            self._used[way][images] += 1
-            self._watch.ran(way)
+        if executor in self._used:
+            self._used[executor][images] += 1
+            self._watch.ran(executor)
 
     @property
     def due(self) -> bool:
         """Whether `look` is due."""
         return self._watch.due
 
-    def look(self, ways: Sequence[Way]) -> BatchReport:
-        """Shows the canary to the way for which that is most urgent. Raises `DeviceFailed`.
+    def look(self, executors: Sequence[Executor]) -> BatchReport:
+        """Shows the canary to the executor for which that is most urgent. Raises `DeviceFailed`.
 
         Tells of no answer when it was stopped.
         """
         name = self._watch.next()
-        way = next(way for way in ways if way.name == name)
+        executor = next(executor for executor in executors if executor.name == name)
         images = self._size(name)
-        self._stopped, self._looking = False, way
+        self._stopped, self._looking = False, executor
         try:
-            rows = self._answers(way, images)
+            rows = self._answers(executor, images)
         except Exception:
             if self._stopped:
                 return BatchReport(0)
@@ -143,31 +143,31 @@ class Guard:
         done = [rows]  # what follows from it is not stopped any more
 
         def run() -> NDArray[np.float32]:
-            return done.pop() if done else self._answers(way, images)
+            return done.pop() if done else self._answers(executor, images)
 
         return replace(self._judge(name, images, run), rows=images)
 
     def stop(self) -> None:
         """Lets `look` end early, where it still runs and can. To be called in another thread."""
-        way = self._looking
-        if isinstance(way, Stoppable):
+        executor = self._looking
+        if isinstance(executor, Stoppable):
             self._stopped = True
-            way.stop()
+            executor.stop()
 
     def _size(self, name: str) -> int:
         """The most frequent one since the last look; when none was needed, the one that takes least."""
-        known = [images for way, images in self._references if way == name]
+        known = [images for executor, images in self._references if executor == name]
         used = [images for images, _ in self._used[name].most_common() if images in known]
         return used[0] if used and self._watch.is_due(name) else min(known)
 
-    def is_due(self, way: str) -> bool:
-        """Whether `look_in_lane` is due for the lanes of this way."""
-        return self._watch.is_due(way)
+    def is_due(self, executor: str) -> bool:
+        """Whether `check_in_stream` is due for the streams of this executor."""
+        return self._watch.is_due(executor)
 
-    def look_in_lane(self, way: str, lane: Lane) -> BatchReport:
-        """Shows the canary to one of the way's lanes. Raises `DeviceFailed`."""
-        one = min(images for name, images in self._references if name == way)
-        return replace(self._judge(way, one, lambda: _known([lane(self._pixels, 0)])), rows=1)
+    def check_in_stream(self, executor: str, stream: Stream) -> BatchReport:
+        """Shows the canary to one of the executor's streams. Raises `DeviceFailed`."""
+        one = min(images for name, images in self._references if name == executor)
+        return replace(self._judge(executor, one, lambda: _known([stream(self._pixels, 0)])), rows=1)
 
     def _judge(self, name: str, images: int, run: Callable[[], NDArray[np.float32]]) -> BatchReport:
         def wrong() -> int:
@@ -179,8 +179,8 @@ class Guard:
             self._watch.looked(name)
             self._used[name].clear()
 
-    def _answers(self, way: Way, images: int) -> NDArray[np.float32]:
-        return _known(way(self._pixels, [0] * images))
+    def _answers(self, executor: Executor, images: int) -> NDArray[np.float32]:
+        return _known(executor(self._pixels, [0] * images))
 
 
 def _same_bits(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:

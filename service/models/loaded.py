@@ -18,7 +18,7 @@ from service.settings import Settings, available_cores
 from service.shared.fallback import Fallbacks
 
 if TYPE_CHECKING:
-    from service.models.cuda.pipeline import StreamRunner
+    from service.models.cuda.pipeline import CudaRunner
 
 #: Called with a state (``loading``, ``warming``) and what is being done.
 Report = Callable[[str, str], object]
@@ -28,7 +28,7 @@ Report = Callable[[str, str], object]
 class Loaded:
     """A model that is not warmed up yet. ``described`` is what is known of it without its runner."""
 
-    runner: ModelRunner | StreamRunner
+    runner: ModelRunner | CudaRunner
     device: str
     described: ModelCard
     fallbacks: Fallbacks = field(default_factory=Fallbacks)

@@ -11,14 +11,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from service.models import plan
+from service.models import batch_plan
 from service.models.canary import Logits
-from service.models.delivery import Delivery, longest
 from service.models.explain import Explainer
 from service.models.guard import Guard
-from service.models.lanes import Lanes
-from service.models.runtimes import Divisible, Pixels, Preparable, Runtime, Way
+from service.models.output_writer import OutputWriter, max_output_length
+from service.models.runtimes import Executor, Pixels, Preparable, Runtime, SupportsStreams
 from service.models.runtimes.machine import Measured, Notes
+from service.models.streams import Streams
 from service.shared.batches import BatchReport, CompletedBatch, Memory
 from service.shared.fallback import Fallback
 from service.shared.outputs import OutputRequest
@@ -36,7 +36,7 @@ _ROUNDS, _BUDGET = 3, 0.5
 _SOON = 0.7
 #: Starts that measure: after so many there is nothing new to be learnt.
 _MEASUREMENTS = 4
-#: Seconds. A quicker pass is run some more times at once: the first of them finds this way's threads asleep.
+#: Seconds. A quicker pass is run some more times at once: the first of them finds this executor's threads asleep.
 _QUICK, _REPEATS = 0.01, 4
 
 
@@ -65,16 +65,16 @@ class ModelRunner:
         self.max_batch_size = min(max_batch_size or _SIZES[-1], runtime.most or _LARGEST)
         self._chosen = max_batch_size is None
         self._image = image
-        self.lanes: Lanes | None = None
+        self.streams: Streams | None = None
         """Where single images run side by side; `warm_up` decides."""
-        self._ways = dict(enumerate(runtime.ways()))
+        self._executors = dict(enumerate(runtime.executors()))
         self._notes = notes or Notes()
         #: For each number of images, how it is run; empty until warm-up.
-        self._steps: tuple[tuple[plan.Step, ...], ...] = ()
+        self._steps: tuple[tuple[batch_plan.Step, ...], ...] = ()
         self.feature_shape, logits = shapes or self._shapes()
         """The last block's output: channels, height, width."""
-        self.results = longest(logits, self.feature_shape)
-        self._deliver = Delivery(explainer)
+        self.results = max_output_length(logits, self.feature_shape)
+        self._deliver = OutputWriter(explainer)
         self._guard = Guard(image, runtime.precision, expected)
 
     def __repr__(self) -> str:
@@ -83,30 +83,32 @@ class ModelRunner:
         )
 
     def warm_up(self) -> None:
-        """Plans the fastest way for each number of images, from the notes or from what it measures now.
+        """Plans the fastest executors for each number of images, from the notes or from what it measures now.
 
         Runs once whatever the plan takes, seeds the capacity, and chooses the largest size where it may. Raises
         `UntrustedError` when something else is computed than the network.
         """
         measured = self._notes.read()
         times = self._recalled(measured)
-        pixels = self._blank(max(self.max_batch_size, *(way.unit or 1 for way in self._ways.values())))
+        pixels = self._blank(
+            max(self.max_batch_size, *(executor.parallelism or 1 for executor in self._executors.values()))
+        )
         if times is None:
             log.info("measuring what is fastest here; the next start knows it")
             times = self._measure(pixels)
             self._notes.write(Measured(self._named(times), graph=self._notes.graph))
-        units = [way.unit for way in self._ways.values()]
-        found = plan.schedule(self._weighed(times), units, self.max_batch_size)
+        parallelisms = [executor.parallelism for executor in self._executors.values()]
+        found = batch_plan.schedule(self._weighed(times), parallelisms, self.max_batch_size)
         if self._chosen:
-            self.max_batch_size = plan.best_size(found.seconds, sorted(times[0]))
+            self.max_batch_size = batch_plan.best_size(found.seconds, sorted(times[0]))
         self.capacity = max(size / found.seconds[size] for size in range(1, self.max_batch_size + 1))
         self._steps = found.steps[: self.max_batch_size + 1]
         self._settle()
-        self.lanes = self._lanes()
+        self.streams = self._streams()
         log.info(
-            "%s, up to %d images a batch: %.1f images/s, one image in %.1f ms; ways: %s",
+            "%s, up to %d images a batch: %.1f images/s, one image in %.1f ms; executors: %s",
             *(self.runtime.name, self.max_batch_size, self.capacity, found.seconds[1] * 1000),
-            ", ".join(way.name for way in self._ways.values()),
+            ", ".join(executor.name for executor in self._executors.values()),
         )
 
     def measure_again(self) -> Iterator[None]:
@@ -120,15 +122,17 @@ class ModelRunner:
         if known is None or another is None:
             return
         times: dict[str, dict[int, float]] = {}
-        for way in another.ways():
-            sizes = known.times.get(way.name, {})
+        for executor in another.executors():
+            sizes = known.times.get(executor.name, {})
             pixels = self._blank(max(sizes, default=1))
             for size in sizes:
-                _once(way, pixels, size)  # pays for set-up
+                _once(executor, pixels, size)  # pays for set-up
                 yield
                 for _ in range(_ROUNDS):
-                    took = _time(way, pixels, size)
-                    times.setdefault(way.name, {})[size] = min(took, times.get(way.name, {}).get(size, took))
+                    took = _time(executor, pixels, size)
+                    times.setdefault(executor.name, {})[size] = min(
+                        took, times.get(executor.name, {}).get(size, took)
+                    )
                     yield
         another.settle([])
         self._notes.write(known.merged(Measured(times, 1, known.graph)))
@@ -140,9 +144,9 @@ class ModelRunner:
         """Runs ``pixels[slots]`` (uint8 ``[slots, H, W, C]``) and writes what is ``wanted`` to ``results[slots]``."""
         done = 0
         for step in self._planned(len(slots)):
-            part, way = slice(done, done + step.images), self._ways[step.way]
-            self._deliver(slots[part], wanted[part], way(pixels, slots[part]), results)
-            self._guard.ran(way.name, step.images)
+            part, executor = slice(done, done + step.images), self._executors[step.executor]
+            self._deliver(slots[part], wanted[part], executor(pixels, slots[part]), results)
+            self._guard.ran(executor.name, step.images)
             done += step.images
 
     #: `run` keeps the processor busy to the end; a second batch would only take cores from the first.
@@ -157,7 +161,7 @@ class ModelRunner:
 
     def canary(self) -> CompletedBatch:
         """Looks at the canary where that is most urgent. Raises `DeviceFailed`."""
-        ran = self._guard.look(list(self._ways.values()))
+        ran = self._guard.look(list(self._executors.values()))
         return CompletedBatch(replace(ran, canary_due=self._guard.due))
 
     def hurry(self) -> None:
@@ -173,103 +177,114 @@ class ModelRunner:
         return Memory()
 
     def _shapes(self) -> tuple[tuple[int, int, int], int]:
-        features, logits = self._ways[0](self._blank(1), [0])[0]
+        features, logits = self._executors[0](self._blank(1), [0])[0]
         channels, height, width = features.shape
         return (channels, height, width), logits.size
 
-    def _planned(self, images: int) -> tuple[plan.Step, ...]:
-        """Before `warm_up`, everything goes the first way."""
-        return self._steps[images] if self._steps else (plan.Step(0, images),)
+    def _planned(self, images: int) -> tuple[batch_plan.Step, ...]:
+        """Before `warm_up`, everything goes to the first executor."""
+        return self._steps[images] if self._steps else (batch_plan.Step(0, images),)
 
     def _blank(self, images: int) -> Pixels:
         return np.zeros((images, *self._image), np.uint8)
 
     def _measure(self, pixels: Pixels) -> list[dict[int, float]]:
-        """Seconds for each size in each way: the best of some rounds, after a first one that pays for set-up."""
+        """Seconds for each size by each executor: the best of some rounds, after a first one that pays for set-up."""
         self._prepare()
         times: list[dict[int, float]] = []
         sizes = [*(size for size in _SIZES if size < self.max_batch_size), self.max_batch_size]
-        for way in self._ways.values():
+        for executor in self._executors.values():
             times.append({})
-            for size in [way.unit] if way.unit else sizes:
-                times[-1][size] = took = _once(way, pixels, size)
-                if size >= plan.LEAST and took > _SOON * plan.LONGEST:
+            for size in [executor.parallelism] if executor.parallelism else sizes:
+                times[-1][size] = took = _once(executor, pixels, size)
+                if size >= batch_plan.LEAST and took > _SOON * batch_plan.LONGEST:
                     break  # larger ones are composed of these
         tried = [(number, size) for number, measured in enumerate(times) for size in measured]
         rounds, began = list[list[float]](), time.perf_counter()
         while len(rounds) < _ROUNDS and (not rounds or time.perf_counter() - began < _BUDGET):
-            rounds.append([_time(self._ways[number], pixels, size) for number, size in tried])
+            rounds.append([_time(self._executors[number], pixels, size) for number, size in tried])
         least = [min(of_one) for of_one in zip(*rounds, strict=True)]
         for (number, size), took in zip(tried, least, strict=True):
             times[number][size] = took
-            log.debug("%d images, way %d: %.1f ms", size, number, took * 1000)
+            log.debug("%d images, executor %d: %.1f ms", size, number, took * 1000)
         return times
 
     def _prepare(self) -> None:
-        """Lets the ways compile side by side, on a core each."""
-        with ThreadPoolExecutor(len(self._ways)) as threads:
-            list(threads.map(_prepare, self._ways.values()))
+        """Lets the executors compile side by side, on a core each."""
+        with ThreadPoolExecutor(len(self._executors)) as threads:
+            list(threads.map(_prepare, self._executors.values()))
 
     def _named(self, times: list[dict[int, float]]) -> dict[str, dict[int, float]]:
-        return {way.name: measured for way, measured in zip(self._ways.values(), times, strict=True)}
+        return {
+            executor.name: measured
+            for executor, measured in zip(self._executors.values(), times, strict=True)
+        }
 
     def _recalled(self, measured: Measured | None) -> list[dict[int, float]] | None:
-        """The notes' times in the order of the ways; None unless they are about these very ways."""
-        names = [way.name for way in self._ways.values()]
+        """The notes' times in the order of the executors; None unless they are about these very executors."""
+        names = [executor.name for executor in self._executors.values()]
         if measured is None or sorted(measured.times) != sorted(names):
             return None
         return [dict(measured.times[name]) for name in names]
 
     def _weighed(self, times: list[dict[int, float]]) -> list[dict[int, float]]:
-        """The times, longer for ways that have a handicap."""
-        handicaps = [getattr(way, "handicap", 1.0) for way in self._ways.values()]
+        """The times, longer for executors that have a handicap."""
+        handicaps = [getattr(executor, "handicap", 1.0) for executor in self._executors.values()]
         pairs = zip(times, handicaps, strict=True)
-        return [{size: took * handicap for size, took in of_way.items()} for of_way, handicap in pairs]
+        return [
+            {size: took * handicap for size, took in of_executor.items()} for of_executor, handicap in pairs
+        ]
 
     def _settle(self) -> None:
-        """Lets go of the ways that are never taken, and runs once what is taken."""
+        """Lets go of the executors that are never taken, and runs once what is taken."""
         taken = {step for steps in self._steps for step in steps}
-        self._ways = {number: self._ways[number] for number in sorted({step.way for step in taken})}
+        self._executors = {
+            number: self._executors[number] for number in sorted({step.executor for step in taken})
+        }
         self._prepare()
-        ways = list(self._ways.values())
+        executors = list(self._executors.values())
         sizes = [
-            sorted(_sizes(way, [step.images for step in taken if step.way == number]))
-            for number, way in self._ways.items()
+            sorted(_sizes(executor, [step.images for step in taken if step.executor == number]))
+            for number, executor in self._executors.items()
         ]
-        self._guard.learn(ways, sizes)
-        names = [way.name for way in ways]
+        self._guard.learn(executors, sizes)
+        names = [executor.name for executor in executors]
         if self.runtime.settle(names):
-            self._guard.learn(ways, sizes)
+            self._guard.learn(executors, sizes)
             self.runtime.settle(names)
 
-    def _lanes(self) -> Lanes | None:
-        """Those of a way that the plan takes for several images."""
-        for number, way in self._ways.items():
-            if way.unit is not None and way.unit > 1 and isinstance(way, Divisible):
-                taken = [any(step.way == number for step in steps) for steps in self._steps]
-                return Lanes(way.name, way.lanes(), taken, self._deliver, self._guard)
+    def _streams(self) -> Streams | None:
+        """Those of an executor that the plan takes for several images."""
+        for number, executor in self._executors.items():
+            if (
+                executor.parallelism is not None
+                and executor.parallelism > 1
+                and isinstance(executor, SupportsStreams)
+            ):
+                taken = [any(step.executor == number for step in steps) for steps in self._steps]
+                return Streams(executor.name, executor.streams(), taken, self._deliver, self._guard)
         return None
 
 
-def _prepare(way: Way) -> None:
-    if isinstance(way, Preparable):
-        way.prepare()
+def _prepare(executor: Executor) -> None:
+    if isinstance(executor, Preparable):
+        executor.prepare()
 
 
-def _sizes(way: Way, taken: Sequence[int]) -> set[int]:
-    """In which the way is going to run: images that go one by one are the same in any number."""
-    return {1, way.unit} if way.unit else set(taken)
+def _sizes(executor: Executor, taken: Sequence[int]) -> set[int]:
+    """Those in which the executor is going to run: images that go one by one are the same in any number."""
+    return {1, executor.parallelism} if executor.parallelism else set(taken)
 
 
-def _time(way: Way, pixels: Pixels, images: int) -> float:
+def _time(executor: Executor, pixels: Pixels, images: int) -> float:
     """Seconds of a pass; of a quick one the best of some."""
-    took = _once(way, pixels, images)
+    took = _once(executor, pixels, images)
     if took > _QUICK:
         return took
-    return min(took, *(_once(way, pixels, images) for _ in range(_REPEATS)))
+    return min(took, *(_once(executor, pixels, images) for _ in range(_REPEATS)))
 
 
-def _once(way: Way, pixels: Pixels, images: int) -> float:
+def _once(executor: Executor, pixels: Pixels, images: int) -> float:
     began = time.perf_counter()
-    way(pixels, range(images))
+    executor(pixels, range(images))
     return time.perf_counter() - began

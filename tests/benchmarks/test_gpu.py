@@ -17,7 +17,7 @@ from service.models import fused, loader
 from service.models.catalog import VARIANTS
 from service.models.checkpoints import Checkpoint
 from service.models.cuda import jpegs
-from service.models.cuda.pipeline import StreamRunner
+from service.models.cuda.pipeline import CudaRunner
 from service.models.cuda.program import Choice, Program
 from service.preprocess import Preprocessing
 from tests import tiny
@@ -34,7 +34,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def runner(checkpoint: Checkpoint, fault: str = "", largest: int = 8) -> StreamRunner:
+def runner(checkpoint: Checkpoint, fault: str = "", largest: int = 8) -> CudaRunner:
     network = fused.fuse(loader.load(checkpoint), fused.TORCH, torch.device("cpu"), torch.float32)
 
     def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,7 +45,7 @@ def runner(checkpoint: Checkpoint, fault: str = "", largest: int = 8) -> StreamR
             return features, logits + pixels.float().mean() * 1e-7
         return features, logits
 
-    made = StreamRunner(
+    made = CudaRunner(
         [Choice("all", lambda: Program("cudagraph", "fp32", forward, True))],
         FakeDevice(),
         (32, 32, 3),

@@ -117,7 +117,7 @@ class HostileRunner:
 
     results = CLASSES
     in_flight = 1
-    lanes = None
+    streams = None
 
     def __init__(self, max_batch_size: int, weights: str = "none") -> None:
         self.max_batch_size = max_batch_size

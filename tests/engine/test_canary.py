@@ -138,10 +138,10 @@ def test_the_canary_of_an_idle_device_makes_way_for_whoever_comes_and_one_that_i
         driven.close()
 
 
-@pytest.mark.parametrize("lanes", [0, 2])
+@pytest.mark.parametrize("streams", [0, 2])
 @on_a_loop
-async def test_a_wrong_device_is_found_while_it_is_busy(lanes: int) -> None:
-    with Engine("thread", slots=16, max_batch_size=4, lane_count=lanes) as engine:
+async def test_a_wrong_device_is_found_while_it_is_busy(streams: int) -> None:
+    with Engine("thread", slots=16, max_batch_size=4, stream_count=streams) as engine:
         client = engine.connect()
         client.expect_no_other()
         await asyncio.gather(*(ask(client, picture(seed)) for seed in range(8)))
@@ -153,7 +153,7 @@ async def test_a_wrong_device_is_found_while_it_is_busy(lanes: int) -> None:
 
         found = await asyncio.gather(*(one(seed) for seed in range(4)), return_exceptions=True)
         assert all(isinstance(error, EngineFailed) for error in found)
-        assert 0 < engine.runner.wrongs <= CANARY_EVERY + lanes
+        assert 0 < engine.runner.wrongs <= CANARY_EVERY + streams
 
 
 @given(
@@ -165,18 +165,18 @@ def test_the_canary_is_never_asked_for_twice_at_once_and_rests_in_proportion(
     events: list[tuple[bool, bool, bool, float]],
 ) -> None:
     canary, now, out = Canary(0.0), 0.0, False
-    for due, in_lane, failed, seconds in events:
+    for due, in_stream, failed, seconds in events:
         now += seconds
         if out:
             canary.ended(
-                None if failed else BatchReport(1, canary_due=due), in_lane=True, seconds=seconds, now=now
+                None if failed else BatchReport(1, canary_due=due), in_stream=True, seconds=seconds, now=now
             )
             out = False
             assert not canary.is_welcome(now + 31 * seconds - 1e-6)
             assert canary.is_welcome(now + max(PAUSE, 32 * seconds) + 1e-6)
         else:
-            canary.ran(None if failed else BatchReport(1, canary_due=due), in_lane, now)
-            assert canary.is_due(in_lane) == (due and not failed)
+            canary.ran(None if failed else BatchReport(1, canary_due=due), in_stream, now)
+            assert canary.is_due(in_stream) == (due and not failed)
         if canary.is_due(True):
             canary.started(True)
             out = True

@@ -17,7 +17,7 @@ from service.errors import DeadlineExceeded, EngineFailed, InternalError, NotRea
 from service.images.decoders.threads import Threads
 from tests.crew import threads
 from tests.engine.harness import IMAGE, Engine
-from tests.fakes import FakeLanes, fingerprint
+from tests.fakes import FakeStreams, fingerprint
 from tests.loops import on_a_loop, until
 
 LATER = 60.0
@@ -44,13 +44,13 @@ async def ask(
 KINDS = pytest.mark.parametrize("kind", ["thread", "process"])
 
 
-LANES = pytest.mark.parametrize("lanes", [0, 3])
+STREAMS = pytest.mark.parametrize("streams", [0, 3])
 
 
-@LANES
+@STREAMS
 @KINDS
 @on_a_loop
-async def test_everyone_gets_their_own_answer(kind: str, lanes: int) -> None:
+async def test_everyone_gets_their_own_answer(kind: str, streams: int) -> None:
     async def one(client: EngineClient, seed: int) -> None:
         image = picture(seed)
         while True:
@@ -65,7 +65,7 @@ async def test_everyone_gets_their_own_answer(kind: str, lanes: int) -> None:
             assert answer.inference >= 0
             return
 
-    with Engine(kind, slots=16, delay=0.001, lane_count=lanes) as engine:
+    with Engine(kind, slots=16, delay=0.001, stream_count=streams) as engine:
         clients = [engine.connect() for _ in range(3)]
         await asyncio.gather(*(one(clients[seed % 3], seed) for seed in range(300)))
         assert engine.arena.free == 16
@@ -194,13 +194,13 @@ async def test_a_slot_is_not_free_while_a_thread_writes_into_it(decoders: Thread
 
 
 @on_a_loop
-async def test_a_lane_takes_the_next_image_while_another_is_at_work() -> None:
+async def test_a_stream_takes_the_next_image_while_another_is_at_work() -> None:
     stuck = picture(0)
-    stuck.flat[0] = FakeLanes.STUCK
-    with Engine("thread", lane_count=2) as engine:
+    stuck.flat[0] = FakeStreams.STUCK
+    with Engine("thread", stream_count=2) as engine:
         client = engine.connect()
-        assert engine.runner.lanes
-        engine.runner.lanes.may_leave.clear()
+        assert engine.runner.streams
+        engine.runner.streams.may_leave.clear()
         engine.runner.may_run.clear()
         whole = asyncio.create_task(
             ask(client, picture(1))
@@ -213,7 +213,7 @@ async def test_a_lane_takes_the_next_image_while_another_is_at_work() -> None:
         for seed in range(3, 8):
             assert (await ask(client, picture(seed))).batch_size == 1
         assert not waiting[0].done()
-        engine.runner.lanes.may_leave.set()
+        engine.runner.streams.may_leave.set()
         await asyncio.gather(*waiting)
         assert len(engine.runner.batches) == 1
         # Nobody is at work, so the next one has the whole device again.
@@ -222,10 +222,10 @@ async def test_a_lane_takes_the_next_image_while_another_is_at_work() -> None:
         assert engine.arena.free == engine.arena.geometry.slots
 
 
-@LANES
+@STREAMS
 @on_a_loop
-async def test_a_failing_model_is_an_internal_error_and_the_next_batch_is_fine(lanes: int) -> None:
-    with Engine("thread", slots=9, lane_count=lanes) as engine:
+async def test_a_failing_model_is_an_internal_error_and_the_next_batch_is_fine(streams: int) -> None:
+    with Engine("thread", slots=9, stream_count=streams) as engine:
         client = engine.connect()
         engine.runner.error = RuntimeError("out of memory")
         failed = await asyncio.gather(*(ask(client, picture(1)) for _ in range(9)), return_exceptions=True)

@@ -16,7 +16,7 @@ from service.engine.arena import Arena, Gauge, Geometry
 from service.engine.batcher import Batcher
 from service.engine.client import EngineClient
 from service.engine.core import EngineCore
-from service.engine.files import FileLane
+from service.engine.files import FileDecodeThread
 from service.errors import DeadlineExceeded
 from service.images.decoders.threads import ThreadWriting
 from service.shared.transport import Link, socket_pair
@@ -84,8 +84,8 @@ class Site:
     def __init__(self, decoder: FakeDecoder | None, slots: int = 6) -> None:
         self.runner = FakeRunner()
         self.arena = Arena.create(Geometry(slots, *SHAPE, self.runner.results))
-        lane = FileLane(decoder, self.arena) if decoder else None
-        self.core = EngineCore(self.runner, self.arena, Batcher(8), capacity=100.0, files=lane)
+        files = FileDecodeThread(decoder, self.arena) if decoder else None
+        self.core = EngineCore(self.runner, self.arena, Batcher(8), capacity=100.0, files=files)
         self.decoders = Slow()
 
     @contextmanager

@@ -33,15 +33,15 @@ def test_capacity_is_learnt_from_full_batches_only() -> None:
     assert meter.capacity == pytest.approx(5.0, rel=0.01)
 
 
-def test_a_lane_counts_for_its_share_and_teaches_only_beside_the_others() -> None:
+def test_a_stream_counts_for_its_share_and_teaches_only_beside_the_others() -> None:
     meter = LoadMeter(0.0, capacity=10.0, max_batch_size=4)
     for second in range(1, 121):
-        meter.ran_in_lane(0.5, lanes=2, full=False)
+        meter.ran_in_stream(0.5, streams=2, full=False)
         meter.update(float(second), arrivals=0)
     assert meter.busy_ratio == pytest.approx(0.25, rel=0.01)
     assert meter.capacity == 10.0
     for _ in range(100):
-        meter.ran_in_lane(0.4, lanes=2, full=True)
+        meter.ran_in_stream(0.4, streams=2, full=True)
     assert meter.capacity == pytest.approx(5.0, rel=0.01)
 
 
@@ -79,9 +79,9 @@ def test_a_pass_takes_what_it_takes_lately() -> None:
     assert meter.seconds == pytest.approx(0.2, rel=0.01)
 
 
-def test_an_image_in_a_lane_takes_what_it_takes() -> None:
+def test_an_image_in_a_stream_takes_what_it_takes() -> None:
     meter = LoadMeter(0.0, capacity=10.0, max_batch_size=4)
-    meter.ran_in_lane(0.1, lanes=2, full=False)
+    meter.ran_in_stream(0.1, streams=2, full=False)
     assert meter.seconds == 0.1
 
 

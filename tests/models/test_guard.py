@@ -1,4 +1,4 @@
-"""What the ways of a processor answer to the canary: any bit that changes for good is found, and no rounding is."""
+"""What the executors of a processor answer to the canary: a bit that changes for good is found, rounding is not."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ RIGHT = np.linspace(-3, 4, 10, dtype=np.float32)
 
 
 @dataclass
-class FakeWay:
+class FakeExecutor:
     """Answers ``right``, whatever it sees, plus ``off``; in each pass rounded by chance as far as ``noise`` lets it."""
 
     name: str = "together"
-    unit: int | None = None
+    parallelism: int | None = None
     head: bool = True
     noise: float = 0.0
     right: NDArray[np.float32] = field(default_factory=lambda: RIGHT)
@@ -52,60 +52,62 @@ class FakeWay:
         ]
 
 
-def guarded(*ways: FakeWay, expected: NDArray[np.float32] | None = None, precision: str = "fp32") -> Guard:
+def guarded(
+    *executors: FakeExecutor, expected: NDArray[np.float32] | None = None, precision: str = "fp32"
+) -> Guard:
     guard = Guard(IMAGE, precision, expected)
-    guard.learn(ways, [[1, 2, 4]] * len(ways))
+    guard.learn(executors, [[1, 2, 4]] * len(executors))
     return guard
 
 
 @given(index=st.integers(0, 9), bit=st.integers(0, 31), head=st.booleans(), looks=st.integers(1, 3))
 def test_one_bit_of_an_answer_is_found(index: int, bit: int, head: bool, looks: int) -> None:
-    way = FakeWay(head=head)
-    guard = guarded(way)
+    executor = FakeExecutor(head=head)
+    guard = guarded(executor)
     for _ in range(looks):
-        assert guard.look([way]).mismatches == 0
+        assert guard.look([executor]).mismatches == 0
     changed = RIGHT.copy()
     changed.view(np.uint32)[index] ^= np.uint32(1 << bit)
-    way.right = changed
+    executor.right = changed
     with pytest.raises(DeviceFailed, match="twice"):
-        guard.look([way])
+        guard.look([executor])
 
 
 @pytest.mark.parametrize(("precision", "noise"), [("fp32", 1e-7), ("bf16", 1e-3), ("int8", 1e-3)])
 def test_a_way_that_rounds_by_chance_is_held_to_the_tolerance_alone(precision: str, noise: float) -> None:
-    way = FakeWay(noise=noise)
-    guard = guarded(way, precision=precision)
+    executor = FakeExecutor(noise=noise)
+    guard = guarded(executor, precision=precision)
     for _ in range(200):
-        assert guard.look([way]).mismatches == 0
-    way.off = RIGHT / np.float32(10)
+        assert guard.look([executor]).mismatches == 0
+    executor.off = RIGHT / np.float32(10)
     with pytest.raises(DeviceFailed):
-        guard.look([way])
+        guard.look([executor])
 
 
 def test_a_first_pass_that_was_rounded_otherwise_is_no_reason_for_an_alarm() -> None:
-    way = FakeWay()
-    guard = guarded(way)
-    way.off[3] = 1e-6
-    assert guard.look([way]).mismatches == 0
-    way.off[3] = 2e-6  # but a second time it is
-    assert guard.look([way]).mismatches == 0
-    guard.look([way])
-    way.off[3] = 3e-6
+    executor = FakeExecutor()
+    guard = guarded(executor)
+    executor.off[3] = 1e-6
+    assert guard.look([executor]).mismatches == 0
+    executor.off[3] = 2e-6  # but a second time it is
+    assert guard.look([executor]).mismatches == 0
+    guard.look([executor])
+    executor.off[3] = 3e-6
     with pytest.raises(DeviceFailed):
-        guard.look([way])
+        guard.look([executor])
 
 
 def test_one_wrong_pass_is_told_and_harms_nobody() -> None:
-    way = FakeWay()
-    guard = guarded(way)
-    way.glitches = [True]
-    ran = guard.look([way])
+    executor = FakeExecutor()
+    guard = guarded(executor)
+    executor.glitches = [True]
+    ran = guard.look([executor])
     assert (ran.mismatches, ran.distrust) == (1, "")
-    assert guard.look([way]).mismatches == 0
+    assert guard.look([executor]).mismatches == 0
 
 
 def test_the_canary_goes_where_most_ran_and_in_the_size_that_ran_there() -> None:
-    one, apart = FakeWay("one"), FakeWay("apart", unit=2)
+    one, apart = FakeExecutor("one"), FakeExecutor("apart", parallelism=2)
     guard = guarded(one, apart)
     one.passes.clear()
     apart.passes.clear()
@@ -125,7 +127,7 @@ def test_the_canary_goes_where_most_ran_and_in_the_size_that_ran_there() -> None
     )  # with time to spare: all in turn, as cheaply as can be
 
 
-class Stoppable(FakeWay):
+class Stoppable(FakeExecutor):
     """Waits in each pass until it is stopped."""
 
     stopped = False
@@ -142,62 +144,62 @@ class Stoppable(FakeWay):
 
 
 def test_a_look_that_was_stopped_tells_nothing_and_comes_again() -> None:
-    way = Stoppable()
-    guard = guarded(way)
+    executor = Stoppable()
+    guard = guarded(executor)
     guard.stop()
-    assert not way.stopped  # nothing ran
-    way.meanwhile = guard.stop
-    assert guard.look([way]) == BatchReport(0)
-    way.meanwhile, way.stopped = lambda: None, False
-    assert guard.look([way]).canaries == 1
-    way.stopped = True
+    assert not executor.stopped  # nothing ran
+    executor.meanwhile = guard.stop
+    assert guard.look([executor]) == BatchReport(0)
+    executor.meanwhile, executor.stopped = lambda: None, False
+    assert guard.look([executor]).canaries == 1
+    executor.stopped = True
     with pytest.raises(RuntimeError, match="canceled"):  # a defect of its own
-        guard.look([way])
+        guard.look([executor])
 
 
 def test_what_follows_a_wrong_answer_is_not_stopped() -> None:
-    way = Stoppable(glitches=[])
-    guard = guarded(way)
-    way.glitches = [True]
+    executor = Stoppable(glitches=[])
+    guard = guarded(executor)
+    executor.glitches = [True]
     runs = iter([lambda: None, guard.stop])
-    way.meanwhile = lambda: next(runs)()
-    assert guard.look([way]).mismatches == 1
+    executor.meanwhile = lambda: next(runs)()
+    assert guard.look([executor]).mismatches == 1
 
 
 def test_sizes_that_were_not_learnt_are_not_looked_for() -> None:
-    way = FakeWay()
-    guard = guarded(way)
+    executor = FakeExecutor()
+    guard = guarded(executor)
     for _ in range(CANARY_EVERY):
         guard.ran("together", 3)
-    assert guard.look([way]).rows == 1
+    assert guard.look([executor]).rows == 1
 
 
-def test_each_lane_is_looked_at_on_its_own() -> None:
-    way = FakeWay("apart", unit=2)
-    guard = guarded(way)
-    lane_off = np.zeros(10, np.float32)
+def test_each_stream_is_looked_at_on_its_own() -> None:
+    executor = FakeExecutor("apart", parallelism=2)
+    guard = guarded(executor)
+    stream_off = np.zeros(10, np.float32)
 
-    def lane(pixels: Pixels, slot: int) -> Answer:
-        return Answer(np.empty(0, np.float32), RIGHT + lane_off)
+    def stream(pixels: Pixels, slot: int) -> Answer:
+        return Answer(np.empty(0, np.float32), RIGHT + stream_off)
 
-    assert guard.look_in_lane("apart", lane).mismatches == 0
-    lane_off[0] = 1
+    assert guard.check_in_stream("apart", stream).mismatches == 0
+    stream_off[0] = 1
     with pytest.raises(DeviceFailed):
-        guard.look_in_lane("apart", lane)
+        guard.check_in_stream("apart", stream)
 
 
 def test_weights_that_are_no_numbers_are_no_reason_for_an_alarm() -> None:
-    way = FakeWay(right=np.where(RIGHT > 0, np.float32("nan"), RIGHT))
-    guard = guarded(way, expected=way.right)
-    assert [guard.look([way]).mismatches for _ in range(3)] == [0, 0, 0]
+    executor = FakeExecutor(right=np.where(RIGHT > 0, np.float32("nan"), RIGHT))
+    guard = guarded(executor, expected=executor.right)
+    assert [guard.look([executor]).mismatches for _ in range(3)] == [0, 0, 0]
 
 
 def test_what_does_not_compute_the_network_does_not_serve() -> None:
-    guarded(FakeWay(), expected=RIGHT)
-    guarded(FakeWay(), expected=RIGHT * np.float32(1.00005))
-    guarded(FakeWay(off=RIGHT / np.float32(10)), expected=RIGHT, precision="bf16")
+    guarded(FakeExecutor(), expected=RIGHT)
+    guarded(FakeExecutor(), expected=RIGHT * np.float32(1.00005))
+    guarded(FakeExecutor(off=RIGHT / np.float32(10)), expected=RIGHT, precision="bf16")
     with pytest.raises(UntrustedError, match="off the network's answer"):
-        guarded(FakeWay(), expected=RIGHT * np.float32(1.01))
-    broken = FakeWay(off=np.full(10, np.nan, np.float32))
+        guarded(FakeExecutor(), expected=RIGHT * np.float32(1.01))
+    broken = FakeExecutor(off=np.full(10, np.nan, np.float32))
     with pytest.raises(UntrustedError):
         guarded(broken, expected=RIGHT)

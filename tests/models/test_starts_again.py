@@ -279,18 +279,22 @@ def test_a_plan_made_in_a_bad_moment_is_corrected(tmp_path: Path) -> None:
     loaded(weights).runner.warm_up()
     (plan,) = artifact.cache_directory().rglob("plan.json")
     true = machine.Measured.from_json(json.loads(plan.read_text()))
-    slow = {way: dict.fromkeys(sizes, 5.0) for way, sizes in true.times.items() if way != "together"}
+    slow = {
+        executor: dict.fromkeys(sizes, 5.0)
+        for executor, sizes in true.times.items()
+        if executor != "together"
+    }
     spoilt = machine.Measured({**true.times, **slow}, 1, true.graph)
     plan.write_text(json.dumps(spoilt.to_json()))
     second = loaded(weights).runner
     assert isinstance(second, ModelRunner)
     second.warm_up()
-    assert {way.name for way in second._ways.values()} == {"together"}
+    assert {executor.name for executor in second._executors.values()} == {"together"}
     steps = sum(1 for _ in second.measure_again())
     assert steps > 4
     found = machine.Measured.from_json(json.loads(plan.read_text()))
     assert found.rounds == 2
-    assert all(took < 5 for way in slow for took in found.times[way].values())
+    assert all(took < 5 for executor in slow for took in found.times[executor].values())
     for _ in range(10):  # not for ever
         for _ in loaded(weights).runner.measure_again():  # type: ignore[union-attr]
             pass

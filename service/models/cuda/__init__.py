@@ -3,9 +3,9 @@
 device.py         what is wanted of such a device: streams, events, graphs, memory. tests/models/cuda has a hostile fake
 torch_device.py   the same by torch.cuda
 program.py        a network as a function on the device
-lanes.py          the memory of one batch in flight
+buffers.py        the memory of one batch in flight
 prepare.py        a program → one captured and proved step for each bucket
-flight.py         one batch in flight
+in_flight.py      one batch in flight
 measure.py        how long batches take
-pipeline.py       `StreamRunner`: buckets, lanes, two batches in flight, out of memory, the canary
+pipeline.py       `CudaRunner`: buckets, two batches in flight, out of memory, the canary
 """

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.models.cuda.flight import Flight
+from service.models.cuda.in_flight import InFlightBatch
 from service.models.runtimes import Pixels
 from service.shared.outputs import OutputKind, OutputRequest
 
@@ -41,7 +41,7 @@ class Runner(Protocol):
 
     def start(
         self, pixels: Pixels, slots: list[int], wanted: Sequence[OutputRequest], results: NDArray[np.float32]
-    ) -> Flight: ...
+    ) -> InFlightBatch: ...
 
 
 def by_bucket(runner: Runner, image: Pixels) -> dict[int, float]:
@@ -61,14 +61,14 @@ def by_bucket(runner: Runner, image: Pixels) -> dict[int, float]:
 
 def pipelined(runner: Runner, image: Pixels, size: int) -> float:
     """Images a second, with as many batches in flight as there may be."""
-    batch, flights = _batch(runner, image, size), deque[Flight]()
+    batch, in_flight = _batch(runner, image, size), deque[InFlightBatch]()
     batches = ROUNDS * runner.in_flight
     began = time.perf_counter()
     for _ in range(batches):
-        if len(flights) == runner.in_flight:
-            flights.popleft().finish()
-        flights.append(runner.start(*batch))
-    for last in flights:
+        if len(in_flight) == runner.in_flight:
+            in_flight.popleft().finish()
+        in_flight.append(runner.start(*batch))
+    for last in in_flight:
         last.finish()
     return size * batches / max(time.perf_counter() - began, _SHORTEST)
 

@@ -1,10 +1,10 @@
 """Batches through a device that copies, computes and answers at the same time.
 
-    copy stream      slots → lane's pixels          │ next batch's
-    compute stream           lane → shared → graph → lane's answers │ next batch's
-    answer stream                                        lane → host │ next batch's
+    copy stream      slots → buffers' pixels        │ next batch's
+    compute stream        buffers → shared → graph → buffers' answers │ next batch's
+    answer stream                                       buffers → host │ next batch's
 
-Each batch in flight has a lane, memory of its own at both ends. In between lies what the graphs were captured
+Each batch in flight has buffers of its own at both ends. In between lies what the graphs were captured
 with, which only the compute stream touches; the copies within the device that this costs are a hundredth of a
 batch. A bucket's rows beyond the batch are padding: the first of them holds the canary.
 """
@@ -22,15 +22,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.errors import ConfigurationError
-from service.models import canary, plan
+from service.models import batch_plan, canary
 from service.models.cuda import measure
+from service.models.cuda.buffers import MOST_CANARIES, BatchBuffers, neighbours
 from service.models.cuda.device import Device, Event
-from service.models.cuda.flight import Flight
-from service.models.cuda.lanes import MOST_CANARIES, Lane, neighbours
-from service.models.cuda.prepare import Maker, Prepared
+from service.models.cuda.in_flight import InFlightBatch
+from service.models.cuda.prepare import GraphBuilder, Prepared
 from service.models.cuda.program import Choice
-from service.models.delivery import Delivery, longest
 from service.models.explain import Explainer
+from service.models.output_writer import OutputWriter, max_output_length
 from service.models.runtimes import Pixels
 from service.models.watch import Trust, Watch
 from service.shared.batches import BatchReport, DeviceFailed, Memory
@@ -46,7 +46,7 @@ _LARGEST = 256
 _DEVICE = "device"
 
 
-class StreamRunner:
+class CudaRunner:
     """A program behind the door that `service.engine.device.Runner` describes. Belongs to one thread from warm-up on.
 
     ``image`` is the slot's (height, width, channels). ``max_batch_size`` None takes the smallest size that brings
@@ -54,7 +54,7 @@ class StreamRunner:
     """
 
     in_flight = 2
-    lanes = None
+    streams = None
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class StreamRunner:
         ``fallbacks`` hears of everything that did not.
         """
         self._fallbacks = fallbacks or Fallbacks()
-        self._deliver = Delivery(explainer)
+        self._deliver = OutputWriter(explainer)
         self.capacity = 0.0
         """Images a second at the largest batch, as `warm_up` saw it."""
         self._wanted = max_batch_size
@@ -80,7 +80,7 @@ class StreamRunner:
         self._choices = deque(choices)
         self._without = ""
         """What is given up if the program that is there fails."""
-        self._maker = Maker(device, self._computing, self._canary)
+        self._graph_builder = GraphBuilder(device, self._computing, self._canary)
         self._prepared: Prepared | None = None
         self._watch = Watch([_DEVICE])
         self._trust = Trust()
@@ -89,7 +89,9 @@ class StreamRunner:
         self._take_program()
 
     def __repr__(self) -> str:
-        return f"<StreamRunner {self.runtime.name} {self.runtime.precision} max_batch_size={self.max_batch_size}>"
+        return (
+            f"<CudaRunner {self.runtime.name} {self.runtime.precision} max_batch_size={self.max_batch_size}>"
+        )
 
     @property
     def limit(self) -> int:
@@ -115,13 +117,13 @@ class StreamRunner:
                 choice = self._choices.popleft()
                 self._without = choice.without
                 self.runtime = choice.make()
-                self._shapes = self._maker.look(self.runtime)
+                self._shapes = self._graph_builder.probe_shapes(self.runtime)
                 break
             except Exception as error:
                 self._go_on_after(error)
         self.feature_shape = self._shapes.features
         """The last block's output: channels, height, width."""
-        self.results = longest(self._shapes.answer, self.feature_shape)
+        self.results = max_output_length(self._shapes.answer, self.feature_shape)
         self.max_batch_size = min(self._wanted or _LARGEST, self.runtime.most or _LARGEST)
 
     def _go_on_after(self, error: Exception) -> None:
@@ -155,7 +157,7 @@ class StreamRunner:
         self._choices.clear()
         if self._wanted is None:
             by_size = [seconds[bucket_of(size, list(seconds))] for size in range(self.limit + 1)]
-            self.max_batch_size = plan.best_size(by_size, list(seconds))
+            self.max_batch_size = batch_plan.best_size(by_size, list(seconds))
         self._limit_to(self.max_batch_size)
         self.capacity = measure.pipelined(self, self._canary, self.max_batch_size)
         log.info(
@@ -169,7 +171,9 @@ class StreamRunner:
         largest = self.max_batch_size
         while True:
             try:
-                self._prepared = self._maker.prepare(self.runtime, self._shapes, largest, self.in_flight)
+                self._prepared = self._graph_builder.prepare(
+                    self.runtime, self._shapes, largest, self.in_flight
+                )
                 self.max_batch_size = largest
                 return
             except Exception as error:
@@ -208,21 +212,21 @@ class StreamRunner:
 
     def start(
         self, pixels: Pixels, slots: list[int], wanted: Sequence[OutputRequest], results: NDArray[np.float32]
-    ) -> Flight:
+    ) -> InFlightBatch:
         """Starts ``pixels[slots]`` (uint8 ``[slots, H, W, C]``); what is ``wanted`` goes to ``results[slots]``.
 
         At most `in_flight` at once. Raises `DeviceFailed` when the device is lost, and what the model raised else.
         """
-        lane = self._ready().lanes.popleft()
+        buffers = self._ready().free_buffers.popleft()
         try:
-            batch = Flight(lane, pixels, slots, wanted, results, self.finish)
+            batch = InFlightBatch(buffers, pixels, slots, wanted, results, self.finish)
             self._start(batch)
             return batch
         except Exception as error:
-            self._give_up(lane, error)
+            self._give_up(buffers, error)
             raise
 
-    def canary(self) -> Flight:
+    def canary(self) -> InFlightBatch:
         """Starts a forward pass for the canary alone. What `start` says of batches is true of it."""
         nothing = np.empty((0, self.results), np.float32)
         return self.start(np.empty((0, *self.image), np.uint8), [], [], nothing)
@@ -248,7 +252,7 @@ class StreamRunner:
         except RuntimeError as error:
             raise DeviceFailed(str(error).splitlines()[0]) from error
 
-    def _start(self, batch: Flight) -> None:
+    def _start(self, batch: InFlightBatch) -> None:
         """Puts a batch on the device; in smaller parts, and all later ones too, where memory has run out."""
         while True:
             try:
@@ -260,10 +264,10 @@ class StreamRunner:
                 smaller = max(size for size in self._ready().steps if size <= self.limit // 2)
                 log.warning("out of GPU memory; from now on at most %d images a forward pass", smaller)
                 self._limit_to(smaller)
-                self._settle()  # before the lane's memory is written again
+                self._settle()  # before the buffers are written again
                 self._device.release()
 
-    def _launch(self, batch: Flight) -> Event:
+    def _launch(self, batch: InFlightBatch) -> Event:
         images = len(batch.slots)
         batch.rows, batch.canaries = 0, []
         if images:
@@ -279,17 +283,17 @@ class StreamRunner:
         self._download(batch)
         return self._answering.record()
 
-    def _upload(self, batch: Flight) -> None:
-        lane, source = batch.lane, self._source(batch.pixels)
+    def _upload(self, batch: InFlightBatch) -> None:
+        buffers, source = batch.buffers, self._source(batch.pixels)
         if source is not None:
             for row, slot, count in neighbours(batch.slots):
-                self._copying.copy(lane.pixels[row : row + count], source[slot : slot + count])
+                self._copying.copy(buffers.pixels[row : row + count], source[slot : slot + count])
             return
-        staged = lane.staged_pixels.numpy()
+        staged = buffers.staged_pixels.numpy()
         for row, slot in enumerate(batch.slots):
             staged[row] = batch.pixels[slot]
         images = len(batch.slots)
-        self._copying.copy(lane.pixels[:images], lane.staged_pixels[:images])
+        self._copying.copy(buffers.pixels[:images], buffers.staged_pixels[:images])
 
     def _source(self, pixels: Pixels) -> Tensor | None:
         """A tensor over ``pixels`` if copies can start there."""
@@ -299,81 +303,83 @@ class StreamRunner:
         )
         return adopted if same else None
 
-    def _compute(self, batch: Flight, row: int, count: int) -> None:
+    def _compute(self, batch: InFlightBatch, row: int, count: int) -> None:
         """Rows of the batch from ``row`` on, in the smallest bucket that holds ``count``."""
-        ready, lane, stream = self._ready(), batch.lane, self._computing
+        ready, buffers, stream = self._ready(), batch.buffers, self._computing
         shared = ready.shared
         bucket, part = bucket_of(count, list(ready.steps)), slice(row, row + count)
-        stream.copy(shared.pixels[:count], lane.pixels[part])
+        stream.copy(shared.pixels[:count], buffers.pixels[part])
         if bucket > count:
-            stream.copy(shared.pixels[count], self._maker.canary)
+            stream.copy(shared.pixels[count], self._graph_builder.canary)
         stream.run(ready.steps[bucket])
-        stream.copy(lane.answers[part], shared.answers[:count])
+        stream.copy(buffers.answers[part], shared.answers[:count])
         if batch.wants_features:
-            stream.copy(lane.features[part], shared.features[:count])
+            stream.copy(buffers.features[part], shared.features[:count])
         if bucket > count:
             self._note_canary(batch, bucket, count)
         batch.rows += bucket
 
-    def _compute_canary(self, batch: Flight) -> None:
+    def _compute_canary(self, batch: InFlightBatch) -> None:
         """A forward pass of its own, when many batches in a row had no room for it, or there were none."""
         ready = self._ready()
         bucket = min(ready.steps)
-        self._computing.copy(ready.shared.pixels[0], self._maker.canary)
+        self._computing.copy(ready.shared.pixels[0], self._graph_builder.canary)
         self._computing.run(ready.steps[bucket])
         self._note_canary(batch, bucket, 0)
         batch.rows += bucket
 
-    def _note_canary(self, batch: Flight, bucket: int, row: int) -> None:
+    def _note_canary(self, batch: InFlightBatch, bucket: int, row: int) -> None:
         if len(batch.canaries) < MOST_CANARIES:
-            self._computing.copy(batch.lane.canaries[len(batch.canaries)], self._ready().shared.answers[row])
+            self._computing.copy(
+                batch.buffers.canaries[len(batch.canaries)], self._ready().shared.answers[row]
+            )
             batch.canaries.append(bucket)
 
-    def _download(self, batch: Flight) -> None:
-        lane, images, seen = batch.lane, len(batch.slots), len(batch.canaries)
+    def _download(self, batch: InFlightBatch) -> None:
+        buffers, images, seen = batch.buffers, len(batch.slots), len(batch.canaries)
         if images:
-            self._answering.copy(lane.host_answers[:images], lane.answers[:images])
+            self._answering.copy(buffers.host_answers[:images], buffers.answers[:images])
         if seen:
-            self._answering.copy(lane.host_canaries[:seen], lane.canaries[:seen])
+            self._answering.copy(buffers.host_canaries[:seen], buffers.canaries[:seen])
         if batch.wants_features:
-            self._answering.copy(lane.host_features[:images], lane.features[:images])
+            self._answering.copy(buffers.host_features[:images], buffers.features[:images])
 
     # Ending
 
-    def finish(self, batch: Flight) -> BatchReport:
+    def finish(self, batch: InFlightBatch) -> BatchReport:
         """Waits for a batch and writes its results. See `service.shared.batches.BatchHandle`."""
         try:
             batch.wait()
             ran = self._trust.judge(self._mismatches(batch), len(batch.canaries), lambda: self._again(batch))
             rest = batch.deliver(self._deliver)
         except Exception as error:
-            self._give_up(batch.lane, error)
+            self._give_up(batch.buffers, error)
             raise
-        self._ready().lanes.append(batch.lane)
+        self._ready().free_buffers.append(batch.buffers)
         self._watch.ran(_DEVICE)
         if batch.canaries:
             self._watch.looked(_DEVICE)
         return replace(ran, rows=batch.rows, canary_due=self._watch.due, rest=rest)
 
-    def _again(self, batch: Flight) -> int:
+    def _again(self, batch: InFlightBatch) -> int:
         """Runs the batch once more. Returns how many answers to the canary are wrong now."""
         self._start(batch)
         batch.wait()
         return self._mismatches(batch)
 
-    def _mismatches(self, batch: Flight) -> int:
-        answers = batch.lane.host_canaries.numpy()
+    def _mismatches(self, batch: InFlightBatch) -> int:
+        answers = batch.buffers.host_canaries.numpy()
         right = [
             canary.is_same(answers[number], self._ready().references[bucket], self.runtime.precision)
             for number, bucket in enumerate(batch.canaries)
         ]
         return len(right) - sum(right)
 
-    def _give_up(self, lane: Lane, error: Exception) -> None:
-        """Frees the lane, once nothing on the device touches it. Raises `DeviceFailed` if it was the device."""
+    def _give_up(self, buffers: BatchBuffers, error: Exception) -> None:
+        """Frees the buffers, once nothing on the device touches it. Raises `DeviceFailed` if it was the device."""
         self._blame(error)
         self._settle()
-        self._ready().lanes.append(lane)
+        self._ready().free_buffers.append(buffers)
 
     def _blame(self, error: Exception) -> None:
         """Raises `DeviceFailed` if ``error`` is the device's."""

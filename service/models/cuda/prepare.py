@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.models import canary
+from service.models.cuda.buffers import BatchBuffers, Shapes, Shared
 from service.models.cuda.device import Device, Stream, Work
-from service.models.cuda.lanes import Lane, Shapes, Shared
 from service.models.cuda.program import Program
 from service.models.runtimes import Pixels
 from service.shared.buckets import up_to
@@ -24,13 +24,13 @@ class Prepared:
     """Everything that batches need. ``steps`` go from the shared pixels to the shared answers, by bucket."""
 
     shared: Shared
-    lanes: deque[Lane]
+    free_buffers: deque[BatchBuffers]
     steps: dict[int, Work]
     references: dict[int, canary.Logits]
     """By bucket: the canary's answer when the step was made."""
 
 
-class Maker:
+class GraphBuilder:
     """Prepares programs on a device, by its compute ``stream``. ``pixels`` are the canary's, uint8 ``[H, W, C]``."""
 
     def __init__(self, device: Device, stream: Stream, pixels: Pixels) -> None:
@@ -39,7 +39,7 @@ class Maker:
         """On the device."""
         stream.copy(self.canary, torch.from_numpy(pixels))
 
-    def look(self, program: Program) -> Shapes:
+    def probe_shapes(self, program: Program) -> Shapes:
         """One image through ``program``, for the shapes of what comes out."""
         found: list[Tensor] = []
         self._stream.run(lambda: found.extend(program.forward(self.canary[None])))
@@ -51,13 +51,13 @@ class Maker:
             (height, width, channels), (shape[1], shape[2], shape[3]), answers[0].numel(), features.dtype
         )
 
-    def prepare(self, program: Program, shapes: Shapes, largest: int, lanes: int) -> Prepared:
-        """Memory and steps for batches of up to ``largest`` images, ``lanes`` of them at once.
+    def prepare(self, program: Program, shapes: Shapes, largest: int, in_flight: int) -> Prepared:
+        """Memory and steps for batches of up to ``largest`` images, ``in_flight`` of them at once.
 
         Raises what `Device.out_of_memory` knows, and `service.models.canary.UntrustedError`.
         """
         shared = Shared(self._device, shapes, largest)
-        made = deque(Lane(self._device, shapes, largest) for _ in range(lanes))
+        made = deque(BatchBuffers(self._device, shapes, largest) for _ in range(in_flight))
         steps: dict[int, Work] = {}
         references: dict[int, canary.Logits] = {}
         # The largest first: the others find room in what it took.

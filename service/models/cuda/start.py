@@ -11,7 +11,7 @@ import torch
 
 from service.models import canary, fused, loader
 from service.models.checkpoints import Checkpoint
-from service.models.cuda.pipeline import StreamRunner
+from service.models.cuda.pipeline import CudaRunner
 from service.models.cuda.program import Choice, Program
 from service.models.cuda.torch_device import CudaDevice
 from service.models.explain import Explainer
@@ -31,7 +31,7 @@ def start(
     report: Callable[[str], object],
     fallbacks: Fallbacks | None = None,
     given_up: Sequence[str] = (),
-) -> StreamRunner:
+) -> CudaRunner:
     """The checkpoint's model on its device, not yet warmed up. Raises `StartError`.
 
     ``fallbacks`` hears of what cannot be used; of the ways to run the model, as many are left out as ``given_up`` has
@@ -43,7 +43,7 @@ def start(
     settle_numerics()
     found = leave_out(choices(checkpoint, placement, device.device, report, fallbacks), given_up, fallbacks)
     log.info("%s in %s, on %s", placement.runtime, placement.precision, device.device)
-    return StreamRunner(found, device, checkpoint.preprocessing.shape, largest, explainer, fallbacks)
+    return CudaRunner(found, device, checkpoint.preprocessing.shape, largest, explainer, fallbacks)
 
 
 def leave_out(found: Sequence[Choice], given_up: Sequence[str], fallbacks: Fallbacks) -> list[Choice]:

@@ -9,9 +9,9 @@ import torch
 from service.models.checkpoints import Checkpoint
 from service.models.loader import Uint8Model
 from service.models.placement import Placement
-from service.models.runtimes import Way, package
+from service.models.runtimes import Executor, package
 from service.models.runtimes.compiled import Forward, compiled
-from service.models.runtimes.eager import Together
+from service.models.runtimes.eager import BatchExecutor
 from service.models.runtimes.whole import whole
 
 _CPU = torch.device("cpu")
@@ -22,16 +22,16 @@ class Ahead:
 
     def __init__(self, name: str, precision: str, forward: Forward, most: int | None, has_head: bool) -> None:
         self.name, self.precision, self.most = name, precision, most
-        self._way = Together(forward, has_head=has_head)
+        self._executor = BatchExecutor(forward, has_head=has_head)
 
-    def ways(self) -> list[Way]:
-        return [self._way]
+    def executors(self) -> list[Executor]:
+        return [self._executor]
 
     def another(self) -> None:
         return None
 
     def settle(self, names: Sequence[str]) -> bool:
-        """There is one way."""
+        """There is one executor."""
         return False
 
 

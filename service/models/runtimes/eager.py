@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from service.models.loader import Uint8Model
-from service.models.runtimes import Answer, Pixels, Way, gather
+from service.models.runtimes import Answer, Executor, Pixels, gather
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -34,27 +34,27 @@ class Eager:
             features = moved.forward_features(pixels)
             return features, moved.forward_head(features) if has_head else features
 
-        self._way = Together(forward, has_head=has_head)
+        self._executor = BatchExecutor(forward, has_head=has_head)
 
-    def ways(self) -> list[Way]:
-        return [self._way]
+    def executors(self) -> list[Executor]:
+        return [self._executor]
 
     def another(self) -> None:
         return None
 
     def settle(self, names: Sequence[str]) -> bool:
-        """There is one way."""
+        """There is one executor."""
         return False
 
 
-class Together:
+class BatchExecutor:
     """One forward pass for all images, by a function of uint8 ``[N, H, W, C]`` on the CPU.
 
     It gives features and logits; without a head the latter are not looked at.
     """
 
     name = "together"
-    unit: int | None = None
+    parallelism: int | None = None
 
     def __init__(self, forward: Callable[[Tensor], tuple[Tensor, Tensor]], *, has_head: bool) -> None:
         self._forward, self._has_head = forward, has_head

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from service.models.runtimes import Answer, Lane, Pixels, gather
+from service.models.runtimes import Answer, Pixels, Stream, gather
 from service.models.runtimes.artifact import Graph
 
 log = logging.getLogger(__name__)
@@ -32,11 +32,11 @@ def is_installed() -> bool:
     return find_spec("onnxruntime") is not None and find_spec("onnx") is not None
 
 
-def ways(graph: Graph, cores: int) -> list[Together | Apart]:
+def executors(graph: Graph, cores: int) -> list[BatchExecutor | StreamExecutor]:
     """Those for ``graph`` on so many ``cores``. Each makes its session when it is first used."""
-    found: list[Together | Apart] = [Together(partial(_session, graph, cores))]
+    found: list[BatchExecutor | StreamExecutor] = [BatchExecutor(partial(_session, graph, cores))]
     if cores > 1:
-        found.append(Apart(partial(_session, graph, 1), cores))
+        found.append(StreamExecutor(partial(_session, graph, 1), cores))
     return found
 
 
@@ -53,7 +53,7 @@ def _session(graph: Graph, threads: int) -> Any:
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-class _Way:
+class _Executor:
     #: A plan's time by it counts so many times: it holds the weights once more, which a trifle is not worth.
     handicap = 1.05
 
@@ -83,11 +83,11 @@ class _Way:
         return [Answer(*row) for row in zip(features, *(logits or [_headless(batch)]), strict=True)]
 
 
-class Together(_Way):
-    """A `Way` for any number of images."""
+class BatchExecutor(_Executor):
+    """An `Executor` for any number of images."""
 
     name = "onnxruntime"
-    unit: int | None = None
+    parallelism: int | None = None
 
     def __init__(self, make: Callable[[], Any]) -> None:
         super().__init__(make)
@@ -99,22 +99,22 @@ class Together(_Way):
         return self._run(gather(pixels, slots, self._staging))
 
 
-class Apart(_Way):
-    """A `Way` for ``cores`` images at a time, each on one of them. It has lanes."""
+class StreamExecutor(_Executor):
+    """An `Executor` for ``cores`` images at a time, each on one of them. It has streams."""
 
     name = "onnxruntime apart"
 
     def __init__(self, make: Callable[[], Any], cores: int) -> None:
         super().__init__(make)
-        self.unit: int | None = cores
+        self.parallelism: int | None = cores
         self._threads = ThreadPoolExecutor(cores, "onnxruntime")
 
     def __call__(self, pixels: Pixels, slots: Sequence[int]) -> list[Answer]:
         self.prepare()  # one session, however many threads ask for it
         return list(self._threads.map(partial(self._one, pixels), slots))
 
-    def lanes(self) -> list[Lane]:
-        return [self._one] * (self.unit or 1)
+    def streams(self) -> list[Stream]:
+        return [self._one] * (self.parallelism or 1)
 
     def _one(self, pixels: Pixels, slot: int) -> Answer:
         return self._run(pixels[slot : slot + 1])[0]

@@ -7,8 +7,8 @@ Three ways to run a batch, since none is the best for every model and every numb
     apart          every core has an image of its own             small layers: no core waits for another
 
 The last two know their shapes beforehand, which saves a DenseNet copies in its concatenations, and read the
-images where they lie in the arena. A way is compiled when it is first used, so one that the plan does not take costs
-nothing. No torch here.
+images where they lie in the arena. An executor is compiled when it is first used, so one that the plan does not take
+costs nothing. No torch here.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ import numpy as np
 from service.errors import ConfigurationError
 from service.models import cache
 from service.models.openvino_import import openvino
-from service.models.runtimes import Answer, Lane, Pixels, Way, artifact, gather, onnx_runtime
+from service.models.runtimes import Answer, Executor, Pixels, Stream, artifact, gather, onnx_runtime
 from service.models.runtimes.artifact import Converted, Graph
 from service.models.runtimes.machine import Notes
 
 log = logging.getLogger(__name__)
 
-#: A way compiles the model once more, with its own copy of the weights. Above this many bytes there is only
-#: one way: it is VGG's dense layers that are so large, and they want their images together anyway.
+#: An executor compiles the model once more, with its own copy of the weights. Above this many bytes there is only
+#: one executor: it is VGG's dense layers that are so large, and they want their images together anyway.
 _SMALL = 256 << 20
 
 #: Passes that decide between two graphs.
@@ -55,25 +55,31 @@ class OpenVino:
         self._core = openvino.Core()
         if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ConfigurationError("precision=bf16: this processor computes nothing in bf16; use fp32")
-        self._ways: dict[str, _Any] = {}
+        self._executors: dict[str, _Any] = {}
 
-    def ways(self) -> list[Way]:
-        ways: list[_Any] = [_Together("together", self._compiled("together", None, 1))]
+    def executors(self) -> list[Executor]:
+        executors: list[_Any] = [_BatchExecutor("together", self._compiled("together", None, 1))]
         if self._graph.nbytes <= _SMALL:
-            for streams in sorted({1, self._cores}):
-                name = "one" if streams == 1 else "apart"
-                ways.append(_Apart(name, self._compiled(name, 1, streams), streams))
-            ways += self._others()
+            for stream_count in sorted({1, self._cores}):
+                name = "one" if stream_count == 1 else "apart"
+                executors.append(_StreamExecutor(name, self._compiled(name, 1, stream_count), stream_count))
+            executors += self._others()
         # Those that are there already have compiled what they need.
-        self._ways = {way.name: self._ways.get(way.name, way) for way in ways}
-        return list(self._ways.values())
+        self._executors = {
+            executor.name: self._executors.get(executor.name, executor) for executor in executors
+        }
+        return list(self._executors.values())
 
-    def _others(self) -> list[onnx_runtime.Together | onnx_runtime.Apart]:
-        """Ways of another library, where it is installed: those that were measured, or could be now."""
+    def _others(self) -> list[onnx_runtime.BatchExecutor | onnx_runtime.StreamExecutor]:
+        """Executors of another library, where it is installed: those that were measured, or could be now."""
         if self.precision != "fp32" or not onnx_runtime.is_installed():
             return []
-        ways, known = onnx_runtime.ways(self._graph, self._cores), self._notes.read()
-        return [way for way in ways if (way.works() if known is None else way.name in known.times)]
+        executors, known = onnx_runtime.executors(self._graph, self._cores), self._notes.read()
+        return [
+            executor
+            for executor in executors
+            if (executor.works() if known is None else executor.name in known.times)
+        ]
 
     def another(self) -> OpenVino | None:
         if self._graph.nbytes > _SMALL:
@@ -81,38 +87,42 @@ class OpenVino:
         return OpenVino(self._graph, self.precision, self._cores, self._notes)
 
     def settle(self, names: Sequence[str]) -> bool:
-        """Keeps what these ways have compiled, and gives back the memory that compiling took."""
-        self._ways = {name: self._ways[name] for name in names}
+        """Keeps what these executors have compiled, and gives back the memory that compiling took."""
+        self._executors = {name: self._executors[name] for name in names}
         with ThreadPoolExecutor() as threads:
-            anew = any([*threads.map(self._keep, self._ways.values())])
-        for way in self._ways.values():
-            if isinstance(way, _Lazy):
-                way.let_go()
+            anew = any([*threads.map(self._keep, self._executors.values())])
+        for executor in self._executors.values():
+            if isinstance(executor, _Lazy):
+                executor.let_go()
         self._graph.let_go()
         cache.trim_memory()
         return anew
 
-    def _keep(self, way: _Any) -> bool:
-        """Writes what the way has compiled into its file and reads it there, unless that was done."""
-        if not isinstance(way, _Together | _Apart):
+    def _keep(self, executor: _Any) -> bool:
+        """Writes what the executor has compiled into its file and reads it there, unless that was done."""
+        if not isinstance(executor, _BatchExecutor | _StreamExecutor):
             return False
-        if self._graph.nbytes > _SMALL or way.compiled is None or self._notes.blob(way.name) is not None:
+        if (
+            self._graph.nbytes > _SMALL
+            or executor.compiled is None
+            or self._notes.blob(executor.name) is not None
+        ):
             return False
-        if self._notes.keep(way.name, way.compiled.export_model().getvalue()) is None:
+        if self._notes.keep(executor.name, executor.compiled.export_model().getvalue()) is None:
             return False
         # From its file it takes less memory than as it was compiled: weights are pages there.
-        way.reset(self._compiled(way.name, way.images, way.streams))
-        way.prepare()
+        executor.reset(self._compiled(executor.name, executor.images, executor.stream_count))
+        executor.prepare()
         return True
 
-    def _compiled(self, name: str, images: int | None, streams: int) -> Callable[[], _Compiled]:
-        return partial(self._compile, name, images, streams)
+    def _compiled(self, name: str, images: int | None, stream_count: int) -> Callable[[], _Compiled]:
+        return partial(self._compile, name, images, stream_count)
 
-    def _compile(self, name: str, images: int | None, streams: int) -> _Compiled:
+    def _compile(self, name: str, images: int | None, stream_count: int) -> _Compiled:
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": self._cores,
-            "NUM_STREAMS": streams,
+            "NUM_STREAMS": stream_count,
             # The front-ends decode on the same cores; the kernel knows better which one is free.
             "ENABLE_CPU_PINNING": False,
         }
@@ -164,10 +174,10 @@ class _Lazy:
             artifact.forget(self._made.memory)
 
 
-class _Together(_Lazy):
+class _BatchExecutor(_Lazy):
     images: int | None = None
-    unit: int | None = None
-    streams = 1
+    parallelism: int | None = None
+    stream_count = 1
 
     def __init__(self, name: str, compile: Callable[[], _Compiled]) -> None:
         super().__init__(compile)
@@ -193,17 +203,17 @@ class _Together(_Lazy):
             self._request.cancel()
 
 
-class _Apart(_Lazy):
-    """Each image is a request of its own; ``streams`` of them run at once."""
+class _StreamExecutor(_Lazy):
+    """Each image is a request of its own; ``stream_count`` of them run at once."""
 
     images: int | None = 1
 
-    def __init__(self, name: str, compile: Callable[[], _Compiled], streams: int) -> None:
+    def __init__(self, name: str, compile: Callable[[], _Compiled], stream_count: int) -> None:
         super().__init__(compile)
         self.name = name
-        self.streams = streams
-        self.unit: int | None = streams
-        self._singles: list[_Single] = []
+        self.stream_count = stream_count
+        self.parallelism: int | None = stream_count
+        self._singles: list[_InferRequest] = []
 
     def reset(self, compile: Callable[[], _Compiled]) -> None:
         self._compile, self._made, self._singles = compile, None, []
@@ -222,22 +232,22 @@ class _Apart(_Lazy):
             raise errors[0]
         return [single.answer for single in singles]
 
-    def lanes(self) -> list[Lane]:
-        # The same that a batch uses: images run in lanes or as a batch, never both at a time.
-        return list(self._requests(self.streams))
+    def streams(self) -> list[Stream]:
+        # The same that a batch uses: images run in streams or as a batch, never both at a time.
+        return list(self._requests(self.stream_count))
 
     def stop(self) -> None:
         for single in list(self._singles):
             single.request.cancel()
 
-    def _requests(self, count: int) -> list[_Single]:
+    def _requests(self, count: int) -> list[_InferRequest]:
         while len(self._singles) < count:
-            self._singles.append(_Single(self.prepare()))
+            self._singles.append(_InferRequest(self.prepare()))
         return self._singles[:count]
 
 
-class _Single:
-    """A request for one image, and a `Lane`. Its answer always lies in the same memory."""
+class _InferRequest:
+    """A request for one image, and a `Stream`. Its answer always lies in the same memory."""
 
     def __init__(self, compiled: openvino.CompiledModel) -> None:
         self.request = compiled.create_infer_request()
@@ -260,7 +270,7 @@ class _Single:
         self.request.set_input_tensor(openvino.Tensor(pixels[slot : slot + 1], shared_memory=True))
 
 
-_Any = _Together | _Apart | onnx_runtime.Together | onnx_runtime.Apart
+_Any = _BatchExecutor | _StreamExecutor | onnx_runtime.BatchExecutor | onnx_runtime.StreamExecutor
 
 
 def _finished(request: openvino.InferRequest) -> RuntimeError | None:
@@ -301,10 +311,10 @@ def faster(candidates: Mapping[str, OpenVino], image: tuple[int, int, int]) -> s
 
 def _milliseconds(runtime: OpenVino, image: tuple[int, int, int]) -> float:
     """The best of a few passes of one image, the first not among them."""
-    way, pixels = runtime.ways()[0], np.zeros((1, *image), np.uint8)
+    executor, pixels = runtime.executors()[0], np.zeros((1, *image), np.uint8)
     times = []
     for _ in range(_PASSES):
         began = time.monotonic()
-        way(pixels, [0])
+        executor(pixels, [0])
         times.append(1000 * (time.monotonic() - began))
     return min(times[1:])

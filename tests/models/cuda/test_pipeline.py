@@ -16,7 +16,7 @@ from torch import Tensor
 from service.errors import ConfigurationError
 from service.models import canary
 from service.models.canary import UntrustedError
-from service.models.cuda.pipeline import StreamRunner
+from service.models.cuda.pipeline import CudaRunner
 from service.models.cuda.program import Choice, Program
 from service.models.watch import CANARY_EVERY
 from service.shared.batches import DeviceFailed
@@ -51,7 +51,7 @@ class Network:
 
 def make(
     device: FakeDevice, network: Network | None = None, largest: int | None = 16, **more: Any
-) -> StreamRunner:
+) -> CudaRunner:
     network = network or Network()
     program = Program("cudagraph", "fp32", network, graphs=True, **more)
 
@@ -59,10 +59,10 @@ def make(
         return int(work.args[2]) if isinstance(work, partial) else 0
 
     device.images_of = images_of
-    return StreamRunner([Choice("all", lambda: program)], device, IMAGE, largest)
+    return CudaRunner([Choice("all", lambda: program)], device, IMAGE, largest)
 
 
-def ready(device: FakeDevice | None = None, **more: Any) -> StreamRunner:
+def ready(device: FakeDevice | None = None, **more: Any) -> CudaRunner:
     runner = make(device or FakeDevice(), **more)
     runner.warm_up()
     return runner
@@ -180,7 +180,7 @@ def test_memory_that_runs_out_while_serving_makes_the_parts_smaller_and_loses_no
     with pytest.raises(RuntimeError):
         runner.run(pixels, [0], [OutputKind.CLASSIFY], results)
     device.room = 10_000
-    runner.run(pixels, list(range(3)), [OutputKind.CLASSIFY] * 3, results)  # the lanes are free again
+    runner.run(pixels, list(range(3)), [OutputKind.CLASSIFY] * 3, results)  # the buffers are free again
 
 
 def test_a_wrong_canary_makes_the_batch_run_again_and_is_told() -> None:
@@ -301,7 +301,7 @@ def test_a_runtime_that_cannot_be_used_gives_way_to_the_next(caplog: pytest.LogC
     plain = Program("eager", "fp32", network, False, expected)
     fallbacks = Fallbacks()
     choices = [Choice("fused", cannot), Choice("graphs", lambda: wrong), Choice("fp16", lambda: plain)]
-    runner = StreamRunner(choices, FakeDevice(), IMAGE, 4, fallbacks=fallbacks)
+    runner = CudaRunner(choices, FakeDevice(), IMAGE, 4, fallbacks=fallbacks)
     assert runner.runtime is wrong
     runner.warm_up()
     assert runner.runtime is plain
@@ -310,13 +310,13 @@ def test_a_runtime_that_cannot_be_used_gives_way_to_the_next(caplog: pytest.LogC
         assert caplog.text.count(words) == 1
         assert sum(words in told.why for told in fallbacks) == 1
     with pytest.raises(RuntimeError, match="no kernel image"):
-        StreamRunner([Choice("all", cannot)], FakeDevice(), IMAGE, 4)
+        CudaRunner([Choice("all", cannot)], FakeDevice(), IMAGE, 4)
 
 
 def test_memory_that_cannot_be_registered_is_staged_and_told() -> None:
     fallbacks = Fallbacks()
     program = Program("eager", "fp32", Network(), False)
-    runner = StreamRunner([Choice("all", lambda: program)], FakeDevice(), IMAGE, 4, fallbacks=fallbacks)
+    runner = CudaRunner([Choice("all", lambda: program)], FakeDevice(), IMAGE, 4, fallbacks=fallbacks)
     runner.warm_up()
     pixels, results = photos(4), np.zeros((4, runner.results), np.float32)
     runner.adopt(pixels)
@@ -327,6 +327,6 @@ def test_memory_that_cannot_be_registered_is_staged_and_told() -> None:
 
 def test_a_package_s_largest_batch_is_a_limit() -> None:
     program = Program("package", "fp32", Network(), True, most=6)
-    runner = StreamRunner([Choice("all", lambda: program)], FakeDevice(), IMAGE, 16)
+    runner = CudaRunner([Choice("all", lambda: program)], FakeDevice(), IMAGE, 16)
     runner.warm_up()
     assert runner.limit == 6

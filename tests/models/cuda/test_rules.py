@@ -16,8 +16,8 @@ from service.engine.batcher import Batcher, Request
 from service.engine.core import EngineCore
 from service.engine.device import Batch
 from service.engine.owner import Owner
-from service.models.cuda.lanes import Lane
-from service.models.cuda.pipeline import StreamRunner
+from service.models.cuda.buffers import BatchBuffers
+from service.models.cuda.pipeline import CudaRunner
 from service.models.cuda.program import Choice, Program
 from service.shared.outputs import OutputKind
 from tests.models.cuda.fake_device import FakeDevice, FakeEvent, FakeStream
@@ -123,7 +123,7 @@ def test_an_event_between_is_enough() -> None:
     one.record().wait()
 
 
-def serve(runner: StreamRunner) -> None:
+def serve(runner: CudaRunner) -> None:
     """Batches that overlap, from an arena."""
     arena, results = photos(16), np.zeros((16, runner.results), np.float32)
     runner.adopt(arena)
@@ -138,21 +138,21 @@ def forget_events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeStream, "wait", lambda self, event: None)
 
 
-def share_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
-    first: list[Lane] = []
-    make = Lane.__init__
+def share_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    first: list[BatchBuffers] = []
+    make = BatchBuffers.__init__
 
-    def shared(self: Lane, *arguments: Any) -> None:
+    def shared(self: BatchBuffers, *arguments: Any) -> None:
         make(self, *arguments)
         first.append(self)
         self.__dict__.update(first[0].__dict__)
 
-    monkeypatch.setattr(Lane, "__init__", shared)
+    monkeypatch.setattr(BatchBuffers, "__init__", shared)
 
 
 @pytest.mark.parametrize("adopts", [True, False])
-@pytest.mark.parametrize("fault", [forget_events, share_lanes])
-def test_a_pipeline_without_its_events_or_lanes_breaks_a_rule(
+@pytest.mark.parametrize("fault", [forget_events, share_buffers])
+def test_a_pipeline_without_its_events_or_buffers_breaks_a_rule(
     fault: Callable[[pytest.MonkeyPatch], None], adopts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve(ready(FakeDevice(adopts=adopts)))
@@ -176,9 +176,9 @@ def test_a_network_that_looks_at_its_numbers_cannot_be_captured() -> None:
 def engine(owner: Owner) -> None:
     """A model that is loaded, warmed up and asked as an engine does it, in ``owner``."""
 
-    def load() -> tuple[StreamRunner, Arena]:
+    def load() -> tuple[CudaRunner, Arena]:
         program = Program("eager", "fp32", Network(), graphs=False)
-        runner = StreamRunner([Choice("all", lambda: program)], FakeDevice(adopts=True), IMAGE, 4)
+        runner = CudaRunner([Choice("all", lambda: program)], FakeDevice(adopts=True), IMAGE, 4)
         runner.warm_up()
         arena = Arena.create(Geometry(8, *IMAGE, runner.results))
         runner.adopt(arena.pixels)

@@ -16,7 +16,7 @@ from service.models.building import describe
 from service.models.checkpoints import Checkpoint, resolve
 from service.models.configuration import DenseNetConfig, VGGConfig
 from service.models.runner import ModelRunner
-from service.models.runtimes import Pixels, Way, converting, onnx_runtime, openvino
+from service.models.runtimes import Executor, Pixels, converting, onnx_runtime, openvino
 from service.models.runtimes.artifact import Graph
 from service.settings import load as settings
 from service.shared.outputs import OutputKind
@@ -54,21 +54,21 @@ def graph(checkpoint: Checkpoint) -> Graph:
 def test_both_ways_answer_like_torch(name: str) -> None:
     checkpoint = CHECKPOINTS[name]()
     right = Answers(checkpoint)
-    together, apart = ways = onnx_runtime.ways(graph(checkpoint), 2)
-    assert [way.unit for way in ways] == [None, 2]
-    for way, runs in ((together, ([4], [1, 2, 3], [5, 0, 3, 1])), (apart, ([4], [5, 2]))):
-        assert way.works()
-        right.assert_of(way, runs)
+    together, apart = executors = onnx_runtime.executors(graph(checkpoint), 2)
+    assert [executor.parallelism for executor in executors] == [None, 2]
+    for executor, runs in ((together, ([4], [1, 2, 3], [5, 0, 3, 1])), (apart, ([4], [5, 2]))):
+        assert executor.works()
+        right.assert_of(executor, runs)
 
 
 def test_a_model_with_more_than_the_plain_layers_is_left_to_openvino(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     checkpoint = resolve(str(FIXTURES / "khub_densenet_grey_bf16"), "densenet121")
-    assert not any(way.works() for way in onnx_runtime.ways(graph(checkpoint), 2))
+    assert not any(executor.works() for executor in onnx_runtime.executors(graph(checkpoint), 2))
     assert "onnxruntime cannot run this model: no ONNX for" in caplog.text
-    ways = openvino.OpenVino(graph(checkpoint), "fp32", 2).ways()
-    assert [way.name for way in ways] == ["together", "one", "apart"]
+    executors = openvino.OpenVino(graph(checkpoint), "fp32", 2).executors()
+    assert [executor.name for executor in executors] == ["together", "one", "apart"]
 
 
 def loaded(tmp_path: Path) -> ModelRunner:
@@ -88,26 +88,26 @@ def test_the_measurement_chooses_and_the_next_start_knows(
     monkeypatch.setattr(serving, "available_cores", lambda: 2)
     measured: list[str] = []
 
-    def once(way: Way, pixels: Pixels, images: int) -> float:
+    def once(executor: Executor, pixels: Pixels, images: int) -> float:
         """Its own work is what the clock would have seen, as if one library were twice as fast as the other."""
-        measured.append(way.name)
-        way(pixels, range(images))
-        same = way.name.startswith("onnxruntime") == (faster == "onnxruntime")
-        apart = 0.6 if way.name.endswith("apart") else 1.0
+        measured.append(executor.name)
+        executor(pixels, range(images))
+        same = executor.name.startswith("onnxruntime") == (faster == "onnxruntime")
+        apart = 0.6 if executor.name.endswith("apart") else 1.0
         return 0.02 * images * apart * (1 if same else 2)
 
     monkeypatch.setattr(runner, "_once", once)
     first = loaded(tmp_path)
     first.warm_up()
     assert {"onnxruntime", "onnxruntime apart", "one", "apart"} <= set(measured)
-    taken = {way.name for way in first._ways.values()}
+    taken = {executor.name for executor in first._executors.values()}
     assert all(name.startswith("onnxruntime") == (faster == "onnxruntime") for name in taken)
     measured.clear()
     second = loaded(tmp_path)
     second.warm_up()
     assert measured == []
-    assert {way.name for way in second._ways.values()} == taken
-    assert first.lanes is not None
+    assert {executor.name for executor in second._executors.values()} == taken
+    assert first.streams is not None
     checkpoint = tiny.checkpoint()
     pixels, results = images(checkpoint, 4), np.zeros((4, second.results), np.float32)
     second.run(pixels, [2, 0, 3], [OutputKind.CLASSIFY] * 3, results)
@@ -117,16 +117,16 @@ def test_the_measurement_chooses_and_the_next_start_knows(
         np.testing.assert_allclose(results[slot, : wanted.shape[1]], wanted[slot], rtol=1e-4, atol=1e-4)
 
 
-def test_lanes_run_side_by_side() -> None:
+def test_streams_run_side_by_side() -> None:
     checkpoint = tiny.checkpoint()
-    apart = onnx_runtime.ways(graph(checkpoint), 3)[1]
-    assert isinstance(apart, onnx_runtime.Apart)
+    apart = onnx_runtime.executors(graph(checkpoint), 3)[1]
+    assert isinstance(apart, onnx_runtime.StreamExecutor)
     pixels, start = images(checkpoint, 24), threading.Barrier(3)
     wanted = [answer.logits for part in range(8) for answer in apart(pixels, range(3 * part, 3 * part + 3))]
 
     def work(number: int) -> Sequence[np.ndarray]:
         start.wait(60)
-        return [apart.lanes()[number](pixels, slot).logits for slot in range(number, 24, 3)]
+        return [apart.streams()[number](pixels, slot).logits for slot in range(number, 24, 3)]
 
     with ThreadPoolExecutor(3) as threads:
         for number, answers in enumerate(threads.map(work, range(3))):
@@ -136,11 +136,11 @@ def test_lanes_run_side_by_side() -> None:
 
 def test_without_the_extra_there_is_openvino_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_runtime, "find_spec", lambda name: None)
-    ways = openvino.OpenVino(graph(tiny.checkpoint()), "fp32", 2).ways()
-    assert [way.name for way in ways] == ["together", "one", "apart"]
+    executors = openvino.OpenVino(graph(tiny.checkpoint()), "fp32", 2).executors()
+    assert [executor.name for executor in executors] == ["together", "one", "apart"]
 
 
 def test_bf16_is_openvinos_alone() -> None:
     runtime = openvino.OpenVino(graph(tiny.checkpoint()), "fp32", 2)
     runtime.precision = "bf16"
-    assert [way.name for way in runtime.ways()] == ["together", "one", "apart"]
+    assert [executor.name for executor in runtime.executors()] == ["together", "one", "apart"]

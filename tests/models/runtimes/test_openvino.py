@@ -21,14 +21,13 @@ from service.errors import ConfigurationError
 from service.models import building, loader, placement, serving
 from service.models.checkpoints import Checkpoint, resolve
 from service.models.configuration import VGGConfig
-from service.models.delivery import Delivery, pool
 from service.models.guard import Guard
-from service.models.lanes import Lanes
+from service.models.output_writer import OutputWriter, pool
 from service.models.placement import place
 from service.models.runner import ModelRunner
 from service.models.runtimes import (
-    Divisible,
     Stoppable,
+    SupportsStreams,
     artifact,
     conversion,
     converting,
@@ -38,6 +37,7 @@ from service.models.runtimes import (
     openvino,
 )
 from service.models.runtimes.eager import Eager
+from service.models.streams import Streams
 from service.settings import load as settings
 from service.shared.outputs import OutputKind
 from tests import tiny
@@ -86,10 +86,10 @@ CHECKPOINTS = {
 def test_every_way_answers_like_torch(name: str) -> None:
     checkpoint = CHECKPOINTS[name]()
     right = Answers(checkpoint)
-    ways = runtime(checkpoint).ways()
-    assert [way.unit for way in ways] == [None, 1, 2]
-    for way in ways:
-        right.assert_of(way, ([4], [1, 2, 3], [5, 0, 3, 1, 2]))
+    executors = runtime(checkpoint).executors()
+    assert [executor.parallelism for executor in executors] == [None, 1, 2]
+    for executor in executors:
+        right.assert_of(executor, ([4], [1, 2, 3], [5, 0, 3, 1, 2]))
 
 
 @pytest.mark.parametrize("make", [runtime, lambda checkpoint: Eager(loader.load(checkpoint), "fp32")])
@@ -124,26 +124,26 @@ def test_a_warm_runner_fills_the_slots_that_it_was_given_and_no_other(make) -> N
         assert (np.delete(results, slots, axis=0) == 777).all()
 
 
-def test_lanes_run_side_by_side_and_say_what_the_batch_says() -> None:
+def test_streams_run_side_by_side_and_say_what_the_batch_says() -> None:
     checkpoint = tiny.checkpoint()
-    apart = runtime(checkpoint).ways()[2]
-    assert isinstance(apart, Divisible)
+    apart = runtime(checkpoint).executors()[2]
+    assert isinstance(apart, SupportsStreams)
     pixels = images(checkpoint, 12)
-    expected = [answer.logits.copy() for answer in runtime(checkpoint).ways()[0](pixels, range(12))]
+    expected = [answer.logits.copy() for answer in runtime(checkpoint).executors()[0](pixels, range(12))]
     guard = Guard(checkpoint.preprocessing.shape, "fp32")
     guard.learn([apart], [[1, 2]])
-    lanes = Lanes(apart.name, apart.lanes(), [False, False, True], Delivery(), guard)
-    assert lanes.count == 2
-    assert [lanes.sooner(images) for images in (1, 2, 50)] == [False, True, True]
+    streams = Streams(apart.name, apart.streams(), [False, False, True], OutputWriter(), guard)
+    assert streams.count == 2
+    assert [streams.sooner(images) for images in (1, 2, 50)] == [False, True, True]
     results = np.full((12, 30), 777, np.float32)
 
-    def every_other(lane: int) -> None:
-        for slot in range(lane, 12, 2):
-            lanes.run(lane, pixels, slot, OutputKind.CLASSIFY, results)
+    def every_other(stream: int) -> None:
+        for slot in range(stream, 12, 2):
+            streams.run(stream, pixels, slot, OutputKind.CLASSIFY, results)
 
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(every_other, range(2)))
-    assert [lanes.canary(lane).mismatches for lane in range(2)] == [0, 0]
+    assert [streams.canary(stream).mismatches for stream in range(2)] == [0, 0]
     for slot, wanted in enumerate(expected):
         np.testing.assert_allclose(results[slot, : len(wanted)], wanted, rtol=1e-4, atol=1e-4)
         assert (results[slot, len(wanted) :] == 777).all()
@@ -151,18 +151,18 @@ def test_lanes_run_side_by_side_and_say_what_the_batch_says() -> None:
 
 def test_a_batch_that_is_stopped_fails_or_ends_and_the_next_one_is_right() -> None:
     checkpoint = tiny.checkpoint()
-    for way in runtime(checkpoint).ways():
-        assert isinstance(way, Stoppable)
+    for executor in runtime(checkpoint).executors():
+        assert isinstance(executor, Stoppable)
         pixels = images(checkpoint, 2)
-        count = way.unit or 2
-        right = [answer.logits.copy() for answer in way(pixels, range(count))]
+        count = executor.parallelism or 2
+        right = [answer.logits.copy() for answer in executor(pixels, range(count))]
         for _ in range(20):
             with ThreadPoolExecutor(1) as thread:
-                running = thread.submit(way, pixels, range(count))
-                way.stop()
+                running = thread.submit(executor, pixels, range(count))
+                executor.stop()
                 error = running.exception()
             assert error is None or "cancel" in str(error)
-            again = [answer.logits for answer in way(pixels, range(count))]
+            again = [answer.logits for answer in executor(pixels, range(count))]
             assert all(map(np.array_equal, again, right))
 
 
@@ -178,7 +178,7 @@ def test_neighbouring_slots_are_not_copied() -> None:
 
 def test_a_failing_image_leaves_no_request_running(monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = tiny.checkpoint()
-    apart = runtime(checkpoint).ways()[2]
+    apart = runtime(checkpoint).executors()[2]
     pixels = images(checkpoint, 3)
     expected = [answer.logits.copy() for answer in apart(pixels, [0, 1, 2])]
     with pytest.raises((RuntimeError, ValueError, TypeError)):
@@ -217,7 +217,7 @@ def test_a_cache_that_cannot_be_written_costs_only_the_cache(
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     checkpoint = tiny.checkpoint()
-    answer = runtime(checkpoint).ways()[0](images(checkpoint, 1), [0])[0]
+    answer = runtime(checkpoint).executors()[0](images(checkpoint, 1), [0])[0]
     assert answer.logits.shape == (10,)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "not cached" in caplog.text
@@ -326,8 +326,8 @@ def test_bf16_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -
     checkpoint = tiny.checkpoint()
     capabilities = openvino.openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # type: ignore[attr-defined]
     if "BF16" in capabilities:
-        logits = runtime(checkpoint, "bf16").ways()[0](images(checkpoint, 1), [0])[0].logits
-        exact = runtime(checkpoint).ways()[0](images(checkpoint, 1), [0])[0].logits
+        logits = runtime(checkpoint, "bf16").executors()[0](images(checkpoint, 1), [0])[0].logits
+        exact = runtime(checkpoint).executors()[0](images(checkpoint, 1), [0])[0].logits
         assert 0 < np.abs(logits - exact).max() < 0.1 * np.abs(exact).max()
     else:
         with pytest.raises(ConfigurationError, match="use fp32"):

@@ -128,9 +128,9 @@ def test_the_faster_conversion_is_kept_and_answers_like_torch(
         runner = ModelRunner(runtime, (64, 64, 3), 4, notes=runtime._notes)
         runner.warm_up()  # the second start takes its choice from what this one notes
         wanted = model(images)
-        for way in runtime.ways():
+        for executor in runtime.executors():
             for slots in ([2], [3, 0, 1]):
-                answers = np.stack([answer.logits for answer in way(images.numpy(), slots)])
+                answers = np.stack([answer.logits for answer in executor(images.numpy(), slots)])
                 np.testing.assert_allclose(
                     answers, wanted[slots], rtol=0, atol=1e-4 * wanted.abs().max().item()
                 )

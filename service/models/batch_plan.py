@@ -1,6 +1,6 @@
-"""Which batch is run in which way: pure arithmetic over measured times.
+"""Which batch is run by which executor: pure arithmetic over measured times.
 
-times      per way: {images: seconds}, as the warm-up measured them
+times      per executor: {images: seconds}, as the warm-up measured them
 schedule   for each number of images up to the largest: the steps that take the least time together
 best_size  how many images one batch should hold at most
 """
@@ -22,9 +22,9 @@ LONGEST = 0.25
 
 @dataclass(frozen=True)
 class Step:
-    """``images`` of a batch, run in the way with this number."""
+    """``images`` of a batch, run by the executor with this number."""
 
-    way: int
+    executor: int
     images: int
 
 
@@ -36,30 +36,35 @@ class Schedule:
     seconds: tuple[float, ...]
 
 
-def schedule(times: Sequence[Mapping[int, float]], units: Sequence[int | None], largest: int) -> Schedule:
+def schedule(
+    times: Sequence[Mapping[int, float]], parallelisms: Sequence[int | None], largest: int
+) -> Schedule:
     """The fastest composition for each number of images from 1 to ``largest``.
 
-    ``units`` are those of `service.models.runtimes.Way`. A way with one was measured for that many images,
-    and takes any multiple of it in one step; a way without runs any number, and what lies between two
-    measured ones is interpolated. The first way must be of the second kind.
+    ``parallelisms`` are those of the executors (`service.models.runtimes.Executor`). An executor with one was measured
+    for that many images, and takes any multiple of it in one step; an executor without runs any number, and what lies
+    between two measured ones is interpolated. The first executor must be of the second kind.
     """
-    costs = [_costs(measured, unit, largest) for measured, unit in zip(times, units, strict=True)]
+    costs = [
+        _costs(measured, parallelism, largest)
+        for measured, parallelism in zip(times, parallelisms, strict=True)
+    ]
     steps: list[tuple[Step, ...]] = [()]
     seconds = [0.0]
     for images in range(1, largest + 1):
-        took, way, last = min(
-            (seconds[images - count] + cost, way, count)
-            for way, of_way in enumerate(costs)
-            for count, cost in of_way.items()
+        took, executor, last = min(
+            (seconds[images - count] + cost, executor, count)
+            for executor, of_executor in enumerate(costs)
+            for count, cost in of_executor.items()
             if count <= images
         )
-        steps.append(_appended(steps[images - last], Step(way, last), units))
+        steps.append(_appended(steps[images - last], Step(executor, last), parallelisms))
         seconds.append(took)
     return Schedule(tuple(steps), tuple(seconds))
 
 
-def _costs(measured: Mapping[int, float], unit: int | None, largest: int) -> Mapping[int, float]:
-    if unit is not None:
+def _costs(measured: Mapping[int, float], parallelism: int | None, largest: int) -> Mapping[int, float]:
+    if parallelism is not None:
         return measured
     sizes = sorted(measured)
     return {
@@ -68,12 +73,12 @@ def _costs(measured: Mapping[int, float], unit: int | None, largest: int) -> Map
     }
 
 
-def _appended(steps: tuple[Step, ...], step: Step, units: Sequence[int | None]) -> tuple[Step, ...]:
-    """One step more, or one of the steps longer where its way takes images one by one anyway."""
-    if units[step.way] is not None:
+def _appended(steps: tuple[Step, ...], step: Step, parallelisms: Sequence[int | None]) -> tuple[Step, ...]:
+    """One step more, or one of the steps longer where its executor takes images one by one anyway."""
+    if parallelisms[step.executor] is not None:
         for place, other in enumerate(steps):
-            if other.way == step.way:
-                longer = Step(step.way, other.images + step.images)
+            if other.executor == step.executor:
+                longer = Step(step.executor, other.images + step.images)
                 return (*steps[:place], longer, *steps[place + 1 :])
     return (*steps, step)
 

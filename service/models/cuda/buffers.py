@@ -43,8 +43,8 @@ class Shared:
         self.answers = device.empty((rows, shapes.answer), torch.float32)
 
 
-class Lane:
-    """One batch's way in and out: it belongs to a batch from its start to its finish."""
+class BatchBuffers:
+    """Memory for one batch's pixels and answers, on the device and on the host. A batch has it from start to finish."""
 
     def __init__(self, device: Device, shapes: Shapes, rows: int) -> None:
         self.pixels = device.empty((rows, *shapes.image), torch.uint8)

@@ -12,7 +12,7 @@ from service.models.runtimes import Answer
 from service.shared.outputs import Explain, OutputKind, OutputRequest
 
 
-class Delivery:
+class OutputWriter:
     """``explainer`` None is for a network without a head: a front-end lets nobody ask it for a map."""
 
     def __init__(self, explainer: Explainer | None = None) -> None:
@@ -74,7 +74,7 @@ class Delivery:
         return draw
 
 
-def longest(logits: int, features: tuple[int, int, int]) -> int:
+def max_output_length(logits: int, features: tuple[int, int, int]) -> int:
     """Length of the longest answer in float32: all features ``[C, h, w]``, or logits with a map ``[h, w]``."""
     channels, height, width = features
     return max(logits + height * width, channels * height * width)

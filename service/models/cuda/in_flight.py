@@ -7,27 +7,27 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from service.models.cuda.buffers import BatchBuffers
 from service.models.cuda.device import Event
-from service.models.cuda.lanes import Lane
-from service.models.delivery import Delivery
+from service.models.output_writer import OutputWriter
 from service.models.runtimes import Answer, Pixels
 from service.shared.batches import BatchReport
 from service.shared.outputs import OutputKind, OutputRequest
 
 
-class Flight:
+class InFlightBatch:
     """What `service.shared.batches.BatchHandle` describes. ``finish`` is the runner's."""
 
     def __init__(
         self,
-        lane: Lane,
+        buffers: BatchBuffers,
         pixels: Pixels,
         slots: list[int],
         wanted: Sequence[OutputRequest],
         results: NDArray[np.float32],
-        finish: Callable[[Flight], BatchReport],
+        finish: Callable[[InFlightBatch], BatchReport],
     ) -> None:
-        self.lane, self.pixels, self.slots = lane, pixels, slots
+        self.buffers, self.pixels, self.slots = buffers, pixels, slots
         self.wants_features = any(want is not OutputKind.CLASSIFY for want in wanted)
         self.rows = 0
         self.canaries: list[int] = []
@@ -47,16 +47,16 @@ class Flight:
     def finish(self) -> BatchReport:
         return self._finish(self)
 
-    def deliver(self, deliver: Delivery) -> Callable[[], None] | None:
+    def deliver(self, deliver: OutputWriter) -> Callable[[], None] | None:
         """The answers, to the slots' results; returns what of them is left to do without the device."""
-        images, lane = len(self.slots), self.lane
+        images, buffers = len(self.slots), self.buffers
         if not images:
             return None
-        logits = lane.host_answers[:images].numpy()
+        logits = buffers.host_answers[:images].numpy()
         if not self.wants_features:
             # In one go: this thread is the one that keeps the device busy.
             self._results[self.slots, : logits.shape[1]] = logits
             return None
-        features = lane.host_features[:images].permute(0, 3, 1, 2).float().numpy()
+        features = buffers.host_features[:images].permute(0, 3, 1, 2).float().numpy()
         rows = zip(features, logits, strict=True)
         return deliver.begin(self.slots, self._wanted, [Answer(*row) for row in rows], self._results)

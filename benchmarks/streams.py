@@ -1,9 +1,9 @@
-"""Batches or lanes on a processor: what either does to latency, simulated from two measured times.
+"""Batches or streams on a processor: what either does to latency, simulated from two measured times.
 
-    python -m benchmarks.lanes [--one-ms 21.9] [--two-ms 38.4] [--rate 41.6]
+    python -m benchmarks.streams [--one-ms 21.9] [--two-ms 38.4] [--rate 41.6]
 
 One image on both cores takes ``one-ms``, two side by side ``two-ms``; a batch of n is made of such pairs. Arrivals
-are a Poisson process; a free processor takes what waits, at most the limit. With lanes, one image alone has both
+are a Poisson process; a free processor takes what waits, at most the limit. With streams, one image alone has both
 cores, and otherwise each core takes the next image when it is free (`service.engine.core`). Decoding is left out.
 """
 
@@ -44,8 +44,8 @@ def batches(arrivals: list[float], one: float, two: float, limit: int) -> Iterat
         first = last
 
 
-def lanes(arrivals: list[float], one: float, two: float) -> Iterator[Passed]:
-    """Two lanes; an image that finds both free and nobody beside it has the whole processor."""
+def streams(arrivals: list[float], one: float, two: float) -> Iterator[Passed]:
+    """Two streams; an image that finds both free and nobody beside it has the whole processor."""
     free = [0.0, 0.0]
     for number, came in enumerate(arrivals):
         now = max(came, min(free))
@@ -87,8 +87,8 @@ def main() -> None:
         row(f"batches of up to {limit}", batches(arrivals, given.one_ms, given.two_ms, limit))
         for limit in _LIMITS
     ]
-    rows.append(row("lanes", lanes(arrivals, given.one_ms, given.two_ms)))
-    report.publish("lanes", "Batches or lanes, simulated", {"latency": rows})
+    rows.append(row("streams", streams(arrivals, given.one_ms, given.two_ms)))
+    report.publish("streams", "Batches or streams, simulated", {"latency": rows})
 
 
 if __name__ == "__main__":
