@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from service.models import serving
+from service.models import loaded
 
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "available_cores", lambda: 1)
+    monkeypatch.setattr(loaded, "available_cores", lambda: 1)

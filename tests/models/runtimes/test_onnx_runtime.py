@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.models import loader, runner, serving
+from service.models import loaded, loader, runner, serving
 from service.models.building import describe
 from service.models.checkpoints import Checkpoint, resolve
 from service.models.configuration import DenseNetConfig, VGGConfig
@@ -85,7 +85,7 @@ def loaded(tmp_path: Path) -> ModelRunner:
 def test_the_measurement_chooses_and_the_next_start_knows(
     faster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "available_cores", lambda: 2)
+    monkeypatch.setattr(loaded, "available_cores", lambda: 2)
     measured: list[str] = []
 
     def once(executor: Executor, pixels: Pixels, images: int) -> float:
