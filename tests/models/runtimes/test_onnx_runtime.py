@@ -71,7 +71,7 @@ def test_a_model_with_more_than_the_plain_layers_is_left_to_openvino(
     assert [executor.name for executor in executors] == ["together", "one", "apart"]
 
 
-def loaded(tmp_path: Path) -> ModelRunner:
+def load_runner(tmp_path: Path) -> ModelRunner:
     weights = tmp_path / "tiny"
     found = serving.load(
         settings(weights=str(weights if weights.exists() else tiny.directory(tmp_path)), device="cpu"),
@@ -97,13 +97,13 @@ def test_the_measurement_chooses_and_the_next_start_knows(
         return 0.02 * images * apart * (1 if same else 2)
 
     monkeypatch.setattr(runner, "_once", once)
-    first = loaded(tmp_path)
+    first = load_runner(tmp_path)
     first.warm_up()
     assert {"onnxruntime", "onnxruntime apart", "one", "apart"} <= set(measured)
     taken = {executor.name for executor in first._executors.values()}
     assert all(name.startswith("onnxruntime") == (faster == "onnxruntime") for name in taken)
     measured.clear()
-    second = loaded(tmp_path)
+    second = load_runner(tmp_path)
     second.warm_up()
     assert measured == []
     assert {executor.name for executor in second._executors.values()} == taken
