@@ -1,1 +1,2 @@
-"""Everything that knows tensors. Importing this package imports no torch; its modules do, each for itself."""
+"""Models: networks, checkpoints and runtimes. This package imports no torch; each of its modules imports what it
+needs."""

@@ -1,4 +1,5 @@
-"""A runner from weights, with torch: what a first start does, and every start on a GPU or with another runtime."""
+"""Builds a runner from weights, with torch: at a first start, and always on a GPU or with a runtime other than
+OpenVINO."""
 
 from __future__ import annotations
 
@@ -25,13 +26,13 @@ from service.observability.card import ModelCard
 from service.settings import Settings, available_cores
 from service.shared.fallback import Fallbacks
 
-#: Threads of torch where it computes one answer only. More of them would spin while they wait for each other: on two
-#: cores with other work on them that took 9 s in place of 0.2.
+#: Threads of torch while it computes a single answer. More would spin while they wait for each other: on two busy
+#: cores that took 9 s instead of 0.2 s.
 _FOR_ONE_IMAGE = 1
 
 
 def prepare(settings: Settings, placement: Placement, report: Report, progress: Progress) -> None:
-    """Leaves in the cache what `load` would leave there, and no more. Raises `StartError`."""
+    """Converts the model into the cache, where a later `load` finds it. Raises `StartError`."""
     torch.set_num_threads(_FOR_ONE_IMAGE)
     checkpoint, model, card = _read(settings, progress)
 
@@ -71,9 +72,9 @@ def load(
     progress: Progress | None,
     given_up: Sequence[str] = (),
 ) -> Loaded:
-    """The settings' model on its device. Raises `StartError` with one sentence when it cannot be had.
+    """Loads the settings' model onto its device. Raises `StartError` with one sentence if that is impossible.
 
-    ``given_up`` is what `service.models.serving.load` says.
+    ``given_up`` has the meaning that it has in `service.models.serving.load`.
     """
     fallbacks = Fallbacks()
     torch.set_num_threads(available_cores())
@@ -91,7 +92,7 @@ def load(
     largest = loaded.chosen_largest(settings)
     described = loaded.labelled(card, settings.labels)
     if placement.on_cuda:
-        # Of no use without a device, and not quick to import.
+        # This module needs a device and is slow to import.
         from service.models.cuda.start import start
 
         started = start(checkpoint, placement, largest, explainer, say, fallbacks, given_up)
@@ -104,7 +105,7 @@ def load(
 
 
 def describe(checkpoint: Checkpoint, model: Uint8Model) -> ModelCard:
-    """What there is to say of a checkpoint, but for what depends on where and how it runs."""
+    """Returns the checkpoint's card. Its fields about device, runtime and precision stay empty."""
     variant = next(
         (item for item in VARIANTS.values() if item.configuration == checkpoint.configuration), None
     )
@@ -139,7 +140,7 @@ def _converted(
     say: Callable[[str], object],
     fallbacks: Fallbacks,
 ) -> Converted | None:
-    """The model for OpenVINO. None where OpenVINO cannot run it and the runtime was left to us."""
+    """Returns the model for OpenVINO; None if OpenVINO cannot run it and ``runtime`` is auto."""
     if placement.artifact is not None:
         found = artifact.read(placement.artifact)
         manifest.refuse_another(found.about, checkpoint, placement.artifact.name, artifact.KIND)
@@ -163,9 +164,9 @@ def _explainer(model: Uint8Model, checkpoint: Checkpoint) -> Explainer | None:
 def _runtime(
     model: Uint8Model, checkpoint: Checkpoint, placement: Placement, say: Callable[[str], object]
 ) -> Runtime:
-    """The runtime that was asked for, or torch in the place of one that fails."""
+    """Returns the runtime of the placement; eager torch if compiling fails."""
     if placement.runtime in ("compile", "package"):
-        # They bring torch's compiler along.
+        # These import torch's compiler.
         from service.models.runtimes import ahead
 
         return ahead.load(model, checkpoint, placement, say)

@@ -1,11 +1,11 @@
-"""What is kept between two starts, and how a file is recognised without reading it again.
+"""The cache between two starts, and hashes of files without a second reading.
 
     $XDG_CACHE_HOME/imagenet-serve      ~/.cache/imagenet-serve without it
-        openvino/     converted models, and what was measured of them        runtimes/artifact.py, runtimes/machine.py
-        sources/      which converted model belongs to which weights         sources.py
-        hashes/       SHA-256 of files that were read once                   here
+        openvino/     converted models and their measured times        runtimes/artifact.py, runtimes/machine.py
+        sources/      the converted model that belongs to some weights         sources.py
+        hashes/       SHA-256 of files read before                   here
 
-Everything in it can be deleted at any time; it is made again. A cache that cannot be written costs time, nothing else.
+Every file can be deleted at any time and is made again. A cache that cannot be written costs time, nothing else.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-#: A smaller file is read in a few milliseconds.
+#: Bytes from which a hash is worth keeping: smaller files are read in a few milliseconds.
 _WORTH_REMEMBERING = 1 << 20
-#: Seconds. A file that was written a moment ago could be written again within the same tick of the file system's clock.
+#: Seconds after which a file counts as settled. A file just written could change within the same tick of the file
+#: system's clock, so its hash is not kept.
 _SETTLED = 2.0
 
 
 def root() -> Path:
-    """Where all of it lies."""
+    """Returns the cache's folder."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(home).expanduser() / "imagenet-serve"
 
 
 def is_writable() -> bool:
-    """Whether something new can be kept."""
+    """Returns True if new files can be kept."""
     try:
         root().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=root()):
@@ -44,21 +45,21 @@ def is_writable() -> bool:
 
 
 def trim_memory() -> None:
-    """Gives memory that was freed back to the system, where the C library can (glibc)."""
+    """Returns freed memory to the system, where the C library can (glibc)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def digest(document: Any) -> str:
-    """A name of 32 hex digits for plain JSON values."""
+    """Returns a name of 32 hex digits for plain JSON values."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, 64 hex digits. Raises OSError.
+    """Returns a file's SHA-256 as 64 hex digits. Raises OSError.
 
-    A large file is read once. As long as its size, its times and its inode are the same, what was found then is
-    the answer; when one of them differs it is read again.
+    A large file is read once. Later calls return the kept hash as long as device, inode, size and times are
+    unchanged.
     """
     status = path.stat()
     if status.st_size < _WORTH_REMEMBERING:
@@ -82,7 +83,7 @@ def _read(path: Path) -> str:
 
 
 def write(path: Path, document: Any) -> None:
-    """A JSON file, whole or not at all, in place of one that is there. Raises OSError."""
+    """Writes a JSON file atomically, replacing an existing one. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:

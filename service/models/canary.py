@@ -1,5 +1,7 @@
-"""A known image: what a device answers to it shows one that computes wrong numbers in silence. Only
-`expected` needs torch."""
+"""The canary: a known image. A wrong answer to it reveals a device that silently computes wrong numbers.
+
+Only `expected` needs torch.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +18,20 @@ if TYPE_CHECKING:
 
 Logits = NDArray[np.float32]
 
-#: How far answers may be from the network's in fp32 on the CPU, as ‖out - ref‖ / ‖ref‖, by precision; in int8, from
-#: those that the same integers gave where they were made.
+#: Largest ‖out - ref‖ / ‖ref‖ of an answer, by precision. The reference is the network in fp32 on the CPU; for int8,
+#: the answer of the same integers where they were made.
 LIMITS = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2, "int8": 3e-2}
-#: The canary's first answer of each bucket may be so many times further away. It is there to find a graph or a kernel
-#: that computes something else, which is wrong by its whole length, and no photo is as unlike photos as it is.
+#: Factor on `LIMITS` for the canary's first answer of each bucket. That check is to find a graph or kernel that
+#: computes something else, whose distance is about 1; and the canary is unlike any photo.
 _STRANGENESS = 10.0
 
 
 class UntrustedError(ConfigurationError):
-    """What was prepared does not compute the network."""
+    """The prepared model does not compute the network."""
 
 
 def image(shape: tuple[int, int, int]) -> Pixels:
-    """uint8 ``[H, W, C]``, the same every time: waves and grain, so that every channel of a network answers."""
+    """Returns the canary, uint8 ``[H, W, C]``, always the same: waves and grain, so that every channel answers."""
     height, width, channels = shape
     rows, columns, planes = np.ogrid[:height, :width, :channels]
     waves = np.sin(rows / 9.0 + planes) + np.cos(columns / 7.0 - planes) + np.sin((rows + columns) / 31.0)
@@ -39,7 +41,7 @@ def image(shape: tuple[int, int, int]) -> Pixels:
 
 
 def expected(model: Uint8Model, shape: tuple[int, int, int], *, has_head: bool) -> Logits:
-    """What the network itself says, by torch in fp32 on the CPU; without a head, its features' mean."""
+    """Returns the network's answer by torch in fp32 on the CPU: logits, or without a head the features' mean."""
     import torch
 
     with torch.inference_mode():
@@ -49,7 +51,7 @@ def expected(model: Uint8Model, shape: tuple[int, int, int], *, has_head: bool) 
 
 
 def distance(answer: Logits, reference: Logits) -> float:
-    """``‖answer - reference‖ / ‖reference‖``; infinite for an answer that holds anything but numbers."""
+    """Returns ``‖answer - reference‖ / ‖reference‖``; infinity if the answer holds NaN or infinity."""
     if not np.isfinite(answer).all():
         return float("inf")
     length = float(np.linalg.norm(reference.astype(np.float64)))
@@ -57,15 +59,15 @@ def distance(answer: Logits, reference: Logits) -> float:
 
 
 def is_same(answer: Logits, reference: Logits, precision: str) -> bool:
-    """Whether the same kernels computed the same image, in whichever row."""
+    """Returns True if the answer can come from the same kernels on the same image, in any row of the batch."""
     return distance(answer, reference) <= LIMITS[precision]
 
 
 def right_within(precision: str) -> float:
-    """How far the canary's answer may be from the network's in fp32 on the CPU."""
+    """Returns the largest distance of the canary's first answer from the network's in fp32 on the CPU."""
     return _STRANGENESS * LIMITS[precision]
 
 
 def is_right(answer: Logits, expected: Logits, precision: str) -> bool:
-    """Whether other kernels, in another precision, computed the same network."""
+    """Returns True if other kernels, in another precision, computed the same network."""
     return distance(answer, expected) <= right_within(precision)

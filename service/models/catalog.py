@@ -1,8 +1,8 @@
-"""The twelve variants as data: what each is made of, and what was published about it.
+"""The twelve variants as data: the configuration of each, and its published figures.
 
-The figures are torchvision's own (``<Name>_Weights.IMAGENET1K_V1.meta``): accuracy on ImageNet's
-validation set with one centre crop of 224x224, operations as 10^9 multiply-adds for one image. A
-test holds every one of them against the installed torchvision. No torch here: front-ends read this.
+The figures are torchvision's own (``<Name>_Weights.IMAGENET1K_V1.meta``): accuracy on ImageNet's validation set with
+one centre crop of 224x224, operations as 10^9 multiply-adds for one image. A test compares each figure with the
+installed torchvision. This module imports no torch, since front-ends read it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from service.models.configuration import Configuration, DenseNetConfig, VGGConfig
 
-#: torchvision has one set of weights for each of these networks, and this is what it calls it.
+#: torchvision's name of these weights; each network here has one set.
 WEIGHTS_NAME = "IMAGENET1K_V1"
 
 
@@ -131,8 +131,8 @@ _ALL = (
     ),
 )
 
-#: By name, in the order in which the contract lists them.
+#: Variants by name, in the contract's order.
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
 
-#: The one where nobody names another, and the weights bring no network of their own.
+#: The variant if neither a setting nor the weights name one.
 DEFAULT = "densenet121"

@@ -1,7 +1,7 @@
-"""What decides the shape of a network, as data: no tensor, no torch.
+"""The shape of a network as data: no tensor, no torch.
 
-A configuration together with a state dict of the same keys is a model. Parameter names are
-torchvision's for every configuration, so a state dict never needs to know which one it is for.
+A configuration together with a state dict of the same keys is a model. Parameter names are torchvision's for every
+configuration, so a state dict is read without knowing its configuration.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from service.errors import CheckpointError
 from service.models import head as heads
 from service.models.head import Layer, Pooling
 
-#: What a VGG's head does to the last stage's map, in the words of its origin.
+#: How a VGG's head turns the last stage's map into logits, in the words of its origin.
 #:
 #:     adaptive        torchvision: averaged to 7x7 whatever its size, then three dense layers
 #:     sliding         timm: the first layer slides as a 7x7 convolution (a smaller map is brought to 7x7),
 #:                     the hidden maps are pooled, then the last dense layer
-#:     valid           KerasHub since 0.27: the same, and a map below 7x7 is no input
-#:     flatten         KerasHub and KerasCV: the map itself, so only one image size, then three dense layers
+#:     valid           KerasHub since 0.27: as sliding, but a map below 7x7 is refused
+#:     flatten         KerasHub and KerasCV: three dense layers on the flattened map, so only one image size
 #:     legacy          KerasHub before 0.27: the 7x7 convolution is padded to "same", and ``head_activation``
 #:                     follows both hidden layers
 #:     legacy-flatten  KerasHub before 0.27, flattened: both convolutions, and three dense layers after them
@@ -28,8 +28,8 @@ Head = Literal["adaptive", "sliding", "valid", "flatten", "legacy", "legacy-flat
 
 Padding = Literal["symmetric", "same"]
 
-#: Several times what any published network of the two families has. A configuration may come from a file that
-#: somebody else wrote, and one of a billion layers should be a message rather than a host without memory.
+#: Limits of a configuration, several times the largest published network of the two families. A configuration may
+#: come from a stranger's file; one of a billion layers must be refused and not exhaust the host's memory.
 _MOST_LAYERS = 1000
 _WIDEST = 1 << 16
 _MOST_CLASSES = 1 << 20
@@ -37,15 +37,14 @@ _MOST_CLASSES = 1 << 20
 
 @dataclass(frozen=True)
 class VGGConfig:
-    """Simonyan and Zisserman, "Very Deep Convolutional Networks" (arXiv:1409.1556).
+    """A VGG (Simonyan and Zisserman, "Very Deep Convolutional Networks", arXiv:1409.1556).
 
-    ``stages`` holds, for each stage, the filters of each of its 3x3 convolutions; a 2x2 max-pool
-    ends every stage. VGG16 is ``((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)``.
-    ``hidden`` is the width of the head's second layer, ``hidden_first`` that of its first where it
-    differs, ``hidden_dense`` that of the two layers which only a legacy flattened head has. The
-    flattening heads fit one ``image_size`` (height, width). ``layers`` is a head that is none of these, layer by
-    layer (`service.models.head`); then the words for the others mean nothing. ``num_classes`` 0 is a network
-    without a head.
+    ``stages`` holds, for each stage, the filters of each of its 3x3 convolutions; a 2x2 max-pool ends every stage.
+    VGG16 is ``((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)``. ``hidden`` is the width of the head's
+    second layer, ``hidden_first`` that of its first where it differs, ``hidden_dense`` that of the two layers which
+    only a legacy flattened head has. The flattening heads fit one ``image_size`` (height, width). ``layers``
+    describes any other head layer by layer (`service.models.head`); then the other head fields are ignored.
+    ``num_classes`` 0 is a network without a head.
     """
 
     stages: tuple[tuple[int, ...], ...]
@@ -78,14 +77,15 @@ class VGGConfig:
 
     @classmethod
     def from_stackwise(cls, repeats: Sequence[int], filters: Sequence[int], **others: Any) -> VGGConfig:
-        """KerasHub's words: ``stackwise_num_repeats`` and ``stackwise_num_filters``, one each a stage."""
+        """Makes a configuration from KerasHub's ``stackwise_num_repeats`` and ``stackwise_num_filters`` by stage."""
         _count("number of layers", sum(repeats), most=_MOST_LAYERS)
         stages = tuple((width,) * count for width, count in zip(filters, repeats, strict=True))
         return cls(stages=stages, **others)
 
     @classmethod
     def from_letters(cls, letters: Sequence[int | str], **others: Any) -> VGGConfig:
-        """torchvision's ``cfgs`` notation: filters in order, and ``"M"`` where a stage ends."""
+        """Makes a configuration from torchvision's ``cfgs`` notation: filters in order, and ``"M"`` where a stage
+        ends."""
         if not letters or letters[-1] != "M":
             raise CheckpointError("a VGG's layers end with the max-pool 'M' of their last stage")
         stages: list[tuple[int, ...]] = [()]
@@ -100,28 +100,28 @@ class VGGConfig:
 
     @property
     def pooled_hidden(self) -> int:
-        """Values that pooling the hidden maps of a sliding head gives."""
+        """Number of values after the hidden maps of a sliding head are pooled."""
         return self.hidden * (2 if self.head_pooling.startswith("cat") else 1)
 
     def map_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the last stage's map for an image of (height, width)."""
+        """Returns height and width of the last stage's map for an image of (height, width)."""
         height, width = image_size
         return height >> len(self.stages), width >> len(self.stages)
 
 
 @dataclass(frozen=True)
 class DenseNetConfig:
-    """Huang et al., "Densely Connected Convolutional Networks" (arXiv:1608.06993), bottleneck form.
+    """A DenseNet (Huang et al., "Densely Connected Convolutional Networks", arXiv:1608.06993), bottleneck form.
 
-    ``blocks`` is the number of layers of each dense block, ``compression`` the share of channels
-    that a transition keeps (rounded down). The stem is one convolution of ``stem_width`` filters
-    and, where ``stem_pool`` says so, a 3x3 max-pool of stride 2 after it.
+    ``blocks`` is the number of layers of each dense block, ``compression`` the share of channels that a transition
+    keeps (rounded down). The stem is one convolution of ``stem_width`` filters and, with ``stem_pool``, a 3x3
+    max-pool of stride 2.
 
-    ``deep_stem`` puts two 3x3 convolutions of these widths before the stem's own, which is 3x3 then, and
-    ``blur`` an antialiased pool after it (timm's ``densenetblur121d``). ``padding`` is ``"same"`` for
-    TensorFlow's in the stem, one pixel more at the end where the total is odd; ``epsilon`` is that of every
-    batch norm. ``layers`` is a head of more than pooling and one dense layer (`service.models.head`); then
-    ``head_pooling`` means nothing. ``num_classes`` 0 is a network without a head.
+    ``deep_stem`` puts two 3x3 convolutions of these widths before the stem's own, which then is 3x3 too; ``blur``
+    puts an antialiased pool after it (timm's ``densenetblur121d``). ``padding`` ``"same"`` is TensorFlow's padding in
+    the stem: where the total is odd, the end gets one pixel more. ``epsilon`` is that of every batch norm. ``layers``
+    describes a head of more than pooling and one dense layer (`service.models.head`); then ``head_pooling`` is
+    ignored. ``num_classes`` 0 is a network without a head.
     """
 
     blocks: tuple[int, ...]
@@ -168,7 +168,7 @@ class DenseNetConfig:
 
     @property
     def pooled_width(self) -> int:
-        """Values that pooling the last block's map gives."""
+        """Number of values after the last block's map is pooled."""
         return self.width * (2 if self.head_pooling.startswith("cat") else 1)
 
 
@@ -181,13 +181,13 @@ _FAMILIES: dict[str, type[VGGConfig] | type[DenseNetConfig]] = {
 
 
 def to_json(configuration: Configuration) -> dict[str, Any]:
-    """The configuration as plain JSON values, with its family under ``"family"``."""
+    """Returns the configuration as plain JSON values, with its family under ``"family"``."""
     document = {"family": configuration.family, **asdict(configuration)}
     return {**document, "layers": heads.to_json(configuration.layers)}
 
 
 def from_json(document: dict[str, Any]) -> Configuration:
-    """The configuration that `to_json` described. Raises `CheckpointError` for anything else."""
+    """Reads a configuration that `to_json` wrote. Raises `CheckpointError` for anything else."""
     if not isinstance(document, dict):
         raise CheckpointError("the configuration must be a JSON object")
     fields = dict(document)

@@ -1,6 +1,7 @@
-"""DenseNet: configuration → module, layer by layer as torchvision has them and with its parameter names.
+"""DenseNet: builds a module from a configuration, with torchvision's layers and parameter names.
 
-The layers are our own: importing torchvision takes longer than importing torch, since it brings torch's compiler along.
+The layers are defined here because importing torchvision takes longer than importing torch: it brings torch's
+compiler.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from service.models.stems import build_stem
 
 
 class DenseLayer(nn.Module):
-    """``growth_rate`` more channels from all that the layers before have made."""
+    """Makes ``growth_rate`` more channels from the maps of all earlier layers."""
 
     def __init__(self, inputs: int, bottleneck: int, growth_rate: int, drop_rate: float) -> None:
         super().__init__()
@@ -36,7 +37,7 @@ class DenseLayer(nn.Module):
 
 
 class DenseBlock(nn.ModuleDict):
-    """``float [N, inputs, H, W]`` → ``float [N, inputs + layers * growth_rate, H, W]``."""
+    """A block of dense layers: ``float [N, inputs, H, W]`` → ``float [N, inputs + layers * growth_rate, H, W]``."""
 
     def __init__(self, layers: int, inputs: int, bottleneck: int, growth_rate: int, drop_rate: float) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class DenseBlock(nn.ModuleDict):
 
 
 class Transition(nn.Sequential):
-    """Between two blocks: fewer channels, half the height and width."""
+    """A step between two blocks: fewer channels, half the height and width."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -63,10 +64,10 @@ class Transition(nn.Sequential):
 
 
 class DenseNet(nn.Module):
-    """torchvision's DenseNet with a free stem, a free compression and a free head, which ``layers`` describes.
+    """torchvision's DenseNet with any stem, compression and head; ``layers`` describes the head.
 
-    Modules are made and initialised in torchvision's order, so that a seed gives the very weights
-    that ``torchvision.models.densenet121()`` and its siblings get from it.
+    Modules are made and initialised in torchvision's order, so a seed gives the weights that
+    ``torchvision.models.densenet121()`` and its siblings get.
     """
 
     def __init__(self, configuration: DenseNetConfig, *, drop_rate: float = 0.0) -> None:
@@ -81,7 +82,7 @@ class DenseNet(nn.Module):
                 kept = int(width * configuration.compression)
                 self.features.add_module(f"transition{number}", Transition(width, kept))
                 width = kept
-        # torchvision's name, whatever the number of blocks: it is their last norm, not the fifth.
+        # torchvision calls the last norm ``norm5``, whatever the number of blocks.
         self.features.add_module("norm5", nn.BatchNorm2d(width))
         self.layers = layers_of(configuration)
         self.classifier: nn.Module
@@ -104,11 +105,11 @@ class DenseNet(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward_features(self, pixels: Tensor) -> Tensor:
-        """The last block's output after its norm and ReLU, float ``[N, C, H', W']``."""
+        """Returns the last block's output after its norm and ReLU, float ``[N, C, H', W']``."""
         return F.relu(self.features(pixels), inplace=True)
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """Logits, float ``[N, classes]``, from what `forward_features` gave.
+        """Returns logits, float ``[N, classes]``, from the output of `forward_features`.
 
         Raises `CheckpointError` for a network without a head.
         """
@@ -116,7 +117,7 @@ class DenseNet(nn.Module):
         return logits
 
     def head(self) -> nn.Module:
-        """`forward_head` as a module of the same parameters, which does not hold the rest of the network."""
+        """Returns `forward_head` as a module that shares its parameters and does not hold the rest of the network."""
         if isinstance(self.classifier, LayeredHead):
             return self.classifier
         return nn.Sequential(self.pool, self.classifier)
@@ -126,8 +127,8 @@ class DenseNet(nn.Module):
 
 
 def build(configuration: DenseNetConfig, *, drop_rate: float = 0.0) -> DenseNet:
-    """The network, float32, with torchvision's own initialisation from torch's current random state.
+    """Builds the network in float32, initialised like torchvision's from torch's current random state.
 
-    ``drop_rate`` is a matter of training only: an evaluated network has no dropout.
+    ``drop_rate`` matters in training only: an evaluated network has no dropout.
     """
     return DenseNet(configuration, drop_rate=drop_rate)

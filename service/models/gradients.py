@@ -1,4 +1,4 @@
-"""A head with NumPy: its logits, and the gradient of one logit by the features. No torch.
+"""A head in NumPy: its logits, and the gradient of one logit with respect to the features. No torch.
 
 A head is a chain of layers ``y = f(x)``. The gradient of a logit goes back through it, last layer first:
 
@@ -10,8 +10,8 @@ A head is a chain of layers ``y = f(x)``. The gradient of a logit goes back thro
     largest over positions                    g ← g, shared by the positions that have it
     batch norm with fixed statistics          g ← g · weight / sqrt(var + epsilon)
 
-`Head.gradients` starts with the row of the identity that belongs to the class. What torch's autograd gives for
-`service.models.heads` is the same to rounding; the tests hold them to each other.
+`Head.gradients` starts with the class's row of the identity matrix. The tests compare it with torch's autograd on
+`service.models.heads`: both are equal up to rounding.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from service.models.head import (
 
 Floats = NDArray[np.floating[Any]]
 
-#: From the gradient by a layer's result to the gradient by what it was given.
+#: Maps the gradient with respect to a layer's output to that with respect to its input.
 Back = Callable[[Floats], Floats]
 
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805  # Klambauer et al., arXiv:1706.02515
@@ -50,18 +50,19 @@ _erf = np.vectorize(math.erf, otypes=[np.float32])
 
 
 class Head:
-    """``layers`` with their arrays, float32, by the names that `service.models.head` gives them."""
+    """A head: ``layers`` and their float32 arrays, by the names that `service.models.head` gives them."""
 
     def __init__(self, layers: Sequence[Layer], arrays: Mapping[str, Floats]) -> None:
         self.layers = tuple(layers)
         self.arrays = {name: arrays[name] for name in array_names(layers)}
 
     def logits(self, features: Floats) -> Floats:
-        """``[N, C, h, w]`` → ``[N, classes]``."""
+        """Returns logits ``[N, classes]`` of features ``[N, C, h, w]``."""
         return self._forward(features)[0]
 
     def gradients(self, features: Floats, classes: Sequence[int]) -> Floats:
-        """``[N, C, h, w]`` and an index of the logits for each → its gradient by the features, ``[N, C, h, w]``."""
+        """Returns the gradient of one logit an image (its index in ``classes``) with respect to features ``[N, C, h,
+        w]``, as ``[N, C, h, w]``."""
         logits, backs = self._forward(features)
         gradient = np.zeros_like(logits)
         gradient[range(len(classes)), list(classes)] = 1
@@ -110,7 +111,7 @@ _NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def array_names(layers: Iterable[Layer]) -> list[str]:
-    """Of all arrays that these layers have."""
+    """Returns the names of all arrays of these layers."""
     return [key(layer) + name for layer in layers if isinstance(layer, Weighted) for name in _names(layer)]
 
 
@@ -129,7 +130,8 @@ def _adapted(x: Floats, layer: Adapt) -> tuple[Floats, Back]:
 
 
 def averaging(outputs: int, inputs: int) -> Floats:
-    """The matrix ``[outputs, inputs]`` of adaptive averaging: output i is the mean from ⌊i·n/m⌋ to ⌈(i+1)·n/m⌉."""
+    """Returns the matrix ``[outputs, inputs]`` of adaptive averaging: output i is the mean from ⌊i·n/m⌋ to
+    ⌈(i+1)·n/m⌉."""
     matrix = np.zeros((outputs, inputs), np.float32)
     for row in range(outputs):
         first, stop = row * inputs // outputs, -(-(row + 1) * inputs // outputs)
@@ -253,7 +255,7 @@ def _by_sigmoid(x: Floats, _: np.float32) -> tuple[Floats, Floats]:
     return y, y * (1 - y)
 
 
-#: For each nonlinearity φ(x) and φ'(x), as torch has them.
+#: φ(x) and φ'(x) of each nonlinearity, as torch defines them.
 _PAIRS: Mapping[str, Callable[[Floats, np.float32], tuple[Floats, Floats]]] = {
     "linear": lambda x, _: (x, np.ones_like(x)),
     "relu": lambda x, _: (np.maximum(x, 0), (x > 0).astype(np.float32)),

@@ -1,13 +1,12 @@
-"""What stands behind a network's features, as data: a list of layers, no tensor, no torch.
+"""A network's head as data: a list of layers, no tensor, no torch.
 
     float [N, C, h, w] ─ layer ─ layer ─ … ─▶ logits, float [N, classes]
 
-`service.models.named_heads.layers_of` gives the list for every configuration, whether its head is one of the named
-ones or its own. The arrays of a layer with parameters lie in the network's state dict under ``classifier.<name>.``, or
-under ``classifier.`` where its name, a number otherwise, is empty: a `Linear` and a `Convolution` have ``weight``
-``[outputs, inputs]`` (a kernel flattened: channel, height, width) and, with ``bias``, a ``bias`` ``[outputs]``; a
-`Norm` has ``weight``, ``bias``, ``running_mean`` and ``running_var``, all ``[width]``. Whoever computes a head walks
-this list (`service.models.heads` with torch).
+`service.models.named_heads.layers_of` returns the list for every configuration. A layer's name is a number or empty;
+its arrays lie in the network's state dict under ``classifier.<name>.`` or, for an empty name, under ``classifier.``.
+A `Linear` and a `Convolution` have ``weight`` ``[outputs, inputs]`` (a kernel is flattened: channel, height, width)
+and, with ``bias``, a ``bias`` ``[outputs]``. A `Norm` has ``weight``, ``bias``, ``running_mean`` and ``running_var``,
+all ``[width]``. `service.models.heads` computes the list with torch, `service.models.gradients` with NumPy.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from service.errors import CheckpointError
 #: Side of the kernel that a VGG's first dense layer is, and of the map that torchvision's head averages to.
 KERNEL = 7
 
-#: How a map of any size becomes a vector: the mean or the largest value of each channel, the mean of the two, or both
-#: one behind the other (mean first in timm's ``catavgmax``, largest first in fastai's ``catmaxavg``).
+#: Ways to pool a map of any size into a vector: mean or largest value of each channel, the mean of the two, or both
+#: concatenated (mean first in timm's ``catavgmax``, largest first in fastai's ``catmaxavg``).
 Pooling = Literal["avg", "max", "avgmax", "catavgmax", "catmaxavg"]
 
-#: What may stand between two layers. ``softmax`` is over the channels; the others act on each value alone.
+#: Nonlinearities between two layers. ``softmax`` is over the channels; the others act on each value alone.
 Nonlinearity = Literal[
     "linear", "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "gelu_tanh", "silu", "hard_swish", "mish",
     "softplus", "sigmoid", "tanh", "softmax",
@@ -35,7 +34,7 @@ Nonlinearity = Literal[
 _MOST_LAYERS = 64
 _WIDEST = 1 << 26
 
-#: As `torch.nn.Sequential` numbers its modules.
+#: Names as `torch.nn.Sequential` numbers its modules.
 _NAME = re.compile(r"\d{1,4}")
 
 
@@ -50,7 +49,7 @@ class Adapt:
 
 @dataclass(frozen=True)
 class Pool:
-    """Global pooling: a map becomes a vector."""
+    """Global pooling of a map to a vector."""
 
     kind: ClassVar[str] = "pool"
     by: Pooling = "avg"
@@ -58,15 +57,13 @@ class Pool:
 
 @dataclass(frozen=True)
 class Flatten:
-    """A map becomes a vector: channel, height, width."""
+    """A map flattened to a vector: channel, height, width."""
 
     kind: ClassVar[str] = "flatten"
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A dense layer."""
-
     kind: ClassVar[str] = "linear"
     name: str
     inputs: int
@@ -81,7 +78,7 @@ class Convolution:
     kind: ClassVar[str] = "convolution"
     name: str
     inputs: int
-    """Values under the kernel: channels x kernel x kernel."""
+    """Number of values under the kernel: channels x kernel x kernel."""
     outputs: int
     kernel: int
     padding: int = 0
@@ -109,24 +106,24 @@ class Activate:
 
 Layer = Adapt | Pool | Flatten | Linear | Convolution | Norm | Activate
 
-#: Layers with arrays.
+#: Layers that have arrays.
 Weighted = Linear | Convolution | Norm
 
 _KINDS: Mapping[str, type[Any]] = {kind.kind: kind for kind in get_args(Layer)}
 
 
 def key(layer: Weighted) -> str:
-    """What the names of a layer's arrays begin with: ``classifier.`` or ``classifier.<name>.``."""
+    """Returns the prefix of a layer's array names: ``classifier.`` or ``classifier.<name>.``."""
     return f"classifier.{layer.name}." if layer.name else "classifier."
 
 
 def to_json(layers: Sequence[Layer]) -> list[dict[str, Any]]:
-    """Plain JSON values; `from_json` makes equal layers of them."""
+    """Returns the layers as plain JSON values, from which `from_json` makes equal layers."""
     return [{"layer": layer.kind, **asdict(layer)} for layer in layers]
 
 
 def from_json(documents: Any) -> tuple[Layer, ...]:
-    """The layers that `to_json` described. Raises `CheckpointError` for anything else."""
+    """Reads layers that `to_json` wrote. Raises `CheckpointError` for anything else."""
     if not isinstance(documents, list | tuple):
         raise CheckpointError("the configuration's layers must be a list")
     return tuple(_layer(document) for document in documents)
@@ -145,7 +142,7 @@ def _layer(document: Any) -> Layer:
 
 
 def check(layers: Sequence[Layer], width: int, classes: int) -> None:
-    """Raises `CheckpointError` unless the layers fit each other, ``width`` channels and ``classes``."""
+    """Raises `CheckpointError` unless the layers fit each other, ``width`` input channels and ``classes``."""
     if len(layers) > _MOST_LAYERS:
         raise CheckpointError(f"a head has at most {_MOST_LAYERS} layers")
     if len(names := [layer.name for layer in layers if isinstance(layer, Weighted)]) != len(set(names)):
@@ -164,7 +161,8 @@ def check(layers: Sequence[Layer], width: int, classes: int) -> None:
 
 
 def _after(layer: Layer, current: int | None, vector: bool) -> tuple[int | None, bool]:
-    """Channels (None where only the image's size would tell), and whether it is a vector, behind a layer."""
+    """Returns the channels after a layer (None where only the image's size would tell), and whether it gives a
+    vector."""
     match layer:
         case Pool():
             return (None if current is None else current * (2 if layer.by.startswith("cat") else 1)), True

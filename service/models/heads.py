@@ -1,7 +1,7 @@
-"""A head as torch module: the layers of `service.models.head`, applied one after the other.
+"""A head as a torch module: the layers of `service.models.head`, applied in order.
 
-Parameters are those of dense layers and batch norms in every head. A layer that slides views a dense layer's
-weights as a kernel; the order within a row, channel, height, width, is that of a kernel already.
+Every head has the parameters of dense layers and batch norms. A convolution views a dense layer's weights as a
+kernel; the order within a row (channel, height, width) is that of a kernel already.
 """
 
 from __future__ import annotations
@@ -46,24 +46,26 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def is_virtual(module: nn.Module) -> bool:
-    """Whether the module's own parameters have no memory yet (torch's device ``meta``).
+    """Returns True if the module's own parameters have no memory yet (torch's device ``meta``).
 
-    There is nothing to initialise, and torch would import its compiler, a second of CPU, to draw numbers that are none.
+    They must not be initialised: torch would import its compiler, a second of CPU, to draw numbers that are never
+    stored.
     """
     return any(parameter.is_meta for parameter in module.parameters(recurse=False))
 
 
 class NoHead(nn.Module):
-    """In place of a head that the checkpoint does not have. Nothing classifies with random weights."""
+    """Takes the place of a head that the checkpoint lacks, so that nothing classifies with random weights."""
 
     def forward(self, features: Tensor) -> Tensor:
         raise CheckpointError("this checkpoint has no classification head; it serves features only")
 
 
 class LayeredHead(nn.Module):
-    """``float [N, C, h, w]`` → ``float [N, classes]`` by any list of layers.
+    """A head of any layers: ``float [N, C, h, w]`` → ``float [N, classes]``.
 
-    Those with parameters are its sub-modules by their names, so ``classifier.0.weight`` is what it is in torchvision.
+    Layers with parameters are sub-modules by their names, so ``classifier.0.weight`` is the key that torchvision
+    uses.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
@@ -80,7 +82,7 @@ class LayeredHead(nn.Module):
 
 
 def dense_layers(configuration: VGGConfig, inputs: int) -> tuple[nn.Module, ...]:
-    """torchvision's ``classifier``, made in its order."""
+    """Returns the modules of torchvision's ``classifier``, made in its order."""
     first = configuration.hidden_first or configuration.hidden
     return (
         nn.Linear(inputs, first),
@@ -94,7 +96,7 @@ def dense_layers(configuration: VGGConfig, inputs: int) -> tuple[nn.Module, ...]
 
 
 class GlobalPool(nn.Module):
-    """Global pooling: ``float [N, C, h, w]`` → ``float [N, C]``, or ``[N, 2C]`` where both kinds are kept."""
+    """Global pooling: ``float [N, C, h, w]`` → ``float [N, C]``, or ``[N, 2C]`` if both kinds are concatenated."""
 
     def __init__(self, by: Pooling) -> None:
         super().__init__()
@@ -148,7 +150,7 @@ def _convolved(features: Tensor, layer: Convolution, dense: nn.Linear) -> Tensor
 
 
 def activation(layer: Activate) -> Callable[[Tensor], Tensor]:
-    """The function that a layer names."""
+    """Returns the function that a layer names."""
     if layer.by == "leaky_relu":
         return partial(F.leaky_relu, negative_slope=layer.slope)
     if layer.by == "elu":

@@ -1,4 +1,4 @@
-"""A model on its device, and its description: what a start makes, with torch or without."""
+"""A loaded model and its description; built with torch or without."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from service.shared.fallback import Fallbacks
 if TYPE_CHECKING:
     from service.models.cuda.pipeline import CudaRunner
 
-#: Called with a state (``loading``, ``warming``) and what is being done.
+#: Called with a state (``loading``, ``warming``) and a sentence about the work.
 Report = Callable[[str, str], object]
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that is not warmed up yet. ``described`` is what is known of it without its runner."""
+    """A model that is not warmed up yet. ``described`` holds what is known without its runner."""
 
     runner: ModelRunner | CudaRunner
     device: str
@@ -34,7 +34,7 @@ class Loaded:
     fallbacks: Fallbacks = field(default_factory=Fallbacks)
 
     def card(self) -> ModelCard:
-        """The description for the front-ends."""
+        """Returns the complete model card for the front-ends."""
         return replace(
             self.described,
             feature_shape=self.runner.feature_shape,
@@ -47,8 +47,8 @@ class Loaded:
 
 
 def openvino(converted: Converted, card: ModelCard, settings: Settings, placement: Placement) -> Loaded:
-    """A runner for a converted model. ``card`` is what the weights are called here."""
-    # Not every installation has it.
+    """Makes a runner for a converted model. ``card`` describes the weights as they are named here."""
+    # OpenVINO is an optional dependency.
     from service.models.runtimes.openvino import runtime
 
     own = placement.artifact is not None or converted.precision == "int8"
@@ -65,10 +65,11 @@ def openvino(converted: Converted, card: ModelCard, settings: Settings, placemen
 
 
 def chosen_largest(settings: Settings) -> int | None:
-    """The largest batch that the setting allows; None where that is left to the warm-up."""
+    """Returns the largest batch that the setting allows; None if the warm-up chooses it."""
     return None if settings.max_batch_size == "auto" else settings.max_batch_size
 
 
 def labelled(card: ModelCard, labels: Path | None) -> ModelCard:
-    """With the classes of the file ``labels``, if there is one. Raises `CheckpointError` unless they are as many."""
+    """Returns the card with the classes of the file ``labels``, if given. Raises `CheckpointError` if their number
+    differs."""
     return card if labels is None else replace(card, classes=read_labels_of(labels, len(card.classes)))

@@ -1,4 +1,4 @@
-"""Configuration and weights → a network in evaluation mode that eats uint8."""
+"""Builds a network in evaluation mode from a configuration and weights; it takes uint8 images."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from service.errors import CheckpointError
 from service.models.checkpoints import Checkpoint
 from service.models.network import Network, build
 
-#: Pillow's ``convert("L")``: ITU-R 601-2 luma in units of 2^-16, rounded.
+#: Weights of red, green and blue in Pillow's ``convert("L")``: ITU-R 601-2 luma in units of 2^-16, rounded.
 LUMA = (19595, 38470, 7471)
 LUMA_HALF, LUMA_BITS = 1 << 15, 16
 
 
 class Uint8Model(nn.Module):
-    """uint8 ``[N, H, W, 3]`` → float32 logits ``[N, classes]``; normalising is its first layer.
+    """A network whose first layer normalises: uint8 ``[N, H, W, 3]`` → float32 logits ``[N, classes]``.
 
-    So pixels cross processes and buses as bytes, and nobody can forget to normalise them. A network of
-    one channel sees the grey levels of its RGB images.
+    So pixels cross processes and buses as bytes, and no caller can forget to normalise. A network of one channel sees
+    the grey levels of its RGB images.
     """
 
     mean: Tensor
@@ -34,26 +34,26 @@ class Uint8Model(nn.Module):
         self.register_buffer("std", torch.tensor(std[:channels]), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """uint8 ``[N, H, W, 3]`` → logits, float ``[N, classes]``.
+        """Returns logits, float ``[N, classes]``, of uint8 ``[N, H, W, 3]``.
 
         Raises `CheckpointError` for a checkpoint without a head.
         """
         return self.forward_head(self.forward_features(pixels))
 
     def forward_features(self, pixels: Tensor) -> Tensor:
-        """uint8 ``[N, H, W, 3]`` → the last block's output, float ``[N, C, h, w]``."""
+        """Returns the last block's output, float ``[N, C, h, w]``, of uint8 ``[N, H, W, 3]``."""
         return self.network.forward_features(self.normalise(pixels))
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """What `forward_features` gave → logits, float ``[N, classes]``."""
+        """Returns logits, float ``[N, classes]``, of the output of `forward_features`."""
         return self.network.forward_head(features)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 ``[N, H, W, 3]`` → float ``[N, C, H, W]``, each channel ``(pixel / 255 - mean) / std``.
+        """Returns float ``[N, C, H, W]`` of uint8 ``[N, H, W, 3]``; each channel is ``(pixel / 255 - mean) / std``.
 
-        The operations of torchvision's preset in its order (``pil_to_tensor``, ``convert_image_dtype``,
-        ``normalize``), hence its very bits in fp32. Any regrouping rounds otherwise, a
-        multiply-add for instance. The pixels stay where they are, channels last in memory.
+        The operations are those of torchvision's preset in its order (``pil_to_tensor``, ``convert_image_dtype``,
+        ``normalize``), so fp32 gives the same bits. Any regrouping, a multiply-add for instance, would round
+        differently. The memory layout stays channels last.
         """
         if self.channels == 1 and pixels.shape[-1] == 3:
             pixels = grey(pixels)
@@ -62,16 +62,16 @@ class Uint8Model(nn.Module):
                 f"the network takes images of {self.channels} channels; only one or three can be served"
             )
         width = pixels.shape[2]
-        lines = pixels.flatten(2).to(self.mean.dtype)  # channels alone are too short an axis for vectors
+        lines = pixels.flatten(2).to(self.mean.dtype)  # vectors need a longer axis than the channels
         normalised = lines.div(255).sub(self.mean.repeat(width)).div(self.std.repeat(width))
         return normalised.view(*pixels.shape).permute(0, 3, 1, 2)
 
 
 def load(checkpoint: Checkpoint) -> Uint8Model:
-    """The checkpoint's network on the CPU in fp32, in evaluation mode and without gradients.
+    """Loads the checkpoint's network on the CPU in fp32, in evaluation mode and without gradients.
 
-    It is built without memory and given the checkpoint's own tensors: initialising a VGG would cost
-    seconds only to be overwritten. Raises `CheckpointError` unless the tensors fit to the last one.
+    The network is built without memory and takes the checkpoint's tensors: initialising a VGG would cost seconds.
+    Raises `CheckpointError` unless the tensors' names and shapes are exactly the network's.
     """
     configuration, preprocessing = checkpoint.configuration, checkpoint.preprocessing
     with torch.device("meta"):
@@ -84,7 +84,7 @@ def load(checkpoint: Checkpoint) -> Uint8Model:
 
 
 def grey(pixels: Tensor) -> Tensor:
-    """Pillow's ``convert("L")`` of uint8 ``[N, H, W, 3]``, whole numbers ``[N, H, W, 1]``."""
+    """Converts uint8 ``[N, H, W, 3]`` to Pillow's ``convert("L")``, int32 ``[N, H, W, 1]``."""
     red, green, blue = pixels.int().unbind(-1)
     luma = red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]
     return ((luma + LUMA_HALF) >> LUMA_BITS).unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""The layers of every configuration's head: of a named one from its sizes, of its own as it says."""
+"""The layers of a configuration's head: derived from its sizes for a named head, else the configuration's own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from service.models.head import (
 
 
 def layers_of(configuration: Configuration) -> tuple[Layer, ...]:
-    """The head's layers in the order in which they are applied; empty for a network without a head.
+    """Returns the head's layers in the order of application; empty for a network without a head.
 
     Raises `CheckpointError` for a flattening head whose image size is not fixed.
     """
@@ -45,7 +45,7 @@ def _flatten(configuration: VGGConfig) -> tuple[Layer, ...]:
 
 
 def _dense(configuration: VGGConfig, inputs: int) -> tuple[Layer, ...]:
-    """torchvision's ``classifier``."""
+    """Returns the layers of torchvision's ``classifier``."""
     first, hidden = configuration.hidden_first or configuration.hidden, configuration.hidden
     return (
         Linear("0", inputs, first),

@@ -1,4 +1,4 @@
-"""Configuration → network, whichever family it is of."""
+"""Builds a network of either family from a configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Network = vgg.VGG | densenet.DenseNet
 
 
 def build(configuration: Configuration) -> Network:
-    """The untrained network, from torch's current random state and on its current default device."""
+    """Builds the untrained network from torch's current random state, on its current default device."""
     if isinstance(configuration, VGGConfig):
         return vgg.build(configuration)
     return densenet.build(configuration)

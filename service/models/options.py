@@ -1,6 +1,7 @@
-"""What an operator may add to a source of weights: ``NAME?option=value&option=value``.
+"""Options of a source of weights: ``NAME?option=value&option=value``.
 
-Only for what a file cannot say of itself. No torch here: a typo is told before anything is loaded.
+They say what a file cannot say of itself. This module imports no torch, so a typo is reported before anything is
+loaded.
 """
 
 from __future__ import annotations
@@ -15,22 +16,24 @@ from service.models.head import Nonlinearity, Pooling
 
 Size = tuple[int, int]
 
-#: Of a side of the network's images.
+#: Longest side of the network's images in pixels.
 _LARGEST = 4096
 
 
 @dataclass(frozen=True)
 class Options:
-    """For any kind of file: ``preprocessing`` is what images went through before the model, ``raw`` (0 to 255),
-    ``unit`` (0 to 1), ``imagenet`` (mean and deviation), ``tf`` (-1 to 1) or ``caffe`` (BGR less its mean);
-    ``image_size`` is (height, width); ``pooling`` says how the map becomes a vector; ``classifier_activation`` is
+    """Options of a source of weights.
+
+    For any kind of file: ``preprocessing`` is the scale of the images that the model expects: ``raw`` (0 to 255),
+    ``unit`` (0 to 1), ``imagenet`` (mean and deviation), ``tf`` (-1 to 1) or ``caffe`` (BGR less its mean).
+    ``image_size`` is (height, width). ``pooling`` is how the map becomes a vector. ``classifier_activation`` is
     softmax, sigmoid or linear.
 
     For files of tensors: ``head_activation`` stands between the layers of the head, ``key`` chooses one of several
     networks, ``head`` one of several heads.
 
     ``legacy_head``: a KerasHub VGG answers as KerasHub before 0.27 did. ``test_size``: a timm network takes the
-    larger images it was tested on.
+    larger images that it was tested on.
     """
 
     legacy_head: bool = False
@@ -44,7 +47,7 @@ class Options:
     head: str | None = None
 
     def only(self, *names: str) -> Options:
-        """These options, of which a kind of source knows ``names``. Raises `CheckpointError` for any other."""
+        """Returns these options. Raises `CheckpointError` if one is set that is not in ``names``."""
         for field in fields(self):
             if field.name not in names and getattr(self, field.name) != field.default:
                 raise CheckpointError(
@@ -54,7 +57,7 @@ class Options:
 
 
 def parse(weights: str) -> tuple[str, Options]:
-    """The source without its options, and these. Raises `CheckpointError` for one that does not exist."""
+    """Splits a source into its name and its options. Raises `CheckpointError` for an unknown option or value."""
     source, _, query = weights.partition("?")
     values: dict[str, Any] = {}
     for name, text in parse_qsl(query, keep_blank_values=True):
@@ -80,7 +83,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
 
 
 def _meaning(name: str) -> str:
-    """What a value may be, in words."""
+    """Returns the accepted values of an option, in words."""
     if name == "image_size":
         return f"write HEIGHTxWIDTH, each from 1 to {_LARGEST}, such as 224x224"
     if name in ("key", "head"):

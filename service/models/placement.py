@@ -1,4 +1,4 @@
-"""Where and how a model runs: the settings' ``auto`` decided by what this host has."""
+"""Chooses device, precision and runtime: resolves the settings' ``auto`` by what this host has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.options.devices import ALL, listed
 
 log = logging.getLogger(__name__)
 
-#: Without one of these there is no CUDA: Linux, Windows' subsystem for it, Jetson.
+#: Device files of which CUDA needs at least one: Linux, Windows' subsystem for it, Jetson.
 _NVIDIA = ("/dev/nvidia*", "/proc/driver/nvidia/version", "/dev/dxg", "/dev/nvhost*")
 
 _NAMES = ("auto", "eager", "openvino", "cudagraph", "compile")
@@ -23,14 +23,17 @@ _NAMES = ("auto", "eager", "openvino", "cudagraph", "compile")
 
 @dataclass(frozen=True)
 class Placement:
-    """Every ``auto`` decided. ``runtime`` is one's name; ``package`` is what `imagenet-serve export` makes."""
+    """A device, a precision and a runtime, with every ``auto`` resolved.
+
+    The runtime ``package`` is an artifact of `imagenet-serve export`; an artifact's precision may stay ``auto``.
+    """
 
     device: str
     precision: str
     runtime: str
     artifact: Path | None = None
     chosen: bool = False
-    """Whether the runtime was our choice, so that another one may take its place."""
+    """True if the runtime was chosen here (``auto``), so that another one may take its place."""
 
     @property
     def on_cuda(self) -> bool:
@@ -38,7 +41,19 @@ class Placement:
 
 
 def place(device: str, precision: str, runtime: str) -> Placement:
-    """Decides the settings' ``auto``. Raises `ConfigurationError` with one sentence for what this host cannot do."""
+    """Resolves the settings' ``auto``: the device first, then the precision, then the runtime.
+
+    Raises `ConfigurationError` with one sentence for a choice that this host cannot run.
+    """
+    device = _resolve_device(device)
+    resolved = _resolve_precision(device, precision)
+    path = Path(runtime).expanduser()
+    if runtime not in _NAMES and path.is_dir():
+        return _place_artifact(device, precision, path)
+    return Placement(device, resolved, _resolve_runtime(device, runtime), chosen=runtime == "auto")
+
+
+def _resolve_device(device: str) -> str:
     if device == "auto":
         device = "cuda" if _has_cuda() else "cpu"
     if device == ALL or listed(device) != [device] or device.startswith(("GPU-", "MIG-")):
@@ -48,15 +63,20 @@ def place(device: str, precision: str, runtime: str) -> Placement:
             f"device={device}: this host has no usable CUDA device; use device=cpu or auto"
         )
     _refuse_missing(device)
+    return device
+
+
+def _resolve_precision(device: str, precision: str) -> str:
     if precision == "fp16" and device == "cpu":
         raise ConfigurationError("precision=fp16 needs a CUDA device; on the CPU use fp32 or bf16")
-    path = Path(runtime).expanduser()
-    if runtime not in _NAMES and path.is_dir():
-        return _place_artifact(device, precision, path)
     if precision == "auto":
-        precision = "fp16" if device.startswith("cuda") else "fp32"
+        return "fp16" if device.startswith("cuda") else "fp32"
+    return precision
+
+
+def _resolve_runtime(device: str, runtime: str) -> str:
     if runtime == "auto":
-        return Placement(device, precision, _fastest(device), chosen=True)
+        return _fastest(device)
     if runtime not in _NAMES:
         raise ConfigurationError(
             f"runtime={runtime} is not available; use {', '.join(_NAMES)}, or the directory that "
@@ -66,11 +86,11 @@ def place(device: str, precision: str, runtime: str) -> Placement:
         _refuse_openvino(device)
     if runtime == "cudagraph" and device == "cpu":
         raise ConfigurationError("runtime=cudagraph needs a CUDA device; on the CPU use auto")
-    return Placement(device, precision, runtime)
+    return runtime
 
 
 def _has_cuda() -> bool:
-    """What torch says; it is not asked where nothing of NVIDIA's is to be seen, for it takes a second to come."""
+    """Returns torch's answer. Without NVIDIA's device files torch is not asked, since its import takes a second."""
     if not any(glob(pattern) for pattern in _NVIDIA) or find_spec("torch") is None:
         return False
     import torch
@@ -79,14 +99,14 @@ def _has_cuda() -> bool:
 
 
 def _devices() -> int:
-    """CUDA devices that this process sees."""
+    """Returns the number of CUDA devices that this process sees."""
     import torch
 
     return torch.cuda.device_count()
 
 
 def _refuse_missing(device: str) -> None:
-    """Raises where ``cuda:N`` names a device that is not there."""
+    """Raises `ConfigurationError` if ``cuda:N`` names a device that does not exist."""
     _, _, number = device.partition(":")
     if number and int(number) >= _devices():
         raise ConfigurationError(
@@ -96,7 +116,7 @@ def _refuse_missing(device: str) -> None:
 
 
 def _fastest(device: str) -> str:
-    """What starts within seconds and serves fast; compiling takes minutes, and is for who asks for it."""
+    """Returns the runtime that serves fastest among those that start within seconds; compiling takes minutes."""
     if device != "cpu":
         return "cudagraph"
     if find_spec("openvino") is None:

@@ -1,10 +1,10 @@
-"""A first start's work in a process of its own: torch reads and converts the weights there, and goes with it.
+"""Converts weights at a first start in a process of its own, so that torch's memory ends with it.
 
-    engine ──settings, JSON──▶ this as a program       the end of what it reads ends it
+    engine ──settings, JSON──▶ this process            it ends when its standard input ends
            ◀──JSON lines────── {"report": [state, detail]} · {"progress": [done, total]} · {"failed": sentence}
 
-What it makes lies in the cache, where the engine finds it (`service.models.serving`). So an engine is as small after
-its first start as after any other, and a model that has no room while it is converted ends this process alone.
+The result lies in the cache, where the engine finds it (`service.models.serving`). So an engine is as small after its
+first start as after any other, and a conversion that runs out of memory ends this process alone.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from service.models.pre
 
 
 def prepare(settings: Settings, report: Report, progress: Progress) -> None:
-    """Fills the cache with what a start with these settings needs, if it has to be made and can be kept.
+    """Fills the cache for a start with these settings, if the model is not there yet and the cache is writable.
 
-    Raises `StartError` when the weights cannot be had or the process ends before it has said why.
+    Raises `StartError` if the weights cannot be read, or if the process ends without a reason.
     """
     if "torch" in sys.modules or not serving.wants_preparing(settings, progress):
-        return  # a process that has torch already might as well use it
+        return  # torch is in this process already, so another process would save nothing
     serving.refuse_without_torch(settings.weights)
     report("loading", "reading and converting the weights with torch; the next start finds them in the cache")
-    # -P: a folder `service` where the engine happens to run is not ours.
+    # -P: a folder named `service` in the working directory must not be imported.
     command = [sys.executable, "-P", "-c", _PROGRAM, str(Path(__file__).resolve().parents[2])]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -72,16 +72,16 @@ def _ending(code: int) -> str:
 
 
 def _say(**message: Any) -> None:
-    # One write a line, so that lines of several threads do not mix.
+    # One write a line keeps lines of several threads apart.
     os.write(_OUT, (json.dumps(message) + "\n").encode())
 
 
-#: Standard output is for messages alone; what a library prints goes to standard error.
+#: Descriptor for messages. Standard output carries only these; what a library prints goes to standard error.
 _OUT = 1
 
 
 def main() -> None:
-    """The process."""
+    """Runs the process."""
     global _OUT
     from service.errors import StartError
     from service.observability import logs

@@ -1,7 +1,7 @@
-"""From the settings to a model on its device, with its description. What the engine and `classify` start from.
+"""Loads a model by the settings. The engine and `classify` start here.
 
-converted before   sources.py ─▶ runtimes/artifact.py ─▶ runtimes/openvino.py      no torch, a second
-anything else      building.py: checkpoints/ ─▶ loader.py ─▶ a runtime             with torch
+converted before sources.py ─▶ runtimes/artifact.py ─▶ runtimes/openvino.py no torch, a second anything else
+building.py: checkpoints/ ─▶ loader.py ─▶ a runtime with torch
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
-#: The folder of the converted model that an image was built with (Dockerfile, WEIGHTS).
+#: Environment variable: the folder of the converted model that the image was built with (Dockerfile, WEIGHTS).
 _BAKED = "BAKED_MODEL"
 
 
 def load(
     settings: Settings, report: Report, progress: Progress | None = None, given_up: Sequence[str] = ()
 ) -> Loaded:
-    """The model of the settings' on its device. Raises `StartError` with one sentence when it cannot be had.
+    """Loads the settings' model onto its device. Raises `StartError` with one sentence if that is impossible.
 
-    On CUDA, one way to run the model is left out for each reason in ``given_up``.
+    On CUDA, each reason in ``given_up`` leaves out one way to run the model: an earlier start failed with it.
     """
     of = f" of {settings.model}" if settings.named_model or settings.weights == "pretrained" else ""
     report("loading", f"weights {settings.weights}{of}")
@@ -41,14 +41,14 @@ def load(
     if found is not None:
         return found
     refuse_without_torch(settings.weights)
-    # With torch, which takes a second to import and some 200 MB to keep.
+    # This imports torch, which takes a second and some 200 MB.
     from service.models import building
 
     return building.load(settings, placement, report, progress, given_up)
 
 
 def wants_preparing(settings: Settings, progress: Progress | None = None) -> bool:
-    """Whether a start with these settings converts a model first, into a cache that keeps it."""
+    """Returns True if a start with these settings first converts a model into a writable cache."""
     placement = place(settings.device, settings.precision, settings.runtime)
     if placement.runtime != "openvino" or converted_weights(settings.weights, settings.model) is not None:
         return False
@@ -62,7 +62,7 @@ def wants_preparing(settings: Settings, progress: Progress | None = None) -> boo
 
 
 def _prepared(settings: Settings, placement: Placement, progress: Progress | None) -> Loaded | None:
-    """The model as an earlier start, or a command, has converted it; None where that has to be done first."""
+    """Returns the model as an earlier start or command converted it; None if it must be converted first."""
     path = converted_weights(settings.weights, settings.model)
     if path is not None:
         return _of_directory(path, settings, placement)
@@ -74,7 +74,7 @@ def _prepared(settings: Settings, placement: Placement, progress: Progress | Non
     if placement.artifact is not None:
         found = artifact.read(placement.artifact)
         if found.fingerprint != source.fingerprint:
-            return None  # what is wrong with it says who has read the weights
+            return None  # building.load reads the weights and says what is wrong with the artifact
     else:
         kept = artifact.from_cache(artifact.cached(source.fingerprint, placement.precision))
         if kept is None:
@@ -84,7 +84,7 @@ def _prepared(settings: Settings, placement: Placement, progress: Progress | Non
 
 
 def converted_weights(weights: str, model: str) -> Path | None:
-    """The folder with a converted model that these weights are: named by them, or what the image was built with."""
+    """Returns the folder of the converted model that the weights name, or that the image was built with; else None."""
     path = Path(weights).expanduser()
     if artifact.is_one(path):
         return path
@@ -96,13 +96,13 @@ def converted_weights(weights: str, model: str) -> Path | None:
 
 
 def _baked() -> Path | None:
-    """The converted model that this image was built with."""
+    """Returns the folder of the converted model that this image was built with; None without one."""
     path = Path(os.environ.get(_BAKED, ""))
     return path if _BAKED in os.environ and artifact.is_one(path) else None
 
 
 def refuse_without_torch(weights: str) -> None:
-    """Raises `ConfigurationError` where there is nothing to read weights with."""
+    """Raises `ConfigurationError` if torch, which reads the weights, is not installed."""
     if find_spec("torch") is None:
         baked = _baked()
         own = f"what this image was built with (weights={baked}), " if baked is not None else ""
@@ -113,7 +113,7 @@ def refuse_without_torch(weights: str) -> None:
 
 
 def _of_directory(path: Path, settings: Settings, placement: Placement) -> Loaded:
-    """Weights that are a converted model themselves."""
+    """Loads weights that are a converted model themselves."""
     if placement.runtime != "openvino" or placement.artifact not in (None, path):
         raise ConfigurationError(
             f"'{path.name}' is a model converted for OpenVINO on the CPU; leave device, runtime and precision to auto"

@@ -1,9 +1,10 @@
-"""Which converted model belongs to which weights: found again without reading them, and without torch.
+"""Finds the converted model of some weights again, without reading the weights and without torch.
 
     sources/<digest>.json     {"files": {name: sha256 | null}, "fingerprint", "card"}
 
-The digest is over what the settings call the weights, the libraries that read them and our own code; ``files`` are
-those that reading them looked for. If each still holds the same bytes, reading them again would give the same model.
+The digest is over the settings' name of the weights, the versions of the libraries that read them, and this project's
+code. ``files`` are those that a reading looked for. While each holds the same bytes, another reading would give the
+same model.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ _LIBRARIES = ("torch", "torchvision", "safetensors", "h5py", "numpy")
 
 @dataclass(frozen=True)
 class Source:
-    """What is known of some weights: ``fingerprint`` is `manifest.fingerprint`'s, ``card`` their description."""
+    """A known source of weights: ``fingerprint`` is from `manifest.fingerprint`, ``card`` describes the weights."""
 
     fingerprint: str
     card: ModelCard
 
 
 def find(weights: str, model: str | None, progress: Progress | None = None) -> Source | None:
-    """What an earlier start has learnt of these weights; None if there was none, or they are others now.
+    """Returns what an earlier start noted about these weights; None if nothing was noted or the files have changed.
 
     May ask a hub, as reading the weights would. Raises `CheckpointError`.
     """
@@ -53,7 +54,7 @@ def find(weights: str, model: str | None, progress: Progress | None = None) -> S
 
 
 def remember(weights: str, model: str | None, checkpoint: Checkpoint, card: ModelCard) -> Source:
-    """Notes what reading these weights has shown. A cache that cannot be written is no matter."""
+    """Notes the result of reading these weights. An unwritable cache is ignored."""
     source = Source(manifest.fingerprint(checkpoint), card)
     try:
         files = {name: _sha256(path) for name, path in checkpoint.files.items()}
@@ -67,7 +68,7 @@ def remember(weights: str, model: str | None, checkpoint: Checkpoint, card: Mode
 def _place(weights: str, model: str | None) -> Path:
     key: Mapping[str, object] = {
         "weights": weights,
-        "folder": str(Path.cwd()),  # for a relative path
+        "folder": str(Path.cwd()),  # the weights may be a relative path
         "model": model,
         "libraries": manifest.libraries(*_LIBRARIES),
         "code": manifest.code_hash(),

@@ -1,7 +1,6 @@
-"""What a DenseNet does before its first block, in the forms of torchvision, timm and Keras.
+"""DenseNet stems: the layers before the first block, in the forms of torchvision, timm and Keras.
 
-All of them carry torchvision's parameter names ``conv0`` and ``norm0``; timm's deep stem goes on with
-``conv1`` to ``norm2``.
+All use torchvision's parameter names ``conv0`` and ``norm0``; timm's deep stem goes on with ``conv1`` to ``norm2``.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from service.models.configuration import DenseNetConfig
 
 
 class SameConv2d(nn.Conv2d):
-    """TensorFlow's "same" padding: as much as ceil(size / stride) needs, the odd pixel at the end.
+    """A convolution with TensorFlow's "same" padding: ceil(size / stride) outputs, the odd pixel at the end.
 
-    torch pads both sides alike, so the two differ by a shift wherever the total is odd, as it is for 224.
+    torch pads both sides alike, so the results differ by a shift wherever the total is odd, as it is for 224.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -23,7 +22,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class SameMaxPool2d(nn.Module):
-    """A max-pool with TensorFlow's "same" padding, which never wins: minus infinity."""
+    """A max-pool with TensorFlow's "same" padding. The padding is minus infinity, so it never wins."""
 
     def __init__(self, kernel_size: int, stride: int) -> None:
         super().__init__()
@@ -35,10 +34,11 @@ class SameMaxPool2d(nn.Module):
 
 
 class BlurPool2d(nn.Module):
-    """Zhang, "Making Convolutional Networks Shift-Invariant Again" (arXiv:1904.11486), as in timm.
+    """An antialiased pool (Zhang, "Making Convolutional Networks Shift-Invariant Again", arXiv:1904.11486), as in
+    timm.
 
-    A 3x3 binomial filter with reflected borders, and every second pixel of what it gives. The filter is
-    two 2x2 averages in a row, so it needs no constant that a device or a file would have to hold.
+    It applies a 3x3 binomial filter with reflected borders and keeps every second pixel. The filter is computed as
+    two 2x2 averages in a row, so no constant has to be stored in a file or on a device.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class BlurPool2d(nn.Module):
 
 
 def build_stem(configuration: DenseNetConfig) -> nn.Sequential:
-    """``float [N, channels, H, W]`` → ``float [N, stem_width, H', W']``."""
+    """Builds a stem: ``float [N, channels, H, W]`` → ``float [N, stem_width, H', W']``."""
     kernel, stride = configuration.stem_kernel, configuration.stem_stride
     convolution = _same_convolution if configuration.padding == "same" else _convolution
     widths = [*(configuration.deep_stem or ()), configuration.stem_width]

@@ -1,11 +1,11 @@
-"""Import torchvision where its compiled operators may be missing.
+"""Imports torchvision where its compiled operators may be missing.
 
-PyPI's Linux torchvision is built for CUDA. Beside a CPU-only torch its operator library does not
-load, and ``import torchvision`` ends with ``operator torchvision::nms does not exist``, because it
-registers fake kernels for two operators that were never declared. Nothing here runs an operator of
-torchvision's, so it is enough to declare the two schemas, and only when the library is absent.
+PyPI's Linux torchvision is built for CUDA. Beside a CPU-only torch its operator library does not load, and ``import
+torchvision`` ends with ``operator torchvision::nms does not exist``, because it registers fake kernels for two
+operators that were never declared. This project runs no operator of torchvision's, so declaring the two schemas is
+enough, and only where the library does not load.
 
-Every module that wants torchvision gets it from here: ``from service.models.torchvision_import import torchvision``.
+Every module imports torchvision from here: ``from service.models.torchvision_import import torchvision``.
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ def _declare_missing_operators() -> torch.library.Library | None:
     return library
 
 
-#: Kept alive: a `torch.library.Library` takes its declarations with it when it is collected.
+#: Kept alive: a `torch.library.Library` withdraws its declarations when it is collected.
 _library = _declare_missing_operators()
 
 import torchvision  # noqa: E402  # after the declarations that it needs

@@ -1,4 +1,4 @@
-"""VGG: configuration → module, layer by layer as torchvision has them and with its parameter names."""
+"""VGG: builds a module from a configuration, with torchvision's layers and parameter names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from service.models.named_heads import layers_of
 
 
 class VGG(nn.Module):
-    """torchvision's VGG with free widths, and with the head of the checkpoint's origin. ``layers`` describes the head.
+    """torchvision's VGG with any widths and with the head of the checkpoint's origin; ``layers`` describes the head.
 
-    Modules are made and initialised in torchvision's order, so that a seed gives the very weights
-    that ``torchvision.models.vgg16()`` and its siblings get from it.
+    Modules are made and initialised in torchvision's order, so a seed gives the weights that
+    ``torchvision.models.vgg16()`` and its siblings get.
     """
 
     def __init__(self, configuration: VGGConfig) -> None:
@@ -46,12 +46,12 @@ class VGG(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward_features(self, pixels: Tensor) -> Tensor:
-        """The last stage's output, float ``[N, C, H/32, W/32]`` for five stages."""
+        """Returns the last stage's output, float ``[N, C, H/32, W/32]`` for five stages."""
         features: Tensor = self.features(pixels)
         return features
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """Logits, float ``[N, classes]``, from what `forward_features` gave.
+        """Returns logits, float ``[N, classes]``, from the output of `forward_features`.
 
         Raises `CheckpointError` for a network without a head.
         """
@@ -59,7 +59,7 @@ class VGG(nn.Module):
         return logits
 
     def head(self) -> nn.Module:
-        """`forward_head` as a module of the same parameters, which does not hold the rest of the network."""
+        """Returns `forward_head` as a module that shares its parameters and does not hold the rest of the network."""
         if self.torchvisions_head:
             return nn.Sequential(self.avgpool, nn.Flatten(), self.classifier)
         return self.classifier
@@ -82,5 +82,5 @@ def _layers(configuration: VGGConfig) -> nn.Sequential:
 
 
 def build(configuration: VGGConfig) -> VGG:
-    """The network, float32, with torchvision's own initialisation from torch's current random state."""
+    """Builds the network in float32, initialised like torchvision's from torch's current random state."""
     return VGG(configuration)

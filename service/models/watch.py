@@ -1,8 +1,7 @@
-"""When the canary is due, and what follows from a wrong answer to it: rules without a clock or a device.
+"""Decides when the canary is due and what a wrong answer to it means. Pure rules: no clock, no device.
 
-64 passes through one place ─▶ the canary goes there next
-wrong ─▶ the same once more ─▶ wrong again: the device gets no more work
-                            └▶ right: forgiven, unless that happened lately
+64 passes through one place ─▶ the canary goes there next wrong ─▶ the same once more ─▶ wrong again: the device gets
+no more work └▶ right: forgiven, unless that happened lately
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ log = logging.getLogger(__name__)
 
 Place = TypeVar("Place", bound=Hashable)
 
-#: Passes between two looks at the canary. One of its own costs as much as a pass: 1.5 % of what a busy device does.
+#: Passes between two canaries at one place. A canary costs as much as a pass: 1.5 % of a busy device's work.
 CANARY_EVERY = 64
-#: Right answers to the canary after which a wrong one that came right is forgiven.
+#: Right answers to the canary after which one wrong answer that is right when repeated is forgiven.
 _FORGIVING = 1000
 
 _ONCE = "the device gave a wrong answer to the canary image; the same was right when it was run again"
@@ -32,54 +31,54 @@ _TWICE = (
 
 
 class Watch(Generic[Place]):
-    """Counts passes by the place where they ran, whose memory and kernels are its own. Safe in several threads."""
+    """Counts passes by the place where they ran; each place has its own memory and kernels. Thread-safe."""
 
     def __init__(self, places: Iterable[Place] = (), every: int = CANARY_EVERY) -> None:
         self._every = every
-        #: The one that has seen the canary least recently comes first.
+        #: Passes since the last canary, by place; the place whose canary is longest ago comes first.
         self._since = dict.fromkeys(places, 0)
         self._lock = threading.Lock()
 
     def ran(self, place: Place) -> None:
-        """A pass there. A place that is not watched is ignored."""
+        """Counts a pass at ``place``. A place that is not watched is ignored."""
         with self._lock:
             if place in self._since:
                 self._since[place] += 1
 
     def is_due(self, place: Place) -> bool:
-        """Whether the next pass there should be the canary's."""
+        """Returns True if the next pass at ``place`` should be the canary."""
         return self._since[place] >= self._every
 
     @property
     def due(self) -> bool:
-        """Whether any place is."""
+        """True if any place is due."""
         with self._lock:
             return any(count >= self._every for count in self._since.values())
 
     def next(self) -> Place:
-        """Where the canary goes: where it is most overdue, else where it was least recently."""
+        """Returns the place for the next canary: the most overdue one, else the one whose canary is longest ago."""
         with self._lock:
             most = max(self._since, key=lambda place: self._since[place])
             return most if self._since[most] >= self._every else next(iter(self._since))
 
     def looked(self, place: Place) -> None:
-        """The canary was there."""
+        """Records that the canary ran at ``place``."""
         with self._lock:
             self._since.pop(place)
             self._since[place] = 0
 
 
 class Trust:
-    """In one device, by what the canary's answers were."""
+    """Trust in one device, by its answers to the canary."""
 
     def __init__(self) -> None:
         self._right = _FORGIVING
-        """Right answers since one was wrong."""
+        """Right answers since the last wrong one."""
 
     def judge(self, wrong: int, looked: int, again: Callable[[], int]) -> BatchReport:
-        """What there is to tell: ``wrong`` of ``looked`` answers were; ``again`` runs the same and says how many are.
+        """Returns a report: ``wrong`` of ``looked`` answers were wrong. ``again`` repeats them and returns how many are.
 
-        Raises `DeviceFailed` when some are wrong again. The rows are for the caller to fill in.
+        Raises `DeviceFailed` if some are wrong again. The caller fills in the report's rows.
         """
         if not wrong:
             self._right += looked
