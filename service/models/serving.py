@@ -1,7 +1,7 @@
 """Loads a model by the settings. The engine and `classify` start here.
 
-converted before sources.py ─▶ runtimes/artifact.py ─▶ runtimes/openvino.py no torch, a second anything else
-building.py: checkpoints/ ─▶ loader.py ─▶ a runtime with torch
+converted before   sources.py ─▶ runtimes/artifact.py ─▶ runtimes/openvino.py      no torch, a second
+anything else      building.py: checkpoints/ ─▶ loader.py ─▶ a runtime             with torch
 """
 
 from __future__ import annotations

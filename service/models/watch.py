@@ -1,7 +1,8 @@
 """Decides when the canary is due and what a wrong answer to it means. Pure rules: no clock, no device.
 
-64 passes through one place ─▶ the canary goes there next wrong ─▶ the same once more ─▶ wrong again: the device gets
-no more work └▶ right: forgiven, unless that happened lately
+64 passes at one place ─▶ the next canary runs there
+wrong ─▶ the canary once more ─▶ wrong again: the device gets no more work
+                              └▶ right: forgiven, unless that happened lately
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Trust:
         """Right answers since the last wrong one."""
 
     def judge(self, wrong: int, looked: int, again: Callable[[], int]) -> BatchReport:
-        """Returns a report: ``wrong`` of ``looked`` answers were wrong. ``again`` repeats them and returns how many are.
+        """Returns a report: ``wrong`` of ``looked`` answers were wrong; ``again`` repeats them and counts wrong ones.
 
         Raises `DeviceFailed` if some are wrong again. The caller fills in the report's rows.
         """
