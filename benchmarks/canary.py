@@ -95,7 +95,7 @@ class Site:
 
 async def _ask(client: EngineClient) -> float:
     began = time.perf_counter()
-    with client.take() as slot:
+    with client.acquire() as slot:
         await slot.answer(client.clock() + 60, 1)
     return time.perf_counter() - began
 

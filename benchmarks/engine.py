@@ -55,13 +55,13 @@ def engine(arena: Arena, end: socket.socket, spent: Connection, max_batch_size: 
 def front_end(arena: Arena, end: socket.socket, number: int, seconds: float, done: Connection) -> None:
     """Keeps `_WINDOW` slots under way for ``seconds``; says how many came back and what CPU that took."""
     link = Link(end)
-    slots = [slot for _ in range(_WINDOW) if (slot := arena.take(number)) is not None]
+    slots = [slot for _ in range(_WINDOW) if (slot := arena.acquire(number)) is not None]
     finished, cpu, stop = 0, 0.0, float("inf")
 
     def submit(wanted: list[int]) -> None:
         now = time.monotonic()
         for slot in wanted:
-            arena.note_submitted(slot, now + 30, now, OutputKind.CLASSIFY)
+            arena.record_submission(slot, now + 30, now, OutputKind.CLASSIFY)
         link.send(wanted)
 
     submit(slots)

@@ -223,7 +223,7 @@ def test_nothing_happens_at_import_but_in_the_one_module_that_says_so() -> None:
 
 def test_images_reach_a_model_by_one_admission() -> None:
     """No route counts images, asks for room or takes a slot itself. (A shadow's images are nobody's request.)"""
-    doors = {"offer", "check_room", "admit", "take", "take_in_turn"}
+    doors = {"record_arrivals", "check_capacity", "admit", "acquire", "acquire_in_turn"}
     found = {
         path.name
         for path in (SERVICE / "api").rglob("*.py")

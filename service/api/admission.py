@@ -69,8 +69,8 @@ class Admission:
     async def __aenter__(self) -> Self:
         """Counts an image as offered to the model. Raises `Overloaded` when there is no room, or not in time."""
         if not self.exchange.bulk:
-            self.served.client.offer()
-        self.served.client.check_room(self.deadline, self.exchange.bulk)
+            self.served.client.record_arrivals()
+        self.served.client.check_capacity(self.deadline, self.exchange.bulk)
         return self
 
     async def __aexit__(
@@ -147,10 +147,10 @@ class Admission:
         """
         client, bulk = self.served.client, self.exchange.bulk
         if not bulk:
-            client.offer(len(items) - 1)
+            client.record_arrivals(len(items) - 1)
 
         async def one(item: T, slot: Slot | None) -> R:
-            with slot or await client.take_in_turn(self.deadline, bulk) as place:
+            with slot or await client.acquire_in_turn(self.deadline, bulk) as place:
                 return await infer(item, place)
 
         # The first slot is held here as well, in case the task that should use it is cancelled before it begins.

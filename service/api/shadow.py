@@ -59,7 +59,7 @@ class Shadow:
         loop = asyncio.get_running_loop()
         try:
             deadline = shadow.client.clock() + _PATIENCE
-            place = shadow.client.take(deadline, bulk=True)
+            place = shadow.client.acquire(deadline, bulk=True)
         except ServiceError:
             self._miss()
             return

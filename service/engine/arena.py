@@ -218,7 +218,7 @@ class Arena:
         end = self._owners_at + self.geometry.slots
         return self._memory[self._owners_at : end].count(0)
 
-    def take(self, owner: int) -> int | None:
+    def acquire(self, owner: int) -> int | None:
         """A free slot, now ``owner``'s; None when there is none."""
         fcntl.lockf(self.descriptor, fcntl.LOCK_EX, 1)
         try:
@@ -257,7 +257,7 @@ class Arena:
         (code,) = _WANTED.unpack_from(self._memory, self._records_at + slot * _RECORD.size + _WANTED_AT)
         return from_code(code)
 
-    def note_admission(self, slot: int, deadline: float, bulk: bool) -> None:
+    def record_admission(self, slot: int, deadline: float, bulk: bool) -> None:
         """When ``slot`` will have to be answered, and how urgent it is, so that newcomers know who is before them."""
         at = self._records_at + slot * _RECORD.size
         _DEADLINE.pack_into(self._memory, at, deadline)
@@ -272,29 +272,29 @@ class Arena:
         ahead = (self.owners != 0) & (self.records["deadline"] <= deadline) & (self.records["bulk"] == 0)
         return int(np.count_nonzero(ahead))
 
-    def note_submitted(self, slot: int, deadline: float, submitted: float, wanted: OutputRequest) -> None:
+    def record_submission(self, slot: int, deadline: float, submitted: float, wanted: OutputRequest) -> None:
         """The front-end's part of the record."""
         at = self._records_at + slot * _RECORD.size
         _TIMES.pack_into(self._memory, at, deadline, submitted)
         _WANTED.pack_into(self._memory, at + _WANTED_AT, to_code(wanted))
 
-    def note_file(self, slot: int, length: int) -> None:
+    def record_file(self, slot: int, length: int) -> None:
         """The slot's pixels begin with a file of ``length`` bytes."""
         _WANTED.pack_into(self._memory, self._records_at + slot * _RECORD.size + _WANTED_AT, length)
 
     def file(self, slot: int) -> int:
-        """The file's length in bytes, from `note_file` until the slot is submitted."""
+        """The file's length in bytes, from `record_file` until the slot is submitted."""
         (length,) = _WANTED.unpack_from(self._memory, self._records_at + slot * _RECORD.size + _WANTED_AT)
         return int(length)
 
-    def note_finished(
+    def record_finish(
         self, slot: int, started: float, finished: float, batch: int, batch_size: int, outcome: Outcome
     ) -> None:
         """The engine's part of the record, for a slot that was in a batch."""
         at = self._records_at + slot * _RECORD.size + _FINISH_AT
         _FINISH.pack_into(self._memory, at, started, finished, batch, batch_size, outcome)
 
-    def note_outcome(self, slot: int, outcome: Outcome) -> None:
+    def record_outcome(self, slot: int, outcome: Outcome) -> None:
         """The engine's part of the record, for a slot that was in none."""
         self._memory[self._records_at + slot * _RECORD.size + _OUTCOME_AT] = outcome
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from service.engine.estimate import Backlog, Pace
+from service.engine.estimate import QueueState, ServiceRates
 
 
 class Offer(NamedTuple):
     """An engine that could take an image."""
 
-    pace: Pace
-    backlog: Backlog
+    pace: ServiceRates
+    backlog: QueueState
     room: bool
     """Whether it has a place for this one."""
 

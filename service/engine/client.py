@@ -51,13 +51,13 @@ class EngineClient:
         """Whether no other engine is going to come."""
 
     def __repr__(self) -> str:
-        return f"<EngineClient {[one.arena for one in self._living] or 'not connected'}>"
+        return f"<EngineClient {[one.arena for one in self._connected] or 'not connected'}>"
 
     def on_cancelled(self, callback: Callable[[], None]) -> None:
         """``callback`` is called for every image whose client went away before the model ran."""
         self._cancelled = callback
 
-    def on_again(self, callback: Callable[[], None]) -> None:
+    def on_resubmitted(self, callback: Callable[[], None]) -> None:
         """``callback`` is called for every image that is submitted once more since its engine died."""
         self._again = callback
 
@@ -69,7 +69,7 @@ class EngineClient:
         ``model`` is what the engine computes: images go from one that has died to one of the same.
         """
         connection = Connection(arena, link, number, self._cancelled, self._threads, standby, model)
-        self._connections = [*self._living, connection]
+        self._connections = [*self._connected, connection]
         self._last = False
         connection.listen()
         self.memory.join(connection)
@@ -91,16 +91,16 @@ class EngineClient:
     @property
     def asked(self) -> list[Connection]:
         """Those that new images go to: the standby where there is no other."""
-        living = self._living
+        living = self._connected
         return [connection for connection in living if not connection.standby] or living
 
     @property
     def connections(self) -> list[Connection]:
         """Those whose engines have not closed their ends."""
-        return self._living
+        return self._connected
 
     @property
-    def _living(self) -> list[Connection]:
+    def _connected(self) -> list[Connection]:
         return [connection for connection in self._connections if not connection.failed]
 
     @property
@@ -113,20 +113,20 @@ class EngineClient:
         """Slots that this front-end has with engines."""
         return sum(len(connection.submitted) for connection in self._connections)
 
-    def offer(self, images: int = 1) -> None:
+    def record_arrivals(self, images: int = 1) -> None:
         """Counts ``images`` as arrived, admitted or not: what an autoscaler follows. Bulk ones are not to be counted:
         they take what is left, however much that is."""
         connection = self._in_order(False)[0]
         connection.arena.arrivals[connection.number] += np.uint64(images)
 
-    def check_room(self, deadline: float = math.inf, bulk: bool = False) -> None:
-        """Raises what `take` would, without taking: before a body is read that nobody could serve."""
+    def check_capacity(self, deadline: float = math.inf, bulk: bool = False) -> None:
+        """Raises what `acquire` would, without taking: before a body is read that nobody could serve."""
         connections = self._ready()
         if not any(connection.arena.free > connection.reserve(bulk) for connection in connections):
             raise self._overloaded(connections)
-        self._refuse_hopeless(self._in_order(bulk)[0], deadline, bulk)
+        self._check_deadline_feasible(self._in_order(bulk)[0], deadline, bulk)
 
-    def take(self, deadline: float = math.inf, bulk: bool = False) -> Slot:
+    def acquire(self, deadline: float = math.inf, bulk: bool = False) -> Slot:
         """A slot, to be used in a ``with`` statement. ``bulk`` waits for everybody else.
 
         Raises `Overloaded` when none is free or the answer would come after the ``deadline`` (seconds of the
@@ -134,27 +134,27 @@ class EngineClient:
         """
         self._turn += 1
         connections = self._in_order(bulk)
-        self._refuse_hopeless(connections[0], deadline, bulk)
+        self._check_deadline_feasible(connections[0], deadline, bulk)
         for connection in connections:
-            number = _take_from(connection, deadline, bulk)
+            number = _acquire_from(connection, deadline, bulk)
             if number is not None:
                 return Slot(connection, number, self.clock, self)
         raise self._overloaded(connections)
 
     async def admit(self, deadline: float, bulk: bool = False) -> Slot:
-        """`take`, for a request that `check_room` has let in: an engine that has died since is waited for."""
+        """`acquire`, for a request that `check_capacity` has let in: an engine that has died since is waited for."""
         while True:
             try:
-                return self.take(deadline, bulk)
+                return self.acquire(deadline, bulk)
             except EngineFailed:
                 await self._another(deadline)
 
-    async def take_in_turn(self, deadline: float, bulk: bool = False) -> Slot:
+    async def acquire_in_turn(self, deadline: float, bulk: bool = False) -> Slot:
         """A slot, waiting for one until ``deadline``: for the second and later images of one request."""
         while True:
             try:
-                slot = self.take(bulk=bulk)
-                slot.note_admission(deadline, bulk)
+                slot = self.acquire(bulk=bulk)
+                slot.record_admission(deadline, bulk)
                 return slot
             except Overloaded:
                 if self.clock() >= deadline:
@@ -165,7 +165,9 @@ class EngineClient:
             except EngineFailed:
                 await self._another(deadline)
 
-    async def take_elsewhere(self, failed: Connection, deadline: float, bulk: bool) -> tuple[Connection, int]:
+    async def acquire_elsewhere(
+        self, failed: Connection, deadline: float, bulk: bool
+    ) -> tuple[Connection, int]:
         """See `service.engine.slot.Others`."""
         while True:
             if not self.connected:
@@ -175,12 +177,12 @@ class EngineClient:
             if not connections:
                 raise EngineFailed("the engine failed, and the one after it has another model")
             for connection in connections:
-                number = _take_from(connection, deadline, bulk)
+                number = _acquire_from(connection, deadline, bulk)
                 if number is not None:
                     return connection, number
-            await self._news(self._patience(deadline), _LOOK_AGAIN)
+            await self._wait_for_slots(self._patience(deadline), _LOOK_AGAIN)
 
-    def note_again(self) -> None:
+    def record_resubmission(self) -> None:
         """See `service.engine.slot.Others`."""
         self._again()
 
@@ -188,7 +190,7 @@ class EngineClient:
         """Waits until there may be an engine. Raises `DeadlineExceeded`, and `EngineFailed` where none will come."""
         if self._last:
             raise EngineFailed("the engine failed while it held this request")
-        await self._news(self._patience(deadline))
+        await self._wait_for_slots(self._patience(deadline))
 
     def _patience(self, deadline: float) -> float:
         patience = deadline - self.clock()
@@ -196,7 +198,7 @@ class EngineClient:
             raise DeadlineExceeded("the deadline passed before another engine was there (request_timeout_ms)")
         return patience
 
-    async def _news(self, *seconds: float) -> None:
+    async def _wait_for_slots(self, *seconds: float) -> None:
         """Returns when an engine has come, when none will, or after the least of ``seconds``."""
         loop = asyncio.get_running_loop()
         news: asyncio.Future[None] = loop.create_future()
@@ -232,7 +234,7 @@ class EngineClient:
         order = in_order([connection.offer(bulk, now) for connection in connections], self._turn)
         return [connections[place] for place in order] or connections
 
-    def _refuse_hopeless(self, connection: Connection, deadline: float, bulk: bool) -> None:
+    def _check_deadline_feasible(self, connection: Connection, deadline: float, bulk: bool) -> None:
         """Raises `Overloaded` for a ``deadline`` that cannot be met. One that has passed is no matter of load."""
         now = self.clock()
         patience = deadline - now
@@ -254,13 +256,13 @@ class EngineClient:
         return _overload(reason, slots / capacity if capacity > 0 else _SHORTEST_RETRY)
 
 
-def _take_from(connection: Connection, deadline: float, bulk: bool) -> int | None:
+def _acquire_from(connection: Connection, deadline: float, bulk: bool) -> int | None:
     """A place with that engine; None where there is no room."""
     arena = connection.arena
     room = not bulk or arena.free > connection.reserve(bulk)
-    number = arena.take(connection.number) if room else None
+    number = arena.acquire(connection.number) if room else None
     if number is not None:
-        arena.note_admission(number, deadline, bulk)
+        arena.record_admission(number, deadline, bulk)
     return number
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable
 
 from service.engine.arena import FILE, Arena, Decoding, Gauge, Outcome
 from service.engine.choice import Offer
-from service.engine.estimate import Backlog, Pace, seconds_until_answered
+from service.engine.estimate import QueueState, ServiceRates, seconds_until_answered
 from service.errors import EngineFailed
 from service.shared.outputs import OutputRequest
 from service.shared.transport import Link
@@ -70,7 +70,7 @@ class Connection:
 
     def listen(self) -> None:
         """Hears the engine's replies from now on. Without, the caller has to see to it."""
-        self._loop.add_reader(self._link.fileno(), self._hear)
+        self._loop.add_reader(self._link.fileno(), self._receive_messages)
 
     def wait(self, ahead: int, now: float) -> float:
         """Seconds until an image would be answered that comes behind ``ahead`` others."""
@@ -82,12 +82,12 @@ class Connection:
         pace, backlog = self._state(self.arena.geometry.slots - free, now)
         return Offer(pace, backlog, free > self.reserve(bulk))
 
-    def _state(self, ahead: int, now: float) -> tuple[Pace, Backlog]:
+    def _state(self, ahead: int, now: float) -> tuple[ServiceRates, QueueState]:
         gauge = self.arena.gauges.item
         seconds, capacity, size = gauge(Gauge.PASS), gauge(Gauge.CAPACITY), gauge(Gauge.MAX_BATCH_SIZE)
-        pace = Pace(seconds, capacity, int(size), self._decode_seconds, self._threads)
+        pace = ServiceRates(seconds, capacity, int(size), self._decode_seconds, self._threads)
         running_for = now - gauge(Gauge.BUSY_SINCE)
-        return pace, Backlog(ahead, int(gauge(Gauge.RUNNING)), running_for, self.decoding)
+        return pace, QueueState(ahead, int(gauge(Gauge.RUNNING)), running_for, self.decoding)
 
     def decoded(self, seconds: float | None) -> None:
         """Takes note of an image that a thread was occupied with for ``seconds``; None for one given up before."""
@@ -106,7 +106,7 @@ class Connection:
 
     def send_file(self, slot: int, length: int, otherwise: Callable[[], Writing]) -> Writing:
         """The engine decodes the file in ``slot``; what it will not, ``otherwise`` does."""
-        self.arena.note_file(slot, length)
+        self.arena.record_file(slot, length)
         writing = self._files[slot] = FileWriting(self._loop, otherwise)
         self._send(slot + FILE)
         return writing
@@ -114,7 +114,7 @@ class Connection:
     def submit(self, slot: int, wanted: OutputRequest, now: float, deadline: float) -> asyncio.Future[None]:
         if self.failed:
             raise EngineFailed("the engine failed while it was needed")
-        self.arena.note_submitted(slot, deadline, now, wanted)
+        self.arena.record_submission(slot, deadline, now, wanted)
         reply: asyncio.Future[None] = self._loop.create_future()
         self.submitted[slot] = reply
         self._send(slot)
@@ -160,7 +160,7 @@ class Connection:
         for writing in self._files.values():
             writing.give_back()
 
-    def _hear(self) -> None:
+    def _receive_messages(self) -> None:
         numbers = self._link.receive()
         if numbers is None:
             self.fail()

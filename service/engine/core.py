@@ -109,7 +109,7 @@ class EngineCore:
         """Serves the front-end ``number`` (1…254, unused) at the other end of ``link``."""
         front_end = FrontEnd(number, link)
         self._front_ends[number] = front_end
-        self._selector.register(link, selectors.EVENT_READ, lambda: self._hear(front_end))
+        self._selector.register(link, selectors.EVENT_READ, lambda: self._receive_messages(front_end))
 
     def watch(self, source: Source, callback: Callable[[], None]) -> None:
         """Calls ``callback`` in the loop whenever ``source`` is readable: the supervisor's channel."""
@@ -143,7 +143,7 @@ class EngineCore:
         self.begin()
         try:
             while not self._stopping:
-                self.step(self._patience())
+                self.step(self._poll_timeout())
         finally:
             self.end()
 
@@ -155,7 +155,7 @@ class EngineCore:
         self._selector.register(self._device, selectors.EVENT_READ, self._finish)
         if self._files:
             self._files.start()
-            self._selector.register(self._files, selectors.EVENT_READ, self._decoded)
+            self._selector.register(self._files, selectors.EVENT_READ, self._collect_decoded_files)
 
     def end(self) -> None:
         """After what runs."""
@@ -175,9 +175,9 @@ class EngineCore:
         now = self._clock()
         self._answer_expired(now)
         self._dispatch(now)
-        self._let_the_canary_out(now)
+        self._run_canary(now)
         self._arena.gauges[Gauge.QUEUE_DEPTH] = len(self._batcher)
-        self._look_at_the_device(now)
+        self._check_device(now)
         if now >= self._gauges_due:
             self._gauges_due = now + _GAUGES_EVERY
             self._flush_links()
@@ -187,13 +187,13 @@ class EngineCore:
             for heartbeat in self._heartbeats:
                 heartbeat()
 
-    def _look_at_the_device(self, now: float) -> None:
+    def _check_device(self, now: float) -> None:
         since = float(self._arena.gauges[Gauge.BUSY_SINCE])
         if since and now - since > self._longest:
             self._longest = math.inf
             self._overdue(now - since)
 
-    def _patience(self) -> float:
+    def _poll_timeout(self) -> float:
         """Seconds until something is due though nothing arrives."""
         now = self._clock()
         due = self._gauges_due
@@ -204,48 +204,48 @@ class EngineCore:
 
     # What arrives
 
-    def _hear(self, front_end: FrontEnd) -> None:
+    def _receive_messages(self, front_end: FrontEnd) -> None:
         numbers = front_end.link.receive()
         if numbers is None:
-            self._bury(front_end)
+            self._remove_frontend(front_end)
             return
         now = self._clock()
         for number in numbers:
             if number >= FILE:
-                self._take_file(front_end, number - FILE)
+                self._receive_file(front_end, number - FILE)
             elif number >= 0:
                 self._admit(front_end, number, now)
             else:
                 self._cancel(front_end, ~number)
 
-    def _take_file(self, front_end: FrontEnd, slot: int) -> None:
+    def _receive_file(self, front_end: FrontEnd, slot: int) -> None:
         if self._files is None:
-            self._arena.note_outcome(slot, Outcome.FAILED)
+            self._arena.record_outcome(slot, Outcome.FAILED)
             front_end.link.send((slot + FILE,))
             return
         front_end.files.add(slot)
         self._files.submit(slot)
 
-    def _decoded(self) -> None:
+    def _collect_decoded_files(self) -> None:
         """Files are pixels now, or are to be decoded by whoever sent them."""
         assert self._files is not None
         for slot, decoded in self._files.collect():
             front_end = next(one for one in self._front_ends.values() if slot in one.files)
             front_end.files.remove(slot)
             if not front_end.gone:
-                self._arena.note_outcome(slot, Outcome.OK if decoded else Outcome.FAILED)
+                self._arena.record_outcome(slot, Outcome.OK if decoded else Outcome.FAILED)
                 front_end.link.send((slot + FILE,))
                 continue
             self._arena.release(slot)
-            self._forget_if_settled(front_end)
-        self._tell_files()
+            self._detach_if_settled(front_end)
+        self._reply_decoded_files()
 
-    def _tell_files(self) -> None:
+    def _reply_decoded_files(self) -> None:
         waiting = sum(len(front_end.files) for front_end in self._front_ends.values())
         room = MOST_WAITING - waiting if self._files and self._files.open else 0
         self._arena.gauges[Gauge.FILES] = max(0, room)
 
-    def _forget_if_settled(self, front_end: FrontEnd) -> None:
+    def _detach_if_settled(self, front_end: FrontEnd) -> None:
         if front_end.gone and not front_end.owed:
             del self._front_ends[front_end.number]
 
@@ -261,7 +261,7 @@ class EngineCore:
         if self._batcher.cancel(slot):
             self._reply([slot], Outcome.CANCELLED)
 
-    def _bury(self, front_end: FrontEnd) -> None:
+    def _remove_frontend(self, front_end: FrontEnd) -> None:
         """Takes back every slot of a front-end that died, but for those whose batch runs: `_finish` does."""
         log.info("front-end %d has gone", front_end.number)
         self._selector.unregister(front_end.link)
@@ -274,7 +274,7 @@ class EngineCore:
         for slot in self._arena.held_by(front_end.number):
             if slot not in front_end.submitted and slot not in front_end.files:
                 self._arena.release(slot)
-        self._forget_if_settled(front_end)
+        self._detach_if_settled(front_end)
 
     # What leaves
 
@@ -296,7 +296,7 @@ class EngineCore:
                 return
             self._run(requests, threads, now)
 
-    def _let_the_canary_out(self, now: float) -> None:
+    def _run_canary(self, now: float) -> None:
         """Nobody waits for it where nothing else is to be run."""
         if self._running or len(self._batcher) or self._stopping:
             return
@@ -316,10 +316,10 @@ class EngineCore:
         if not requests:
             self._canary.started(stream is not None)
         batch = self._running[self._batches] = Batch(self._batches, requests, wanted, stream, handed_over=now)
-        self._tell_what_runs()
+        self._publish_running()
         (threads or self._device).submit(batch)
 
-    def _tell_what_runs(self) -> None:
+    def _publish_running(self) -> None:
         oldest = next(iter(self._running.values()), None)
         self._arena.gauges[Gauge.BUSY_SINCE] = oldest.handed_over if oldest else 0.0
         self._arena.gauges[Gauge.RUNNING] = sum(len(batch.slots) for batch in self._running.values())
@@ -346,7 +346,7 @@ class EngineCore:
         full = self._threads is not None and not self._threads.free
         if self._threads is not None and batch.stream is not None:
             self._threads.free.append(batch.stream)
-        self._tell_what_runs()
+        self._publish_running()
         in_stream, now = batch.stream is not None, self._clock()
         if batch.is_canary:
             self._canary.ended(batch.ran, in_stream, batch.finished - batch.started, now)
@@ -361,30 +361,30 @@ class EngineCore:
         size = len(batch.slots) - len(batch.late)
         for slot in batch.slots:
             done = Outcome.EXPIRED if slot in batch.late else outcome
-            self._arena.note_finished(slot, batch.started, batch.finished, batch.number, size, done)
+            self._arena.record_finish(slot, batch.started, batch.finished, batch.number, size, done)
         if size:
-            self._note(batch, size, full)
+            self._record_batch(batch, size, full)
             self._arena.gauges[Gauge.PASS] = self._load.seconds
         if size or batch.is_canary:
             self._busy_until = max(self._busy_until, batch.finished)
             self._batch_ran(batch)  # before the answers leave: whoever has one finds it counted
-        self._hand_back(batch.slots)
+        self._return_slots(batch.slots)
 
-    def _note(self, batch: Batch, size: int, full: bool) -> None:
+    def _record_batch(self, batch: Batch, size: int, full: bool) -> None:
         """``full``: it ended with every stream at work."""
         if self._streams is not None and batch.stream is not None:
-            self._load.ran_in_stream(batch.finished - batch.started, self._streams.count, full)
+            self._load.record_stream(batch.finished - batch.started, self._streams.count, full)
         elif batch.finished > self._busy_until:  # not one whose answers took longer than a later one's
             # Of batches that overlap, each counts for as long as it had the device to itself.
-            self._load.ran(size, batch.finished - max(batch.started, self._busy_until))
+            self._load.record_batch(size, batch.finished - max(batch.started, self._busy_until))
 
     def _reply(self, slots: list[int], outcome: Outcome) -> None:
         """Hands back what never ran."""
         for slot in slots:
-            self._arena.note_outcome(slot, outcome)
-        self._hand_back(slots)
+            self._arena.record_outcome(slot, outcome)
+        self._return_slots(slots)
 
-    def _hand_back(self, slots: list[int]) -> None:
+    def _return_slots(self, slots: list[int]) -> None:
         returned = set(slots)
         for front_end in list(self._front_ends.values()):
             mine = front_end.submitted & returned
@@ -394,7 +394,7 @@ class EngineCore:
             if front_end.gone:
                 for slot in mine:
                     self._arena.release(slot)
-                self._forget_if_settled(front_end)
+                self._detach_if_settled(front_end)
             else:
                 front_end.link.send(mine)
 
@@ -418,5 +418,5 @@ class EngineCore:
         gauges[Gauge.ARRIVALS] = self._load.arrival_rate
         gauges[Gauge.DECODE_CAPACITY] = self._load.decode_capacity
         gauges[Gauge.DECODE_BUSY] = self._load.decode_busy
-        self._tell_files()
+        self._reply_decoded_files()
         gauges[Gauge.MEMORY_USED], gauges[Gauge.MEMORY_TOTAL] = self._device.memory

@@ -43,7 +43,7 @@ class DecodeMemory:
         threads = float(newest.arena.decoding[:, Decoding.THREADS].sum())
         return float(newest.arena.gauges[Gauge.DECODE_MEMORY]) - threads * self._thread_memory
 
-    def take_memory(self, size: int) -> bool:
+    def acquire(self, size: int) -> bool:
         """Reserves ``size`` bytes for decoding, if all front-ends together still fit their limit."""
         newest = self._newest
         if newest is None:
@@ -56,11 +56,11 @@ class DecodeMemory:
             self._reserve(size)
         return True
 
-    def give_memory(self, size: int) -> None:
+    def release(self, size: int) -> None:
         """Gives back what was taken."""
         self._reserve(-size)
 
-    def note_busy(self, seconds: float) -> None:
+    def record_busy(self, seconds: float) -> None:
         """Tells everyone that the decoders here have been busy for ``seconds``, since they began."""
         self._connections = [one for one in self._connections if not one.failed]  # nor keep their arenas
         for connection in self._connections:

@@ -198,7 +198,7 @@ class DeviceThread:
             try:
                 batch = self._jobs.get(timeout=_POLL if self._running else _CHECK_EVERY)
             except Empty:
-                self._look()
+                self._poll()
                 continue
             if batch is None:
                 break
@@ -208,7 +208,7 @@ class DeviceThread:
         while self._running:
             self._finish()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         """Nothing has arrived: the oldest batch may be done, and an idle device may have failed."""
         if self._running:
             if self._running[0][1].done():

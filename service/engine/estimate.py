@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Pace(NamedTuple):
+class ServiceRates(NamedTuple):
     """What was measured. Seconds, and images a second; 0 before anything was."""
 
     seconds: float
@@ -24,7 +24,7 @@ class Pace(NamedTuple):
     threads: int
 
 
-class Backlog(NamedTuple):
+class QueueState(NamedTuple):
     """What is there already."""
 
     images: int
@@ -37,7 +37,7 @@ class Backlog(NamedTuple):
     """Images that this front-end decodes, or is going to."""
 
 
-def seconds_until_answered(pace: Pace, backlog: Backlog) -> float:
+def seconds_until_answered(pace: ServiceRates, backlog: QueueState) -> float:
     """Seconds from now; 0 where nothing is ahead or nothing was measured, so that nobody is refused for it."""
     if not backlog.images or not pace.seconds or not pace.capacity:
         return 0.0

@@ -45,25 +45,25 @@ class LoadMeter:
         """
         return saturation(self.arrival_rate, self.capacity, self.decode_capacity, self.decode_busy)
 
-    def ran(self, images: int, seconds: float) -> None:
+    def record_batch(self, images: int, seconds: float) -> None:
         """Takes note of one forward pass that had the whole device."""
         self._busy += seconds
         if seconds <= 0:
             return
-        self._took(seconds)
+        self._record_seconds(seconds)
         rate = images / seconds
         if images >= self._max_batch_size or rate > self.capacity:
             self._learn(rate)
 
-    def ran_in_stream(self, seconds: float, streams: int, full: bool) -> None:
+    def record_stream(self, seconds: float, streams: int, full: bool) -> None:
         """Takes note of one image in one of ``streams``. ``full``: all of them were at work, so that it shows
         what is possible; a stream alone is faster."""
         self._busy += seconds / streams
-        self._took(seconds)
+        self._record_seconds(seconds)
         if full and seconds > 0:
             self._learn(streams / seconds)
 
-    def _took(self, seconds: float) -> None:
+    def _record_seconds(self, seconds: float) -> None:
         self.seconds += (_NEWEST if self.seconds else 1.0) * (seconds - self.seconds)
 
     def _learn(self, rate: float) -> None:

@@ -48,13 +48,15 @@ class Answer:
 class Others(Protocol):
     """The engines of a model."""
 
-    async def take_elsewhere(self, failed: Connection, deadline: float, bulk: bool) -> tuple[Connection, int]:
+    async def acquire_elsewhere(
+        self, failed: Connection, deadline: float, bulk: bool
+    ) -> tuple[Connection, int]:
         """A place with another engine than the one that has ``failed``, waiting for one until ``deadline``.
 
         Raises `DeadlineExceeded`, and `EngineFailed` where no other is going to come.
         """
 
-    def note_again(self) -> None:
+    def record_resubmission(self) -> None:
         """An image is submitted once more."""
 
 
@@ -92,9 +94,9 @@ class Slot:
         """Whether it is a place with one of those ``engines``."""
         return self._others is engines
 
-    def note_admission(self, deadline: float, bulk: bool) -> None:
+    def record_admission(self, deadline: float, bulk: bool) -> None:
         """When the image will have to be answered, and how urgent it is."""
-        self._connection.arena.note_admission(self.number, deadline, bulk)
+        self._connection.arena.record_admission(self.number, deadline, bulk)
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
@@ -155,7 +157,7 @@ class Slot:
             return False
         reply = connection.submit(self.number, wanted, submitted, deadline)
         if self._deaths:
-            self._others.note_again()
+            self._others.record_resubmission()
         patience = max(0.0, deadline - self._clock())
         timer = reply.get_loop().call_later(patience, _fail, reply, _deadline_passed)
         try:
@@ -171,7 +173,7 @@ class Slot:
         """To another engine, pixels and all. Nobody else has the old place: its owner's byte says whose it is."""
         old, number = self._connection, self.number
         bulk = old.arena.is_bulk(number)
-        self._connection, self.number = await self._others.take_elsewhere(old, deadline, bulk)
+        self._connection, self.number = await self._others.acquire_elsewhere(old, deadline, bulk)
         self.pixels[...] = old.arena.pixels[number]
 
     def _read(self, length: int) -> Answer:

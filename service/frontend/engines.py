@@ -88,7 +88,7 @@ class Engines:
         if served is None:
             client = EngineClient(threads=self._threads, memory=self._memory)
             client.on_cancelled(context.metrics.cancelled.inc)
-            client.on_again(context.metrics.resubmitted.inc)
+            client.on_resubmitted(context.metrics.resubmitted.inc)
             served = context.models.add(Served(model, version, card, client, recipe))
         served.card, served.recipe = card, recipe
         self._configure(recipe)

@@ -150,7 +150,7 @@ class FrontEnd:
             if self._certificate is not None:
                 self._certificate.refresh()
             if self._pool is not None:
-                self._memory.note_busy(self._pool.busy_seconds)
+                self._memory.record_busy(self._pool.busy_seconds)
             await asyncio.sleep(HEARTBEAT)
 
     def _say_alive(self) -> bool:

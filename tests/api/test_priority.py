@@ -77,14 +77,14 @@ async def test_a_priority_that_is_none_is_said() -> None:
 async def test_bulk_takes_half_of_the_places_and_the_others_the_rest() -> None:
     async with site() as here:
         client, slots = here.client, here.free
-        bulk = [client.take(bulk=True) for _ in range(slots // 2)]
+        bulk = [client.acquire(bulk=True) for _ in range(slots // 2)]
         with pytest.raises(Overloaded):
-            client.take(bulk=True)
+            client.acquire(bulk=True)
         refused = await here.http.post("/predict", content=png(1), headers=BULK)
         problem(refused, 429, "overloaded")
         answered = await here.http.post("/predict", content=png(1))
         assert answered.status_code == 200
-        others = [client.take() for _ in range(here.free)]
+        others = [client.acquire() for _ in range(here.free)]
         for slot in (*bulk, *others):
             slot.__exit__(None, None, None)
         assert here.free == slots

@@ -148,7 +148,7 @@ class Fleet(Counted):
                     raise InvalidImage("damaged")
                 pixels[...] = asked.image
 
-            with served.client.take(asked.deadline) as slot:
+            with served.client.acquire(asked.deadline) as slot:
                 await slot.fill(front_end, write, asked.deadline)
                 return await slot.answer(asked.deadline, 10)
         finally:

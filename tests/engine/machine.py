@@ -217,7 +217,7 @@ class Service(Counted):
                 raise InvalidImage("damaged")
             pixels[...] = asked.image
 
-        with front_end.client.take(asked.deadline, asked.bulk) as slot:
+        with front_end.client.acquire(asked.deadline, asked.bulk) as slot:
             await slot.fill(front_end, write, asked.deadline)
             return await slot.answer(asked.deadline, 10)
 

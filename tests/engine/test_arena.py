@@ -24,7 +24,7 @@ def test_free_and_taken_are_all_slots(steps: list[tuple[int, bool]]) -> None:
     held: list[int] = []
     for owner, take in steps:
         if take:
-            slot = arena.take(owner)
+            slot = arena.acquire(owner)
             assert (slot is None) == (len(held) == GEOMETRY.slots)
             if slot is not None:
                 assert slot not in held
@@ -55,16 +55,16 @@ def test_parts_do_not_overlap() -> None:
 
 def test_a_record_is_the_same_bytes_to_struct_and_numpy() -> None:
     arena = Arena.create(GEOMETRY)
-    arena.note_admission(2, deadline=1.0, bulk=True)
-    arena.note_submitted(2, deadline=1.5, submitted=2.5, wanted=OutputKind.FEATURES_MAP)
-    arena.note_finished(2, started=3.5, finished=4.5, batch=5, batch_size=6, outcome=Outcome.FAILED)
+    arena.record_admission(2, deadline=1.0, bulk=True)
+    arena.record_submission(2, deadline=1.5, submitted=2.5, wanted=OutputKind.FEATURES_MAP)
+    arena.record_finish(2, started=3.5, finished=4.5, batch=5, batch_size=6, outcome=Outcome.FAILED)
     assert arena.records[2].item() == (1.5, 2.5, 3.5, 4.5, 5, 6, Outcome.FAILED, 1, 3)
     assert tuple(arena.record(2)) == arena.records[2].item()
     assert arena.record(2)._fields == RECORD.names
     assert arena.deadline(2) == 1.5
     assert arena.is_bulk(2)
     assert arena.wanted(2) is OutputKind.FEATURES_MAP
-    arena.note_outcome(2, Outcome.EXPIRED)
+    arena.record_outcome(2, Outcome.EXPIRED)
     assert arena.records[2].item() == (1.5, 2.5, 3.5, 4.5, 5, 6, Outcome.EXPIRED, 1, 3)
     for other in (1, 3):
         assert not any(arena.records[other].item())
@@ -74,7 +74,7 @@ def test_a_record_is_the_same_bytes_to_struct_and_numpy() -> None:
 def test_another_mapping_sees_the_same_bytes() -> None:
     arena = Arena.create(GEOMETRY)
     other = Arena(os.dup(arena.descriptor), GEOMETRY)
-    slot = arena.take(9)
+    slot = arena.acquire(9)
     assert slot is not None
     arena.pixels[slot] = 77
     assert (other.pixels[slot] == 77).all()
@@ -132,7 +132,7 @@ def test_processes_never_take_the_same_slot_and_a_killed_one_blocks_nobody() -> 
     for owner in (1, 2):
         for slot in arena.held_by(owner):
             arena.release(slot)
-    assert arena.take(3) == 0
+    assert arena.acquire(3) == 0
     arena.close()
 
 

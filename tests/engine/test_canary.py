@@ -51,7 +51,7 @@ class Driven:
         slots = [slot for slot in range(SLOTS) if not self.arena.owners[slot]][:images]
         for slot in slots:
             self.arena.owners[slot] = 1
-            self.arena.note_submitted(slot, self.clock.now + 1000, self.clock.now, OutputKind.CLASSIFY)
+            self.arena.record_submission(slot, self.clock.now + 1000, self.clock.now, OutputKind.CLASSIFY)
         self.link.send(slots)
         while any(self.arena.owners):
             self.core.step(0)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.choice import Offer, finish, in_order
-from service.engine.estimate import Backlog, Pace
+from service.engine.estimate import QueueState, ServiceRates
 from tests.engine.harness import Engine
 from tests.engine.test_client_and_core import LATER, ask, picture
 from tests.fakes import fingerprint
@@ -19,14 +19,14 @@ offers = st.lists(
     st.builds(
         Offer,
         st.builds(
-            Pace,
+            ServiceRates,
             seconds,
             st.one_of(st.just(0.0), st.floats(0.1, 1e5)),
             st.integers(1, 64),
             st.just(0.0),
             st.just(0),
         ),
-        st.builds(Backlog, st.integers(0, 500), st.integers(0, 64), seconds, st.just(0)),
+        st.builds(QueueState, st.integers(0, 500), st.integers(0, 64), seconds, st.just(0)),
         st.booleans(),
     ),
     max_size=6,
@@ -34,7 +34,9 @@ offers = st.lists(
 
 
 def offer(capacity: float, images: int, room: bool = True) -> Offer:
-    return Offer(Pace(1 / capacity, capacity, 1, 0.0, 0), Backlog(images, min(images, 1), 0.0, 0), room)
+    return Offer(
+        ServiceRates(1 / capacity, capacity, 1, 0.0, 0), QueueState(images, min(images, 1), 0.0, 0), room
+    )
 
 
 @given(offers, st.integers(0, 1000))
@@ -92,13 +94,13 @@ async def test_a_full_engine_is_passed_by_and_a_standby_waits_for_the_last_to_go
         other.connect(client)
         spare.connect(client)
         client.connections[2].standby = True
-        slots = [client.take(client.clock() + LATER) for _ in range(4)]
+        slots = [client.acquire(client.clock() + LATER) for _ in range(4)]
         assert (one.arena.free, other.arena.free, spare.arena.free) == (0, 0, 16)
         for slot in slots:
             with slot:
                 pass
         for connection in client.connections[:2]:
             connection.fail()
-        with client.take() as slot:
+        with client.acquire() as slot:
             assert spare.arena.free == 15
             assert slot.number >= 0

@@ -36,7 +36,7 @@ def picture(seed: int) -> NDArray[np.uint8]:
 async def ask(
     client: EngineClient, image: NDArray[np.uint8], patience: float = LATER, bulk: bool = False
 ) -> Answer:
-    with client.take(bulk=bulk) as slot:
+    with client.acquire(bulk=bulk) as slot:
         slot.pixels[...] = image
         return await slot.answer(client.clock() + patience, 10)
 
@@ -90,12 +90,12 @@ async def test_no_free_slot_is_overload(kind: str) -> None:
         running = [asyncio.create_task(ask(client, picture(seed))) for seed in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded) as overload:
-            client.take()
+            client.acquire()
         assert overload.value.retry_after >= 1
         with pytest.raises(Overloaded):
-            client.check_room()
+            client.check_capacity()
         await asyncio.gather(*running)
-        client.check_room()
+        client.check_capacity()
         assert engine.arena.free == 2
 
 
@@ -147,7 +147,7 @@ async def test_a_cancellation_at_any_moment_loses_no_slot(kind: str, decoders: T
             time.sleep(random.random() / 500)
             pixels[...] = image
 
-        with client.take() as slot:
+        with client.acquire() as slot:
             await slot.fill(decoders, write, client.clock() + LATER)
             answer = await slot.answer(client.clock() + LATER, 10)
             assert (answer.result == fingerprint(image, 10)).all()
@@ -184,7 +184,7 @@ async def test_a_slot_is_not_free_while_a_thread_writes_into_it(decoders: Thread
             with slot:
                 await slot.fill(decoders, write, client.clock() + LATER)
 
-        task = asyncio.create_task(decode(client.take()))
+        task = asyncio.create_task(decode(client.acquire()))
         await asyncio.sleep(0.02)
         task.cancel()
         await asyncio.sleep(0.02)
@@ -241,14 +241,14 @@ async def test_whoever_waits_for_a_killed_engine_is_answered_by_the_next() -> No
     again: list[None] = []
     with Engine("process", slots=8, delay=600.0) as engine:
         client = engine.connect()
-        client.on_again(lambda: again.append(None))
-        decoding = client.take()  # submitted when there is no engine
+        client.on_resubmitted(lambda: again.append(None))
+        decoding = client.acquire()  # submitted when there is no engine
         waiting = [asyncio.create_task(ask(client, picture(seed))) for seed in range(6)]
         await asyncio.sleep(0.5)
         engine.process.kill()
         await until(lambda: not client.connected)
         with pytest.raises(EngineFailed):
-            client.take()
+            client.acquire()
         waiting.append(asyncio.create_task(_fill(decoding, 6)))
         await asyncio.sleep(0)
         assert not any(task.done() for task in waiting)
@@ -312,7 +312,7 @@ async def test_nobody_waits_for_another_engine_in_vain(why: str) -> None:
         client = engine.connect()
         waiting = asyncio.create_task(ask(client, picture(1), 0.3 if why == "deadline" else LATER))
         in_turn = asyncio.create_task(
-            client.take_in_turn(client.clock() + (0.3 if why == "deadline" else LATER))
+            client.acquire_in_turn(client.clock() + (0.3 if why == "deadline" else LATER))
         )
         await until(lambda: in_turn.done())
         in_turn.result().__exit__(None, None, None)
@@ -335,8 +335,8 @@ async def test_nobody_waits_for_another_engine_in_vain(why: str) -> None:
 async def test_the_images_of_a_request_that_wait_for_a_place_wait_for_an_engine_as_well() -> None:
     with Engine("process", slots=1, delay=600.0) as engine:
         client = engine.connect()
-        taken = client.take()
-        in_turn = asyncio.create_task(client.take_in_turn(client.clock() + LATER))
+        taken = client.acquire()
+        in_turn = asyncio.create_task(client.acquire_in_turn(client.clock() + LATER))
         await asyncio.sleep(0.02)
         engine.process.kill()
         await until(lambda: not client.connected)
@@ -356,7 +356,7 @@ async def test_the_slots_of_a_dead_front_end_come_back(kind: str) -> None:
     with Engine(kind, slots=8, delay=0.3, max_batch_size=2) as engine:
         dying, living = engine.connect(), engine.connect()
         running = [asyncio.create_task(ask(dying, picture(seed))) for seed in range(4)]
-        held = dying.take()  # taken and never submitted: in the middle of a decode
+        held = dying.acquire()  # taken and never submitted: in the middle of a decode
         await asyncio.sleep(0.1)
         mine = asyncio.create_task(ask(living, picture(7)))
         await asyncio.sleep(0.05)
@@ -372,7 +372,7 @@ async def test_without_an_engine_nothing_is_ready() -> None:
     client = EngineClient()
     assert not client.connected
     with pytest.raises(NotReady):
-        client.take()
+        client.acquire()
 
 
 @on_a_loop
@@ -381,10 +381,10 @@ async def test_taking_in_turn_waits_for_room_until_the_deadline() -> None:
         client = engine.connect()
         running = asyncio.create_task(ask(client, picture(1)))
         await asyncio.sleep(0)
-        with await client.take_in_turn(client.clock() + LATER) as slot:
+        with await client.acquire_in_turn(client.clock() + LATER) as slot:
             assert slot.number == 0
             with pytest.raises(DeadlineExceeded):
-                await client.take_in_turn(client.clock() + 0.02)
+                await client.acquire_in_turn(client.clock() + 0.02)
         await running
 
 
@@ -392,7 +392,7 @@ async def test_taking_in_turn_waits_for_room_until_the_deadline() -> None:
 async def test_what_decoding_costs_is_told_to_everyone(decoders: Threads) -> None:
     with Engine("thread") as engine:
         client = engine.connect(EngineClient(threads=3))
-        with client.take() as slot:
+        with client.acquire() as slot:
             await slot.fill(decoders, lambda pixels: time.sleep(0.01), client.clock() + LATER)
             await slot.answer(client.clock() + LATER, 10)
         images, seconds, threads = engine.arena.decoding[1, :3]

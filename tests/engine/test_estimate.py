@@ -11,25 +11,27 @@ from hypothesis import strategies as st
 
 from service.engine.arena import Arena, Gauge, Geometry
 from service.engine.client import EngineClient
-from service.engine.estimate import Backlog, Pace, seconds_until_answered
+from service.engine.estimate import QueueState, ServiceRates, seconds_until_answered
 from service.errors import Overloaded
 from service.shared.transport import Link, socket_pair
 from tests.fakes import VirtualClock
 from tests.loops import on_a_loop
 
 #: Batches of 4 in 0.4 s; an image decodes in 0.1 s in one of two threads.
-PACE = Pace(seconds=0.4, capacity=10.0, max_batch_size=4, decode=0.1, threads=2)
-BACKLOG = Backlog(images=12, running=4, running_for=0.1, decoding=0)
+PACE = ServiceRates(seconds=0.4, capacity=10.0, max_batch_size=4, decode=0.1, threads=2)
+BACKLOG = QueueState(images=12, running=4, running_for=0.1, decoding=0)
 
 paces = st.builds(
-    Pace,
+    ServiceRates,
     st.floats(0, 10),
     st.floats(0, 1e4),
     st.integers(1, 64),
     st.floats(0, 1),
     st.integers(0, 16),
 )
-backlogs = st.builds(Backlog, st.integers(0, 300), st.integers(0, 64), st.floats(0, 100), st.integers(0, 300))
+backlogs = st.builds(
+    QueueState, st.integers(0, 300), st.integers(0, 64), st.floats(0, 100), st.integers(0, 300)
+)
 
 
 def test_what_is_ahead_runs_first() -> None:
@@ -46,14 +48,16 @@ def test_decoding_counts_where_it_is_slower() -> None:
 
 
 @given(paces, backlogs)
-def test_nothing_is_refused_when_idle_or_before_anything_was_measured(pace: Pace, backlog: Backlog) -> None:
+def test_nothing_is_refused_when_idle_or_before_anything_was_measured(
+    pace: ServiceRates, backlog: QueueState
+) -> None:
     assert seconds_until_answered(pace, backlog._replace(images=0)) == 0
     assert seconds_until_answered(pace._replace(seconds=0.0), backlog) == 0
     assert seconds_until_answered(pace._replace(capacity=0.0), backlog) == 0
 
 
 @given(paces, backlogs, st.integers(0, 100))
-def test_more_ahead_is_never_a_shorter_wait(pace: Pace, backlog: Backlog, more: int) -> None:
+def test_more_ahead_is_never_a_shorter_wait(pace: ServiceRates, backlog: QueueState, more: int) -> None:
     if not backlog.images:
         return
     longer = backlog._replace(images=backlog.images + more)
@@ -68,23 +72,23 @@ async def test_the_client_refuses_whom_the_queue_would_make_late_and_counts_only
     client = EngineClient(clock)
     client.attach(Arena(os.dup(arena.descriptor), arena.geometry), Link(ours), 1)
     soon, later = clock() + 2.0, clock() + 60.0
-    waiting = [client.take(soon) for _ in range(20)]
-    client.check_room(soon)  # nothing was measured yet
+    waiting = [client.acquire(soon) for _ in range(20)]
+    client.check_capacity(soon)  # nothing was measured yet
 
     # Five batches are ahead of whoever is due as late as they are: 2.4 s.
     arena.gauges[[Gauge.PASS, Gauge.CAPACITY, Gauge.MAX_BATCH_SIZE]] = 0.4, 10.0, 4
     with pytest.raises(Overloaded) as refused:
-        client.check_room(soon)
+        client.check_capacity(soon)
     assert 1 <= refused.value.retry_after < 2
     with pytest.raises(Overloaded):
-        client.take(soon)
-    client.check_room(soon - 0.01)  # due before them, hence served before them
-    client.check_room(later)
-    client.check_room(clock() - 1)  # what is too late already is not refused for the load
+        client.acquire(soon)
+    client.check_capacity(soon - 0.01)  # due before them, hence served before them
+    client.check_capacity(later)
+    client.check_capacity(clock() - 1)  # what is too late already is not refused for the load
     for slot in waiting:
         with slot:
             pass
-    client.check_room(math.nextafter(clock(), math.inf))  # idle: whatever the deadline
+    client.check_capacity(math.nextafter(clock(), math.inf))  # idle: whatever the deadline
     client.detach()
     theirs.close()
     arena.close()

@@ -114,7 +114,7 @@ class Site:
     async def ask(self, client: EngineClient, photo: Photo, deadline: float = float("inf")) -> int:
         """The level of the pixels that the model saw."""
         patience = client.clock() + 60 if deadline == float("inf") else deadline
-        with client.take(patience) as slot:
+        with client.acquire(patience) as slot:
             await slot.fill(self.decoders, photo, patience)
             answer = await slot.answer(patience, self.runner.results)
             level = int(slot.pixels.flat[0])

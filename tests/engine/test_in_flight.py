@@ -61,7 +61,7 @@ async def test_the_device_goes_on_while_a_map_is_made() -> None:
         client = engine.connect()
 
         async def look(seed: int) -> Any:
-            with client.take() as slot:
+            with client.acquire() as slot:
                 slot.pixels[...] = picture(seed)
                 return (await slot.answer(client.clock() + LATER, 10 + FAKE_MAP, Explain(3))).result
 
@@ -121,9 +121,9 @@ def test_a_device_that_fails_under_a_batch_ends_the_engine(trouble: dict[str, An
     core, _, arena = serve(**trouble)
     ours, theirs = socket_pair()
     core.attach(1, Link(theirs))
-    slot = arena.take(1)
+    slot = arena.acquire(1)
     assert slot is not None
-    arena.note_submitted(slot, 1e12, 0.0, OutputKind.CLASSIFY)
+    arena.record_submission(slot, 1e12, 0.0, OutputKind.CLASSIFY)
     link = Link(ours)
     link.send([slot])
     with pytest.raises(DeviceFailed, match="it is ill"):

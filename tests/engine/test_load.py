@@ -18,7 +18,7 @@ def test_saturation_follows_arrivals_over_capacity() -> None:
 def test_busy_is_the_share_of_time_that_the_device_computes() -> None:
     meter = LoadMeter(0.0, capacity=10.0, max_batch_size=4)
     for second in range(1, 121):
-        meter.ran(4, 0.25)
+        meter.record_batch(4, 0.25)
         meter.update(float(second), arrivals=0)
     assert meter.busy_ratio == pytest.approx(0.25, rel=0.01)
 
@@ -26,22 +26,22 @@ def test_busy_is_the_share_of_time_that_the_device_computes() -> None:
 def test_capacity_is_learnt_from_full_batches_only() -> None:
     meter = LoadMeter(0.0, capacity=10.0, max_batch_size=4)
     for _ in range(100):
-        meter.ran(1, 0.2)
+        meter.record_batch(1, 0.2)
     assert meter.capacity == 10.0
     for _ in range(100):
-        meter.ran(4, 0.8)
+        meter.record_batch(4, 0.8)
     assert meter.capacity == pytest.approx(5.0, rel=0.01)
 
 
 def test_a_stream_counts_for_its_share_and_teaches_only_beside_the_others() -> None:
     meter = LoadMeter(0.0, capacity=10.0, max_batch_size=4)
     for second in range(1, 121):
-        meter.ran_in_stream(0.5, streams=2, full=False)
+        meter.record_stream(0.5, streams=2, full=False)
         meter.update(float(second), arrivals=0)
     assert meter.busy_ratio == pytest.approx(0.25, rel=0.01)
     assert meter.capacity == 10.0
     for _ in range(100):
-        meter.ran_in_stream(0.4, streams=2, full=True)
+        meter.record_stream(0.4, streams=2, full=True)
     assert meter.capacity == pytest.approx(5.0, rel=0.01)
 
 
@@ -72,16 +72,16 @@ def test_without_decoding_the_device_decides() -> None:
 def test_a_pass_takes_what_it_takes_lately() -> None:
     meter = LoadMeter(0.0, capacity=10.0, max_batch_size=4)
     assert meter.seconds == 0
-    meter.ran(1, 0.5)
+    meter.record_batch(1, 0.5)
     assert meter.seconds == 0.5
     for _ in range(100):
-        meter.ran(4, 0.2)
+        meter.record_batch(4, 0.2)
     assert meter.seconds == pytest.approx(0.2, rel=0.01)
 
 
 def test_an_image_in_a_stream_takes_what_it_takes() -> None:
     meter = LoadMeter(0.0, capacity=10.0, max_batch_size=4)
-    meter.ran_in_stream(0.1, streams=2, full=False)
+    meter.record_stream(0.1, streams=2, full=False)
     assert meter.seconds == 0.1
 
 

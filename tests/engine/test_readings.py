@@ -39,7 +39,7 @@ def test_engines_of_one_model_are_one_larger_engine(found: list[tuple[float, flo
 
 def test_one_engine_says_what_it_says_alone() -> None:
     one = source(ARRIVALS=30, CAPACITY=20, DECODE_CAPACITY=10, DECODE_BUSY=0.5, QUEUE_DEPTH=3, BUSY_RATIO=0.4)
-    one.arena.take(1)
+    one.arena.acquire(1)
     seen = readings([one])
     assert (seen.saturation, seen.queue_depth, seen.in_flight, seen.busy_ratio) == (3.0, 3.0, 1.0, 0.4)
     assert readings([source(DECODE_BUSY=0.7)]).saturation == 0.7  # full though nothing arrives
@@ -48,7 +48,7 @@ def test_one_engine_says_what_it_says_alone() -> None:
 def test_a_standby_and_a_version_that_is_kept_count_for_what_they_hold_alone() -> None:
     busy = source(ARRIVALS=5, CAPACITY=10, BUSY_RATIO=0.8, QUEUE_DEPTH=1)
     idle = source("old", CAPACITY=10, QUEUE_DEPTH=2)._replace(asked=False)
-    idle.arena.take(1)
+    idle.arena.acquire(1)
     seen = readings([busy, idle])
     assert (seen.saturation, seen.busy_ratio, seen.queue_depth, seen.in_flight) == (0.5, 0.8, 3.0, 1.0)
 

@@ -73,8 +73,8 @@ class Memory(Protocol):
 
     @property
     def memory_limit(self) -> float: ...
-    def take_memory(self, size: int) -> bool: ...
-    def give_memory(self, size: int) -> None: ...
+    def acquire(self, size: int) -> bool: ...
+    def release(self, size: int) -> None: ...
 
 
 class Pool:
@@ -245,14 +245,14 @@ class Pool:
         return len(self._all) < self._quick + max(_FEWEST_MORE, self._quick)
 
     def _take_memory(self, job: Job) -> bool:
-        if not self._memory.take_memory(job.memory):
+        if not self._memory.acquire(job.memory):
             return False
         job.reserved = job.memory
         return True
 
     def _return_memory(self, job: Job) -> None:
         if job.reserved:
-            self._memory.give_memory(job.reserved)
+            self._memory.release(job.reserved)
             job.reserved = 0
             self._later(0.0, self._admit_large)
 
@@ -307,7 +307,7 @@ class Pool:
 
     def _start_another(self) -> bool:
         """Starts one decoder more than there are at rest. Returns False if there are too many or memory is short."""
-        if not self._may_have_another or not self._memory.take_memory(SMALL.memory):
+        if not self._may_have_another or not self._memory.acquire(SMALL.memory):
             return False
         self._start().reserved = SMALL.memory
         return True
@@ -330,7 +330,7 @@ class Pool:
             self._idle.remove(decoder)
         decoder.close()
         if decoder.reserved:
-            self._memory.give_memory(decoder.reserved)
+            self._memory.release(decoder.reserved)
             decoder.reserved = 0
 
     def _start(self, *, alone: bool = False) -> Decoder:

@@ -71,13 +71,13 @@ class Canary:
         now = time.monotonic()
         wanted = OutputKind.CLASSIFY if self.card.classes else OutputKind.FEATURES_AVG
         for image, pixels in enumerate(pictures(self.card)):
-            slot = self._arena.take(self._number)
+            slot = self._arena.acquire(self._number)
             if slot is None:
                 self.failed = "has no free place"
                 return
             np.copyto(self._arena.pixels[slot], pixels)
-            self._arena.note_admission(slot, deadline, bulk=False)
-            self._arena.note_submitted(slot, deadline, now, wanted)
+            self._arena.record_admission(slot, deadline, bulk=False)
+            self._arena.record_submission(slot, deadline, now, wanted)
             self._waiting[slot] = image
             self._link.send((slot,))
 

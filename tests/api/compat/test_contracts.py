@@ -284,7 +284,7 @@ def test_every_contract_is_tried() -> None:
 async def test_overload_and_deadlines_are_the_services_own(contract: str) -> None:
     path, request = DOORS[contract]
     async with site(settings=on(contract)) as here:
-        slots = [here.client.take() for _ in range(here.free)]
+        slots = [here.client.acquire() for _ in range(here.free)]
         full = await here.http.post(path, **request)  # type: ignore[arg-type]
         assert full.status_code == 429
         assert int(full.headers["retry-after"]) >= 1

@@ -258,7 +258,7 @@ async def test_a_bad_picture_is_an_invalid_argument(image: bytes) -> None:
 @on_a_loop
 async def test_overload_says_when_to_come_again() -> None:
     async with grpc_site() as (here, client):
-        slots = [here.client.take() for _ in range(here.free)]
+        slots = [here.client.acquire() for _ in range(here.free)]
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await client.infer(ONE)
         assert caught.value.code() == CODES.RESOURCE_EXHAUSTED

@@ -249,7 +249,7 @@ async def test_a_deadline_ends_the_work_and_gives_the_slot_back(monkeypatch: pyt
             before = set(decoders_of(decoders))
 
             async def ask(data: bytes, patience: float) -> None:
-                with client.take() as slot:
+                with client.acquire() as slot:
                     await slot.fill(decoders, Picture(data, RECIPE), client.clock() + patience)
 
             results = await asyncio.gather(ask(b"spin:", 0.2), ask(b"sleep:600", 0.2), return_exceptions=True)
@@ -390,7 +390,7 @@ async def test_pictures_share_the_memory_that_there_is(monkeypatch: pytest.Monke
         gauge, held = engine.arena.gauges, engine.arena.decoding
         async with pool(monkeypatch, memory=client.memory) as decoders:
             gauge[10] = needed * 1.5
-            client.memory.take_memory(MEGABYTE)
+            client.memory.acquire(MEGABYTE)
             results = await asyncio.gather(*(decode(decoders, data) for _ in range(4)))
             assert all(np.array_equal(result, right) for result in results)
             await until(lambda: held[:, 4].sum() == MEGABYTE)  # all of it came back
@@ -398,7 +398,7 @@ async def test_pictures_share_the_memory_that_there_is(monkeypatch: pytest.Monke
             with pytest.raises(ImageTooLarge, match="memory limit"):
                 await decode(decoders, data)
             gauge[10] = needed * 1.5
-            assert client.memory.take_memory(needed)  # as another front-end does
+            assert client.memory.acquire(needed)  # as another front-end does
             waiting = [asyncio.create_task(decode(decoders, data)) for _ in range(20)]
             await until(lambda: sum(task.done() for task in waiting) == 4)
             for task in waiting:
@@ -407,7 +407,7 @@ async def test_pictures_share_the_memory_that_there_is(monkeypatch: pytest.Monke
             assert np.array_equal(await decode(decoders, GOOD), expected(GOOD))  # small ones pass them by
             with pytest.raises(DeadlineExceeded):
                 await decode_in_line(decoders, data, waiting)
-            client.memory.give_memory(needed)
+            client.memory.release(needed)
             assert all(
                 np.array_equal(result, right)  # type: ignore[arg-type]
                 for result in await asyncio.gather(*waiting, return_exceptions=True)
