@@ -94,7 +94,7 @@ owner = int(sys.argv[2])
 taken = []
 print("ready", flush=True)
 sys.stdin.readline()
-while (slot := arena.take(owner)) is not None:
+while (slot := arena.acquire(owner)) is not None:
     taken.append(slot)
 print(*taken, flush=True)
 sys.stdin.readline()
