@@ -4,7 +4,7 @@ from service.host.collector import resting
 
 
 def main() -> None:
-    """The entry point of the command line."""
+    """Runs the command line; the entry point ``imagenet-serve`` of the package."""
     with resting():
         from service.cli.main import main as run
     run()

@@ -1,4 +1,4 @@
-"""`imagenet-serve completion`: what a shell needs to complete the command line."""
+"""`imagenet-serve completion`: the script that lets a shell complete the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`imagenet-serve convert`: any weights into a checkpoint of the service's own format."""
+"""`imagenet-serve convert`: writes any weights as a checkpoint in the service's own format."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from service.cli.progress import may_write, working
 @settings_flags(["model", "labels"], server=False)
 @overwrite_flag
 def convert(source: str, directory: Path, overwrite: bool, **given: Any) -> None:
-    """Write any weights that the service reads, SOURCE, into a checkpoint DIRECTORY of its own format.
+    """Write the weights of SOURCE into DIRECTORY, as a checkpoint in the service's own format.
 
-    SOURCE is whatever the setting weights takes. The directory holds the configuration, the preprocessing
-    and the classes in one JSON file beside the tensors, and needs neither hub nor HDF5 to be served.
+    SOURCE takes the values of the setting weights. The directory holds the tensors and one JSON file with the
+    configuration, the preprocessing and the classes. Serving it needs neither a hub nor HDF5.
     """
     settings = checked(from_flags({**given, "weights": source}))
     may_write(directory, overwrite=overwrite)
@@ -31,8 +31,10 @@ def convert(source: str, directory: Path, overwrite: bool, **given: Any) -> None
         checkpoint = resolve(
             settings.weights, settings.named_model, labels=settings.labels, progress=work.downloaded
         )
-        loader.load(checkpoint)  # what makes no network is not written
+        loader.load(
+            checkpoint
+        )  # fails here, before anything is written, if the tensors do not fit the network
         work.say(f"writing {directory}")
         write(checkpoint, directory)
-        loader.load(resolve(str(directory), settings.named_model))
+        loader.load(resolve(str(directory), settings.named_model))  # proves that the directory can be served
     click.echo(f"{directory}: {checkpoint.name} from {checkpoint.source}", err=True)

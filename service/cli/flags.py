@@ -1,4 +1,4 @@
-"""Settings as flags of the command line: made from their one declaration, completed in a shell, read back."""
+"""The settings as command-line flags, made from `Settings`: their help, their shell completion, their validation."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from service.settings import Settings, read, strangers, values
 
 
 def all_settings(command: Any) -> Any:
-    """Every setting as a flag, from its one declaration."""
+    """Adds a flag for every setting to a click command."""
     return settings_flags(Settings.model_fields)(command)
 
 
-#: What a setting means to a command that has no server: its declaration speaks of requests and answers.
+#: Help texts for commands without a server; the settings' own descriptions speak of requests and answers.
 _WITHOUT_A_SERVER = {
     "model": "Which of the twelve variants is taken.",
     "top_k": "How many classes are shown for each image.",
@@ -35,8 +35,11 @@ _WITHOUT_A_SERVER = {
 def settings_flags(
     names: Iterable[str], *, server: bool = True, defaults: Mapping[str, str] = MappingProxyType({})
 ) -> Callable[[Any], Any]:
-    """Some settings as flags. ``defaults`` are those of the command, where it has its own; ``server`` is whether
-    the command serves."""
+    """Returns a decorator that adds a flag for each setting of ``names`` to a click command.
+
+    ``server`` says whether the command serves, which decides the help texts. ``defaults`` are shown in place of the
+    settings' own defaults.
+    """
 
     def decorate(command: Any) -> Any:
         for name in reversed(list(names)):
@@ -60,16 +63,16 @@ def settings_flags(
 
 
 def flag(name: str) -> str:
-    """A setting's flag."""
+    """The flag of a setting: ``max_batch_size`` gives ``--max-batch-size``."""
     return f"--{name.replace('_', '-')}"
 
 
-#: Settings whose values are files and folders, so that a shell offers those.
+#: Settings whose values are paths; the shell completes file names for them.
 _PATHS = {"weights", "runtime", "labels", "uds", "api_keys_file", "tls_certificate_file", "tls_key_file"}
 
 
 def _values_of(name: str) -> list[str]:
-    """What a shell can offer for a setting."""
+    """The values that a shell offers for a setting."""
     known = {
         "model": list(VARIANTS),
         "device": ["auto", "cpu", "cuda"],
@@ -93,7 +96,7 @@ form_flag = click.option(
     "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True
 )
 
-#: What decides the answers of a model in this process.
+#: The settings that decide what a model in this process answers.
 MODEL_SETTINGS = (
     "model",
     "weights",
@@ -107,10 +110,10 @@ MODEL_SETTINGS = (
 
 
 def from_flags(given: dict[str, Any], *, warn: bool = True) -> Settings:
-    """The settings of flags and environment; a value that cannot be is a usage error.
+    """Reads the settings from flags (None: not given) and the environment. Raises click's usage error for a bad value.
 
-    ``warn`` says on standard error which variables of the environment look like settings and are none; what serves
-    says it in its log.
+    With ``warn``, names the ``IMAGENET_*`` variables that are no settings on standard error. Commands that serve turn
+    it off, since the service names them in its log.
     """
     if warn:
         for sentence in strangers(os.environ):
@@ -122,7 +125,10 @@ def from_flags(given: dict[str, Any], *, warn: bool = True) -> Settings:
 
 
 def checked(settings: Settings) -> Settings:
-    """The same, after a look at what weights and labels are called: a slip is told before torch is imported."""
+    """Returns ``settings`` after checking the spelling of weights and labels. Raises `ConfigurationError`.
+
+    It comes before torch is imported, which takes seconds, so that a typing error is reported at once.
+    """
     from service.models.checkpoints import places
     from service.options.several import models_of
 
@@ -132,33 +138,37 @@ def checked(settings: Settings) -> Settings:
 
 
 url_flag = click.option(
-    "--url", metavar="URL", help="Ask the server that runs there, in place of a model in this process."
+    "--url", metavar="URL", help="Ask the server at URL instead of loading a model into this process."
 )
 key_flag = click.option(
-    "--api-key", metavar="KEY", envvar="IMAGENET_API_KEY", show_envvar=True, help="With --url: its key."
+    "--api-key",
+    metavar="KEY",
+    envvar="IMAGENET_API_KEY",
+    show_envvar=True,
+    help="With --url: the server's API key.",
 )
 concurrency_flag = click.option(
     "--concurrency",
     type=click.IntRange(1, 1024),
     default=16,
     show_default=True,
-    help="With --url: requests at once.",
+    help="With --url: requests in flight at the same time.",
 )
 
 
 def refuse_model_flags(given: dict[str, Any], *others: str) -> None:
-    """Raises a usage error for a flag that describes a model, where the model of ``--url`` is asked."""
-    flags = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    """Raises a usage error if a flag describes the model while ``--url`` names a server, which has its own."""
+    flags = [flag(name) for name, value in given.items() if value is not None]
     if flags or others:
         raise click.UsageError(
-            f"{[*flags, *others][0]} is for a model in this process; the one at --url is as it is"
+            f"{[*flags, *others][0]} is for a model in this process; the server at --url has its own"
         )
 
 
-#: A file that must be there.
+#: The path of an existing file.
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 overwrite_flag = click.option(
-    "--overwrite", is_flag=True, help="Do not ask before a directory is written over."
+    "--overwrite", is_flag=True, help="Overwrite an existing directory without asking."
 )

@@ -52,8 +52,8 @@ for _command in (
 
 
 def main() -> None:
-    """The entry point: one sentence and exit code 1 for whatever cannot be done, 2 for wrong usage."""
-    # Processes are forked from here, and a fork wants no threads: NumPy's matrix library would start some.
+    """Runs the command line. A `StartError` becomes one sentence and exit code 1; wrong usage is exit code 2."""
+    # The service forks from this process, which therefore must have no threads: OpenBLAS, under NumPy, starts some.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         cli(prog_name="imagenet-serve", standalone_mode=True)

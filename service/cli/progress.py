@@ -1,4 +1,4 @@
-"""A sign of life on standard error while something takes long, and a question before something is overwritten."""
+"""Progress on standard error while something takes long, and a question before a directory is overwritten."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from service.errors import ConfigurationError
 from service.options.wording import size
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Work:
-    """What is being done, in words; `say` changes them, `downloaded` counts bytes."""
+    """The line that says what is being done. `say` replaces its text; `downloaded` adds a count of bytes to it."""
 
     def __init__(self, progress: Progress, task: TaskID, text: str) -> None:
         self._progress, self._task, self._text = progress, task, text
@@ -29,15 +30,18 @@ class Work:
             print(text, file=sys.stderr, flush=True)
 
     def downloaded(self, done: int, total: int | None) -> None:
-        """As `service.models.checkpoints.Progress`. Seen on a terminal only: a log wants no line for each megabyte."""
+        """Shows the bytes of a download so far; a `service.models.checkpoints.Progress`.
+
+        Shown on a terminal only, since a log needs no line for each megabyte.
+        """
         of = f" of {size(total)}" if total else ""
         self._progress.update(self._task, description=f"{self._text}: {size(done)}{of}")
 
 
 @contextmanager
 def working(text: str) -> Iterator[Work]:
-    """Shows ``text`` with a spinner and the time until the block ends; one line where there is no terminal."""
-    # Which a server has no use for.
+    """Shows ``text``, a spinner and the elapsed time until the block ends. Without a terminal it prints one line."""
+    # Imported here: a server starts sooner without them.
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -49,10 +53,16 @@ def working(text: str) -> Iterator[Work]:
         yield work
 
 
+def check_artifact_directory(out: Path) -> None:
+    """Raises `ConfigurationError` if the directory exists and holds something else than an artifact."""
+    if out.exists() and not (out / "about.json").exists():
+        raise ConfigurationError(f"'{out}' exists and is no artifact; choose another folder")
+
+
 def may_write(directory: Path, *, overwrite: bool) -> None:
-    """Asks before ``directory`` is written over, where somebody can answer. Raises click's usage error elsewhere."""
+    """Asks before a ``directory`` with files in it is overwritten; without a terminal it raises click's usage error."""
     if overwrite or not directory.exists() or not any(directory.iterdir()):
         return
     if not sys.stdin.isatty():
-        raise click.UsageError(f"'{directory}' is there already; --overwrite writes over it")
-    click.confirm(f"'{directory}' is there already. Write over it?", abort=True, err=True)
+        raise click.UsageError(f"'{directory}' exists already; --overwrite replaces it")
+    click.confirm(f"'{directory}' exists already. Overwrite it?", abort=True, err=True)

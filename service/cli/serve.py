@@ -1,4 +1,4 @@
-"""`imagenet-serve serve`: the service, until a signal."""
+"""`imagenet-serve serve`: runs the service until a signal ends it."""
 
 from __future__ import annotations
 

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 Form = Literal["table", "json", "csv"]
 
-#: Where a table goes into a file or a pipe there is no screen to fit, and what a reader cuts off is lost.
+#: Columns of a table that goes into a file or a pipe: wide enough that nothing is cut off.
 _WIDE = 400
 
 
 def show(rows: Sequence[dict[str, Any]], form: Form, title: str | None = None) -> None:
-    """Prints ``rows``. For a table and for CSV all of them have the same keys; only a table has the title."""
+    """Prints ``rows`` on stdout. For a table and for CSV all rows have the same keys; only a table has a title."""
     if form == "json":
         json.dump(list(rows), sys.stdout, indent=2, ensure_ascii=False)
         print()
@@ -33,8 +33,8 @@ def show(rows: Sequence[dict[str, Any]], form: Form, title: str | None = None) -
 
 
 def screen() -> Console:
-    """Standard output, as wide as it is, or wide enough where it is no terminal."""
-    # A server shows no table, and starts sooner without what draws them.
+    """The console of standard output: as wide as the terminal, or `_WIDE` columns without one."""
+    # Imported here: a server starts sooner without it.
     from rich.console import Console
 
     return Console() if sys.stdout.isatty() else Console(width=_WIDE)
@@ -53,7 +53,7 @@ def _table(rows: Sequence[dict[str, Any]], title: str | None) -> Table:
 
 
 def _cell(value: Any) -> Text | str:
-    """What stands there to the letter: a file's name is no markup."""
+    """The cell of a value, taken literally: brackets in a file's name are no rich markup."""
     from rich.text import Text
 
     if isinstance(value, Text):

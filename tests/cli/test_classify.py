@@ -126,7 +126,7 @@ def test_a_run_goes_on_where_it_was_ended(folder: Path, model: Path, tmp_path: P
     assert first.stdout == ""
     before = out.read_text()
     second = run(folder, "--weights", model, "--resume", out)
-    assert "5 images are in" in second.stderr
+    assert "holds 5 images already" in second.stderr
     assert out.read_text().startswith(before)
     assert [row["file"] for row in read(out)][::5] == sorted(map(str, folder.rglob("*.png")))
     third = run(folder, "--weights", "hf://no/such", "--resume", out)

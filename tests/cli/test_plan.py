@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from service.cli.main import cli
 from service.cli.plan import decide, measure
 from service.cli.plan.decide import Candidate, Probe, Trial
-from service.cli.plan.write import write
+from service.cli.plan.write import Proposal, write
 from service.settings import Settings
 from tests import tiny
 
@@ -136,8 +136,7 @@ def written(folder: Path) -> Path:
     choice = decide.choose([trial(60), trial(30, runtime="eager")], OBJECTIVE)
     assert choice is not None
     scaling = decide.scaling(choice, cores=2, frontends=1)
-    write(
-        folder / "plan",
+    proposal = Proposal(
         choice,
         scaling,
         [choice.trial],
@@ -147,6 +146,7 @@ def written(folder: Path) -> Path:
         gpu=False,
         notes=["a note"],
     )
+    write(folder / "plan", proposal)
     return folder / "plan"
 
 

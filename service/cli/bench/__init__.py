@@ -17,17 +17,35 @@ import click
     multiple=True,
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False),
-    help="What to send; several are sent in turn. [default: a made one]",
+    help="The photo to send; several are sent in turn. [default: a synthetic one]",
 )
-@click.option("--size", metavar="WxH", default="500x375", show_default=True, help="Of the made photo.")
-@click.option("--clients", type=click.IntRange(1), metavar="N", help="Closed loop: N at once. [default: 8]")
-@click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="R", help="Open loop: R a second.")
-@click.option("--duration", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True)
+@click.option(
+    "--size", metavar="WxH", default="500x375", show_default=True, help="Pixels of the synthetic photo."
+)
+@click.option("--clients", type=click.IntRange(1), metavar="N", help="Closed loop of N clients. [default: 8]")
+@click.option(
+    "--rate", type=click.FloatRange(0, min_open=True), metavar="R", help="Open loop of R requests a second."
+)
+@click.option(
+    "--duration",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Seconds of load, the warm-up included.",
+)
 @click.option(
     "--warm-up", type=click.FloatRange(0), default=0.0, help="Seconds at the start that do not count."
 )
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True)
-@click.option("--raw/--form", default=True, help="The photo as the raw body, or as a form. [default: raw]")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds after which a request without an answer has failed.",
+)
+@click.option(
+    "--raw/--form", default=True, help="Send the photo as the raw body, or as a form's file. [default: raw]"
+)
 @click.option("--header", "-H", "headers", multiple=True, metavar="LINE", help="Such as 'X-API-Key: KEY'.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def bench(
@@ -45,9 +63,9 @@ def bench(
 ) -> None:
     """Put load on the service at URL and show its throughput and latency.
 
-    With --clients each client asks again when it has its answer (closed loop). With --rate requests leave
-    at random moments whatever the answers do (open loop, Poisson), and a latency counts from the moment
-    when the request was due: what users see of a server that falls behind.
+    With --clients each client sends its next request when it has its answer (closed loop). With --rate requests
+    leave at random moments, whether answers come or not (open loop, Poisson), and each latency counts from the
+    moment when its request was due. That is what users see of a server that falls behind.
     """
     from service.cli.bench import run as room
 

@@ -1,12 +1,12 @@
-"""The load generator: one thread, one selector, requests that were written before the first is sent.
+"""The load generator: one thread, one selector, all requests written before the first is sent.
 
-    closed loop   N clients, each with a connection, each sends when its last answer is there
-    open loop     requests leave at random moments (Poisson) at a given rate, whatever the answers do
+    closed loop   N clients with a connection each; a client sends its next request when it has its answer
+    open loop     requests leave at random moments (Poisson) at a given rate, whether answers come or not
 
-In the open loop a request's latency counts from the moment at which it was due, not from the moment at
-which a connection was free for it: a server that stalls is charged for everybody who had to wait in
-the meantime (the "coordinated omission" that Gil Tene describes is what happens otherwise). How late
-the generator itself was is measured as well (``lags``), so that it cannot be mistaken for the server.
+In the open loop a request's latency counts from the moment at which it was due, not from the moment at which a
+connection was free for it. So a server that stalls is charged for every request that had to wait meanwhile; leaving
+those out is the "coordinated omission" that Gil Tene describes. The generator's own lateness is measured as ``lags``,
+so that it is not mistaken for the server's.
 
 Answers are parsed by httptools (llhttp, in C); sockets are used directly. About 25 µs of CPU a request.
 """
@@ -28,11 +28,11 @@ from itertools import cycle
 
 from httptools import HttpParserError, HttpResponseParser
 
-#: Connections of the open loop at most; further requests wait for one, and their clocks run.
+#: Connections of the open loop at most. Further requests wait for a free one, and their latency counts that wait.
 MOST_CONNECTIONS = 1000
-#: Seconds that a client of the closed loop waits after its connection failed, instead of spinning.
+#: Seconds that a client of the closed loop waits after its connection failed, so that it does not spin.
 _AFTER_FAILURE = 0.1
-#: Seconds between two looks at what is overdue, and two reports of progress.
+#: Seconds between two checks for timeouts and two reports of progress.
 _SWEEP = 0.25
 _CHUNK = 1 << 16
 _INFERENCE = re.compile(rb"inference;dur=([0-9.]+)")
@@ -41,10 +41,10 @@ _REFUSED = 429
 
 @dataclass(frozen=True)
 class Plan:
-    """What to send where. ``requests`` are whole HTTP/1.1 requests, sent in turn.
+    """The load on one server. ``requests`` are whole HTTP/1.1 requests, sent in turn.
 
-    ``rate`` (requests a second) makes the loop open, else ``clients`` connections make it closed.
-    Requests that were due in the first ``warm_up`` seconds are left out of the results.
+    With ``rate``, in requests a second, the loop is open; without, it is closed and has ``clients`` connections.
+    ``duration``, ``warm_up`` and ``timeout`` are seconds. Requests that were due during the warm-up do not count.
     """
 
     host: str
@@ -56,29 +56,29 @@ class Plan:
     warm_up: float = 0.0
     timeout: float = 60.0
     timings: bool = False
-    """Whether each answer's ``Server-Timing`` is read for the time of its forward pass."""
+    """Read the time of the forward pass from each answer's ``Server-Timing`` header."""
 
 
 @dataclass
 class Tally:
-    """What came of it. Times in seconds."""
+    """The results of one run. Times are seconds."""
 
     latencies: array[float] = field(default_factory=lambda: array("d"))
-    """Of every answer with a 2xx status, in the order of arrival."""
+    """The latency of every answer with a 2xx status, in the order of arrival."""
     inferences: array[float] = field(default_factory=lambda: array("d"))
-    """With `Plan.timings`, for each latency how long the forward pass took that the request rode in."""
+    """With `Plan.timings`: the time of the request's forward pass, for each latency."""
     refusals: array[float] = field(default_factory=lambda: array("d"))
-    """Of every 429."""
+    """The latency of every 429."""
     statuses: Counter[int] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
-    """Requests without an answer: connection refused, reset, closed, timeout."""
+    """Requests without an answer, by reason: connection refused, reset, closed, timeout."""
     lags: array[float] = field(default_factory=lambda: array("d"))
-    """Open loop: how long after it was due each request left, for the generator's own reasons."""
+    """Open loop: the generator's own delay of each request."""
     sent: int = 0
     in_time: int = 0
-    """2xx answers that came between the warm-up and the end, whenever they were sent: throughput is of these."""
+    """2xx answers that came between the warm-up and the end, whenever their requests left; see `throughput`."""
     seconds: float = 0.0
-    """What throughput is measured over: the duration without the warm-up."""
+    """The duration without the warm-up."""
     cpu: float = 0.0
     """CPU seconds of this process, warm-up included."""
     cpu_requests: int = 0
@@ -91,26 +91,26 @@ class Tally:
 
     @property
     def throughput(self) -> float:
-        """2xx answers a second."""
+        """2xx answers a second, between the warm-up and the end."""
         return self.in_time / self.seconds if self.seconds > 0 else 0.0
 
 
 def generate(plan: Plan, progress: Callable[[float, Tally], None] = lambda elapsed, tally: None) -> Tally:
-    """Sends the plan's load and waits for what is under way at its end.
+    """Sends the plan's load, then waits for the answers that are still due. Raises `OSError` for an unknown host.
 
-    ``progress`` gets the seconds since the start and what there is so far, a few times a second.
+    ``progress`` is called a few times a second with the seconds since the start and the results so far.
     """
     return _Run(plan, progress).run()
 
 
 class _Run:
-    """One run. Connections tell it of answers; it decides what is sent next."""
+    """One run: connections report their answers to it, and it decides what they send next."""
 
     def __init__(self, plan: Plan, progress: Callable[[float, Tally], None]) -> None:
         self.plan = plan
         self.selector = selectors.DefaultSelector()
         self.tally = Tally(seconds=max(0.0, plan.duration - plan.warm_up))
-        # Resolved once: a look-up for every connection would be part of the latency.
+        # Resolved once: a DNS query for every connection would be part of the latency.
         found = socket.getaddrinfo(plan.host, plan.port, type=socket.SOCK_STREAM)[0]
         self.family, self.address = found[0], found[4]
         self._connection = _TimedConnection if plan.timings else _Connection
@@ -120,9 +120,9 @@ class _Run:
         self._idle: list[_Connection] = []
         self._busy: set[_Connection] = set()
         self._waiting: deque[float] = deque()
-        """When each request was due that no connection was free for."""
+        """The due times of requests that wait for a free connection."""
         self._resting: deque[float] = deque()
-        """When each client of the closed loop goes on whose connection failed."""
+        """The times at which clients of the closed loop go on after a failed connection."""
         self._began = self._counted_from = self._ends = self._sweep_due = self._next_due = 0.0
 
     def run(self) -> Tally:
@@ -145,11 +145,11 @@ class _Run:
         return self.tally
 
     def answered(self, connection: _Connection, status: int, now: float) -> None:
-        """An answer is complete. A kept connection is idle now, or busy again."""
+        """Counts an answer. A connection that the server keeps open then sends the next request or becomes idle."""
         self._busy.discard(connection)
         good = 200 <= status < 300
-        # A window of time has as many requests under way at its beginning as at its end: leaving out those
-        # that were sent before it would take a whole latency's worth of answers from the throughput.
+        # Throughput counts answers by their arrival. Requests are in flight at both ends of the measured window; to
+        # leave out those that were sent before it would lose one latency's worth of answers.
         self.tally.in_time += good and self._counted_from <= now <= self._ends
         if connection.due >= self._counted_from:
             self.tally.statuses[status] += 1
@@ -166,9 +166,9 @@ class _Run:
             self._replace(now)
 
     def failed(self, connection: _Connection, reason: str) -> None:
-        """There will be no answer over ``connection``."""
+        """Counts a request that gets no answer because its connection failed."""
         connection.close()
-        if connection in self._idle:  # the server closed what it had kept long enough
+        if connection in self._idle:  # the server's keep-alive time ran out: no request is lost
             self._idle.remove(connection)
             return
         self._busy.discard(connection)
@@ -181,13 +181,12 @@ class _Run:
         due = self._sweep_due
         if self.plan.rate is not None and now < self._ends:
             due = min(due, self._next_due)
-            # epoll sleeps in whole milliseconds, select in microseconds: it waits for the selector.
+            # epoll's timeout counts whole milliseconds, select's microseconds: so select waits, on the selector.
             select.select([self.selector], [], [], max(0.0, due - time.monotonic()))
             return self.selector.select(0)
         return self.selector.select(max(0.0, min([due, *self._resting]) - now))
 
     def _launch(self, now: float) -> None:
-        """Sends whatever is due."""
         while self.plan.rate is not None and self._next_due <= min(now, self._ends):
             self._dispatch(self._next_due)
             self._next_due += self._gap()
@@ -219,7 +218,7 @@ class _Run:
             self._idle.append(connection)
 
     def _replace(self, now: float) -> None:
-        """The server closed the connection after its answer: its place in the load stays."""
+        """Opens a new connection in place of one that the server closed after its answer."""
         if self._waiting:
             self._send(self._connection(self), self._waiting.popleft(), now)
         elif self.plan.rate is None and now < self._ends:
@@ -248,7 +247,7 @@ class _Run:
 
 
 class _Connection:
-    """A connection that carries one request at a time. Opened when it is made, without waiting."""
+    """A connection that carries one request at a time. The constructor begins to connect and does not wait."""
 
     def __init__(self, run: _Run) -> None:
         self.due = self.sent_at = 0.0
@@ -264,10 +263,10 @@ class _Connection:
         self._status = 0
         self._connecting = True
         run.selector.register(self._socket, self._events, self._ready)
-        self._socket.connect_ex(run.address)  # its outcome shows when the socket becomes writable
+        self._socket.connect_ex(run.address)  # the socket becomes writable when it is connected or has failed
 
     def send(self, request: bytes, due: float, now: float) -> None:
-        """Sends ``request``, which was ``due`` then."""
+        """Sends ``request``. ``due`` is the time from which its latency counts."""
         self.due, self.sent_at = due, now
         self._unsent = memoryview(request)
         if self._connecting:
@@ -281,9 +280,9 @@ class _Connection:
             self._socket.close()
 
     def on_message_complete(self) -> None:
-        """httptools: the answer is whole. What follows from it must not happen inside of the parser."""
+        """Notes the status of a complete answer; called by httptools. `_read` acts on it, outside the parser."""
         status = self._parser.get_status_code()
-        if status >= 200:  # 1xx announces the answer
+        if status >= 200:  # a 1xx status only announces the answer
             self._status = status
             self.kept = self._parser.should_keep_alive()
 
@@ -340,10 +339,10 @@ class _Connection:
 
 
 class _TimedConnection(_Connection):
-    """One that reads how long the forward pass took. A class of its own: hearing of headers costs a call for each."""
+    """A connection that reads the forward pass's time. A class of its own, since httptools' header hook costs CPU."""
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """httptools: one header of the answer."""
+        """Reads the time from the header ``Server-Timing``; called by httptools for each header."""
         if name.lower() == b"server-timing":
             found = _INFERENCE.search(value)
             self.inference = float(found[1]) / 1000 if found else math.nan

@@ -1,4 +1,4 @@
-"""`imagenet-serve bench URL`: load against a running service, and what it answered to it."""
+"""`imagenet-serve bench URL`: sends load to a running service and reports throughput and latency."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from service.cli.bench import loadgen
 from service.cli.bench.loadgen import Plan, Tally
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
-#: Upper edges of the histogram's rows in milliseconds, three a decade and closer than that where people look.
+#: Upper edges of the histogram's rows, in milliseconds: six a decade.
 _EDGES = tuple(step * 10.0**power for power in range(-1, 8) for step in (1, 1.5, 2, 3, 5, 7))
+#: Characters of the longest bar of the histogram.
 _BAR = 40
-#: Side of the square of film grain that a made photo repeats.
+#: Pixels of a side of the square of film grain that a synthetic photo repeats.
 _GRAIN = 256
-#: Seconds for the first connection.
+#: Seconds that the first connection may take.
 _CONNECT = 5.0
 _BOUNDARY = "imagenet-serve-bench"
 
@@ -35,14 +36,14 @@ Form = Literal["table", "json"]
 
 @dataclass(frozen=True)
 class Upload:
-    """How a photo travels: as a form's part ``file`` like curl -F, or as the raw body."""
+    """The kind of request that carries a photo: a form with the part ``file``, like ``curl -F``, or the raw body."""
 
     form: bool = False
     headers: tuple[str, ...] = ()
     """Further header lines, such as an API key."""
 
     def request(self, host: str, path: str, photo: bytes) -> bytes:
-        """The whole HTTP/1.1 request."""
+        """The bytes of the whole HTTP/1.1 request."""
         body, content_type = (_form(photo), _FORM_TYPE) if self.form else (photo, _content_type(photo))
         lines = [
             f"POST {path} HTTP/1.1",
@@ -71,13 +72,13 @@ def _content_type(photo: bytes) -> str:
 
 
 def plan(url: str, photos: Sequence[bytes], upload: Upload, **load: Any) -> Plan:
-    """The plan for ``url``; without a path of its own it means ``/predict``. ``load`` goes to `Plan`.
+    """The plan of a load on ``url``, whose path is ``/predict`` unless it has one. ``load`` is passed on to `Plan`.
 
-    Raises ValueError for what is no http URL.
+    Raises `ValueError` for anything but an http URL.
     """
     parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
     if parts.scheme != "http" or not parts.hostname:
-        raise ValueError(f"{url!r} is no http:// URL (TLS would be measured, not the service)")
+        raise ValueError(f"{url!r} is no http:// URL (over https, TLS would be measured)")
     path = parts.path if parts.path not in ("", "/") else "/predict"
     path += f"?{parts.query}" if parts.query else ""
     requests = [upload.request(parts.netloc, path, photo) for photo in photos]
@@ -85,9 +86,9 @@ def plan(url: str, photos: Sequence[bytes], upload: Upload, **load: Any) -> Plan
 
 
 def synthetic_photo(width: int, height: int, seed: int = 0, quality: int = 90) -> bytes:
-    """A JPEG like a photograph to a decoder: broad shapes, finer ones in grey, and grain; 4:2:0.
+    """A JPEG, 4:2:0, that costs a decoder what a photograph costs: coarse shapes, finer grey ones, and grain.
 
-    About 2.2 bits a pixel at any size, in the middle of what photographs have; at quality 75 half of that.
+    It has about 2.2 bits a pixel at any size, in the middle of what photographs have; at quality 75 half of that.
     """
     rng = np.random.default_rng(seed)
     pixels = np.full((height, width, 3), 128, np.float32)
@@ -112,7 +113,7 @@ def _enlarge(grid: NDArray[np.float32], width: int, height: int) -> NDArray[np.f
 
 
 def report(load: Plan, tally: Tally) -> dict[str, Any]:
-    """What `--format json` prints. Latencies in milliseconds, of answers with a 2xx status."""
+    """The document that `--format json` prints. Latencies are milliseconds, of answers with a 2xx status."""
     return {
         "loop": "closed" if load.rate is None else "open",
         "clients": load.clients if load.rate is None else None,
@@ -133,17 +134,19 @@ def report(load: Plan, tally: Tally) -> dict[str, Any]:
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """In milliseconds; empty when there is nothing."""
+    """Mean, `PERCENTILES` and maximum of times in seconds, in milliseconds. Empty for no times."""
     if not len(seconds):
         return {}
     values = 1000 * np.asarray(seconds)
-    found = np.percentile(values, PERCENTILES, method="higher")  # a latency that somebody really had
+    found = np.percentile(
+        values, PERCENTILES, method="higher"
+    )  # a time that was measured, not one between two
     named = {f"p{point:g}": round(float(value), 3) for point, value in zip(PERCENTILES, found, strict=True)}
     return {"mean": round(float(values.mean()), 3), **named, "max": round(float(values.max()), 3)}
 
 
 def histogram(seconds: Sequence[float]) -> list[dict[str, float]]:
-    """Rows ``{"le": upper edge in ms, "count": n}`` from the first that holds anything to the last."""
+    """Rows ``{"le": upper edge in ms, "count": n}`` from the first row that counts anything to the last."""
     if not len(seconds):
         return []
     edges = np.array([0.0, *_EDGES])
@@ -155,7 +158,7 @@ def histogram(seconds: Sequence[float]) -> list[dict[str, float]]:
 
 
 class Progress:
-    """One line on a terminal, rewritten while the load runs: drawn between two requests, without a thread."""
+    """One line on the terminal, redrawn while the load runs: between two requests, so it needs no thread."""
 
     def __init__(self, load: Plan) -> None:
         self._load = load
@@ -178,17 +181,17 @@ class Progress:
         self._console.print(line, end="\r", highlight=False, no_wrap=True)
 
     def end(self) -> None:
-        """Makes room for what follows."""
+        """Clears the line for the report."""
         if self._console.is_terminal:
             self._console.print(" " * (self._console.width - 1), end="\r")
 
 
 def run(load: Plan, form: Form) -> int:
-    """Runs the load, prints the result on stdout, and returns the exit code: 1 when nothing was answered 2xx."""
+    """Runs the load, prints the report on stdout and returns the exit code: 1 if no answer had a 2xx status."""
     progress = Progress(load)
     try:
         with socket.create_connection((load.host, load.port), _CONNECT):
-            pass  # a closed port is told at once, not after the whole duration
+            pass  # reports a closed port at once, not after the whole duration
         tally = loadgen.generate(load, progress)
     except OSError as error:
         reason = error.strerror or str(error) or "no answer"
@@ -210,7 +213,7 @@ def run(load: Plan, form: Form) -> int:
 
 
 def show(document: dict[str, Any]) -> None:
-    """The report for people."""
+    """Prints the report as tables and bars."""
     console = Console(highlight=False)
     load = (
         f"{document['clients']} clients"

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     type=click.Choice(["table", "json", "jsonl", "csv"]),
     default="table",
     show_default=True,
-    help="jsonl is one object a line.",
+    help="The form of the output; jsonl is one JSON object a line.",
 )
 @click.option(
     "--resume",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write CSV into FILE, and leave out the images that are in it: a run that was ended goes on.",
+    help="Write CSV into FILE and skip the images that it holds already, to continue an earlier run.",
 )
 @url_flag
 @key_flag
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 @click.option(
     "--shard",
     metavar="INDEX/COUNT",
-    help="Only every COUNT-th image, from the INDEX-th on, from 0: several runs share one folder.",
+    help="Take only every COUNT-th image, starting with number INDEX (0-based), so that runs can share a folder.",
 )
 def classify(
     paths: tuple[str, ...],
@@ -59,12 +59,12 @@ def classify(
     shard: str | None,
     **given: Any,
 ) -> None:
-    """Classify image files, and the images in folders, without a server; - is an image on standard input.
+    """Classify image files, and all images in folders, without a server. The PATH - is an image on standard input.
 
-    With --url a running server classifies them, as work that lets its other clients go first.
+    With --url a running server classifies them as bulk work, which yields to its other clients.
 
-    Each result is printed as soon as it is there, so Ctrl-C and a pipe that breaks keep what was done. A file that is
-    no usable image is named in the output; the exit code is 1 if there was one.
+    Each result is printed as soon as it is known, so Ctrl-C or a broken pipe loses nothing that was done. The output
+    names files that are no usable images; the exit code is 1 if there was one.
     """
     from service.cli.classify import run as room
 
@@ -86,5 +86,5 @@ def _shard(text: str | None) -> room.Shard | None:
     if not (index.isascii() and index.isdigit() and count.isascii() and count.isdigit()):
         raise click.UsageError(f"--shard={text[:50]}: must be like 0/4")
     if not int(index) < int(count):
-        raise click.UsageError(f"--shard={text[:50]}: the index goes from 0 to one below the count")
+        raise click.UsageError(f"--shard={text[:50]}: the index must be less than the count")
     return room.Shard(int(index), int(count))

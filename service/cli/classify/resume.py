@@ -1,4 +1,4 @@
-"""A CSV of `classify` that another run goes on with: what is in it is done, and what was cut off is done again."""
+"""Resuming a run of `classify` from the CSV file that it left: complete images are skipped, a cut-off one is redone."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from service.errors import ConfigurationError
 
 
 class Resumed:
-    """The file at ``path``, which need not be there yet. ``top_k`` is how many lines an image has.
+    """The CSV file at ``path``, which need not exist yet. ``top_k`` is the number of lines for each image.
 
-    ``done`` are the names of the images in it. The last image counts only if all of its lines are there: a run may
-    have been killed in the middle. Raises `ConfigurationError` for a file that is not of `classify`'s making.
+    ``done`` holds the names of its images. The last image counts only if all of its lines are present, since a run
+    may have been killed while it wrote them. Raises `ConfigurationError` for a file that `classify` did not write.
     """
 
     def __init__(self, path: Path, top_k: int) -> None:
@@ -35,7 +35,7 @@ class Resumed:
         self.done = {row["file"] for row in rows}
 
     def sink(self) -> Sink:
-        """Takes off what was cut off, and writes behind what is complete."""
+        """Cuts off an incomplete end of the file, and returns a sink that appends to the rest."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             stream = self._path.open("r+" if self._path.exists() else "w", encoding="utf-8", newline="")
@@ -47,7 +47,7 @@ class Resumed:
 
 
 def _text(data: bytes) -> str:
-    """UTF-8; a last character that was cut off is left out. Raises `UnicodeDecodeError` for any other fault."""
+    """Decodes UTF-8 and drops a last character that was cut off. Raises `UnicodeDecodeError` for any other fault."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -57,7 +57,7 @@ def _text(data: bytes) -> str:
 
 
 def _complete(text: str, header: str, top_k: int) -> str:
-    """``text`` without the lines of a last image that is not whole."""
+    """``text`` without the lines of an incomplete last image."""
     if not text.startswith(header):
         return ""
     images: list[tuple[int, list[list[str]]]] = []
@@ -72,13 +72,13 @@ def _complete(text: str, header: str, top_k: int) -> str:
     if not images:
         return header
     start, last = images[-1]
-    # A model may have fewer classes than top_k: then the images before say how many lines there are.
+    # A model may have fewer classes than top_k: the earlier images show how many lines an image has.
     expected = max((len(rows) for _, rows in images[:-1] if not rows[0][-1]), default=top_k)
     return text[:end] if last[0][-1] or len(last) >= expected else text[:start]
 
 
 def _records(text: str, start: int) -> Iterator[tuple[int, list[str]]]:
-    """Where each record ends, and its fields; a field in quotes may hold line ends. One without an end is left out."""
+    """Yields each complete record as (offset of its end, fields). A quoted field may contain line ends."""
     pending = ""
     for line in re.findall(r"[^\n]*\n", text[start:]):
         pending += line

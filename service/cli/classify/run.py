@@ -1,6 +1,6 @@
-"""`imagenet-serve classify`: images on disk to labels, in this process or by a running server.
+"""`imagenet-serve classify`: classifies images on disk, with a model in this process or a running server.
 
-paths ──▶ images ──▶ a classifier's look ──▶ a sink, one image after the other, as soon as it is done
+paths ──▶ images ──▶ a classifier ──▶ a sink, one image after the other, as soon as it is done
                                               ├── table, json, jsonl, csv on standard output
                                               └── a CSV file, which another run goes on with (resume.py)
 """
@@ -27,15 +27,15 @@ from service.errors import ConfigurationError
 from service.settings import Settings
 
 STDIN = "-"
-#: Images in a forward pass, where there are so many: a command is no service that would measure the best size first.
+#: Images in a forward pass at most, under max_batch_size=auto: measuring the best size would take longer than it saves.
 _BATCH = 8
-#: As a shell says it of a program that SIGINT or SIGPIPE ended.
+#: The exit codes that a shell gives for SIGINT and SIGPIPE.
 _INTERRUPTED, _BROKEN_PIPE = 130, 141
 
 
 @dataclass(frozen=True)
 class Server:
-    """The running server that classifies in place of a model in this process; as bulk work, so that others go first."""
+    """A running server that classifies in place of a model in this process, as bulk work that yields to others."""
 
     url: str
     key: str | None
@@ -44,7 +44,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Shard:
-    """The part of the images that one of ``count`` runs takes: every ``count``-th, from the ``index``-th on, from 0."""
+    """One run's share of the images: every ``count``-th image, starting with number ``index``, counted from 0."""
 
     index: int
     count: int
@@ -64,10 +64,11 @@ def run(
 ) -> int:
     """Classifies every image of ``paths`` and prints the best classes of each as soon as it is done.
 
-    A path is a file, a folder (with all that is below it), or ``-`` for an image on standard input. ``resume`` is a
-    CSV file in place of standard output: images that are in it are left out, and the others are added. Returns 1 when
-    one was no usable image, 130 after Ctrl-C, 141 when nobody reads any more, else 0; what was printed stays in each
-    case. Raises `StartError` when the model cannot be had.
+    A path is a file, a folder (with its sub-folders), or ``-`` for an image on standard input. ``resume`` is a CSV
+    file in place of standard output: its images are skipped, and the others are appended.
+
+    Returns 1 if one was no usable image, 130 after Ctrl-C, 141 after a broken pipe, else 0. The results so far stay
+    in each case. Raises `StartError` if the model cannot be loaded.
     """
     images = dict(_images(paths))
     if shard is not None:
@@ -76,7 +77,7 @@ def run(
     if resumed is not None:
         images = {name: image for name, image in images.items() if name not in resumed.done}
         print(
-            f"imagenet-serve: {len(resumed.done)} images are in {resume}, {len(images)} are left",
+            f"imagenet-serve: {resume} holds {len(resumed.done)} images already; {len(images)} are left",
             file=sys.stderr,
         )
     if not images:
@@ -88,12 +89,12 @@ def run(
         with _classifier(settings, server) as open_classifier:
             return _classify(open_classifier, images, sink)
     except BrokenPipeError:
-        # Python would flush what is left when it ends, and fail once more.
+        # Python flushes standard output when it ends, which would fail a second time.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
 
 
-#: Makes the classifier, and tells the function that it is given what the start does.
+#: Makes the classifier. Its argument is called with each step of the start, in words.
 _Open = Callable[[Callable[[str], None]], Classifier]
 
 
@@ -102,9 +103,7 @@ def _classifier(settings: Settings, server: Server | None) -> Iterator[_Open]:
     if server is None:
         yield lambda tell: LocalClassifier(settings, tell=tell)
         return
-    from service.classifier.remote import (
-        RemoteClassifier,  # HTTP's client, which a model in this process does not need
-    )
+    from service.classifier.remote import RemoteClassifier
 
     with RemoteClassifier(
         server.url, key=server.key, top_k=settings.top_k, concurrency=server.concurrency, bulk=True
@@ -114,12 +113,10 @@ def _classifier(settings: Settings, server: Server | None) -> Iterator[_Open]:
 
 def _classify(open_classifier: _Open, images: dict[str, Image], sink: Sink) -> int:
     done, bad = 0, False
-    bar = Bar(len(images))
-    with bar:
+    with Bar(len(images)) as bar:
         try:
-            classifier = open_classifier(
-                bar.say
-            )  # before the sink: a model that cannot be had prints nothing
+            # Before the sink: if the model cannot be loaded, not even a table's header is printed.
+            classifier = open_classifier(bar.say)
             with sink:
                 looks = classifier.look(images.values())
                 for name, seen in zip(images, bar.track(looks), strict=True):
@@ -134,7 +131,7 @@ def _classify(open_classifier: _Open, images: dict[str, Image], sink: Sink) -> i
 
 
 def _images(paths: Iterable[str]) -> Iterator[tuple[str, Image]]:
-    """Each image by the name it is shown under; one that is named twice is looked at once."""
+    """Yields each image with the name that it is shown under."""
     for name in paths:
         path = Path(name)
         if name == STDIN:
@@ -149,7 +146,7 @@ def _images(paths: Iterable[str]) -> Iterator[tuple[str, Image]]:
 
 
 class Bar:
-    """A progress bar on standard error, where that is a terminal: first what the start does, then the images."""
+    """A progress bar on standard error if that is a terminal: first for the start's steps, then for the images."""
 
     def __init__(self, count: int) -> None:
         console = Console(stderr=True)
@@ -167,12 +164,12 @@ class Bar:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        """What the start does now."""
+        """Shows a step of the start."""
         if self._task is not None:
             self._progress.update(self._task, description=text)
 
     def track(self, looks: Iterable[Seen]) -> Iterator[Seen]:
-        """The same, counted."""
+        """Passes the results on and counts them on the bar."""
         assert self._task is not None
         self._progress.reset(self._task, total=self._count, description="classifying")
         for seen in looks:

@@ -1,4 +1,4 @@
-"""Where `classify` writes: each image as soon as it is done, so that nothing is lost when it ends early."""
+"""The outputs of `classify`. Each image is written as soon as it is done, so an early end loses nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LONGEST_NAME, _LABEL = 48, 32
 
 
 class Sink(Protocol):
-    """Use it in a ``with`` block: what is written is complete also when the block ends early."""
+    """An output, used in a ``with`` block; its end closes open brackets and files even if the block ends early."""
 
     def __enter__(self) -> Sink: ...
 
@@ -28,11 +28,11 @@ class Sink(Protocol):
     ) -> None: ...
 
     def write(self, name: str, seen: Seen) -> None:
-        """One image, whole: it is flushed before this returns."""
+        """Writes one image's results and flushes them."""
 
 
 class _Stream:
-    """What all of them are: text to a stream, in one piece an image."""
+    """The base of all sinks: writes an image's text to a stream in one piece."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -54,7 +54,7 @@ class _Stream:
 
 
 class Table(_Stream):
-    """Aligned lines for people. The file's name stands on the first of its lines only."""
+    """Aligned columns, a line for each class. The file's name stands on its first line only."""
 
     def __init__(self, stream: TextIO, names: Iterable[str]) -> None:
         super().__init__(stream)
@@ -87,14 +87,14 @@ class Table(_Stream):
 
 
 class JsonLines(_Stream):
-    """One object a line."""
+    """JSON Lines: one object a line for each image."""
 
     def write(self, name: str, seen: Seen) -> None:
         self._put(json.dumps(_document(name, seen), ensure_ascii=False) + "\n")
 
 
 class Json(_Stream):
-    """One list. Its bracket is closed also when the run ends early."""
+    """One JSON list. Its bracket is closed even if the run ends early."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
@@ -113,7 +113,7 @@ class Json(_Stream):
 
 
 class Csv(_Stream):
-    """One line a class, or one with the error. ``header`` False goes on in a file that has one."""
+    """CSV: a line for each class, or one line with the error. ``header`` is False for a file that has one already."""
 
     def __init__(self, stream: TextIO, *, header: bool = True) -> None:
         super().__init__(stream)
@@ -131,7 +131,7 @@ class Csv(_Stream):
 
 
 class CsvFile(Csv):
-    """The same into a file, which is closed at the end."""
+    """CSV into a file that is closed at the end."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -140,7 +140,7 @@ class CsvFile(Csv):
 
 
 def open_sink(form: Form, stream: TextIO, names: Iterable[str]) -> Sink:
-    """The sink for a form. ``names`` are those of all images, for a table's width."""
+    """The sink of a form. ``names`` are all images' names; a table takes its width from them."""
     if form == "table":
         return Table(stream, names)
     return {"json": Json, "jsonl": JsonLines, "csv": Csv}[form](stream)

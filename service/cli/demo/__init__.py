@@ -11,16 +11,16 @@ import click
 from service.cli.flags import checked, from_flags, settings_flags
 from service.settings import Settings
 
-#: What `demo` takes where neither a flag nor the environment says otherwise.
+#: The settings of `demo` unless a flag or the environment gives others.
 _DEMO = {"weights": "demo", "log_format": "text", "log_level": "warning"}
 
 
 @click.command()
 @settings_flags(Settings.model_fields, defaults=_DEMO)
 def demo(**given: Any) -> None:
-    """Serve the small model that comes along, and classify its sample photos.
+    """Serve the small model that is part of the package, and classify its sample photos.
 
-    The server stays up until Ctrl-C, with the page at /. Every option of serve can be given.
+    The server runs until Ctrl-C; its page is at /. demo takes all options of serve.
     """
     from service.cli.demo import run as room
 

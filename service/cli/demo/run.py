@@ -1,9 +1,9 @@
-"""`imagenet-serve demo`: the service with the model that ships with it, and a first visitor.
+"""`imagenet-serve demo`: the service with the packaged model, and a first client, the visitor.
 
     imagenet-serve demo ── runs ──▶ Supervisor                    until Ctrl-C, as `serve` does
                        └─ starts ─▶ python -m service.cli.demo.run URL    waits for ready, classifies the samples, ends
 
-The visitor is a process of its own: the supervisor forks, so nothing beside it may start threads in there.
+The visitor is a process of its own, since the supervisor forks and its process must therefore have no threads.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ from service.host.samples import Sample, samples
 from service.options.wording import size
 from service.settings import Settings
 
-#: Where the key travels to the visitor; also what `evaluate` and the page's command read.
+#: The environment variable that gives the visitor its key; `evaluate` and `classify` read the same one.
 KEY_VARIABLE = "IMAGENET_API_KEY"
 _TOP = 3
+#: Characters of a bar of probability 1.
 _BAR = 24
-#: Seconds between two looks at a service that starts, and for one of them.
-_POLL, _LOOK = 0.2, 5.0
+#: Seconds between two requests to a service that starts, and the timeout of each.
+_POLL, _TIMEOUT = 0.2, 5.0
 
 
 def run(settings: Settings) -> int:
-    """Serves until a signal, and lets a visitor show the samples' classes meanwhile. Returns the exit code.
+    """Serves until a signal, while a visitor shows the samples' classes. Returns the exit code.
 
-    Raises `ConfigurationError` when the port or the samples cannot be had.
+    Raises `ConfigurationError` if the port is taken or the samples are missing.
     """
     from service.supervisor.supervisor import Supervisor
 
@@ -56,15 +57,15 @@ def run(settings: Settings) -> int:
         code = supervisor.run()
     finally:
         visitor.terminate()
-        seen = visitor.wait()
-    return code or max(seen, 0)  # below 0 it was ended from here, with the service
+        visited = visitor.wait()
+    return code or max(visited, 0)  # negative: the signal that `terminate` sent
 
 
 def visit(url: str, key: str | None) -> int:
     """Waits for the service at ``url``, classifies the samples and shows the result. Returns the exit code."""
     photos = samples()
     if not _wait_ready(url, key):
-        return 0  # it has said itself why it ends
+        return 0  # the service has already logged why it ended
     with RemoteClassifier(url, key=key, top_k=_TOP, concurrency=1) as server:
         results = list(server.look(photo.path for photo in photos))
         _show(url, server.identity, photos, results)
@@ -72,7 +73,7 @@ def visit(url: str, key: str | None) -> int:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """The visitor's, with a key that the service will accept."""
+    """The visitor's environment, with an API key that the service accepts."""
     from service.api.keys import Keys
 
     environment = module_environment()
@@ -82,7 +83,7 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 
 def _reachable(url: str) -> str:
-    """The address of a service that listens on every interface, as this host reaches it."""
+    """``url`` with the loopback address if its host means every interface."""
     parts = urlsplit(url)
     anywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # nosec B104: read, not bound
     host = anywhere.get(parts.hostname or "")
@@ -90,9 +91,9 @@ def _reachable(url: str) -> str:
 
 
 def _wait_ready(url: str, key: str | None) -> bool:
-    """Whether the service became ready; False when it ended or failed before. Shows how far it is."""
+    """Waits for the service and shows its progress. True when it is ready, False if it ended before."""
     console = Console(stderr=True)
-    with console.status("starting") as status, Client(url, key=key, timeout=_LOOK) as client:
+    with console.status("starting") as status, Client(url, key=key, timeout=_TIMEOUT) as client:
         while True:
             try:
                 if client.ready():
@@ -101,12 +102,12 @@ def _wait_ready(url: str, key: str | None) -> bool:
             except Unreachable:
                 return False
             except ClientError:
-                pass  # the port is there before the process that answers
+                pass  # the port is bound before the process that answers has started
             time.sleep(_POLL)
 
 
 def _progress(health: dict[str, Any]) -> str:
-    """How far the start is, in words."""
+    """The progress of the start, in words."""
     done, total = (health.get("progress") or {}).get("done"), (health.get("progress") or {}).get("total")
     words = f"{health.get('state', 'starting')}: {health.get('detail', '')}".rstrip(": ")
     if done is not None:
@@ -146,7 +147,7 @@ def _table(identity: Identity, photos: Sequence[Sample], results: Sequence[Seen]
 
 
 def _bar(probability: float, *, first: bool) -> Text:
-    """A bar in eighths of a cell, and the figure beside it."""
+    """A bar with a resolution of an eighth of a character, and the figure beside it."""
     eighths = round(probability * _BAR * 8)
     partial = " ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else ""
     bar = ("█" * (eighths // 8) + partial).ljust(_BAR)
@@ -154,7 +155,7 @@ def _bar(probability: float, *, first: bool) -> Text:
 
 
 def _from_here(path: Path) -> str:
-    """As one would type it."""
+    """The path as a user would type it: relative, if it lies below the current directory."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:

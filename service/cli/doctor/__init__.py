@@ -12,12 +12,12 @@ from service.cli.flags import all_settings, from_flags
 
 @click.command()
 @all_settings
-@click.option("--json", "as_json", is_flag=True, help="For programs: the findings as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON, for programs.")
 def doctor(as_json: bool, **given: Any) -> None:
-    """Check this host for serving with these settings, and say what to do about what is wrong.
+    """Check whether this host can serve with these settings, and say how to mend what is wrong.
 
-    Takes the options and the environment of serve. Nothing is changed, and the network is used only to ask
-    for weights that are not here. The exit code is 1 if a check says FAIL.
+    Takes the options and the environment of serve. It changes nothing, and uses the network only to ask for
+    weights that are not on this host. The exit code is 1 if a check says FAIL.
     """
     from service.cli.doctor import run as room
 

@@ -1,4 +1,4 @@
-"""What a check of `imagenet-serve doctor` comes back with."""
+"""The result of one check of `imagenet-serve doctor`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Level(StrEnum):
-    """How bad it is. Only FAIL means that the service would not run as it is configured."""
+    """The severity of a finding. Only FAIL means that the service would not run as it is configured."""
 
     PASS = "PASS"
     WARN = "WARN"
@@ -16,7 +16,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. ``advice`` says what to do, and is empty for PASS alone."""
+    """One line of the report. ``advice`` says what to do; only a finding with PASS has none."""
 
     check: str
     level: Level

@@ -1,4 +1,4 @@
-"""torch, torchvision, OpenVINO and CUDA: installed, of one kind, and able to do what the settings ask for."""
+"""Checks of torch, torchvision, OpenVINO and CUDA: installed, matching, and able to do what the settings ask for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.shared.fallback import Fallback
 
 
 def torch_pair(torch: str, torchvision: str, requires: Sequence[str]) -> Finding:
-    """Whether the two belong together: a torchvision names the one torch that it was built against (``requires``)."""
+    """Checks that the versions match. ``requires`` are torchvision's requirements, which name its one torch."""
     found = f"torch {torch}, torchvision {torchvision}"
     wanted = next(
         (match[1] for line in requires if (match := re.match(r"torch\s*\(?==\s*([\d.]+)", line))), None
@@ -32,7 +32,7 @@ def torch_pair(torch: str, torchvision: str, requires: Sequence[str]) -> Finding
 
 
 def installed() -> Finding:
-    """The pair as it is installed, and whether it can be imported."""
+    """Checks that torch and torchvision are installed, match and can be imported."""
     try:
         finding = torch_pair(
             metadata.version("torch"), metadata.version("torchvision"), metadata.requires("torchvision") or []
@@ -51,10 +51,10 @@ def installed() -> Finding:
 
 
 def torchvision_alone() -> Finding | None:
-    """Whether other programs of this environment can import torchvision; None where it is not installed.
+    """Checks that other programs of this environment can import torchvision; None where it is not installed.
 
-    PyPI's torchvision for Linux is built for CUDA and cannot be imported beside torch's CPU build. The service
-    declares what is missing (`service.models.torchvision_import`); a notebook or a training script does not.
+    PyPI's torchvision for Linux is built for CUDA and cannot be imported beside torch's CPU build. The service works
+    around that (`service.models.torchvision_import`); a notebook or a training script does not.
     """
     if find_spec("torchvision") is None:
         return None
@@ -66,12 +66,12 @@ def torchvision_alone() -> Finding | None:
     return warned(
         "torchvision",
         f"import fails: {reason}",
-        "the service does without; for your own scripts install torchvision from the index that torch came from",
+        "the service can do without it; for your own scripts install torchvision from the same index as torch",
     )
 
 
 def cuda(settings: Settings) -> Finding:
-    """The way to a GPU: driver, torch's build, and one operation on the device."""
+    """Checks the driver, torch's build, and one operation on the GPU."""
     import torch
 
     driver, build = host.nvidia_driver(), torch.version.cuda
@@ -79,7 +79,10 @@ def cuda(settings: Settings) -> Finding:
 
 
 def judge_cuda(device: str, driver: str | None, build: str | None, working: str) -> Finding:
-    """``driver`` and ``build`` None where there is none; ``working`` names the GPU that answered, empty for none."""
+    """The finding for a driver's version, torch's CUDA version, and the name of the GPU that ``working`` answered.
+
+    ``driver`` and ``build`` are None, and ``working`` is empty, where there is none.
+    """
     gpu = working or "none that answers"
     found = f"driver: {driver or 'none'}; torch built for CUDA {build or '(none)'}; GPU: {gpu}"
     asked = device.startswith("cuda")
@@ -106,6 +109,7 @@ def judge_cuda(device: str, driver: str | None, build: str | None, working: str)
 
 
 def _works(device: str) -> str:
+    """The name of the GPU that computes for the setting ``device``; empty where none does."""
     import torch
 
     if device == "cpu" or not torch.cuda.is_available():
@@ -119,7 +123,7 @@ def _works(device: str) -> str:
 
 
 def steps_down(settings: Settings) -> Finding | None:
-    """What a start on this GPU would go on without; None where there is no such start."""
+    """Checks which GPU kernels a start would have to replace by torch's; None if the model does not run on a GPU."""
     import torch
 
     if settings.runtime not in ("auto", "cudagraph", "compile") or not _works(settings.device):
@@ -136,7 +140,7 @@ def steps_down(settings: Settings) -> Finding | None:
 
 
 def decoding(settings: Settings) -> Finding:
-    """Whether ``decode=gpu`` finds what it wants; whether its pixels agree shows a start."""
+    """Checks that ``decode=gpu`` has a GPU and nvImageCodec. Only a start compares its pixels."""
     has_codec = find_spec("nvidia") is not None and find_spec("nvidia.nvimgcodec") is not None
     return judge_decoding(bool(_works(settings.device)), has_codec)
 
@@ -153,7 +157,7 @@ def judge_decoding(has_gpu: bool, has_codec: bool) -> Finding:
 
 
 def judge_steps_down(refused: Sequence[Fallback], missing: str) -> Finding:
-    """``refused`` operations take torch's place; ``missing`` is what a compiler lacks, empty for nothing."""
+    """The finding for the kernels that were ``refused`` and what the compiler is ``missing`` (empty: nothing)."""
     if not refused and not missing:
         return passed("gpu kernels", "all of them compile here and agree with torch")
     found = "; ".join(f"without {what}: {why}" for what, why in refused) or "nothing new can be compiled"
@@ -164,7 +168,7 @@ def judge_steps_down(refused: Sequence[Fallback], missing: str) -> Finding:
 
 
 def openvino(settings: Settings) -> Finding:
-    """The fast way on a CPU."""
+    """Checks OpenVINO, the fastest runtime on a CPU."""
     name = "openvino"
     if find_spec(name) is None:
         report = failed if settings.runtime == name else warned
@@ -183,7 +187,7 @@ def openvino(settings: Settings) -> Finding:
 
 
 def checks(settings: Settings) -> list[Finding]:
-    """All of these for this host."""
+    """Runs the checks of this module that concern the settings."""
     findings = [installed()]
     if not findings[0].advice and (alone := torchvision_alone()) is not None:
         findings.append(alone)

@@ -1,4 +1,4 @@
-"""The host's processor, cores, memory, limits, folders and port, against what the service wants of them."""
+"""Checks of the host's processor, cores, memory, limits, folders and port."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from service.host import machine as host
 from service.settings import Settings, available_cores
 from service.shared.transport import PROCESSES
 
-#: Megabytes that supervisor, front-ends and an engine take before a model is loaded, and how many times the model's
-#: weights on top: torch's copy, the converted one, and for a model below the limit one for each way of running a
-#: batch. From the memory that benchmarks.models saw.
+#: The memory that the service needs: `_BASE_MB` megabytes for supervisor, front-ends and engine, and a multiple of
+#: the fp32 weights' bytes. The multiple covers torch's copy, the converted one and, for models of `_SMALL_BYTES` at
+#: most, one copy for each way of running a batch. The figures come from benchmarks.models.
 _BASE_MB, _TIMES_SMALL, _TIMES_LARGE, _SMALL_BYTES = 600, 6.5, 3.3, 256 * 2**20
-#: Descriptors: one a connection, and a load balancer opens many.
+#: File descriptors that are enough: each connection takes one, and a load balancer opens many.
 _DESCRIPTORS = 4096
 
 
@@ -37,7 +37,7 @@ def python_and_system() -> Finding:
 
 
 def processor(extensions: Sequence[str], name: str) -> Finding:
-    """What the instruction set offers; ``extensions`` as in /proc/cpuinfo."""
+    """Checks the instruction set. ``extensions`` are spelled as in /proc/cpuinfo."""
     found = f"{name}: {', '.join(extensions) or 'none of the extensions that matter'}"
     if "asimddp" in extensions or platform.machine() in ("arm64", "aarch64"):
         return passed("cpu", found)
@@ -53,7 +53,7 @@ def processor(extensions: Sequence[str], name: str) -> Finding:
 
 
 def threads(quota: float | None, affinity: int, environment: Mapping[str, str]) -> Finding:
-    """Cores that are there against those that may be used, and what the environment says about threads."""
+    """Compares the cores by affinity with the cgroup's quota, and checks ``OMP_NUM_THREADS``."""
     cores = max(1, min(affinity, math.ceil(quota or affinity)))
     found = f"{affinity} cores by affinity, " + (f"cgroup quota {quota:g}" if quota else "no cgroup quota")
     found += f": {cores} used"
@@ -74,7 +74,7 @@ def threads(quota: float | None, affinity: int, environment: Mapping[str, str]) 
 
 
 def memory(free: int | None, parameters: int) -> Finding:
-    """``free`` bytes for a model of so many parameters."""
+    """Checks that ``free`` bytes suffice for a model of ``parameters``; None: the system does not say."""
     weights = 4 * parameters
     need = _BASE_MB * 1e6 + (_TIMES_SMALL if weights <= _SMALL_BYTES else _TIMES_LARGE) * weights
     found = f"about {need / 2**30:.1f} GiB needed for {parameters / 1e6:.0f} M parameters"
@@ -108,7 +108,7 @@ def descriptors() -> Finding:
 
 
 def counters() -> Finding:
-    """Where the counters of ``/metrics`` lie while the service runs. Without it nothing starts."""
+    """Checks the temporary folder, which holds the counters of ``/metrics``. The service cannot start without it."""
     folder = Path(tempfile.gettempdir())
     if problem := unwritable(folder):
         return failed(
@@ -118,7 +118,7 @@ def counters() -> Finding:
 
 
 def cache(check: str, folder: Path, variable: str, *, room_mib: int = 0) -> Finding:
-    """A folder that saves a download or a conversion at the next start; ``room_mib`` is what goes into it."""
+    """Checks a folder that keeps a download or a conversion of ``room_mib`` MiB for the next start."""
     if problem := unwritable(folder):
         return warned(
             check,
@@ -136,7 +136,7 @@ def cache(check: str, folder: Path, variable: str, *, room_mib: int = 0) -> Find
 
 
 def port(settings: Settings) -> Finding:
-    """Whether the service could listen where it is told to."""
+    """Checks that the service can listen on its host and port."""
     where = f"{settings.host} port {settings.port}"
     try:
         family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[
@@ -154,7 +154,7 @@ def port(settings: Settings) -> Finding:
 
 
 def unwritable(folder: Path) -> str:
-    """Why no file can be made in ``folder`` (or where it would be made); empty when one can. Leaves nothing behind."""
+    """The reason why no file can be made in ``folder``, or in its nearest existing parent; empty if one can."""
     place = _existing(folder)
     if not place.is_dir():
         return f"{place} is no folder"
@@ -166,12 +166,12 @@ def unwritable(folder: Path) -> str:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest parent of it that is there."""
+    """The folder itself, or its nearest existing parent."""
     return next((place for place in (folder, *folder.parents) if place.exists()), Path("/"))
 
 
 def checks(settings: Settings, parameters: int) -> list[Finding]:
-    """All of these for this host."""
+    """Runs the checks of this module that need no cache folder. ``parameters`` is the model's number of them."""
     affinity = len(os.sched_getaffinity(0)) if sys.platform == "linux" else available_cores()
     return [
         python_and_system(),

@@ -1,11 +1,11 @@
-"""`imagenet-serve doctor`: whether this host could run the service with these settings, and what to do where not.
+"""`imagenet-serve doctor`: checks whether this host can run the service with these settings.
 
     machine.py      processor, threads, memory, limits, folders, port
     libraries.py    torch and torchvision, OpenVINO, CUDA and its driver
     weights.py      the weights, the caches, the API keys
 
-Each check is PASS, WARN or FAIL, and the last two come with what to do. It changes nothing, and uses the network
-only to ask for weights that are not here.
+A finding is PASS, WARN or FAIL; WARN and FAIL come with advice. The checks change nothing, and use the network only
+to ask for weights that are not on this host.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from service.settings import Settings, strangers
 __all__ = ["Finding", "Level", "examine", "report", "run"]
 
 _COLOURS = {Level.PASS: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
-#: Of the demo model: far below the smallest of the twelve.
+#: Parameters of the demo model: far fewer than the smallest of the twelve variants has.
 _DEMO_PARAMETERS = 2_400_000
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Every check, one after the other."""
+    """Runs every check and yields its finding."""
     parameters = _DEMO_PARAMETERS if settings.weights == "demo" else VARIANTS[settings.model].parameters
     for sentence in strangers(os.environ):
         yield warned("settings", sentence, "correct its name, or unset it")
@@ -45,7 +45,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 
 def run(findings: Iterator[Finding], *, as_json: bool) -> int:
-    """Prints the findings as they come, as a list or as JSON. The exit code is 1 if one of them is FAIL."""
+    """Prints the findings, as lines or as JSON, and returns the exit code: 1 if one of them is FAIL."""
     seen = list(findings) if as_json else list(_shown(findings))
     worst = Level.FAIL if any(finding.level is Level.FAIL for finding in seen) else Level.PASS
     if as_json:
@@ -70,7 +70,7 @@ def _shown(findings: Iterator[Finding]) -> Iterator[Finding]:
 
 
 def report(findings: Sequence[Finding]) -> str:
-    """The last line."""
+    """The last line of the output: the verdict and the number of findings of each level."""
     counts = {level: sum(finding.level is level for finding in findings) for level in Level}
     verdict = "this would not run" if counts[Level.FAIL] else "this can serve"
     return f"{verdict}: " + ", ".join(f"{number} {level}" for level, number in counts.items() if number)

@@ -1,4 +1,4 @@
-"""The weights: there and whole, or to be had. The network is asked only for what is not here."""
+"""Checks of the weights, the caches and the API keys. The network is asked only for weights that are not here."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from service.models.catalog import VARIANTS
 from service.options import wording
 from service.settings import Settings
 
-#: Seconds for one look at the server that has the weights.
-_PATIENCE = 10.0
+#: Seconds for a request to the server that has the weights.
+_TIMEOUT = 10.0
 
 
 def weights(settings: Settings) -> Finding:
-    """Whether a start would find them, by the code that a start runs. What is here is read; a hub is asked for the
-    rest, and nothing is fetched."""
+    """Checks that a start would find the weights, with the code that a start runs.
+
+    Weights on this host are read. Of others a hub is asked whether it has them; nothing is downloaded.
+    """
     if settings.weights == "pretrained":
         return _pretrained(settings.model)
     from service.models import loader, serving
@@ -78,7 +80,7 @@ def _reachable(check: str, address: str, what: str) -> Finding:
     tried = f"{what}; tried HEAD {address}"
     ways_out = "--weights demo or a path needs none"
     try:
-        answer = httpx.head(address, timeout=_PATIENCE, follow_redirects=True)
+        answer = httpx.head(address, timeout=_TIMEOUT, follow_redirects=True)
     except (httpx.HTTPError, OSError) as error:
         return failed(
             check,
@@ -93,7 +95,7 @@ def _reachable(check: str, address: str, what: str) -> Finding:
 
 
 def caches(settings: Settings) -> list[Finding]:
-    """Where downloads and conversions are kept."""
+    """Checks the folders that keep downloads and conversions."""
     from service.models.checkpoints.places import published
 
     variant, findings = VARIANTS[settings.model], []
@@ -118,7 +120,7 @@ def caches(settings: Settings) -> list[Finding]:
 
 
 def keys(settings: Settings) -> Finding | None:
-    """The file of API keys, where one is set."""
+    """Checks the file of API keys; None where none is set."""
     from service.api.keys import Keys
 
     if settings.api_keys_file is None:

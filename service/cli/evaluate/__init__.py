@@ -29,15 +29,25 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--ground-truth", type=FILE, help="For photos in FOLDER itself: the file with their classes.")
+@click.option(
+    "--ground-truth", type=FILE, help="The file with the classes of photos that lie in FOLDER itself."
+)
 @click.option(
     "--class-list",
     type=FILE,
-    help="map_clsloc.txt or meta.mat, if the ground truth is the development kit's. [default: the one beside it]",
+    help="The development kit's map_clsloc.txt or meta.mat, for its ground truth. [default: the one beside it]",
 )
-@click.option("--limit", type=click.IntRange(1), help="Only so many images, evenly spread over all of them.")
-@click.option("--confusions", type=click.IntRange(0), default=10, show_default=True, help="How many to list.")
-@click.option("--all", "every", is_flag=True, help="The twelve pretrained variants, one after the other.")
+@click.option("--limit", type=click.IntRange(1), help="Take only so many images, evenly spread over all.")
+@click.option(
+    "--confusions",
+    type=click.IntRange(0),
+    default=10,
+    show_default=True,
+    help="The number of most frequent confusions to list.",
+)
+@click.option(
+    "--all", "every", is_flag=True, help="Evaluate the twelve pretrained variants, one after the other."
+)
 @url_flag
 @key_flag
 @concurrency_flag
@@ -45,7 +55,7 @@ if TYPE_CHECKING:
     "--calibrate",
     metavar="DIRECTORY",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Fit a temperature on these photos, and write a checkpoint with it, for --weights DIRECTORY.",
+    help="Fit a temperature on these photos and write a checkpoint with it; serve it with --weights DIRECTORY.",
 )
 @overwrite_flag
 @settings_flags([*MODEL_SETTINGS, "max_batch_size"], server=False)
@@ -65,14 +75,14 @@ def evaluate(
     form: tables.Form,
     **given: Any,
 ) -> None:
-    """Measure top-1 and top-5 over labelled photos, beside the published figures.
+    """Measure top-1 and top-5 accuracy on labelled photos, and compare them with the published figures.
 
-    The calibration error says how far probabilities are from how often they are right. --calibrate makes them
-    agree: take photos that had no part in the training and are none of those that you judge the model by.
+    The calibration error is the difference between the model's probabilities and its share of right answers.
+    --calibrate reduces it. Fit it on photos that were not used for training, and judge the model by other photos.
 
-    FOLDER has one sub-folder a class, named by WordNet id, label or class_id; or it is ImageNet's flat
-    validation set, with its ground truth in FOLDER, beside it, or given. Classes that the model does not know
-    are left out. The exit code is 1 if there were images that could not be judged.
+    FOLDER has one sub-folder for each class, named by WordNet id, label or class_id. Or it is ImageNet's flat
+    validation set; its ground truth then lies in FOLDER or beside it, or --ground-truth names it. Photos of classes
+    that the model does not know are left out. The exit code is 1 if an image could not be judged.
     """
     from service.cli.evaluate import run as room
 

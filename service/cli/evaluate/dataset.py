@@ -3,15 +3,15 @@
     ImageFolder     FOLDER/n02124075/cat.jpg ...                the sub-folder's name is the class
     flat            FOLDER/ILSVRC2012_val_00000001.JPEG ...     a ground-truth file says the class of each
 
-A class is called by its WordNet id, its label, or its class_id; `Names` finds it among a model's classes. Of
-ground-truth files three kinds are read, told apart by what is in them:
+A class is called by its WordNet id, its label, or its class_id; `Names` finds it among a model's classes. Three kinds
+of ground-truth files are read, told apart by their content:
 
 - ``ImageId,PredictionString`` with lines like ``ILSVRC2012_val_00000001,n01751748 23 42 61 80`` (Kaggle's
   ``LOC_val_solution.csv``);
 - two columns, separated by a comma, a tab or spaces: the file's name, with or without its ending, and its class;
-- one number a line (the development kit's ``ILSVRC2012_validation_ground_truth.txt``): line N is for photo N,
-  and the number is an ILSVRC2012_ID. Those follow the kit's own order and not that of the logits, so they mean
-  nothing without the kit's list of classes, ``map_clsloc.txt`` or ``meta.mat``.
+- one number a line (the development kit's ``ILSVRC2012_validation_ground_truth.txt``): line N is for photo N, and the
+  number is an ILSVRC2012_ID. Those ids follow the kit's own order, not that of the logits, so reading them needs the
+  kit's list of classes, ``map_clsloc.txt`` or ``meta.mat``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from service.labels import ClassLabel
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
-#: Looked for in the folder, beside it, and where a development kit is unpacked in either.
+#: File names that are looked for in the folder and beside it, and in an unpacked development kit (`_KITS`) in either.
 _GROUND_TRUTHS = (
     "LOC_val_solution.csv",
     "val_annotations.txt",
@@ -39,7 +39,7 @@ _GROUND_TRUTHS = (
 _CLASS_LISTS = ("map_clsloc.txt", "meta.mat")
 _KITS = (".", "ILSVRC2012_devkit_t12/data", "devkit/data")
 
-#: Ids of the 1,000 classes; the kit's list goes on with their ancestors in WordNet.
+#: The ILSVRC2012_IDs of the 1,000 classes; higher ids in the kit's list are their ancestors in WordNet.
 _ILSVRC_IDS = range(1, 1001)
 _NUMBER_OF_PHOTO = re.compile(r"ILSVRC20\d\d_val_(\d{8})$")
 _WNID = re.compile(r"n\d{8}")
@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Photo:
-    """One labelled image; ``answer`` is its class as the data set calls it."""
+    """A labelled image; ``answer`` is its class as the data set spells it."""
 
     path: Path
     answer: str
@@ -77,14 +77,14 @@ def read(folder: Path, ground_truth: Path | None = None, class_list: Path | None
 
 
 def spread(photos: Sequence[T], limit: int | None) -> list[T]:
-    """At most ``limit`` of them, evenly spaced, so that sorted classes all have their share."""
+    """At most ``limit`` of the photos, evenly spaced, so that photos sorted by class keep all classes."""
     if limit is None or limit >= len(photos):
         return list(photos)
     return [photos[index * len(photos) // limit] for index in range(limit)]
 
 
 class Names:
-    """A model's classes by whatever a data set calls them: WordNet id first, then label, then class_id."""
+    """Finds a model's class by the name that a data set gives it: WordNet id first, then label, then class_id."""
 
     def __init__(self, classes: Iterable[ClassLabel]) -> None:
         known = list(classes)
@@ -95,7 +95,7 @@ class Names:
         self._ambiguous = {label for label, count in shared.items() if count > 1}
 
     def find(self, name: str) -> int | None:
-        """The class_id, or None where the model knows no such class. Raises `ConfigurationError` if it knows two."""
+        """The class_id, or None if the model has no such class. Raises `ConfigurationError` if two have the label."""
         if name in self._wnids:
             return self._wnids[name]
         if _plain(name) in self._ambiguous:
@@ -139,7 +139,7 @@ def _flat(images: list[Path], ground_truth: Path, class_list: Path | None) -> It
 
 
 def _named(images: list[Path], lines: list[str]) -> Iterator[str | None]:
-    """The class of each image by its name, None where no line has it."""
+    """Yields the class of each image by its file name; None if no line names it."""
     kaggle = bool(lines) and lines[0].replace(" ", "").startswith("ImageId,")
     classes = {}
     for line in lines:
@@ -151,7 +151,7 @@ def _named(images: list[Path], lines: list[str]) -> Iterator[str | None]:
 
 
 def _numbered(images: list[Path], lines: list[str], wnids: dict[int, str]) -> Iterator[str | None]:
-    """The class of each image by the number in its name."""
+    """Yields the class of each image by the number in its file name; None without a line of that number."""
     for path in images:
         match = _NUMBER_OF_PHOTO.fullmatch(path.stem)
         number = int(match[1]) if match else 0
@@ -159,7 +159,7 @@ def _numbered(images: list[Path], lines: list[str], wnids: dict[int, str]) -> It
 
 
 def _class_list(ground_truth: Path, given: Path | None) -> dict[int, str]:
-    """ILSVRC2012_ID → WordNet id."""
+    """Reads the mapping ILSVRC2012_ID → WordNet id of the development kit."""
     path = given or _find(ground_truth.parent, _CLASS_LISTS)
     if path is None:
         raise ConfigurationError(
@@ -177,7 +177,7 @@ def _class_list(ground_truth: Path, given: Path | None) -> dict[int, str]:
 
 
 def _from_text(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines such as ``n02119789 1 kit_fox`` or ``1,n02119789``."""
+    """Reads lines such as ``n02119789 1 kit_fox`` or ``1,n02119789``."""
     for line in _text(path).splitlines():
         words = re.split(r"[\s,]+", line.strip())[:2]
         numbers = [word for word in words if word.isdecimal()]
@@ -187,7 +187,7 @@ def _from_text(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _from_mat(path: Path) -> Iterator[tuple[int, str]]:
-    """The development kit's ``meta.mat``. Only SciPy reads MATLAB's format, and only this wants it."""
+    """Reads the development kit's ``meta.mat``. SciPy, which reads MATLAB's format, is imported for it alone."""
     try:
         from scipy.io import loadmat
     except ModuleNotFoundError as error:

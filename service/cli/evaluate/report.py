@@ -1,4 +1,4 @@
-"""What an evaluation found, for people and for programs."""
+"""The report of an evaluation: a table, JSON or CSV."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from service.cli import tables
 from service.cli.evaluate.calibrate import Calibration
 from service.cli.evaluate.score import BINS, Score
 
-#: As many as the published figures have.
+#: Decimal places of the figures, as many as the published ones have.
 _DIGITS = 3
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Classes of the data set that the model does not know, of how many there are, and their images."""
+    """The number of the data set's classes that the model does not know, ``of`` all its classes, and their images."""
 
     classes: int
     of: int
@@ -27,7 +27,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model over one data set. ``errors`` are images that could not be judged, with the reason."""
+    """The results of one model on one data set. ``errors`` are the images that could not be judged, with the reason."""
 
     identity: Identity
     score: Score
@@ -35,11 +35,11 @@ class Evaluation:
     left_out: LeftOut
     seconds: float
     calibration: Calibration | str | None = None
-    """Where a temperature was wanted: it, or in a sentence why there is none."""
+    """With ``--calibrate``: the calibration, or the sentence that says why there is none."""
 
 
 def show(evaluations: Sequence[Evaluation], form: tables.Form, confusions: int) -> None:
-    """Prints the figures, and the worst confusions where there is room for them: in a table and in JSON."""
+    """Prints the figures, and in a table and in JSON the most frequent ``confusions`` as well."""
     if form == "json":
         tables.show([_document(evaluation, confusions) for evaluation in evaluations], form)
     elif form == "csv":
@@ -53,7 +53,7 @@ def show(evaluations: Sequence[Evaluation], form: tables.Form, confusions: int) 
 
 
 def remarks(evaluation: Evaluation) -> Iterator[str]:
-    """What has to be known to read the figures, a sentence each."""
+    """Yields the sentences that a reader needs to understand the figures."""
     score, left_out = evaluation.score, evaluation.left_out
     rate = score.images / evaluation.seconds if evaluation.seconds else 0.0
     yield f"{evaluation.identity.model}: {score.images:,} images in {evaluation.seconds:.1f} s, {rate:,.1f} a second"
@@ -74,7 +74,7 @@ def remarks(evaluation: Evaluation) -> Iterator[str]:
 
 
 def _figures(evaluation: Evaluation) -> dict[str, Any]:
-    """All of one evaluation in one flat line; percent, and None where nothing was published."""
+    """The figures of one evaluation as a flat row, in percent; None for a published figure that does not exist."""
     identity, score = evaluation.identity, evaluation.score
     figures: dict[str, Any] = {
         "model": identity.model,
@@ -105,13 +105,13 @@ def _document(evaluation: Evaluation, confusions: int) -> dict[str, Any]:
 
 
 def _pairs(evaluation: Evaluation) -> list[tuple[str, float, float | None]]:
-    """(figure, its own value, the published one) in percent."""
+    """Rows (figure, measured value, published value or None), in percent."""
     identity, score = evaluation.identity, evaluation.score
     return [("top1", score.top1, identity.top1), ("top5", score.top5, identity.top5)]
 
 
 def _lines(evaluation: Evaluation, published: bool) -> Iterator[dict[str, Any]]:
-    """The figures as a table has them: a line each, the error beside the accuracy as torch hub's page says it."""
+    """Yields the rows of the table: one a figure, with the accuracy and, as on torch hub's page, the error."""
     identity, score = evaluation.identity, evaluation.score
     for name, own, theirs in _pairs(evaluation):
         first = name == "top1"
@@ -135,7 +135,7 @@ def _percent(value: float | None) -> str:
 
 
 def _worst(evaluation: Evaluation, count: int) -> list[dict[str, Any]]:
-    """The most frequent confusions, ties in the classes' order."""
+    """The most frequent confusions; ties stand in the order of the classes."""
     classes = {entry.class_id: entry for entry in evaluation.identity.classes}
     ordered = sorted(evaluation.score.confusions.items(), key=lambda entry: (-entry[1], entry[0]))
     return [

@@ -1,10 +1,10 @@
-"""`imagenet-serve evaluate`: top-1 and top-5 over labelled photographs, beside what was published.
+"""`imagenet-serve evaluate`: top-1 and top-5 accuracy on labelled photos, beside the published figures.
 
-dataset   folder → photos with their classes' names
-score     (true class, ranked classes, probability) → figures
-temperature, calibrate    (true class, logits) → a checkpoint whose probabilities mean something
-report    figures → table, JSON or CSV
-here      photos through a `Classifier`, with a progress bar
+dataset                   folder → photos with their classes' names
+score                     (true class, ranked classes, probability) → figures
+temperature, calibrate    (true class, logits) → a checkpoint with calibrated probabilities
+report                    figures → table, JSON or CSV
+this module               photos through a `Classifier`, with a progress bar
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class EvaluationOptions:
     confusions: int = 10
     form: Form = "table"
     calibrate: Path | None = None
-    """Where a checkpoint goes that has a temperature fitted on these photos."""
+    """The directory for a checkpoint with a temperature that is fitted on these photos."""
 
 
 def over_http(task: EvaluationOptions, url: str, key: str | None, concurrency: int) -> int:
@@ -60,7 +60,9 @@ def in_process(task: EvaluationOptions, several: Iterable[Settings]) -> int:
     """Evaluates one model after the other, each in this process. Returns the exit code."""
     photos = dataset.read(task.folder, task.ground_truth, task.class_list)
 
-    def one(settings: Settings) -> Evaluation:  # so that a model is gone before the next one comes
+    def one(
+        settings: Settings,
+    ) -> Evaluation:  # a function, so that each model is freed before the next is loaded
         checkpoint = calibrate.ready(settings) if task.calibrate else None
         classifier = LocalClassifier(
             settings.model_copy(update={"top_k": TOP}), warm=True, keep_logits=checkpoint is not None
@@ -75,13 +77,13 @@ def in_process(task: EvaluationOptions, several: Iterable[Settings]) -> int:
 
 
 def all_variants(settings: Settings) -> Iterator[Settings]:
-    """The settings of the twelve pretrained variants."""
+    """Yields the settings of each of the twelve pretrained variants."""
     for name in VARIANTS:
         yield settings.model_copy(update={"model": name, "weights": "pretrained"})
 
 
 def _finish(task: EvaluationOptions, evaluations: Sequence[Evaluation]) -> int:
-    """Prints the results; 1 when there were images that could not be judged, or no temperature, else 0."""
+    """Prints the results. Returns 1 if an image could not be judged or a temperature not be fitted, else 0."""
     report.show(evaluations, task.form, task.confusions)
     for evaluation in evaluations:
         for sentence in report.remarks(evaluation):
@@ -126,7 +128,7 @@ def _evaluate(classifier: Classifier, photos: Sequence[Photo], limit: int | None
 
 
 def _calibration(logits: Sequence[NDArray[np.float32]], columns: Sequence[int]) -> Calibration | str:
-    """A temperature for these photos, or the sentence that says why they tell none: the figures are shown anyway."""
+    """The calibration, or the sentence that says why there is none, so that the figures are shown anyway."""
     try:
         return calibrate.calibrated(logits, columns)
     except ConfigurationError as error:
@@ -134,7 +136,7 @@ def _calibration(logits: Sequence[NDArray[np.float32]], columns: Sequence[int]) 
 
 
 def _split(photos: Sequence[Photo], names: Names) -> tuple[list[tuple[Photo, int]], LeftOut]:
-    """The photos whose class the model knows, with its class_id, and how much that leaves out."""
+    """The photos whose class the model knows, with its class_id, and the number of those that are left out."""
     found = {answer: names.find(answer) for answer in {photo.answer for photo in photos}}
     known = [(photo, class_id) for photo in photos if (class_id := found[photo.answer]) is not None]
     unknown = sum(class_id is None for class_id in found.values())
@@ -142,7 +144,7 @@ def _split(photos: Sequence[Photo], names: Names) -> tuple[list[tuple[Photo, int
 
 
 class _Bar:
-    """The progress with the running figures, on standard error, and only where that is a terminal."""
+    """A progress bar with the figures so far, on standard error if that is a terminal."""
 
     def __init__(self, model: str, images: int, score: Score) -> None:
         console = Console(stderr=True)
@@ -171,5 +173,5 @@ class _Bar:
         self._progress.update(self._task, advance=1, figures=figures)
 
     def say(self, line: str) -> None:
-        """A line above the bar."""
+        """Prints a line above the bar."""
         self._progress.console.print(escape(line), soft_wrap=True, highlight=False)

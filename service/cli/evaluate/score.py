@@ -1,4 +1,4 @@
-"""How often the model was right, and whether its probabilities say how often. Nothing but counting."""
+"""The figures of an evaluation: top-1, top-5, confusions and the calibration error. Pure counting."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-#: The classes that count for the second figure; a model with fewer is judged by what it has.
+#: The number of best classes among which the second figure, top-5, looks for the true one.
 TOP = 5
 #: Standard deviations of a 95 % interval.
 _Z = 1.96
-#: Of the calibration error, as in Guo et al., arXiv:1706.04599, and in most papers since.
+#: Intervals of the calibration error, as in Guo et al., arXiv:1706.04599.
 BINS = 15
 
 
 class Reliability:
-    """Probabilities of the first class beside the share of right answers, in `BINS` equal intervals of 0 to 1."""
+    """Counts the probabilities of the top class and the right answers, in `BINS` equal intervals of 0 to 1."""
 
     def __init__(self) -> None:
         self._images = [0] * BINS
@@ -24,7 +24,7 @@ class Reliability:
         self._probability = [0.0] * BINS
 
     def add(self, probability: float, right: bool) -> None:
-        """Counts one image, whose first class had this probability, 0 to 1."""
+        """Counts an image whose top class had this probability, 0 to 1."""
         place = min(BINS - 1, int(probability * BINS))
         self._images[place] += 1
         self._right[place] += right
@@ -32,19 +32,19 @@ class Reliability:
 
     @property
     def error(self) -> float:
-        """The expected calibration error in percent: how far the two are apart in an interval, mean over images."""
+        """The expected calibration error in percent: |accuracy - mean probability| in an interval, mean over images."""
         apart = (abs(right - sure) for right, sure in zip(self._right, self._probability, strict=True))
         return 100 * sum(apart) / max(1, sum(self._images))
 
     @property
     def confidence(self) -> float:
-        """The mean probability in percent; where it is above top-1, the model is surer than it is right."""
+        """The mean probability in percent; above top-1, the model is over-confident."""
         return 100 * sum(self._probability) / max(1, sum(self._images))
 
 
 @dataclass
 class Score:
-    """Right answers so far. ``confusions`` counts (true class, class in its place) by class_id."""
+    """The counts so far. ``confusions`` counts wrong answers by (true class_id, predicted class_id)."""
 
     images: int = 0
     first: int = 0
@@ -53,9 +53,9 @@ class Score:
     reliability: Reliability = field(default_factory=Reliability)
 
     def add(self, truth: int, ranked: Sequence[int], probability: float) -> None:
-        """Counts one image of the class ``truth``, for which the model named ``ranked``, best first.
+        """Counts an image of the class ``truth``. ``ranked`` are the predicted classes, best first.
 
-        ``probability``, 0 to 1, is what it gave the first of them.
+        ``probability`` is that of the best class, 0 to 1.
         """
         self.images += 1
         self.reliability.add(probability, ranked[0] == truth)
@@ -67,16 +67,16 @@ class Score:
 
     @property
     def top1(self) -> float:
-        """Percent."""
+        """The top-1 accuracy in percent."""
         return 100 * self.first / self.images if self.images else 0.0
 
     @property
     def top5(self) -> float:
-        """Percent."""
+        """The top-5 accuracy in percent."""
         return 100 * self.among_five / self.images if self.images else 0.0
 
     def uncertainty(self, percent: float) -> float:
-        """Half of the 95 % interval around ``percent``, in percentage points: Wilson's, which holds at 0 and 100."""
+        """Half the width of Wilson's 95 % interval for ``percent``, in percentage points. It holds at 0 and 100 too."""
         count, share = self.images, percent / 100
         if not count:
             return 100.0

@@ -1,7 +1,7 @@
-"""Temperature scaling (Guo et al., arXiv:1706.04599): one number that makes softmax's probabilities mean something.
+"""Temperature scaling (Guo et al., arXiv:1706.04599): one number that calibrates softmax's probabilities.
 
-Logits divided by it have the same order, so top-1 and top-5 stay. It is where the likelihood of the true classes
-is the largest, and it goes into the last layer: a model with it costs nothing more.
+The logits are divided by the temperature. Their order stays, and so do top-1 and top-5. The temperature is the one that
+maximises the likelihood of the true classes. It is folded into the last layer, so that it costs no time.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from service.models.named_heads import layers_of
 if TYPE_CHECKING:
     from service.models.checkpoints import Checkpoint
 
-#: Between them a temperature is looked for. A network beyond them has other troubles.
+#: The interval that is searched. A network that needs a temperature outside it has other faults.
 _LEAST, _MOST = 0.05, 20.0
-#: Relative accuracy that it is found with; photos tell it no better than to some percent.
+#: The relative accuracy of the search; photos determine a temperature to some percent only.
 _ACCURACY = 1e-4
-#: Photos whose softmax is in memory at once.
+#: The number of photos whose softmax is in memory at the same time.
 _ROWS = 4096
-#: Nonlinearities that a positive factor passes through.
+#: Activations f with f(c·x) = c·f(x) for c > 0: a temperature can be applied before them.
 _HOMOGENEOUS = ("linear", "relu", "leaky_relu")
 
 
 def fitted(logits: NDArray[np.float32], truths: NDArray[np.intp]) -> float:
     """The temperature for ``logits``, float32 ``[images, classes]``, whose true columns are ``truths``.
 
-    The likelihood has one maximum over 1 / temperature, where its slope is 0: found by bisection. Raises
-    `ConfigurationError` where there is none: images that are all right, or no more often than by chance.
+    The likelihood has one maximum over 1 / temperature; bisection finds where its slope is 0. Raises
+    `ConfigurationError` if there is none: all answers are right, or hardly more than by chance.
     """
     low, high = math.log(_LEAST), math.log(_MOST)
     if _slope(logits, truths, _LEAST) <= 0 or _slope(logits, truths, _MOST) >= 0:
         raise ConfigurationError(
-            f"these {len(truths):,} photos tell no temperature between {_LEAST} and {_MOST}: the model is right "
-            "about all of them, or hardly better than chance; give more of the kind that will be served"
+            f"these {len(truths):,} photos determine no temperature between {_LEAST} and {_MOST}: the model is right "
+            "about all of them, or hardly better than chance; give more photos of the kind that will be served"
         )
     while high - low > _ACCURACY:
         middle = (low + high) / 2
@@ -52,7 +52,7 @@ def fitted(logits: NDArray[np.float32], truths: NDArray[np.intp]) -> float:
 
 
 def _slope(logits: NDArray[np.float32], truths: NDArray[np.intp], temperature: float) -> float:
-    """Of the mean negative log-likelihood over 1 / ``temperature``: positive where the answers are too sure."""
+    """The derivative of the mean negative log-likelihood by 1 / ``temperature``; positive: over-confident answers."""
     total = 0.0
     for start in range(0, len(logits), _ROWS):
         rows = logits[start : start + _ROWS].astype(np.float64)
@@ -62,18 +62,18 @@ def _slope(logits: NDArray[np.float32], truths: NDArray[np.intp], temperature: f
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Along the last axis."""
+    """Softmax along the last axis, without overflow."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     result: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
     return result
 
 
 def folded(checkpoint: Checkpoint, temperature: float) -> Checkpoint:
-    """The checkpoint with its logits divided by ``temperature``, in the same number formats.
+    """The checkpoint with its logits divided by ``temperature``, in the dtypes that its arrays have.
 
-    It goes into the head's last layer with arrays. Where something stands behind that which a factor does not pass
-    through, such as a tanh, the head gets one layer more. Raises `ConfigurationError` for a checkpoint whose answers
-    are no softmax of logits.
+    The division goes into the head's last layer with arrays. If an activation follows that is not homogeneous, such as
+    tanh, the head gets one more layer instead. Raises `ConfigurationError` for a checkpoint whose probabilities are no
+    softmax of its logits.
     """
     require_softmax(checkpoint)
     for layer in reversed(layers_of(checkpoint.configuration)):
@@ -85,7 +85,7 @@ def folded(checkpoint: Checkpoint, temperature: float) -> Checkpoint:
 
 
 def _scaled(checkpoint: Checkpoint, prefix: str, temperature: float) -> Checkpoint:
-    """With the two arrays that a layer's output is proportional to divided by ``temperature``."""
+    """Divides the weight and bias of a layer by ``temperature``."""
     arrays = dict(checkpoint.state_dict)
     for name in (f"{prefix}weight", f"{prefix}bias"):
         if name in arrays:
@@ -94,7 +94,7 @@ def _scaled(checkpoint: Checkpoint, prefix: str, temperature: float) -> Checkpoi
 
 
 def _lengthened(checkpoint: Checkpoint, temperature: float) -> Checkpoint:
-    """With a dense layer at the end that does nothing but divide."""
+    """Adds a last dense layer that divides its inputs by ``temperature``."""
     import torch
 
     layers = layers_of(checkpoint.configuration)
@@ -107,7 +107,7 @@ def _lengthened(checkpoint: Checkpoint, temperature: float) -> Checkpoint:
 
 
 def require_softmax(checkpoint: Checkpoint) -> None:
-    """Raises `ConfigurationError` where a temperature would mean nothing."""
+    """Raises `ConfigurationError` for a checkpoint without classes, or whose activation is not softmax."""
     if checkpoint.classes is None:
         raise ConfigurationError(f"{checkpoint.name} is a network without classes; it has no probabilities")
     if checkpoint.activation != "softmax":

@@ -21,9 +21,11 @@ from service.cli.progress import may_write
 def export(out: Path, overwrite: bool, **given: Any) -> None:
     """Prepare a model ahead of time.
 
-    With --runtime openvino: converted for a CPU, for --weights OUT; serving it needs neither torch nor the original
-    weights. Else compiled for this kind of device and version of torch, for --runtime OUT; that is refused
-    elsewhere, and holds machine code: serve those that you made yourself.
+    With --runtime openvino the model is converted for a CPU. Serve it with --weights OUT; that needs neither torch
+    nor the original weights.
+
+    With --runtime compile, the default, it is compiled for this kind of device and this version of torch. Serve it
+    with --runtime OUT; any other platform refuses it. It holds machine code, so serve only those that you made.
     """
     from service.cli.export import run as room
 

@@ -1,10 +1,10 @@
-"""`imagenet-serve export`: a model prepared ahead of time, checked before it is written.
+"""`imagenet-serve export`: prepares a model ahead of time, so that a start needs neither a compiler nor minutes.
 
-    runtime=openvino     converted for a CPU of any kind: with OpenVINO alone it is served, without torch or the weights
-    else                 compiled by torch for this very platform
+    runtime=openvino     converted for any CPU; serving it needs OpenVINO, but neither torch nor the weights
+    runtime=compile      compiled by torch for this platform, and checked before it is written
 
-A start with it needs neither compiler nor minutes. The compiled model's answers are compared with the plain
-network's in fp32 on the CPU, on images and batch sizes that it was not made with.
+The check compares the compiled model with the plain fp32 network on the CPU, on images and batch sizes that were not
+used to compile it.
 """
 
 from __future__ import annotations
@@ -15,24 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from service.cli import tables
-from service.cli.progress import working
+from service.cli.progress import check_artifact_directory, working
 from service.errors import ConfigurationError
 from service.settings import Settings, available_cores
 
-#: Images in a batch of the artifact's, unless the setting says.
+#: The artifact's largest batch, unless max_batch_size gives another.
 _MOST = 256
-#: Images that the two are compared on, and the sizes of the batches that they come in.
+#: The number of images that the two models are compared on, and the sizes of the batches.
 _IMAGES, _BATCHES = 21, (1, 2, 5, 13)
 
 
 def run(settings: Settings, out: Path) -> int:
-    """Puts the settings' model into the artifact directory ``out``.
+    """Writes the settings' model as an artifact into the directory ``out`` and returns the exit code.
 
-    Returns 1, and writes nothing, when the compiled model says something else than the plain one. Raises
-    `StartError` when the model or a compiler cannot be had.
+    Returns 1, and writes nothing, if the compiled model's answers differ too much from the plain one's. Raises
+    `StartError` if the model cannot be loaded or there is no compiler.
     """
-    if out.exists() and not (out / "about.json").exists():
-        raise ConfigurationError(f"'{out}' exists and is no artifact; choose another folder")
+    check_artifact_directory(out)
     if settings.runtime == "openvino":
         from service.models import building
 
@@ -41,7 +40,7 @@ def run(settings: Settings, out: Path) -> int:
         print(f"serve it with: --weights {out}", file=sys.stderr)
         return 0
     if settings.runtime not in ("auto", "compile"):
-        raise ConfigurationError("export: runtime is openvino, or compile, which auto stands for here")
+        raise ConfigurationError("export: --runtime must be openvino, or compile (which auto means here)")
     return _compile(settings, out)
 
 
@@ -93,7 +92,10 @@ def _limit(precision: str) -> float:
 
 
 def _compare(forward: Any, plain: Any, image: tuple[int, int, int], device: Any, most: int) -> dict[str, Any]:
-    """The largest ``‖out - ref‖ / ‖ref‖`` over images of noise, and how often the top class is the same."""
+    """Compares the logits on images of noise: the largest ``‖out - ref‖ / ‖ref‖``, and the number of equal top classes.
+
+    ``forward`` and ``plain`` map uint8 ``[N, *image]`` to (features, logits ``[N, classes]``).
+    """
     import torch
 
     from service.models.canary import distance

@@ -11,7 +11,7 @@ import click
 from service.cli.flags import FILE, checked, from_flags, settings_flags
 from service.settings import Settings
 
-#: What the sweep leaves as the user wants it.
+#: The settings that the sweep does not vary.
 _FIXED_BY_THE_USER = ("model", "weights", "labels", "device", "precision", "decode", "max_image_pixels")
 
 
@@ -22,31 +22,37 @@ _FIXED_BY_THE_USER = ("model", "weights", "labels", "device", "precision", "deco
     required=True,
     type=click.FloatRange(0, min_open=True),
     metavar="MS",
-    help="The latency that 99 of 100 requests must not exceed, in milliseconds.",
+    help="The objective: 99 of 100 requests are answered within MS milliseconds.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("plan"),
     show_default=True,
-    help="The folder for the env file, resource requests, autoscaler values and the reasons.",
+    help="The folder for the env file, the resource requests, the autoscaler's values and the reasons.",
 )
-@click.option("--quick", is_flag=True, help="Fewer and shorter measurements: a minute or two, and rougher.")
+@click.option(
+    "--quick", is_flag=True, help="Make fewer and shorter measurements: a minute or two, but rough."
+)
 @click.option(
     "--budget",
     type=click.FloatRange(0),
     metavar="SECONDS",
-    help="Begin no new trial after this long. [default: 420, with --quick 100]",
+    help="Begin no new trial after this time. [default: 420, with --quick 100]",
 )
 @click.option(
     "--photo",
     "photos",
     multiple=True,
     type=FILE,
-    help="What clients will send; several in turn. [default: a made JPEG of 500x375]",
+    help="A photo like those of the clients; several are sent in turn. [default: a synthetic JPEG of 500x375]",
 )
 @click.option(
-    "--runtime", "runtimes", multiple=True, metavar="VALUE", help="Compare these. [default: all here]"
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    metavar="VALUE",
+    help="A runtime to compare; can be given several times. [default: all that run here]",
 )
 @settings_flags(_FIXED_BY_THE_USER, server=False)
 def plan(
@@ -58,10 +64,10 @@ def plan(
     runtimes: tuple[str, ...],
     **given: Any,
 ) -> None:
-    """Measure this machine and propose settings that keep a latency.
+    """Measure this machine and propose the settings that keep a latency objective.
 
-    Real servers run one after the other on loopback, under load: runtimes, batch sizes, front-ends, delays. Let
-    nothing else run meanwhile. The exit code is 1, and nothing is written, if no setting keeps --p99.
+    Servers with different runtimes, batch sizes, front-ends and delays run one after the other on loopback, under
+    load. Run nothing else meanwhile. If no settings keep --p99, the exit code is 1 and nothing is written.
     """
     from service.cli.bench import run as bench
     from service.cli.plan import run as room

@@ -1,33 +1,33 @@
-"""What `plan` tries next and what it makes of it: pure decisions over measurements, without a server or a clock.
+"""The decisions of `plan`: what to try next, and what to propose. Pure functions of measurements, without a clock.
 
-A *candidate* is a set of settings. Its *trial* holds what was measured: how many images a second it does at
-saturation, and for some rates of arrival (open loop, Poisson) the latency that users would see. It *sustains* the
-highest of these rates that kept the objective.
+A *candidate* is a set of settings. Its *trial* holds the measurements: the images a second at saturation, and for
+some rates of arrival (open loop, Poisson) the latency that users would see. It *sustains* the highest of these rates
+that kept the objective.
 
     stages      runtime → max_batch_size → frontends → max_queue_delay_ms, each around the best so far
     next_rate   bisects the rate at which the p99 passes the objective
-    choose      the highest sustained rate; of those within the noise of it, the one that takes least
+    choose      the highest sustained rate; of all within `NOISE` of it, the candidate with the least expense
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-#: Rates closer than this are taken for equal: short measurements on a machine that is never quite idle.
+#: Rates that differ by less than this share count as equal, since measurements are short and no machine is quite idle.
 NOISE = 0.05
-#: Share of the rate at saturation that is tried first. Queues grow without bound towards 1.
+#: The rate that is tried first, as a share of the rate at saturation. Queues grow without bound towards 1.
 _FIRST = 0.7
-#: A bisection ends when what is left of it is this share of the rate at saturation.
+#: The bisection ends when its interval is this share of the rate at saturation.
 _FINE = 0.06
-#: Milliseconds of waiting for company that are tried.
+#: The values of max_queue_delay_ms that are tried, beside 0.
 _DELAYS = (2.0, 5.0)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Settings to try. None leaves one to the service's own choice."""
+    """Settings to try. None means the service's own choice."""
 
     runtime: str = "auto"
     max_batch_size: int | None = None
@@ -35,7 +35,7 @@ class Candidate:
     max_queue_delay_ms: float = 0.0
 
     def settings(self) -> dict[str, Any]:
-        """As the service's settings."""
+        """The candidate as the service's settings."""
         return {
             "runtime": self.runtime,
             "max_batch_size": self.max_batch_size or "auto",
@@ -52,17 +52,17 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Probe:
-    """One rate of arrival in requests a second, and what came of it."""
+    """The measurement at one rate of arrival, in requests a second."""
 
     rate: float
     p99_ms: float
     answers: int
     bad: int = 0
-    """Requests that were not answered 2xx."""
+    """The number of requests without a 2xx answer."""
     saturation: float = 0.0
-    """``imagenet_saturation_ratio`` at the end of it: what an autoscaler would have seen."""
+    """``imagenet_saturation_ratio`` at the end of the measurement, as an autoscaler would have seen it."""
     cores: float = 0.0
-    """CPU seconds a second that the service's processes took."""
+    """CPU seconds of the service's processes a second."""
 
     def keeps(self, objective_ms: float) -> bool:
         return self.answers > 0 and not self.bad and self.p99_ms <= objective_ms
@@ -70,7 +70,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate with every ``auto`` decided, and what was measured of it."""
+    """The measurements of a candidate, in which every ``auto`` has become a value."""
 
     candidate: Candidate
     ceiling: float
@@ -81,7 +81,7 @@ class Trial:
     probes: tuple[Probe, ...] = ()
 
     def sustained(self, objective_ms: float) -> Probe | None:
-        """The highest rate that kept the objective."""
+        """The measurement with the highest rate that kept the objective, if any."""
         return max(
             (one for one in self.probes if one.keeps(objective_ms)), key=lambda one: one.rate, default=None
         )
@@ -93,7 +93,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """The trial that is proposed, the rate that it sustains, and why, in sentences."""
+    """The proposed trial, the measurement at the rate that it sustains, and the reasons, in sentences."""
 
     trial: Trial
     probe: Probe
@@ -105,7 +105,7 @@ Stage = tuple[str, Callable[[Trial], list[Candidate]]]
 
 
 def stages(cores: int, *, quick: bool) -> list[Stage]:
-    """What is varied after the runtimes have been tried, in order. A trial's candidate has no ``auto`` left."""
+    """The stages after that of the runtimes, in order."""
     batch: Stage = ("max_batch_size", lambda best: _sizes(best.candidate, quick=quick))
     front: Stage = ("frontends", lambda best: _frontends(best.candidate, cores))
     delay: Stage = ("max_queue_delay_ms", lambda best: _delays(best.candidate))
@@ -124,13 +124,13 @@ def _frontends(best: Candidate, cores: int) -> list[Candidate]:
 
 
 def _delays(best: Candidate) -> list[Candidate]:
-    if best.max_batch_size == 1:  # nobody could join
+    if best.max_batch_size == 1:  # no second image could join the first
         return []
     return [replace(best, max_queue_delay_ms=delay) for delay in _DELAYS]
 
 
 def next_rate(ceiling: float, probes: Sequence[Probe], objective_ms: float) -> float | None:
-    """The rate to try next; None when the one that is sought is known well enough."""
+    """The rate to try next by bisection; None when the sustained rate is known to `_FINE`."""
     kept = max((one.rate for one in probes if one.keeps(objective_ms)), default=0.0)
     missed = min((one.rate for one in probes if not one.keeps(objective_ms)), default=ceiling)
     if not probes:
@@ -141,17 +141,17 @@ def next_rate(ceiling: float, probes: Sequence[Probe], objective_ms: float) -> f
 
 
 def worth_probing(trial: Trial, best_rate: float, objective_ms: float) -> bool:
-    """Whether the trial could be the one: a lone client within the objective, saturation above the best."""
+    """True if the trial can beat the best: a lone client keeps the objective, and saturation is above the best rate."""
     return trial.alone_ms <= objective_ms and trial.ceiling > best_rate
 
 
 def best(trials: Sequence[Trial], objective_ms: float) -> Trial:
-    """The one to vary next: by sustained rate, where none has one by the rate at saturation."""
+    """The trial to vary next: the highest sustained rate, or if no trial sustains any, the highest at saturation."""
     return max(trials, key=lambda trial: (trial.rate(objective_ms), trial.ceiling))
 
 
 def choose(trials: Sequence[Trial], objective_ms: float) -> Choice | None:
-    """The proposal; None when no candidate kept the objective at any rate that was tried."""
+    """The proposal; None if no candidate kept the objective at any rate."""
     most = max((trial.rate(objective_ms) for trial in trials), default=0.0)
     if not most:
         return None
@@ -163,46 +163,51 @@ def choose(trials: Sequence[Trial], objective_ms: float) -> Choice | None:
 
 
 def _expense(candidate: Candidate) -> tuple[Any, ...]:
-    """Processes first, then what adds latency. An explicit runtime is no better than another."""
+    """The sort key of what a candidate costs: processes first, then added latency, then batch size."""
     return (candidate.frontends or 1, candidate.max_queue_delay_ms, candidate.max_batch_size or 1)
 
 
 def _reasons(chosen: Trial, trials: Sequence[Trial], objective_ms: float) -> list[str]:
-    """One sentence a setting: what it was held against, and what each brought."""
-    sentences = []
-    for name in ("runtime", "max_batch_size", "frontends", "max_queue_delay_ms"):
-        rivals: dict[Any, Trial] = {}
-        for trial in trials:
-            value = getattr(trial.candidate, name)
-            if name != "runtime" and trial.candidate.runtime != chosen.candidate.runtime:
-                continue
-            if value not in rivals or trial.rate(objective_ms) > rivals[value].rate(objective_ms):
-                rivals[value] = trial
-        mine = getattr(chosen.candidate, name)
-        others = [
-            f"{value:g}" if isinstance(value, float) else str(value) for value in rivals if value != mine
-        ]
-        brought = [told(rivals[value], objective_ms) for value in rivals if value != mine]
-        shown = f"{mine:g}" if isinstance(mine, float) else str(mine)
-        sentence = f"{name}={shown} sustains {chosen.rate(objective_ms):.1f}/s"
-        if others:
-            sentence += "; " + ", ".join(
-                f"{other}: {what}" for other, what in zip(others, brought, strict=True)
-            )
-        else:
-            sentence += "; nothing else was tried"
-        sentences.append(sentence)
+    """One sentence for each setting: the rate of the chosen value, and that of every other value."""
+    names = ("runtime", "max_batch_size", "frontends", "max_queue_delay_ms")
+    sentences = [
+        _reason(name, chosen, _rivals(name, chosen, trials, objective_ms), objective_ms) for name in names
+    ]
     most = max(trial.rate(objective_ms) for trial in trials)
     if most > chosen.rate(objective_ms):
         sentences.append(
-            f"up to {most:.1f}/s was seen with more processes, delay or batch: within {NOISE:.0%}, "
-            "so what takes least is proposed"
+            f"up to {most:.1f}/s was seen with more processes, delay or batch; that is within {NOISE:.0%}, "
+            "so the settings with the least expense are proposed"
         )
     return sentences
 
 
+def _rivals(name: str, chosen: Trial, trials: Sequence[Trial], objective_ms: float) -> dict[Any, Trial]:
+    """The best trial of each other value of the setting ``name``; only trials of the chosen runtime are comparable."""
+    best_of: dict[Any, Trial] = {}
+    for trial in trials:
+        value = getattr(trial.candidate, name)
+        comparable = name == "runtime" or trial.candidate.runtime == chosen.candidate.runtime
+        if comparable and (
+            value not in best_of or trial.rate(objective_ms) > best_of[value].rate(objective_ms)
+        ):
+            best_of[value] = trial
+    best_of.pop(getattr(chosen.candidate, name))
+    return best_of
+
+
+def _reason(name: str, chosen: Trial, rivals: Mapping[Any, Trial], objective_ms: float) -> str:
+    own = f"{name}={_shown(getattr(chosen.candidate, name))} sustains {chosen.rate(objective_ms):.1f}/s"
+    others = [f"{_shown(value)}: {told(trial, objective_ms)}" for value, trial in rivals.items()]
+    return f"{own}; {', '.join(others) or 'nothing else was tried'}"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def told(trial: Trial, objective_ms: float) -> str:
-    """In a few words: the rate that it sustains, or why there is none."""
+    """The rate that the trial sustains, or the reason why there is none, in a few words."""
     if rate := trial.rate(objective_ms):
         return f"{rate:.1f}/s"
     if trial.alone_ms > objective_ms:
@@ -212,31 +217,31 @@ def told(trial: Trial, objective_ms: float) -> str:
     return f"none of the rates tried (p99 {min(one.p99_ms for one in trial.probes):.0f} ms at best)"
 
 
-#: Of what was sustained, this is where more pods should come: the rest carries the load while they start.
+#: The share of the sustained rate at which more pods are wanted; the rest carries the load while they start.
 _HEADROOM = 0.85
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """What a cluster wants to know."""
+    """The values for a cluster."""
 
     cpu: int
-    """Cores, requested and limited: what the plan was measured with."""
+    """Cores, as request and limit: those that the plan was measured with."""
     memory_request_mib: int
     memory_limit_mib: int
     saturation: float
-    """Mean ``imagenet_saturation_ratio`` of the pods at which one more is wanted."""
+    """The pods' mean ``imagenet_saturation_ratio`` at which one more pod is wanted."""
     cpu_percent: int
-    """The same in CPU of the request."""
+    """The CPU at that point, in percent of the request."""
     rate: float
     """Requests a second and pod at that point."""
 
 
 def scaling(choice: Choice, cores: int, frontends: int) -> Scaling:
-    """Resources and thresholds of the proposal, from what it took at the rate that it sustains."""
+    """The proposal's resources and thresholds, from the measurement at the rate that it sustains."""
     probe, trial = choice.probe, choice.trial
     seen = probe.saturation or probe.rate / trial.ceiling
-    request = _up(1.25 * trial.memory_mib)  # a quarter more than was seen: larger photos, fragmentation
+    request = _up(1.25 * trial.memory_mib)  # a quarter more than measured: larger photos, fragmentation
     return Scaling(
         cpu=cores,
         memory_request_mib=request,

@@ -1,4 +1,4 @@
-"""One trial: a real server on loopback, a lone client, saturation, and some rates of arrival."""
+"""The measurements of one trial on a server on loopback: a lone client, saturation, and some rates of arrival."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from service.cli.plan.decide import Candidate, Probe, Trial, next_rate, worth_pr
 from service.cli.plan.server_process import ServerProcess, free_port
 from service.host.interpreter import module_command, module_environment
 
-#: Clients that fill any batch that is tried, and a queue behind it.
+#: Enough clients to fill every batch size that is tried, and a queue behind it.
 _CLIENTS = 24
 
 
 @dataclass(frozen=True)
 class Effort:
-    """Seconds of each measurement, and how many rates are tried."""
+    """Seconds of each measurement, and the number of rates that are tried."""
 
     alone: float
     saturated: float
@@ -32,12 +32,12 @@ class Effort:
 FULL = Effort(alone=2.0, saturated=4.0, probe=8.0, probes=4)
 QUICK = Effort(alone=1.0, saturated=2.5, probe=3.0, probes=3)
 
-#: Told what is being measured.
+#: Called with what is being measured, in words.
 Show = Callable[[str], None]
 
 
 class Bench:
-    """Measures candidates with the same photos and objective. ``given`` are settings that all of them share."""
+    """Measures candidates with the same photos and objective. ``given`` are the settings that they share."""
 
     def __init__(
         self,
@@ -54,9 +54,9 @@ class Bench:
         self._show = show
 
     def measure(self, candidate: Candidate, best_rate: float) -> Trial:
-        """A trial of ``candidate``; its rates are probed only if it could be better than ``best_rate``.
+        """Runs a trial of ``candidate``. Rates are tried only if it can sustain more than ``best_rate``, in images/s.
 
-        Raises `DidNotStart` when the service does not come up with it.
+        Raises `DidNotStart` if the service does not start with these settings.
         """
         self._show(f"{candidate}: starting")
         with self._serve(candidate) as server:
@@ -76,7 +76,7 @@ class Bench:
         alone = self._answered(server, effort.alone, clients=1)
         self._show(f"{candidate}: saturation")
         full = self._answered(server, effort.saturated, clients=_CLIENTS)
-        # What runs under "auto" is told by the service, so that the proposal names it.
+        # The service says what "auto" has become, so that the proposal can name it.
         card = httpx.get(f"{server.url}/model", verify=False).json()
         decided = replace(
             candidate,
@@ -96,7 +96,7 @@ class Bench:
         return trial
 
     def _answered(self, server: ServerProcess, seconds: float, clients: int) -> loadgen.Tally:
-        """The load of ``clients``: for more than ``seconds`` where a pass takes so long that nobody was answered."""
+        """Runs a closed loop for ``seconds``, or up to 16 times as long if nobody was answered in that time."""
         tally = self._load(server, seconds, clients=clients)
         for longer in (4, 16):
             if not tally.latencies:
@@ -121,7 +121,7 @@ class Bench:
 
 
 def _scraped(url: str, name: str) -> float:
-    """A metric without labels; 0 where there is none."""
+    """The value of a metric without labels; 0 if the service has none of that name."""
     for line in httpx.get(f"{url}/metrics", verify=False).text.splitlines():
         if line.startswith(f"{name} "):
             return float(line.split()[1])

@@ -1,10 +1,10 @@
-"""`imagenet-serve plan --p99 MS`: settings, resources and autoscaler values for this machine, measured on it.
+"""`imagenet-serve plan --p99 MS`: measures settings, resources and autoscaler values for this machine.
 
     decide.py     what to try next, what to choose and why: pure
     measure.py    one trial against a real server on loopback
     write.py      the folder with the proposal
 
-The sweep goes one setting after the other, around the best so far, and ends when its budget of time is spent.
+The sweep varies one setting after the other around the best trial so far. It ends when its time budget is spent.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from rich.console import Console
 from service.cli.plan import decide, measure
 from service.cli.plan.decide import Candidate, Trial
 from service.cli.plan.server_process import DidNotStart
-from service.cli.plan.write import explanation, write
+from service.cli.plan.write import Proposal, explanation, write
 from service.host import machine as host
 from service.settings import available_cores
 
-#: Seconds that the sweep may begin new trials, in full and quick.
+#: Seconds in which the sweep may begin new trials, full and quick.
 BUDGET, QUICK_BUDGET = 420.0, 100.0
 
 
 class Sweep:
-    """Trials until the stages or the time are over. ``notes`` say what a reader of the result must know."""
+    """Runs trials until all stages are done or the time is over. ``notes`` are cautions for the reader."""
 
     def __init__(self, bench: measure.Bench, objective_ms: float, budget: float, console: Console) -> None:
         self.trials: list[Trial] = []
@@ -41,7 +41,7 @@ class Sweep:
         self._console = console
 
     def run(self, runtimes: Sequence[str], cores: int, *, quick: bool) -> None:
-        """The runtimes first, then one setting after the other around the best."""
+        """Tries the runtimes first, then varies one setting after the other around the best trial."""
         frontends = max(1, cores - 1)
         self._try("runtime", [Candidate(runtime=runtime, frontends=frontends) for runtime in runtimes])
         for name, stage in decide.stages(cores, quick=quick):
@@ -74,46 +74,60 @@ def run(
     quick: bool,
     budget: float,
 ) -> int:
-    """Sweeps, explains on stdout, writes ``folder``. The exit code is 1 when nothing keeps the objective."""
-    console, cores = Console(stderr=True), available_cores()
+    """Measures, explains the proposal on stdout and writes it into ``folder``.
+
+    ``given`` are settings that stay as they are; ``photos`` are encoded images; ``budget`` is in seconds. Returns the
+    exit code: 1 if no settings keep the objective.
+    """
+    cores = available_cores()
+    sweep = _measure(objective_ms, given, runtimes, photos, cores, quick=quick, budget=budget)
+    choice = decide.choose(sweep.trials, objective_ms)
+    if choice is None:
+        print(f"imagenet-serve: {_no_choice(sweep.trials, objective_ms)}", file=sys.stderr)
+        return 1
+    proposal = Proposal(
+        choice,
+        decide.scaling(choice, cores, choice.trial.candidate.frontends or 1),
+        sweep.trials,
+        objective_ms=objective_ms,
+        given=given,
+        machine=_machine(cores),
+        gpu=_on_gpu(str(given.get("device", "auto"))),
+        notes=[*sweep.notes, *_cautions(choice.probe.answers)],
+    )
+    print(explanation(proposal))
+    print(f"written: {', '.join(str(file) for file in write(folder, proposal))}")
+    return 0
+
+
+def _measure(
+    objective_ms: float,
+    given: Mapping[str, Any],
+    runtimes: Sequence[str],
+    photos: Sequence[bytes],
+    cores: int,
+    *,
+    quick: bool,
+    budget: float,
+) -> Sweep:
+    console = Console(stderr=True)
     with console.status("starting") as status:
         effort = measure.QUICK if quick else measure.FULL
         bench = measure.Bench(given, photos, objective_ms, effort, lambda text: status.update(text))
         sweep = Sweep(bench, objective_ms, budget, console)
         sweep.run(runtimes, cores, quick=quick)
-    choice = decide.choose(sweep.trials, objective_ms)
-    if choice is None:
-        print(f"imagenet-serve: {_no_choice(sweep.trials, objective_ms)}", file=sys.stderr)
-        return 1
-    candidate = choice.trial.candidate
-    scaling = decide.scaling(choice, cores, candidate.frontends or 1)
-    gpu = str(given.get("device", "")).startswith("cuda") or (
-        host.gpu() is not None and given.get("device") != "cpu"
-    )
-    machine = _machine(cores)
-    notes = [*sweep.notes, *_cautions(choice.probe.answers)]
-    print(explanation(choice, scaling, objective_ms, machine, notes))
-    files = write(
-        folder,
-        choice,
-        scaling,
-        sweep.trials,
-        objective_ms=objective_ms,
-        given=given,
-        machine=machine,
-        gpu=gpu,
-        notes=notes,
-    )
-    print(f"written: {', '.join(str(file) for file in files)}")
-    return 0
+    return sweep
+
+
+def _on_gpu(device: str) -> bool:
+    return device.startswith("cuda") or (device == "auto" and host.gpu() is not None)
 
 
 def runtimes(device: str) -> list[str]:
-    """Those that can be compared on this host; ``auto`` is whatever the service takes for the fastest."""
-    on_cpu = device == "cpu" or (device == "auto" and host.gpu() is None)
-    if on_cpu:
-        return ["openvino", "eager"] if find_spec("openvino") else ["eager"]
-    return ["auto", "eager"]
+    """The runtimes to compare on this host; ``auto`` is the one that the service takes for the fastest."""
+    if _on_gpu(device):
+        return ["auto", "eager"]
+    return ["openvino", "eager"] if find_spec("openvino") else ["eager"]
 
 
 def _line(stage: str, trial: Trial, objective_ms: float) -> str:
@@ -126,7 +140,7 @@ def _line(stage: str, trial: Trial, objective_ms: float) -> str:
 
 def _no_choice(trials: Sequence[Trial], objective_ms: float) -> str:
     if not trials:
-        return "no server came up, so nothing was measured; imagenet-serve doctor says why"
+        return "no server started, so nothing was measured; imagenet-serve doctor says why"
     quickest = min(trials, key=lambda trial: trial.alone_ms)
     return (
         f"nothing kept a p99 of {objective_ms:g} ms; a lone client waits {quickest.alone_ms:.1f} ms at best "

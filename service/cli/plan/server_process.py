@@ -1,4 +1,4 @@
-"""Servers as `plan` and the benchmarks start them, and what their process tree costs: CPU and memory, from /proc."""
+"""Server processes of `plan` and the benchmarks: start, end, and the CPU and memory of their tree, from /proc."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from types import TracebackType
 
 from service.host.usage import CLOCK_TICKS, stat_fields, tree
 
-#: Seconds: importing torch and warming up a VGG on a busy machine.
+#: Seconds for a start, which imports torch and warms up a VGG on a busy machine, and for an end.
 _START, _END = 180.0, 30.0
 
 
 class DidNotStart(RuntimeError):
-    """A command that ended, or did not answer in time; the message holds the end of its log."""
+    """The command ended, or did not answer in time. The message holds the end of its log."""
 
 
 class ServerProcess:
-    """``with ServerProcess([...], port, ready="/readyz") as server``: a command until the block ends.
+    """A server process that runs for a block: ``with ServerProcess([...], port, ready="/readyz") as server``.
 
-    Its output goes to a file, as a service's does; the last lines are shown when it does not start.
+    The block begins when ``ready`` answers 200. Raises `DidNotStart`, with the end of the output, if it does not.
     """
 
     def __init__(
@@ -74,22 +74,24 @@ class ServerProcess:
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END)
-        with contextlib.suppress(ProcessLookupError):  # whatever of its session is still there: all ours
+        with contextlib.suppress(
+            ProcessLookupError
+        ):  # ends what is left of the session that this process began
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     @property
     def pids(self) -> list[int]:
-        """The process and everything it started."""
+        """The process and all its descendants."""
         assert self._process is not None
         return tree(self._process.pid)
 
     def cpu_seconds(self) -> float:
-        """User and system time of the whole tree until now."""
+        """User and system time of the whole tree so far."""
         return sum(_cpu(pid) for pid in self.pids)
 
     def memory_mib(self) -> float:
-        """Proportional set size of the whole tree: shared pages count once."""
+        """The proportional set size of the whole tree: shared pages count once."""
         assert self._process is not None
         return memory_mib(self._process.pid)
 
@@ -107,7 +109,7 @@ def free_port() -> int:
 
 
 def memory_mib(pid: int) -> float:
-    """Proportional set size of ``pid`` and its descendants: shared pages count once."""
+    """The proportional set size of ``pid`` and its descendants: shared pages count once."""
     return sum(_pss_kib(one) for one in tree(pid)) / 1024
 
 

@@ -1,10 +1,10 @@
-"""The folder that `plan` writes: settings, a kustomize component for a cluster, the reasons, the measurements."""
+"""The folder that `plan` writes: settings, a kustomize component for a cluster, the reasons and the measurements."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,64 +13,66 @@ from service.cli.plan.decide import Choice, Scaling, Trial
 _ENV = "imagenet-serve.env"
 
 
-def write(
-    folder: Path,
-    choice: Choice,
-    scaling: Scaling,
-    trials: Sequence[Trial],
-    *,
-    objective_ms: float,
-    given: Mapping[str, Any],
-    machine: str,
-    gpu: bool,
-    notes: Sequence[str],
-) -> list[Path]:
-    """Writes all of it and says which files. ``given`` are the settings that the user fixed."""
+@dataclass(frozen=True)
+class Proposal:
+    """The result of a sweep. ``given`` are the settings that the user fixed; ``notes`` are cautions for the reader."""
+
+    choice: Choice
+    scaling: Scaling
+    trials: Sequence[Trial]
+    objective_ms: float
+    given: Mapping[str, Any]
+    machine: str
+    gpu: bool
+    notes: Sequence[str]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**self.given, **self.choice.trial.candidate.settings()}
+
+
+def write(folder: Path, proposal: Proposal) -> list[Path]:
+    """Writes the proposal into ``folder`` and returns the paths of its files."""
     folder.mkdir(parents=True, exist_ok=True)
-    head = f"# imagenet-serve plan --p99 {objective_ms:g}, measured on {machine}\n"
-    settings = {**given, **choice.trial.candidate.settings()}
+    head = f"# imagenet-serve plan --p99 {proposal.objective_ms:g}, measured on {proposal.machine}\n"
+    variables = (f"IMAGENET_{name.upper()}={value}\n" for name, value in sorted(proposal.settings.items()))
+    document = {
+        "objective_p99_ms": proposal.objective_ms,
+        "machine": proposal.machine,
+        "settings": proposal.settings,
+        "scaling": asdict(proposal.scaling),
+        "trials": [asdict(trial) for trial in proposal.trials],
+    }
     files = {
-        _ENV: head
-        + "".join(f"IMAGENET_{name.upper()}={value}\n" for name, value in sorted(settings.items())),
-        "resources.yaml": head + _resources(scaling, gpu=gpu),
-        "horizontalpodautoscaler.yaml": head + _hpa(scaling),
-        "scaledobject.yaml": head + _scaled_object(scaling),
+        _ENV: head + "".join(variables),
+        "resources.yaml": head + _resources(proposal.scaling, gpu=proposal.gpu),
+        "horizontalpodautoscaler.yaml": head + _hpa(proposal.scaling),
+        "scaledobject.yaml": head + _scaled_object(proposal.scaling),
         "kustomization.yaml": head + _KUSTOMIZATION,
-        "PLAN.md": explanation(choice, scaling, objective_ms, machine, notes),
-        "plan.json": json.dumps(
-            {
-                "objective_p99_ms": objective_ms,
-                "machine": machine,
-                "settings": settings,
-                "scaling": asdict(scaling),
-                "trials": [asdict(trial) for trial in trials],
-            },
-            indent=2,
-        )
-        + "\n",
+        "PLAN.md": explanation(proposal),
+        "plan.json": json.dumps(document, indent=2) + "\n",
     }
     for name, text in files.items():
         (folder / name).write_text(text)
     return [folder / name for name in files]
 
 
-def explanation(
-    choice: Choice, scaling: Scaling, objective_ms: float, machine: str, notes: Sequence[str]
-) -> str:
-    """PLAN.md, which is also what the terminal shows."""
-    probe, trial = choice.probe, choice.trial
+def explanation(proposal: Proposal) -> str:
+    """The text of PLAN.md, which the terminal shows as well."""
+    probe, trial, scaling = proposal.choice.probe, proposal.choice.trial, proposal.scaling
+    notes = proposal.notes
     lines = [
-        f"# p99 below {objective_ms:g} ms",
+        f"# p99 below {proposal.objective_ms:g} ms",
         "",
         f"{trial.candidate}: {probe.rate:.1f} images/s with a p99 of {probe.p99_ms:.1f} ms "
         f"({probe.answers} answers; {trial.ceiling:.1f} images/s at saturation, a lone client waits "
         f"{trial.alone_ms:.1f} ms).",
         "",
-        f"Measured on {machine}.",
+        f"Measured on {proposal.machine}.",
         "",
         "Why:",
         "",
-        *(f"- {reason}." for reason in choice.reasons),
+        *(f"- {reason}." for reason in proposal.choice.reasons),
         "",
         f"One more pod from {scaling.rate:.1f} images/s and pod on: imagenet_saturation_ratio "
         f"{scaling.saturation:g}, or {scaling.cpu_percent} % of the requested CPU.",
@@ -92,7 +94,7 @@ spec:
       containers:
         - name: imagenet-serve
           resources:
-            # The CPU limit is what the service counts its threads by: the cores that the plan was measured with.
+            # The service takes its number of threads from the CPU limit: the cores that the plan was measured with.
             requests:
               cpu: "{scaling.cpu}"
               memory: {scaling.memory_request_mib}Mi
@@ -134,7 +136,7 @@ _KUSTOMIZATION = f"""\
 # In an overlay of yours, beside a copy of this folder:
 #   resources: [../overlays/cpu]     (or overlays/autoscale with KEDA)
 #   components: [../plan]
-# With overlays/autoscale-adapter its averageValue is the threshold, to be set by hand.
+# With overlays/autoscale-adapter, set its averageValue to the threshold by hand.
 apiVersion: kustomize.config.k8s.io/v1alpha1
 kind: Component
 configMapGenerator:
@@ -143,7 +145,7 @@ configMapGenerator:
     envs: [{_ENV}]
 patches:
   - path: resources.yaml
-  # A target that an overlay has taken out is passed over.
+  # kustomize skips a patch whose target the overlay has removed.
   - path: horizontalpodautoscaler.yaml
     target: {{kind: HorizontalPodAutoscaler, name: imagenet-serve}}
   - path: scaledobject.yaml

@@ -19,18 +19,20 @@ from service.cli.progress import may_write
     required=True,
     metavar="FOLDER",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Images of the kind that will be served, in any subfolders: a few hundred.",
+    help="A folder with a few hundred images of the kind that will be served; sub-folders are read too.",
 )
 @click.option(
-    "--force", is_flag=True, help="Write it even when the models agree on less than 98 % of the images."
+    "--force",
+    is_flag=True,
+    help="Write the artifact even if the models agree on less than 98 % of the images.",
 )
 @settings_flags(["model", "weights", "labels", "max_image_pixels"], server=False)
 @overwrite_flag
 def quantize(out: Path, calibrate: Path, force: bool, overwrite: bool, **given: Any) -> None:
-    """Make an int8 artifact of a model, for --runtime OUT.
+    """Write an int8 artifact of a model into OUT, to be served with --runtime OUT.
 
-    On the CPU it runs several times as fast. How often its top class is that of the fp32 model is measured
-    on images of FOLDER that had no part in the calibration, and written into the artifact.
+    It runs several times as fast on a CPU. Images of FOLDER that were not used for the calibration show how often
+    its top class is that of the fp32 model; the artifact records that share.
     """
     from service.cli.quantize import run as room
 

@@ -1,7 +1,9 @@
-"""`imagenet-serve quantize`: a checkpoint and some images → an int8 artifact, with what that costs.
+"""`imagenet-serve quantize`: a checkpoint and some images → an int8 artifact, and its agreement with the fp32 model.
 
-`service.models.runtimes.int8` has several recipes. The fastest one that keeps the classes of the calibration images is
-taken. Images that had no part in it then tell how often the two models agree, and that stands in the artifact.
+_prepare    reads checkpoint and images, converts the fp32 model
+_quantise   takes the fastest recipe of `service.models.runtimes.int8` that keeps the calibration images' classes
+compare     judges it on images that had no part in the calibration
+_write      writes the artifact, with the figures
 """
 
 from __future__ import annotations
@@ -20,26 +22,29 @@ from rich.console import Console
 from rich.progress import track
 
 from service.cli import tables
-from service.cli.progress import working
+from service.cli.evaluate.dataset import SUFFIXES
+from service.cli.evaluate.temperature import softmax
+from service.cli.progress import check_artifact_directory, working
 from service.errors import ConfigurationError, RequestError
 from service.preprocess import prepare
 from service.settings import Settings, available_cores
 
 if TYPE_CHECKING:
+    from service.models.checkpoints import Checkpoint
+    from service.models.runtimes.artifact import Converted
     from service.models.runtimes.int8 import Recipe
 
-#: Calibration needs few images, and more change little: NNCF's own default is 300.
+#: Images for the calibration: NNCF's default. More of them change little.
 CALIBRATION = 300
-#: Images that agreement is measured on. With 1,000, a disagreement of two in a hundred is 0.4 % uncertain.
+#: Images that measure the agreement. With 1,000, the standard error of a disagreement of 2 % is 0.4 points.
 HELD_OUT = 1000
-#: Fewer images than this calibrate nothing and prove nothing.
+#: The least number of images; fewer neither calibrate nor prove anything.
 _FEWEST = 20
-#: Below this share of images with the same top class, an artifact is only written by force.
+#: The least share of images with the same top class, 0 to 1; below it, an artifact is written with --force only.
 LEAST_AGREEMENT = 0.98
-#: Share of the calibration images that makes a recipe good enough: they are few, so it has to be some more.
+#: The least share for a recipe on the calibration images. Higher than `LEAST_AGREEMENT`, since they are few.
 _SURE = 0.985
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 _BATCH = 16
 
 Images = NDArray[np.uint8]
@@ -48,80 +53,101 @@ Logits = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Check:
-    """The int8 model beside the fp32 one, on images that it was not calibrated with."""
+    """The comparison of the int8 model with the fp32 one on images that it was not calibrated with."""
 
     images: int
     top1_agreement: float
-    """Share of images with the same top class, 0 to 1."""
+    """The share of images with the same top class, 0 to 1."""
     top5_agreement: float
-    """Mean share of the fp32 model's five best classes among int8's five best."""
+    """The mean share of the fp32 model's five best classes that are among the int8 model's five best."""
     largest_probability_change: float
-    """Over all images and classes."""
+    """The largest change over all images and classes."""
     mean_probability_change: float
-    """Of the fp32 model's top class."""
+    """The mean change of the fp32 model's top class."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The fp32 model, and the images that calibrate and judge its int8 counterpart."""
+
+    checkpoint: Checkpoint
+    converted: Converted
+    calibration: list[Images]
+    held_out: list[Images]
 
 
 def run(settings: Settings, folder: Path, out: Path, *, force: bool = False, seed: int = 0) -> int:
     """Quantises the settings' model with images of ``folder`` and writes the artifact directory ``out``.
 
-    Returns 1, and writes nothing, when the two models agree too little, unless ``force``. Raises `StartError`
-    when the model or the tools cannot be had, or there are too few images.
+    Returns 1, and writes nothing, if the two models agree too little and ``force`` is not given. Raises `StartError`
+    if the model cannot be loaded, a tool is missing or there are too few images.
     """
-    from service.models import canary, loader
+    from service.models.runtimes import artifact, int8
+
+    int8.tools()  # a missing tool is reported now, not after minutes of reading images
+    check_artifact_directory(out)
+    source = _prepare(settings, folder, random.Random(seed))
+    original = source.converted.graphs[artifact.DIRECT].model()
+    recipe, smaller = _quantise(original, source.calibration)
+    check = compare(logits(original, source.held_out), logits(smaller, source.held_out))
+    tables.show([_row(check)], "table")
+    if check.top1_agreement < LEAST_AGREEMENT and not force:
+        print(
+            f"nothing was written: the models agree on {check.top1_agreement:.1%} of the images; below "
+            f"{LEAST_AGREEMENT:.0%}, writing needs --force",
+            file=sys.stderr,
+        )
+        return 1
+    _write(out, source, recipe, smaller, check, seed)
+    print(f"serve it with: imagenet-serve serve {_flags(settings)}--runtime {out}", file=sys.stderr)
+    return 0
+
+
+def _prepare(settings: Settings, folder: Path, chance: random.Random) -> _Source:
+    from service.models import loader
     from service.models.building import describe
     from service.models.checkpoints import resolve
-    from service.models.runtimes import artifact, conversion, converting, int8, manifest
+    from service.models.runtimes import conversion, converting
 
-    int8.tools()  # now, and not after minutes of reading images
-    if out.exists() and not (out / "about.json").exists():
-        raise ConfigurationError(f"'{out}' exists and is no artifact; choose another folder")
     with working("reading the weights") as work:
         checkpoint = resolve(
             settings.weights, settings.named_model, labels=settings.labels, progress=work.downloaded
         )
     if checkpoint.classes is None:
         raise ConfigurationError("this checkpoint has no classes, so agreement cannot be measured on it")
-    chance = random.Random(seed)
     most = CALIBRATION + HELD_OUT
     images = read(folder, checkpoint.preprocessing, settings.max_image_pixels, most, chance)
     count = len(images) * CALIBRATION // most
-    calibration, held_out = images[:count], images[count:]
     model = loader.load(checkpoint)
     try:
         with working("converting the model for OpenVINO"):
             converted = converting.convert(model, checkpoint, describe(checkpoint, model), "int8")
     except conversion.ConversionError as error:
         raise ConfigurationError(f"OpenVINO cannot convert this model: {error}") from error
-    original = converted.graphs[artifact.DIRECT].model()
-    recipe, smaller = _quantise(original, calibration)
-    check = compare(logits(original, held_out), logits(smaller, held_out))
-    tables.show([_row(check)], "table")
-    if check.top1_agreement < LEAST_AGREEMENT and not force:
-        print(
-            f"nothing was written: the models agree on {check.top1_agreement:.1%} of the images, and less than "
-            f"{LEAST_AGREEMENT:.0%} wants --force",
-            file=sys.stderr,
-        )
-        return 1
+    return _Source(checkpoint, converted, images[:count], images[count:])
+
+
+def _write(out: Path, source: _Source, recipe: Recipe, smaller: Any, check: Check, seed: int) -> None:
+    from service.models import canary
+    from service.models.runtimes import artifact, manifest
+
     artifact.write(
         out,
         smaller,
-        checkpoint,
-        converted.card,
-        converted.head,
+        source.checkpoint,
+        source.converted.card,
+        source.converted.head,
         "int8",
         libraries=manifest.libraries("openvino", "nncf", "torch", "numpy", "pillow"),
-        expected=logits(smaller, [canary.image(checkpoint.preprocessing.shape)])[0],
+        expected=logits(smaller, [canary.image(source.checkpoint.preprocessing.shape)])[0],
         fp32=recipe.fp32,
-        calibration={"images": len(calibration), "seed": seed},
+        calibration={"images": len(source.calibration), "seed": seed},
         check=asdict(check),
     )
-    print(f"serve it with: imagenet-serve serve {_flags(settings)}--runtime {out}", file=sys.stderr)
-    return 0
 
 
 def _quantise(original: Any, images: Sequence[Images]) -> tuple[Recipe, Any]:
-    """The fastest recipe that keeps enough of the images' classes, or else the closest one, and its model."""
+    """The fastest recipe that keeps enough of the images' classes, or else the last one, and its int8 model."""
     from service.models.runtimes import int8
 
     folded = int8.prepared(original)
@@ -139,8 +165,8 @@ def _quantise(original: Any, images: Sequence[Images]) -> tuple[Recipe, Any]:
 
 
 def compare(before: Logits, after: Logits) -> Check:
-    """How far ``after`` is from ``before``; both are float32 ``[images, classes]``, in the same order."""
-    old, new = _softmax(before), _softmax(after)
+    """Compares the logits of two models for the same images; both are float32 ``[images, classes]``."""
+    old, new = softmax(before.astype(np.float64)), softmax(after.astype(np.float64))
     top = before.argmax(1)
     rows = np.arange(len(top))
     best, now = (np.argsort(-logits, axis=1, kind="stable")[:, :5] for logits in (before, after))
@@ -154,18 +180,12 @@ def compare(before: Logits, after: Logits) -> Check:
     )
 
 
-def _softmax(logits: Logits) -> NDArray[np.float64]:
-    exponents = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    result: NDArray[np.float64] = exponents / exponents.sum(axis=1, keepdims=True)
-    return result
-
-
 def read(folder: Path, spec: Any, max_pixels: int, most: int, chance: random.Random) -> list[Images]:
-    """Pixels as the service makes them, of a random choice of the folder's images; unusable ones are named.
+    """Preprocesses up to ``most`` random images of ``folder`` and names unusable ones on standard error.
 
-    Raises `ConfigurationError` when there are too few.
+    Returns uint8 pixels of the shape ``spec.shape``. Raises `ConfigurationError` for fewer than `_FEWEST` images.
     """
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     chance.shuffle(files)
     images = []
     for path in _tracked(files[:most], "reading images"):
@@ -185,7 +205,7 @@ def read(folder: Path, spec: Any, max_pixels: int, most: int, chance: random.Ran
 
 
 def logits(model: Any, images: Sequence[Images]) -> Logits:
-    """float32 ``[images, classes]`` by an OpenVINO model."""
+    """The logits of an OpenVINO model, float32 ``[images, classes]``."""
     from service.models.openvino_import import openvino
 
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": available_cores()}

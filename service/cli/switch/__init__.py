@@ -9,27 +9,31 @@ import click
 
 @click.command()
 @click.argument("url")
-@click.option("--model", help="The variant of the new weights. [default: as it is]")
-@click.option("--weights", help="What to load, as the server finds it. [default: the same, read again]")
-@click.option("--name", help="Which of several models. [default: the server's default]")
+@click.option("--model", help="The variant of the new weights. [default: the present one]")
 @click.option(
-    "--other-classes", is_flag=True, help="The new model may have other classes than the one that serves."
+    "--weights",
+    help="The weights to load; paths are the server's. [default: the present ones, read again]",
+)
+@click.option("--name", help="The model to replace, on a server of several. [default: the server's default]")
+@click.option(
+    "--other-classes", is_flag=True, help="Allow a new model with other classes than the present one."
 )
 @click.option(
     "--least-agreement",
     type=click.FloatRange(0, 1),
-    help="The share of known images that must get the same top class. [default: 0]",
+    help="The share of known images that must keep their top class. [default: 0]",
 )
-@click.option("--no-wait", is_flag=True, help="Do not wait for the end of it.")
-@click.option("--rollback", is_flag=True, help="Go back to the model before the last switch, at once.")
+@click.option("--no-wait", is_flag=True, help="Return before the switch is complete.")
+@click.option("--rollback", is_flag=True, help="Go back at once to the model before the last switch.")
 @click.option(
     "--api-key", metavar="KEY", envvar="IMAGENET_API_KEY", show_envvar=True, help="The server's key."
 )
 def switch(url: str, *, rollback: bool, api_key: str | None, no_wait: bool, **given: Any) -> None:
-    """Let the server at URL answer with another model, without a gap.
+    """Replace the model of the server at URL without an interruption.
 
-    The new one is loaded beside the old one, has to answer known images, and takes its place at one moment. A load
-    that fails changes nothing, and the exit code is 1. For a server with API keys, or with --model-control=open.
+    The server loads the new model beside the old one, checks it with known images, and then replaces the old one at
+    one moment. If the load fails, nothing changes and the exit code is 1. The server needs API keys, or
+    --model-control=open.
     """
     from service.cli.switch import run as switching
 

@@ -1,4 +1,4 @@
-"""The command `switch`: orders a running server to load another model, or to go back."""
+"""The command `switch`: orders a running server to load another model, or to go back to the previous one."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import httpx
 
 from service.errors import ConfigurationError
 
-#: Seconds for a connection. For the answer there is no limit: a large model may take minutes to load.
+#: Seconds for connecting. The answer has no limit, since a large model may take minutes to load.
 _CONNECT = 10.0
 
 
 def order(url: str, *, rollback: bool, key: str | None, wish: dict[str, Any]) -> dict[str, Any]:
-    """What the server at ``url`` says after it. ``wish`` is the body of `/models/load`, or of `/models/rollback`.
+    """Sends the order to the server at ``url`` and returns its answer.
 
-    Raises `ConfigurationError` with one sentence when nothing was changed.
+    ``wish`` is the JSON body of `/models/load`, or of `/models/rollback`. Raises `ConfigurationError` with one sentence
+    if the server refuses or does not answer.
     """
     path = "/models/rollback" if rollback else "/models/load"
     headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -39,9 +40,9 @@ def order(url: str, *, rollback: bool, key: str | None, wish: dict[str, Any]) ->
 
 
 def sentence(document: dict[str, Any]) -> str:
-    """What has come of it, for people."""
+    """The server's answer as a sentence."""
     if "previous" not in document:
-        return "the server loads it; /healthz says how far it is"
+        return "the server loads the model; /healthz shows its progress"
     before = document["previous"]
     told = f"{_called(document)} answers now, in place of {_called(before)}"
     if document.get("seconds") is not None:
