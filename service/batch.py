@@ -1,4 +1,4 @@
-"""Images by the million: a class for `ray.data.Dataset.map_batches`, or for any loop over batches of rows.
+"""Offline classification of many images: a class for `ray.data.Dataset.map_batches`, or any loop over batches of rows.
 
     import ray
     from service.batch import Classifier
@@ -8,8 +8,8 @@
                      concurrency=4, num_gpus=1)
         .write_parquet("…"))
 
-Object storage, retries and many machines are Ray's; the model, its pixels and its labels are ours, as `classify` has
-them. Nothing here imports Ray.
+Ray does object storage, retries and many machines. The model, the preprocessing and the labels are those of
+`imagenet-serve classify`. This module does not import Ray.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from service.classifier.local import LocalClassifier
 from service.errors import ConfigurationError
 from service.settings import load
 
-#: Columns that may hold the image, the first that is there: encoded bytes, or a path that this machine can read.
+#: The columns that may hold the image: encoded bytes, or else a path that this machine can read.
 _BYTES, _PATH = "bytes", "path"
-#: Images in a forward pass on a processor, unless ``max_batch_size`` says: larger ones bring nothing there.
+#: Images in a forward pass on a CPU, unless ``max_batch_size`` is given; larger batches gain nothing there.
 _BATCH = 8
 
 
 class Classifier:
     """A model that is loaded once and then called with batches of rows.
 
-    Construct with settings of the service by name (``model``, ``weights``, ``top_k``, ``device``, …). Raises
-    `StartError` when the model cannot be had. ``device=auto`` takes the GPU that Ray gives to the actor (``num_gpus``),
-    and the processor where it gives none.
+    The arguments are settings of the service (``model``, ``weights``, ``top_k``, ``device``, …). ``device=auto`` takes
+    the GPU that Ray gives to the actor (``num_gpus``), or else the CPU. Raises `StartError` if the model cannot be
+    loaded.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -46,12 +46,12 @@ class Classifier:
         self._classifier = LocalClassifier(loaded)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Columns of N rows to columns of N rows, in the same order.
+        """Classifies N rows and returns columns of N rows, in the same order.
 
-        ``batch`` has a column ``bytes`` (encoded images) or ``path`` (files), and any others, which are passed on but
-        for ``bytes``. What comes on top: ``class_ids``, ``labels`` and ``probabilities``, lists of the best classes,
-        best first, and ``error``, "" for a row that was classified. A row whose image is damaged or missing has empty
-        lists and its error; no other row is touched. Raises `ConfigurationError` without such a column.
+        ``batch`` has a column ``bytes`` (encoded images) or ``path`` (files). All columns but ``bytes`` are passed on.
+        The added ones are ``class_ids``, ``labels`` and ``probabilities``, lists of the best classes, best first, and
+        ``error``, which is "" for a classified row. A row whose image is damaged or missing has empty lists and its
+        error, and does not affect the others. Raises `ConfigurationError` if there is neither column.
         """
         results = list(self._classifier.look(_images(batch)))
         kept = {name: column for name, column in batch.items() if name != _BYTES}

@@ -1,7 +1,7 @@
-"""Every error that the service raises on purpose.
+"""All errors that the service raises on purpose.
 
     ServiceError
-    ├── RequestError                what a client sent cannot be served as it is
+    ├── RequestError                the request is at fault; sending it again will not help
     │   ├── MalformedRequest        malformed_request
     │   ├── RequestTimeout          request_timeout
     │   ├── HeadersTooLarge         headers_too_large
@@ -31,28 +31,28 @@
     │   ├── EngineFailed            engine_failed
     │   ├── NotEnoughMemory         not_enough_memory
     │   └── DeadlineExceeded        deadline_exceeded
-    ├── InternalError               internal           (a defect of ours, or a model that fails)
+    ├── InternalError               internal           (a defect of the service, or a model that fails)
     │   └── NotANumber              internal           (the model answered with NaN or infinity)
     └── StartError                  the service cannot start; one sentence says what to do
-        ├── CheckpointError         the weights cannot be had or are not what they should be
-        │   └── NotCached           they are not on this host, and nobody was to be asked for them
-        └── ConfigurationError      settings that do not go together, a port that is taken
+        ├── CheckpointError         the weights are missing, damaged or of another kind
+        │   └── NotCached           they are not on this host, and the network must not be used
+        └── ConfigurationError      settings that contradict each other, a resource that is missing
 
-An error has a ``code`` and a message for people, never a status: `service.api.errors` is the one
-table from error to HTTP status.
+An error has a ``code`` and a message for people, but no HTTP status: the table from errors to statuses is in
+`service.api.errors`.
 """
 
 from __future__ import annotations
 
 
 class ServiceError(Exception):
-    """Base of every error here. ``str(error)`` is fit for a client: no path, no internal name."""
+    """The base of all errors. A client may read ``str(error)``: it holds no path and no internal name."""
 
     code = "internal"
 
 
 class RequestError(ServiceError):
-    """What the client sent cannot be served as it is; sending it again will not help."""
+    """The request is at fault; sending it again will not help."""
 
 
 class MalformedRequest(RequestError):
@@ -68,19 +68,19 @@ class RequestTimeout(RequestError):
 
 
 class HeadersTooLarge(RequestError):
-    """A request line and headers beyond what anybody needs."""
+    """A request line and headers above the limit, or trailers and chunk extensions far larger than the body."""
 
     code = "headers_too_large"
 
 
 class VersionUnknown(RequestError):
-    """A version of HTTP that is not spoken here."""
+    """A version of HTTP that the service does not speak."""
 
     code = "http_version_not_supported"
 
 
 class Unimplemented(RequestError):
-    """A method that is not known here, or a transfer coding other than chunked."""
+    """An unknown method, or a transfer coding other than chunked."""
 
     code = "not_implemented"
 
@@ -98,13 +98,13 @@ class MissingFile(RequestError):
 
 
 class EmptyBody(RequestError):
-    """No bytes at all where an image was expected."""
+    """No bytes where an image was expected."""
 
     code = "empty_body"
 
 
 class MalformedMultipart(RequestError):
-    """A body that its own boundary does not describe."""
+    """A multipart body that does not follow its own boundary."""
 
     code = "malformed_multipart"
 
@@ -116,19 +116,19 @@ class Unauthorized(RequestError):
 
 
 class Forbidden(RequestError):
-    """A change of what is served, by somebody who may not."""
+    """A change of the served models by a client that has no right to it."""
 
     code = "forbidden"
 
 
 class Conflict(RequestError):
-    """A change that does not go together with the state of the service."""
+    """A change that contradicts the state of the service."""
 
     code = "conflict"
 
 
 class LoadFailed(RequestError):
-    """A model that could not be loaded, or did not show that it can answer. Nothing was changed."""
+    """A model that could not be loaded, or failed its check. Nothing was changed."""
 
     code = "load_failed"
 
@@ -164,7 +164,7 @@ class TooManyImages(RequestError):
 
 
 class UnsupportedMediaType(RequestError):
-    """Bytes that are none of the accepted image formats, or a body that is neither form nor image."""
+    """Bytes of none of the accepted image formats, or a body that is neither form nor image."""
 
     code = "unsupported_media_type"
 
@@ -186,7 +186,7 @@ class Unavailable(ServiceError):
 
 
 class Overloaded(Unavailable):
-    """No free slot, or none in time. ``retry_after`` is how many seconds the queue needs to make room."""
+    """No slot is free, or none becomes free in time. ``retry_after``: seconds until the queue has room."""
 
     code = "overloaded"
 
@@ -196,7 +196,7 @@ class Overloaded(Unavailable):
 
 
 class IntakeFull(Unavailable):
-    """More bytes of requests are on their way than the service may hold."""
+    """The bytes of incomplete requests have reached the limit of what the service may hold."""
 
     code = "intake_full"
 
@@ -208,7 +208,7 @@ class NotReady(Unavailable):
 
 
 class Draining(Unavailable):
-    """The service is about to end and takes nothing new."""
+    """The service is about to end and takes no new requests."""
 
     code = "draining"
 
@@ -220,7 +220,7 @@ class EngineFailed(Unavailable):
 
 
 class NotEnoughMemory(Unavailable):
-    """There is no room for another model beside the one that serves."""
+    """The memory does not suffice for another model beside the one that serves."""
 
     code = "not_enough_memory"
 
@@ -232,29 +232,29 @@ class DeadlineExceeded(Unavailable):
 
 
 class InternalError(ServiceError):
-    """A defect of ours, or a model that fails."""
+    """A defect of the service, or a model that fails."""
 
     code = "internal"
 
 
 class NotANumber(InternalError):
-    """The model answered with NaN or infinity: this image's answer, and nobody else's, is lost."""
+    """The model answered this image with NaN or infinity. The batch's other images have their answers."""
 
     def __init__(self) -> None:
         super().__init__("the model answered with numbers that are none (NaN or infinity)")
 
 
 class StartError(ServiceError):
-    """The service cannot start. The message is one sentence and names the way out."""
+    """The service cannot start. The message is one sentence and names the remedy."""
 
 
 class CheckpointError(StartError):
-    """The weights cannot be had, or are not what the configuration wants."""
+    """The weights are missing or damaged, or do not fit the configuration."""
 
 
 class NotCached(CheckpointError):
-    """The weights are not on this host, and nobody was to be asked for them."""
+    """The weights are not on this host, and the network must not be used."""
 
 
 class ConfigurationError(StartError):
-    """Settings that do not go together, or a resource that is not there."""
+    """Settings that contradict each other, or a resource that is missing."""

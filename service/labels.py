@@ -1,9 +1,9 @@
-"""Classes: what an index of the logits is called.
+"""Classes: the names of the indices of the logits.
 
-The thousand of ImageNet come from two text files, one line a class in the order of the logits:
-``imagenet_classes.txt`` holds torchvision's category names (``torchvision.models._meta``), and
-``imagenet_wnids.txt`` the WordNet ids of the ILSVRC-2012 classes. A name may stand for two classes
-("crane", "maillot"); the index and the WordNet id are what tells them apart.
+ImageNet's 1,000 classes come from two text files with a line for each class, in the order of the logits:
+``imagenet_classes.txt`` holds torchvision's category names (``torchvision.models._meta``), ``imagenet_wnids.txt`` the
+WordNet ids of the ILSVRC-2012 classes. Two classes may share a name ("crane", "maillot"); their indices and WordNet ids
+differ.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from service.errors import CheckpointError
 
 _HERE = Path(__file__).resolve().parent
 
-#: An installed wheel carries the files inside the package, a checkout beside it.
+#: The folder of the files in an installed wheel, and in a checkout.
 _FOLDERS = (_HERE / "_labels", _HERE.parent / "labels")
 
 
 @dataclass(frozen=True)
 class ClassLabel:
-    """One class: its index in the logits, its WordNet id where it has one, and its name."""
+    """One class: its index in the logits, its WordNet id if it has one, and its name."""
 
     class_id: int
     wnid: str | None
@@ -41,12 +41,12 @@ def imagenet_classes() -> tuple[ClassLabel, ...]:
 
 
 def named_classes(names: list[str]) -> tuple[ClassLabel, ...]:
-    """Classes with these names, in this order, and no WordNet id."""
+    """Classes with these names, in this order, without WordNet ids."""
     return tuple(ClassLabel(class_id, None, name) for class_id, name in enumerate(names))
 
 
 def default_classes(count: int) -> tuple[ClassLabel, ...]:
-    """ImageNet's classes for a head of 1,000, ``class 0``, ``class 1``, ... for any other."""
+    """ImageNet's classes for a head of 1,000; ``class 0``, ``class 1``, ... for any other."""
     imagenet = imagenet_classes()
     if count == len(imagenet):
         return imagenet

@@ -1,5 +1,7 @@
-"""Every setting, once. An environment variable is ``IMAGENET_`` and the name in capitals; a flag of
-``imagenet-serve serve`` is the same name with dashes. A description says what the setting does to the user.
+"""The declarations of all settings.
+
+An environment variable is ``IMAGENET_`` and the setting's name in capitals; a flag of ``imagenet-serve serve`` is the
+name with dashes. A description says what the setting does to the user.
 """
 
 from __future__ import annotations
@@ -36,76 +38,77 @@ _HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _ROUTE = re.compile(r"/[A-Za-z0-9._~:/-]+")
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
-#: What settings take that are words to people and free text to the types.
+#: The values of settings whose type is a free text.
 _WORDS = {"model": tuple(VARIANTS), "device": devices.WORDS}
-#: Variables with the prefix that are no settings: the key that clients send.
+#: Variables with the prefix that are no settings: the API key that clients send.
 _NO_SETTINGS = frozenset({"IMAGENET_API_KEY"})
-#: What Kubernetes sets in every pod for a Service whose name begins with "imagenet".
+#: The variables that Kubernetes sets in every pod for a Service whose name begins with "imagenet".
 _SERVICE_LINK = re.compile(
     r"IMAGENET_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?|PORT)"
 )
 
 
 class Settings(BaseSettings):
-    """The settings of one service, frozen. Flags win over the environment, the environment over defaults."""
+    """The settings of one service, frozen. Flags override the environment, which overrides the defaults."""
 
     model_config = SettingsConfigDict(env_prefix="IMAGENET_", frozen=True, extra="forbid")
 
     model: str = Field(
         DEFAULT,
-        description="Which of the twelve variants is served. Where it is not set, a file of weights says.",
+        description="The variant that is served, one of twelve. If it is not set, a file of weights decides.",
     )
     weights: str = Field(
         "pretrained",
-        description="Where its numbers come from: pretrained, random[:SEED], demo, a .pth or .safetensors "
+        description="The source of the model's weights: pretrained, random[:SEED], demo, a .pth or .safetensors "
         "file, a checkpoint directory, hf://owner/repo or kaggle://owner/model/framework/variation.",
     )
     models: str | None = Field(
         None,
-        description="Several models in place of one: variants, separated by commas, or a JSON file of names and their "
-        "settings. The first is the default; requests ask for another with ?model=NAME.",
+        description="Several models in place of one: variants, separated by commas, or a JSON file with each model's "
+        "name and settings. The first is the default; requests ask for another with ?model=NAME.",
     )
     shadow: str | None = Field(
         None,
-        description="Weights of a second model that is shown a share of the images and answers nobody: how far it "
-        "agrees is in /metrics and /healthz.",
+        description="Weights of a second model, the shadow, which sees a share of the images. Its answers go to no "
+        "client; /metrics and /healthz show how far they agree.",
     )
     shadow_share: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.1, description="The share of the images that the shadow is shown, from above 0 to 1."
+        0.1, description="The share of the images that the shadow sees, above 0 and up to 1."
     )
     memory_budget_mib: PositiveInt | None = Field(
         None,
-        description="What the engines of all models together may take: a start or a switch past it is refused. "
-        "Unset is whatever there is.",
+        description="The memory that the engines of all models together may take. A start or a switch that would "
+        "take more is refused. Unset means the free memory.",
     )
     device: str = Field(
         "auto",
-        description="auto takes CUDA where there is one; else cpu, cuda or cuda:N. Several share the work, each with "
-        "an engine of its own: cuda:0,1, cuda:all, cpu,cpu, or UUIDs of GPUs and MIG slices.",
+        description="cpu, cuda or cuda:N; auto is CUDA if there is a GPU, else the CPU. Several devices share the "
+        "work, each with its own engine: cuda:0,1, cuda:all, cpu,cpu, or UUIDs of GPUs and MIG slices.",
     )
     standby: bool = Field(
         False,
-        description="Keeps a second engine on the first device, loaded and warm, which takes over when the first "
-        "dies: no request waits for a start. It takes as much memory again.",
+        description="Keeps a second, warm engine on the first device. It takes over when the first one dies, so that "
+        "no request waits for a start. It needs as much memory again.",
     )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
-        "auto", description="auto is fp16 on CUDA and fp32 on the CPU."
+        "auto", description="The number format of the computation; auto is fp16 on CUDA and fp32 on the CPU."
     )
     runtime: str = Field(
         "auto",
-        description="How the model is executed: auto for what starts and serves fast here (openvino on a CPU, "
-        "cudagraph on CUDA), eager, compile (minutes at the first start), or a directory that quantize or export "
-        "has made.",
+        description="The way in which the model is executed: openvino, cudagraph, eager, compile (minutes at the "
+        "first start), or a directory that quantize or export has made. auto is openvino on a CPU and cudagraph on "
+        "CUDA, or eager on a CPU without OpenVINO.",
     )
     host: str = Field(
         "127.0.0.1", description="The address to listen on; 0.0.0.0 for every interface, :: for IPv6 as well."
     )
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        8000, description="The port to listen on; 0 takes a free one and says which."
+        8000, description="The port to listen on; 0 takes a free one, which the log names."
     )
     grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
         None,
-        description="A port for the Open Inference Protocol over gRPC, beside HTTP; 0 takes a free one and says which.",
+        description="A port for the Open Inference Protocol over gRPC, beside HTTP; 0 takes a free one, which the log "
+        "names.",
     )
     uds: Path | None = Field(
         None,
@@ -113,66 +116,72 @@ class Settings(BaseSettings):
     )
     frontends: AutoInt = Field(
         "auto",
-        description="HTTP and decode processes in front of the one engine; more of them decode more photos at once.",
+        description="The number of processes for HTTP and decoding in front of the engine; more of them decode more "
+        "photos at the same time.",
     )
     max_batch_size: AutoInt = Field(
         "auto",
-        description="Never more images than this in one forward pass; larger is more throughput and more latency.",
+        description="The largest number of images in one forward pass; a larger one raises throughput and latency.",
     )
     max_queue_delay_ms: Annotated[float, Field(ge=0, le=10_000)] = Field(
-        0, description="How long an idle engine may wait for company before it runs a partial batch."
+        0,
+        description="The time for which an idle engine may wait for more images before it runs a partial batch.",
     )
     queue_capacity: Auto | Annotated[int, Field(ge=1, le=65_536)] = Field(
-        "auto", description="Images admitted and not yet answered; past it requests get 429."
+        "auto",
+        description="The largest number of images admitted and not yet answered; past it requests get 429.",
     )
     max_connections: AutoInt = Field(
         "auto",
-        description="Open connections of each front-end; past it the longest idle ones are closed. auto is what the "
-        "limit on open files (ulimit -n) has room for.",
+        description="The largest number of open connections of each front-end; past it the longest idle ones are "
+        "closed. auto is as many as the limit on open files (ulimit -n) allows.",
     )
     request_timeout_ms: Annotated[float, Field(gt=0, le=3_600_000)] = Field(
         30_000,
-        description="A request older than this is answered 504; X-Request-Timeout-Ms may ask for less.",
+        description="The deadline of a request, after which it gets 504; X-Request-Timeout-Ms may ask for less.",
     )
     max_upload_bytes: PositiveInt = Field(
         10_485_760, description="A larger request body gets 413 before the rest of it is read."
     )
     max_image_pixels: PositiveInt = Field(
-        50_000_000, description="An image of more pixels gets 413 before any is decoded."
+        50_000_000, description="An image with more pixels gets 413 before it is decoded."
     )
-    max_images_per_request: PositiveInt = Field(
-        64, description="More images than this in one request get 413."
-    )
+    max_images_per_request: PositiveInt = Field(64, description="A request with more images gets 413.")
     bulk_routes: str | None = Field(
         None,
-        description="Paths, separated by commas, whose requests wait for all others, as X-Priority: bulk asks: "
-        "/predict/batch.",
+        description="Paths, separated by commas, such as /predict/batch, whose requests have the lower priority that "
+        "X-Priority: bulk gives.",
     )
-    top_k: PositiveInt = Field(5, description="How many classes an answer holds unless the request says.")
+    top_k: PositiveInt = Field(
+        5, description="The number of classes in an answer unless the request asks for another."
+    )
     labels: Path | None = Field(
         None, description="A text file, one label a line, for a model with classes of its own."
     )
     decode: Literal["exact", "fast", "gpu"] = Field(
         "exact",
-        description="exact equals torchvision's preset to the bit; fast decodes large JPEGs at a smaller scale; "
-        "gpu is exact, but that plain JPEGs go to an NVIDIA GPU while no core is free, a grey level off on average.",
+        description="exact equals torchvision's preset to the bit. fast decodes large JPEGs at a smaller scale. gpu "
+        "is exact, except that plain JPEGs go to an NVIDIA GPU while no core is free, with a mean difference of one "
+        "grey level.",
     )
     api_keys_file: Path | None = Field(
-        None, description="A file of API keys, one a line; when set, requests without one of them get 401."
+        None,
+        description="A file of API keys, one a line. If it is set, requests without one of them get 401.",
     )
     model_control: Literal["keys", "open", "off"] = Field(
         "keys",
-        description="Who may switch models over HTTP: keys is whoever has an API key, and nobody where there are none; "
-        "open is everybody who reaches the port; off is nobody.",
+        description="The clients that may switch models over HTTP: keys means clients with an API key (none if there "
+        "are no keys), open means all clients, off means none.",
     )
     watch_weights_ms: Annotated[float, Field(ge=0, le=86_400_000)] = Field(
         0,
-        description="How often to look whether the file or folder of weights has changed; what has changed is loaded, "
-        "and takes the place of what serves. 0 never looks.",
+        description="The time between two checks whether the file or folder of weights has changed. A changed one is "
+        "loaded and replaces the present model. 0 means no checks.",
     )
     keep_previous_ms: Annotated[float, Field(ge=0, le=86_400_000)] = Field(
         300_000,
-        description="After a switch: how long the model before stays loaded, so that a rollback takes no time.",
+        description="After a switch: the time for which the previous model stays loaded, so that a rollback takes no "
+        "time.",
     )
     tls_certificate_file: Path | None = Field(
         None,
@@ -184,40 +193,42 @@ class Settings(BaseSettings):
     )
     cors_origins: str | None = Field(
         None,
-        description="Origins, separated by commas, whose pages may use the service from a browser; * is every one.",
+        description="Origins, separated by commas, whose pages may use the service from a browser; * means all.",
     )
     allowed_hosts: str | None = Field(
         None,
-        description="Host names, separated by commas, that the service answers to; *.example.com is every one "
-        "under it. Requests for another get 421. Unset answers to all.",
+        description="Host names, separated by commas, that the service answers to; *.example.com means all names "
+        "under it. Requests for other hosts get 421. Unset means all hosts.",
     )
     compat: str | None = Field(
         None,
-        description="Contracts of other servers that are served as well, separated by commas: torchserve, tfserving, "
-        "kserve-v1, sagemaker, vertex, huggingface.",
+        description="Other servers, separated by commas, whose HTTP interface is offered as well: torchserve, "
+        "tfserving, kserve-v1, sagemaker, vertex, huggingface.",
     )
     v1_predictions: Literal["probabilities", "classes"] = Field(
         "probabilities",
-        description="What a prediction of tfserving, kserve-v1 and vertex is: every class's probability, or the best "
-        "classes with their labels.",
+        description="The form of a prediction of tfserving, kserve-v1 and vertex: every class's probability, or the "
+        "best classes with their labels.",
     )
     vertex_health_route: str = Field(
-        "/health", description="Where Vertex AI asks whether the service is ready, with compat=vertex."
+        "/health",
+        description="With compat=vertex: the path at which Vertex AI asks whether the service is ready.",
     )
     vertex_predict_route: str = Field(
-        "/predict", description="Where Vertex AI posts its instances, with compat=vertex."
+        "/predict", description="With compat=vertex: the path to which Vertex AI posts its instances."
     )
     root_path: str | None = Field(
         None,
-        description="The prefix under which a proxy offers the service, such as /classify; the proxy may strip it "
-        "or not.",
+        description="The prefix under which a proxy offers the service, such as /classify; the proxy may strip it or "
+        "leave it.",
     )
     drain_delay_ms: Annotated[float, Field(ge=0, le=600_000)] = Field(
         0,
-        description="After SIGTERM: not ready at once, but serving for this long, while load balancers notice.",
+        description="After SIGTERM: the time for which the service reports that it is not ready but still serves, so "
+        "that load balancers notice.",
     )
     drain_timeout_ms: Annotated[float, Field(ge=0, le=3_600_000)] = Field(
-        25_000, description="After SIGTERM: what was admitted gets this long to finish."
+        25_000, description="After SIGTERM: the time for admitted requests to finish."
     )
     log_format: Literal["auto", "text", "json"] = Field(
         "auto", description="auto is text on a terminal and json elsewhere."
@@ -235,7 +246,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then the environment, then what a hosting platform's own variables say."""
+        """The sources in the order of their rank: flags, the environment, a hosting platform's own variables."""
         platform = InitSettingsSource(settings_cls, dict(implied_settings(os.environ)))
         return init_settings, env_settings, platform
 
@@ -302,63 +313,61 @@ class Settings(BaseSettings):
 
     @property
     def listed_cors_origins(self) -> list[str]:
-        """The origins one by one."""
         return listed(self.cors_origins)
 
     @cached_property
     def listed_bulk_routes(self) -> list[str]:
-        """The paths one by one."""
         return listed(self.bulk_routes)
 
     @property
     def listed_compat(self) -> list[str]:
-        """The contracts one by one."""
         return listed(self.compat)
 
     @property
     def listed_allowed_hosts(self) -> list[str]:
-        """The hosts one by one."""
         return listed(self.allowed_hosts)
 
     @property
     def asked_connections(self) -> int | None:
-        """None for as many as fit."""
+        """The number of `max_connections`; None for as many as fit."""
         return None if self.max_connections == "auto" else self.max_connections
 
     @property
     def resolved_log_format(self) -> Literal["text", "json"]:
-        """``auto`` decided by whether standard error is a terminal."""
+        """The log's format; ``auto`` depends on whether standard error is a terminal."""
         if self.log_format != "auto":
             return self.log_format
         return "text" if sys.stderr.isatty() else "json"
 
     @property
     def named_model(self) -> str | None:
-        """`model` where somebody named it: a file of another variant is a slip then. Else the file decides."""
+        """`model` if it was set, which makes weights of another variant an error; None lets the weights decide."""
         return self.model if "model" in self.model_fields_set else None
 
     @property
     def resolved_frontends(self) -> int:
-        """``auto`` decided by the cores: one is left to the engine."""
+        """The number of front-ends; ``auto`` is one less than the cores, since the engine needs one."""
         if self.frontends != "auto":
             return self.frontends
         return max(1, available_cores() - 1)
 
 
 def load(**given: Any) -> Settings:
-    """The settings from ``given`` and the environment.
+    """Reads the settings from ``given`` and the environment.
 
-    Raises `ConfigurationError` with one sentence for each value that cannot be, naming the setting.
+    Raises `ConfigurationError` with one sentence for each invalid value, which names the setting.
     """
     return read(given, spelled=str)
 
 
 def read(given: Mapping[str, Any], spelled: Callable[[str], str]) -> Settings:
-    """As `load`. ``spelled`` turns a setting's name into what the caller wrote, such as ``--top-k``."""
+    """Reads the settings as `load` does. ``spelled`` maps a setting's name to its spelling in errors: ``--top-k``."""
     try:
         return Settings(**given)
     except ValidationError as error:
-        told: dict[str, str] = {}  # a value that fits neither kind of a setting is wrong once
+        told: dict[
+            str, str
+        ] = {}  # one sentence for each setting: pydantic reports one for each type of a union
         for item in error.errors():
             name = ".".join(map(str, item["loc"][:1]))
             written = spelled(name) if name in given else variable(name)
@@ -372,7 +381,7 @@ def variable(name: str) -> str:
 
 
 def values(name: str) -> str:
-    """What a setting may be, in words; empty where any text may be."""
+    """The allowed values of a setting, in words; empty if any text is allowed."""
     if name in _WORDS:
         return one_of(_WORDS[name])
     field = Settings.model_fields[name]
@@ -380,7 +389,7 @@ def values(name: str) -> str:
 
 
 def strangers(environment: Mapping[str, str]) -> list[str]:
-    """A sentence for each variable that looks like a setting and is none: most likely a slip."""
+    """A sentence for each variable that looks like a setting but is none, which is most likely a typing error."""
     known = {variable(name) for name in Settings.model_fields} | _NO_SETTINGS
     return [
         f"{name} is set, and there is no such setting{did_you_mean(name, known)}"
@@ -396,13 +405,13 @@ def _not_among(value: str, words: Sequence[str]) -> str:
 
 
 def _sentence(item: Any, name: str, written: str) -> str:
-    if not name:  # of several settings together
+    if not name:  # an error about several settings together
         return wording.sentence_of(item["msg"])
     value = item["input"]
     if item["type"] == "extra_forbidden":
         return f"there is no setting '{name}'{did_you_mean(name, Settings.model_fields)}"
     if isinstance(value, str) and value.startswith("tcp://"):
-        # Kubernetes sets such variables for every Service of the namespace: IMAGENET_PORT for one named imagenet.
+        # Kubernetes sets such variables for every Service of the namespace: IMAGENET_PORT for a Service "imagenet".
         return f"{written} holds {value!r}, a Kubernetes service link: set enableServiceLinks: false in the pod's spec"
     field = Settings.model_fields[name]
     reason = None
@@ -412,6 +421,6 @@ def _sentence(item: Any, name: str, written: str) -> str:
 
 
 def available_cores() -> int:
-    """Whole cores that this process may use: its affinity and its cgroup's quota, at least one."""
+    """The number of cores that this process may use, by its affinity and its cgroup's quota; at least one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, math.ceil(cpu_quota() or cores)))

@@ -1,4 +1,4 @@
-"""What classifies images for the command line.
+"""Classifiers for the command line: one protocol, and two implementations.
 
 evaluate, classify, demo ──▶ Classifier ◀── service.classifier.local    a model in this process
                                         ◀── service.classifier.remote   a server, over HTTP
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from service.labels import ClassLabel
 
-#: A file, or the bytes of one.
+#: A path, or the bytes of an encoded image.
 Image = Path | bytes
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Identity:
-    """Which model answers. ``top1`` and ``top5`` are its published accuracy in percent, where there is one."""
+    """The model that answers. ``top1`` and ``top5`` are its published accuracy in percent, or None."""
 
     model: str
     weights: str
@@ -38,41 +38,41 @@ class Identity:
 
 @dataclass(frozen=True)
 class Seen:
-    """What became of one image: its best classes, best first, or in words what is wrong with it."""
+    """The result for one image: its best classes, best first, or the error in words."""
 
     predictions: tuple[dict[str, Any], ...] = ()
-    """As `service.api.schemas.Prediction` describes them."""
+    """Entries with the fields of `service.api.schemas.Prediction`."""
     error: str = ""
     milliseconds: float | None = None
-    """From the server's own clock, where a server has answered."""
+    """The server's own measurement of the whole request; None without a server."""
     logits: NDArray[np.float32] | None = None
-    """float32 ``[classes]``, where they were asked for."""
+    """float32 ``[classes]``, or None unless the classifier was made to keep them."""
 
 
 class Classifier(Protocol):
-    """Images in, best classes out."""
+    """Maps images to their best classes."""
 
     @property
     def identity(self) -> Identity: ...
 
     def look(self, images: Iterable[Image]) -> Iterator[Seen]:
-        """One result for each image, in their order. Takes images as it goes."""
+        """Yields one result for each image, in their order. Takes images from the iterable as it needs them."""
 
 
 def read(image: Image) -> bytes:
-    """The encoded bytes. Raises `OSError`."""
+    """The encoded bytes of the image. Raises `OSError`."""
     return image if isinstance(image, bytes) else image.read_bytes()
 
 
 def unreadable(error: OSError) -> Seen:
-    """The result for a file that is not there or may not be read."""
+    """The result for a file that does not exist or cannot be read."""
     return Seen(error=(error.strerror or "cannot be read").lower())
 
 
 def in_order(pool: Executor, work: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """``work`` of each item, done in the pool's threads and yielded in the items' order.
+    """Runs ``work`` for each item in the pool's threads and yields the results in the items' order.
 
-    Never more than ``ahead`` of them are begun and not yet taken: memory stays bounded however many there are.
+    At most ``ahead`` results are begun and not yet yielded, so memory stays bounded for any number of items.
     """
     begun: deque[Future[R]] = deque()
     for item in items:

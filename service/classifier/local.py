@@ -1,4 +1,4 @@
-"""A model in this process: threads decode while batches run, as in the service, without its queues."""
+"""A classifier with a model in this process: threads decode images while batches run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from service.shared.ranking import Ranking, finite
 
 Pixels = NDArray[np.uint8]
 
-#: Batches whose images are being decoded: one that runs next, and one to stay ahead of it.
+#: Batches that are decoded ahead: the next one, and one more to keep the decoders busy.
 _AHEAD = 2
 
 
 class LocalClassifier:
-    """The model of the settings'. Raises `StartError` when it cannot be had.
+    """Classifies with the settings' model. Raises `StartError` if the model cannot be loaded.
 
-    Uses the thread that calls it for the model, always the same one, and others for decoding.
+    The model runs in the calling thread, which must always be the same one; other threads decode.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class LocalClassifier:
         keep_logits: bool = False,
         tell: Callable[[str], object] = lambda text: None,
     ) -> None:
-        """``tell`` hears what the start does, in words. ``warm`` lets a long run measure which batch size is the best
-        where the setting leaves that open.
+        """``tell`` is called with each step of the start, in words.
 
-        With ``keep_logits`` each result carries a copy of its logits.
+        With ``warm`` the model is warmed up, which measures the best batch size if the setting is auto; that pays in a
+        long run. With ``keep_logits`` each result carries a copy of its logits.
         """
         from service.models import serving
 
@@ -47,7 +47,9 @@ class LocalClassifier:
         self._card = loaded.card()
         if not self._card.classes:
             raise ConfigurationError(f"{self._card.weights} is a network without classes; it cannot classify")
-        if warm or loaded.runner.in_flight > 1:  # one that overlaps batches has no way to run unprepared
+        if (
+            warm or loaded.runner.in_flight > 1
+        ):  # a runner that overlaps batches needs its warm-up to run at all
             loaded.runner.warm_up()
         self._settings = settings
         self._keep_logits = keep_logits
@@ -70,7 +72,7 @@ class LocalClassifier:
                 yield from self._classify(batch)
 
     def _prepare(self, image: Image) -> Pixels | Seen:
-        """The image's pixels as the model wants them, or what is wrong with it."""
+        """The image's preprocessed pixels, or the result that says what is wrong with it."""
         pixels = np.empty(self._card.image, np.uint8)
         limit, fast = self._settings.max_image_pixels, self._settings.decode == "fast"
         try:

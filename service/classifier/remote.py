@@ -1,6 +1,7 @@
-"""A running server as a classifier: the images travel to its `/predict`, several at a time.
+"""A classifier that sends its images to a running server's `/predict`, several at the same time.
 
-What the server refuses for now is sent again (`service.client`); what it says of an image is that image's result.
+Requests that the server refuses for the moment are sent again (`service.client`). An error about an image becomes that
+image's result.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from service.client import ApiError, Broken, Client, ClientError, Prediction, Un
 from service.errors import ConfigurationError
 from service.labels import ClassLabel
 
-#: Seconds for which a server may go on refusing one request before this gives up on it.
+#: Seconds for which one request is sent again while the server refuses it.
 PATIENCE = 60.0
 
 
 class RemoteClassifier:
-    """The server at ``url``. Use it in a ``with`` block.
+    """Classifies with the server at ``url``. Use it in a ``with`` block.
 
-    Raises `ConfigurationError` in one sentence when the server cannot be reached, wants another key, or
-    does not become ready.
+    Raises `ConfigurationError`, one sentence, if the server cannot be reached, refuses the key or does not become
+    ready.
     """
 
     def __init__(
@@ -37,9 +38,9 @@ class RemoteClassifier:
         bulk: bool = False,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """``top_k`` None takes the server's own. With ``bulk`` the server lets every other client go first.
+        """``top_k`` None means the server's own. ``concurrency`` is the number of requests in flight.
 
-        ``transport`` is for tests without a socket.
+        With ``bulk`` the requests have the lower priority. ``transport`` is for tests without a socket.
         """
         self._top_k = top_k
         self._concurrency = concurrency
@@ -104,7 +105,7 @@ class RemoteClassifier:
         return Seen(tuple(map(_entry, answer.predictions)), milliseconds=answer.timings_ms.total)
 
     def _given_up(self, error: ClientError) -> ConfigurationError:
-        """Why this server cannot be used, in one sentence."""
+        """The error that says in one sentence why this server cannot be used."""
         url = self._client.url
         if isinstance(error, Unavailable):
             return ConfigurationError(
@@ -122,7 +123,7 @@ class RemoteClassifier:
 
 
 def _entry(prediction: Prediction) -> dict[str, object]:
-    """As `service.api.schemas.Prediction` describes it."""
+    """The prediction with the fields of `service.api.schemas.Prediction`."""
     return {
         "class_id": prediction.class_id,
         "wnid": prediction.wnid,

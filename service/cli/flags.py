@@ -24,11 +24,11 @@ def all_settings(command: Any) -> Any:
 
 #: Help texts for commands without a server; the settings' own descriptions speak of requests and answers.
 _WITHOUT_A_SERVER = {
-    "model": "Which of the twelve variants is taken.",
-    "top_k": "How many classes are shown for each image.",
-    "max_image_pixels": "An image of more pixels is refused before any is decoded.",
-    "runtime": "How the model is executed: auto for what is fast here (openvino on a CPU, cudagraph on CUDA), eager, "
-    "compile (minutes the first time), or a directory that quantize or export has made.",
+    "model": "The variant, one of twelve. If it is not given, a file of weights decides.",
+    "top_k": "The number of classes that are shown for each image.",
+    "max_image_pixels": "An image with more pixels is refused before it is decoded.",
+    "runtime": "The way in which the model is executed: openvino, cudagraph, eager, compile (minutes the first time), "
+    "or a directory that quantize or export has made. auto is openvino on a CPU and cudagraph on CUDA.",
 }
 
 

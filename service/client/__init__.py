@@ -1,12 +1,12 @@
-"""A running imagenet-serve from Python, synchronously and asynchronously, with the same methods and answers.
+"""The Python client of a running imagenet-serve, synchronous and asynchronous, with the same methods and answers.
 
     with Client("http://localhost:8000") as client:
         print(client.predict("cat.jpg").best.label)
 
-clients    Client, AsyncClient: send and wait ──▶ calls    a request as data, and how its answer is read
-                                              ──▶ photos   what may be given for a photo
-                                              ──▶ retry    when a request is sent again
-                                              ──▶ answers  what is given back ·  errors  what is raised
+clients    Client, AsyncClient: send and wait ──▶ calls    each request as data, and the reader of its answer
+                                              ──▶ photos   the kinds of photo, and their bytes
+                                              ──▶ retry    the decision to send a request again
+                                              ──▶ answers  the results  ·  errors  the exceptions
 """
 
 from service.client.answers import (

@@ -1,4 +1,4 @@
-"""What the service answers, as values."""
+"""The service's answers as values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.client.errors import ApiError
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class: with a probability, or with a logit where those were asked for."""
+    """One class, with its probability, or with its logit if ``activation="none"`` was asked for."""
 
     class_id: int
     wnid: str | None
@@ -23,7 +23,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the time went, in milliseconds."""
+    """The time of each stage, in milliseconds."""
 
     decode: float
     queue: float
@@ -48,7 +48,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class BatchItem:
-    """What became of one photo of several: its classes, or its error."""
+    """The result for one photo of several: its classes, or its error."""
 
     filename: str
     predictions: tuple[Prediction, ...] = ()
@@ -75,9 +75,9 @@ class Features:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What each part of a photo said for one class. ``grid`` is float32 ``[h, w]`` in units of the logit.
+    """The contribution of each part of a photo to one class's logit, float32 ``grid`` ``[h, w]``.
 
-    It lies on the part ``box`` of the upright photo: left, top, right, bottom in fractions of it.
+    The grid covers the ``box`` of the upright photo: left, top, right, bottom, as fractions of its sides.
     """
 
     request_id: str

@@ -1,4 +1,4 @@
-"""Every request of the client as data, and how its answer is read."""
+"""Every request of the client as data, and the function that reads its answer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Call(Generic[R]):
-    """A request, and how its answer is read. ``patient`` says whether it is sent again at all."""
+    """A request, and the function that reads its answer. It is sent again after a refusal only if ``patient``."""
 
     method: str
     path: str
@@ -38,7 +38,7 @@ class Call(Generic[R]):
 
 
 def _one(path: str, file: File, read: Callable[[httpx.Response], R], accept: str, **query: Any) -> Call[R]:
-    """A call with one photo as the raw body, and the parameters that were given."""
+    """A call with one photo as the raw body, and those query parameters that are not None."""
     params = {name: value for name, value in query.items() if value is not None}
     headers = {"content-type": file.media_type, "accept": accept}
     return Call("POST", path, read, {"params": params, "content": file.data, "headers": headers})
@@ -83,7 +83,7 @@ def read(call: Call[R], answer: httpx.Response) -> R:
 
 
 def _document(answer: httpx.Response) -> Mapping[str, Any]:
-    """The problem document; nothing where something else has answered."""
+    """The problem document of the answer; empty if there is none, as in a proxy's answer."""
     try:
         document = answer.json()
     except ValueError:

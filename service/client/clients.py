@@ -1,4 +1,4 @@
-"""The two clients: they send, wait and read, and decide nothing."""
+"""The two clients. They send, wait and read; `service.client.retry` decides what is sent again."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from service.client.retry import Patience
 
 R = TypeVar("R")
 
-#: Seconds for one answer, above any deadline that the service sets itself; and on top of a deadline of ours.
+#: Seconds to wait for an answer: longer than the service's own deadline; and what is added to a given deadline.
 _TIMEOUT, _GRACE = 120.0, 5.0
 
 
-#: The answer to no photos at all. Nobody is asked for it.
+#: The answer to an empty list of photos, which needs no request.
 NOTHING = BatchPredictions(request_id="", model="", weights="", results=())
 
 
 class _Client:
-    """What both clients are made of: the settings."""
+    """The settings of both clients."""
 
     def __init__(
         self, url: str, *, key: str | None, timeout: float | None, patience: float, bulk: bool
@@ -43,7 +43,7 @@ class _Client:
             "base_url": self.url,
             "headers": headers,
             "timeout": _TIMEOUT if timeout is None else timeout + _GRACE,
-            # Without TLS there is nothing to verify, and the certificates take 0.1 s to load.
+            # Loading the certificates takes 0.1 s, and without TLS there is nothing to verify.
             "verify": url.startswith("https:"),
         }
 
@@ -52,12 +52,12 @@ class _Client:
 
 
 class Client(_Client):
-    """The service at ``url``. May be used by several threads; use it in a ``with`` block, or `close` it.
+    """A client of the service at ``url``. Threads may share it. Use it in a ``with`` block, or `close` it.
 
-    ``key`` is an API key. ``timeout``, in seconds, is the deadline that the service keeps for each request; its
-    own unless given. ``patience``, in seconds, is how long one request is sent again while it is refused for now
-    (and with 0 it never is). ``connections`` is how many are open at once. With ``bulk``
-    the service lets every other request go first.
+    ``key`` is an API key. ``timeout`` is the deadline, in seconds, that the service keeps for each request; without it
+    the service's own holds. ``patience`` is the time, in seconds, for which a request is sent again while the service
+    refuses it for the moment; 0 means never. ``connections`` is the largest number of open connections. With ``bulk``
+    requests have the lower priority. All methods raise `ClientError`.
     """
 
     def __init__(
@@ -90,42 +90,43 @@ class Client(_Client):
     def predict(
         self, photo: Photo, *, top_k: int | None = None, activation: Literal["softmax", "none"] = "softmax"
     ) -> Predictions:
-        """The best classes of one photo."""
+        """The best classes of one photo, with probabilities, or with logits if ``activation`` is "none"."""
         return self._ask(calls.predict(read_photo(photo), top_k, activation))
 
     def predict_batch(self, photos: Iterable[Photo], *, top_k: int | None = None) -> BatchPredictions:
-        """The best classes of several photos, in one request. A bad one is that one's `BatchItem.error`.
+        """The best classes of several photos, in one request. An unusable photo has an error in its `BatchItem`.
 
-        No photos at all are an empty answer, without a request."""
+        Without photos the answer is empty and no request is sent.
+        """
         files = read_photos(photos)
         return self._ask(calls.predict_batch(files, top_k)) if files else NOTHING
 
     def features(self, photo: Photo, *, pooling: Literal["avg", "max", "none"] | None = None) -> Features:
-        """The backbone's output for one photo."""
+        """The backbone's output for one photo, pooled as given, or as the service does by default."""
         return self._ask(calls.features(read_photo(photo), pooling))
 
     def explain(self, photo: Photo, *, class_id: int | None = None) -> Explanation:
-        """Where the model looked for a class, the top one unless given."""
+        """The contribution of each part of the photo to a class, by default the top one."""
         return self._ask(calls.explain(read_photo(photo), class_id))
 
     def overlay(self, photo: Photo, *, class_id: int | None = None) -> bytes:
-        """The same as a PNG: the photo with the map laid over it."""
+        """The explanation as a PNG: the photo with the contributions drawn over it."""
         return self._ask(calls.overlay(read_photo(photo), class_id))
 
     def model(self) -> dict[str, Any]:
-        """What is loaded."""
+        """The card of the loaded model, as `GET /model` answers."""
         return self._ask(calls.MODEL)
 
     def labels(self) -> list[dict[str, Any]]:
-        """Every class that the model knows."""
+        """All classes of the model: class_id, wnid and label of each."""
         return self._ask(calls.LABELS)
 
     def health(self) -> dict[str, Any]:
-        """The state in words. Asked once."""
+        """The service's state, as `GET /healthz` answers. Sent once, without patience."""
         return self._ask(calls.HEALTH)
 
     def ready(self) -> bool:
-        """Whether the service answers now. Asked once."""
+        """True if the service is ready to answer. Sent once, without patience."""
         return self._ask(calls.READY)
 
     def _ask(self, call: Call[R]) -> R:

@@ -1,23 +1,23 @@
-"""What goes wrong between a client and the service.
+"""The errors of the client.
 
 ClientError
-├── ApiError            an answer that says no; ``status``, ``code`` and ``detail`` are the service's
-│   ├── Refused         4xx: the request is at fault, and would be refused again
-│   └── Unavailable     429, 502, 503, 504, and still so when the patience was over
+├── ApiError            an error status; ``status``, ``code`` and ``detail`` are the service's
+│   ├── Refused         4xx: the request is at fault and would be refused again
+│   └── Unavailable     429, 502, 503 or 504 until the patience was over
 ├── Unreachable         nobody answers at the address
 ├── Broken              the connection broke, or no answer came in time
-└── Unexpected          an answer, but not of this service
+└── Unexpected          an answer that this service does not give
 """
 
 from __future__ import annotations
 
 
 class ClientError(Exception):
-    """Base of everything that is raised here on purpose."""
+    """The base of all errors that the client raises."""
 
 
 class ApiError(ClientError):
-    """An answer other than success. ``code`` is for programs, ``detail`` for people; see docs/API.md."""
+    """An answer with an error status. ``code`` is for programs, ``detail`` for people; see docs/API.md."""
 
     def __init__(self, status: int, code: str, detail: str, request_id: str | None) -> None:
         super().__init__(f"{status} {code}: {detail}" if code else f"{status}: {detail}")
@@ -37,8 +37,8 @@ class Unreachable(ClientError):
 
 
 class Broken(ClientError):
-    """The connection broke, several times for the same request, or no answer came in time."""
+    """The connection broke several times for the same request, or no answer came in time."""
 
 
 class Unexpected(ClientError):
-    """An answer that this service would not give."""
+    """An answer that this service does not give: something else answers at the address."""

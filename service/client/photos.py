@@ -1,4 +1,4 @@
-"""What may be given for a photo, and the bytes that travel for it."""
+"""The kinds of photo that the client takes, and the bytes that it sends for them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Photo: TypeAlias = Union[
 ]
 
 _KINDS = "a path, bytes, a file that is open for reading bytes, a Pillow image or a uint8 array"
-#: What PNG can hold; any other mode becomes RGB here, by the same function as in the service.
+#: Pillow's modes that PNG can hold. Images of other modes are converted to RGB, as the service would do.
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
 _CHANNELS = (1, 3, 4)
 
@@ -38,15 +38,15 @@ class File:
 
     @property
     def media_type(self) -> str:
-        """By the name, as a courtesy: the service goes by the bytes."""
+        """The type that the name suggests. The service itself looks at the bytes."""
         guessed = mimetypes.guess_type(self.name)[0]
         return guessed if guessed and guessed.startswith("image/") else "application/octet-stream"
 
 
 def read_photo(photo: Photo) -> File:
-    """The bytes, with a name for them. Pixels travel as PNG, so that none of them changes.
+    """The photo's bytes and a name for them. Pixels are encoded as PNG, which keeps them exactly.
 
-    Raises `OSError` for a file that cannot be read, and `TypeError` in one sentence for what is no photo.
+    Raises `OSError` for a file that cannot be read, and `TypeError`, one sentence, for anything that is no photo.
     """
     if isinstance(photo, bytes | bytearray | memoryview):
         return File("photo", bytes(photo))
@@ -65,7 +65,7 @@ def read_photo(photo: Photo) -> File:
 
 
 def read_photos(photos: Iterable[Photo]) -> list[File]:
-    """Each of several. Raises as `read_photo`, and `TypeError` for one photo in place of several."""
+    """Reads each photo as `read_photo` does. Raises `TypeError` for one photo in place of several."""
     one = isinstance(photos, str | bytes | bytearray | memoryview | os.PathLike)
     if one or _is_pillows(photos) or hasattr(photos, "read") or not isinstance(photos, Iterable):
         raise TypeError(f"several photos are a list of them, and not {_what(photos)}")
@@ -73,12 +73,12 @@ def read_photos(photos: Iterable[Photo]) -> list[File]:
 
 
 async def read_aside(photo: Photo) -> File:
-    """In a thread: a disk may take its time."""
+    """`read_photo` in a thread, since a disk may be slow."""
     return await asyncio.to_thread(read_photo, photo)
 
 
 async def read_all_aside(photos: Iterable[Photo]) -> list[File]:
-    """The same of several."""
+    """`read_photos` in a thread."""
     return await asyncio.to_thread(read_photos, photos)
 
 
@@ -88,12 +88,12 @@ def _read(stream: Any) -> File:
         raise TypeError(
             f"a photo's file is read as bytes: open it with mode 'rb' ({_what(stream)} gave {_what(data)})"
         )
-    name = getattr(stream, "name", "photo")  # of a file without a name, a number
+    name = getattr(stream, "name", "photo")  # a number for a file that was opened by its descriptor
     return File(Path(name).name if isinstance(name, str) else "photo", bytes(data))
 
 
 def _is_pillows(photo: object) -> TypeGuard[Image.Image]:
-    """Whether it is a Pillow image: then somebody has imported Pillow already."""
+    """True for a Pillow image. Does not import Pillow: without it there can be no such image."""
     pillow = sys.modules.get("PIL.Image")
     return pillow is not None and isinstance(photo, pillow.Image)
 

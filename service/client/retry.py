@@ -1,6 +1,6 @@
-"""When a request is sent again: decided here, waited for and sent elsewhere.
+"""The decision to send a request again. The clients do the waiting and the sending.
 
-Classifying changes nothing, so a second time does no harm.
+Classifying changes nothing on the server, so a request may be sent twice.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import httpx
 
 from service.client.errors import Broken, Unreachable
 
-#: Seconds until another try where the service did not say, and how far pauses are spread: those who were too many
-#: at once should not come back at once.
+#: Seconds before another try unless the service says how long. Pauses are up to `_SPREAD` (a share) longer at random,
+#: so that clients that were refused together do not come back together.
 _PAUSE, _SPREAD = 0.5, 0.25
-#: Tries for a request on whose way the connection broke: it may be what breaks it.
+#: Tries of a request whose connection breaks: the request itself may be the cause.
 _BROKEN = 3
-#: Statuses that another try may change.
+#: Statuses after which another try may succeed.
 AGAIN_LATER = frozenset({429, 502, 503, 504})
 
-#: Yields seconds to wait before the next try, takes what became of it, returns the answer that counts.
+#: Yields the seconds to wait before the next try, is sent the outcome of that try, and returns the final answer.
 Tries = Generator[float, httpx.Response | httpx.TransportError, httpx.Response]
 
 
 class Patience:
-    """For how long requests to one service are sent again. ``seconds`` is for one request, 0 for never.
+    """The rule that says for how long a request to one service is sent again: ``seconds``, or never for 0.
 
-    ``deadlined`` says that its callers set deadlines of their own: one that was missed is final for them.
+    With ``deadlined`` the requests have deadlines of their own, so 504 (deadline missed) is final.
     """
 
     def __init__(self, url: str, seconds: float, *, deadlined: bool) -> None:
@@ -36,10 +36,10 @@ class Patience:
         self._seconds = seconds
         self._deadlined = deadlined
         self._met = False
-        """Whether the service has answered once: then a refused connection may be a restart."""
+        """True once the service has answered: from then on a refused connection may be a restart."""
 
     def tries(self, *, several: bool = True) -> Tries:
-        """One request's. Raises `Unreachable`, or `Broken` after the same request broke the connection thrice."""
+        """The tries of one request. Raises `Unreachable`, or `Broken` when the connection broke `_BROKEN` times."""
         give_up = time.monotonic() + self._seconds
         broken = 0
         outcome = yield 0.0
@@ -62,7 +62,7 @@ class Patience:
 
 
 def pause_before_retry(answer: httpx.Response, *, deadlined: bool = False) -> float | None:
-    """Seconds to wait before the same request is worth another try; None if it is not.
+    """Seconds to wait before the request is sent again; None if it should not be.
 
     ``deadlined``: see `Patience`.
     """
@@ -70,5 +70,5 @@ def pause_before_retry(answer: httpx.Response, *, deadlined: bool = False) -> fl
         return None
     try:
         return max(float(answer.headers.get("retry-after") or _PAUSE), 0.0)
-    except ValueError:  # a date, which this service never sends; something in between may
+    except ValueError:  # a date: this service never sends one, but a proxy may
         return _PAUSE

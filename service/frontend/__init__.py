@@ -1,1 +1,1 @@
-"""A front-end: one process that speaks HTTP."""
+"""A front-end: one process that serves HTTP."""

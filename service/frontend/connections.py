@@ -1,11 +1,11 @@
-"""Every open connection of a front-end, and what waits between two requests.
+"""All open connections of a front-end, and the waiting of those without a request.
 
     accepted ──▶ Waiting ── a whole head ──▶ Protocol ── answered, its successor not there ──▶ resting
                    ▲  │ too slow, too many: refused, closed                                       │
                    └──┴──────────── silent for a while, or half a head ───────────────────────────┘
 
-A connection that waits is kept as small as it can be (`Waiting` has no parser, no timer and no request), since
-there may be thousands. Their times are looked at together, in the order in which they began.
+There may be thousands of waiting connections, so each is small: `Waiting` has no parser, no timer and no request.
+`Connections.sweep` checks the times of all together, in the order in which they began.
 """
 
 from __future__ import annotations
@@ -26,66 +26,67 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Seconds from the first byte of a request's head to its last: two kilobytes over the worst of networks.
+#: Seconds from the first byte of a request's head to its last: enough for two kilobytes over a very bad network.
 HEAD_SECONDS = 10.0
-#: Seconds that a connection may be silent, before its first request and between two. Browsers open some ahead of need;
-#: load balancers keep pools, for less long than this, so that they close first.
+#: Seconds that a connection may be silent before its first request and between two. Browsers open connections ahead of
+#: need. Load balancers keep pools for a shorter time than this, so that they are the side that closes.
 SILENT_SECONDS = 75.0
-#: Bytes of request line and headers, twice what nginx allows.
+#: Bytes of request line and headers at most, twice what nginx allows.
 HEAD_BYTES = 64 * 1024
-#: Seconds of rest after which what was needed for requests is given up.
+#: Seconds after an answer, after which a connection gives up its parser and the rest of its request's objects.
 _REST_SECONDS = 2.0
-#: Seconds that a connection which has not said anything yet may still bring its request when the service ends.
+#: Seconds in which a connection may still send its first request when the service ends.
 LAST_CHANCE = 1.0
-#: Connections put aside after which the memory that they had is handed back to the system.
+#: The number of such connections after which their memory is handed back to the system.
 _MANY = 1000
-#: Seconds between two lines in the log about connections that had to go.
+#: Seconds between two log lines about connections that were closed to make room.
 _SAY_AGAIN = 60.0
 
+#: The end of a head, and of a body in chunks.
 END = b"\r\n\r\n"
-#: How a request begins. What begins otherwise is shown to the parser at once, which knows what is wrong.
+#: The first bytes that a request may have. Anything else goes to the parser at once, which finds the fault.
 _FIRST_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _REQUEST_LINE = re.compile(rb"[A-Z-]+ \S+ HTTP/1\.[01]\r\n")
 
 
 class Talking(Protocol):
-    """An `asyncio.Protocol` with a request: what is wanted here of `service.frontend.protocol.Protocol`."""
+    """An `asyncio.Protocol` with a request: the part of `service.frontend.protocol.Protocol` that is used here."""
 
     transport: asyncio.Transport
     began: float
-    """When the first byte of the request came, in seconds of the monotonic clock."""
+    """The arrival of the request's first byte, in seconds of the monotonic clock."""
 
     def connection_made(self, transport: asyncio.Transport) -> None: ...
     def data_received(self, data: bytes) -> None: ...
 
     def refuse(self, error: ServiceError) -> None:
-        """Answers what is no request, and ends."""
+        """Answers with a problem document and ends the connection."""
 
     def close(self) -> None:
-        """Ends without a word."""
+        """Ends the connection without an answer."""
 
     def retire(self) -> asyncio.Transport:
-        """Gives up all that a request needs, and hands over the connection."""
+        """Gives up all objects of a request and returns the transport for another protocol."""
 
 
 class Connections:
-    """What uvicorn knows as a set of protocols, with a limit. Lives on the event loop."""
+    """The open connections, at most ``most``; stands in for uvicorn's set of protocols. Used on the event loop."""
 
     def __init__(self, most: int, intake: Intake) -> None:
         self.most = most
         self.intake = intake
         self.now = time.monotonic()
-        """The last `sweep`; one object for all who began since."""
+        """The time of the last `sweep`. All connections that began since share this one object."""
         self.make: Callable[[], Talking]
-        """For a request that has begun. Set by the server."""
+        """Makes the protocol for a request that has begun. Set by the server."""
         self._talking: dict[Talking, None] = {}
         self._resting: dict[Talking, float] = {}
-        """Of those that talk: whose last request was answered, and when."""
+        """Those of `_talking` whose last request is answered, with the time of the answer."""
         self._silent: dict[Waiting, float] = {}
         self._beginning: dict[Waiting, float] = {}
-        """Who has sent a part of a head, and when that began."""
+        """Connections that have sent a part of a head, with the time of its first byte."""
         self.ending = False
-        """Whether the service ends: no connection is kept for another request."""
+        """True while the service ends: no connection is kept for another request."""
         self._put_aside = 0
         self._shed = 0
         self._said_at = -_SAY_AGAIN
@@ -100,7 +101,7 @@ class Connections:
         return chain(self._talking, self._silent, self._beginning)
 
     def wait(self) -> Waiting:
-        """For a connection that is accepted. The event loop calls it."""
+        """The protocol of an accepted connection. The event loop calls it."""
         return Waiting(self)
 
     # For uvicorn and `Protocol`
@@ -113,15 +114,15 @@ class Connections:
         self._resting.pop(protocol, None)
 
     def rest(self, protocol: Talking) -> None:
-        """Its request was answered and nothing more is there."""
+        """Notes that the connection's request is answered and no other has begun."""
         self._resting[protocol] = self.now
 
     def wake(self, protocol: Talking) -> None:
-        """It has said something."""
+        """Notes that a resting connection has sent something."""
         self._resting.pop(protocol, None)
 
     def put_aside(self, protocol: Talking, said: bytes = b"") -> None:
-        """Between two requests, or with the beginning of the next: all that a request needs is given up."""
+        """Makes the connection a `Waiting` one. ``said`` is the beginning of its next request, if any."""
         self.discard(protocol)
         waiting = Waiting(self)
         waiting.take_over(protocol.retire())
@@ -146,19 +147,19 @@ class Connections:
         self._beginning.pop(waiting, None)
 
     def has(self, waiting: Waiting) -> bool:
-        """Whether it still waits."""
+        """True if the connection still waits."""
         return waiting in self._silent or waiting in self._beginning
 
     # For the server
 
     def sweep(self) -> None:
-        """Ends what has waited for too long. To be called several times a second."""
+        """Ends connections that have waited too long. To be called several times a second."""
         self.now = now = time.monotonic()
         for waiting in _before(self._silent, now - SILENT_SECONDS):
             waiting.close()
         for waiting in _before(self._beginning, now - HEAD_SECONDS):
             waiting.refuse(
-                RequestTimeout(f"the request's head was not there {HEAD_SECONDS:g} s after its first byte")
+                RequestTimeout(f"the request's head was not complete {HEAD_SECONDS:g} s after its first byte")
             )
         for protocol in _before(self._resting, now - _REST_SECONDS):
             self.put_aside(protocol)
@@ -168,7 +169,7 @@ class Connections:
             hand_back()
 
     def _make_room(self, newcomer: Waiting) -> None:
-        """Closes who has been idle for longest, then whose head is on its way for longest; else the newcomer."""
+        """Closes one connection: the longest idle one, else the one with the oldest partial head, else the newcomer."""
         idle: chain[Talking | Waiting] = chain(self._silent, self._resting, self._beginning)
         victim = next((one for one in idle if one is not newcomer and not readable(one.transport)), newcomer)
         victim.close()
@@ -183,7 +184,7 @@ class Connections:
 
 
 class Waiting(asyncio.Protocol):
-    """A connection without a request: silent, or in the middle of a head."""
+    """A connection without a request: silent, or with a partial head."""
 
     __slots__ = ("_began", "_connections", "_fresh", "_said", "transport")
 
@@ -199,7 +200,7 @@ class Waiting(asyncio.Protocol):
         self._connections.silent(self)
 
     def take_over(self, transport: asyncio.Transport) -> None:
-        """The connection's last request was answered."""
+        """Takes over a connection whose last request is answered."""
         self._fresh = False
         self.transport = transport
         transport.set_protocol(self)
@@ -210,7 +211,7 @@ class Waiting(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if not self._said:
-            data = data.lstrip(b"\r\n")  # 9112 2.2: empty lines before a request mean nothing
+            data = data.lstrip(b"\r\n")  # RFC 9112, 2.2: empty lines before a request are ignored
             if not data:
                 return
             self._began = time.monotonic()
@@ -228,16 +229,16 @@ class Waiting(asyncio.Protocol):
             self._said = said
 
     def refuse(self, error: ServiceError) -> None:
-        """Answers what is no request, and ends."""
+        """Answers with a problem document and ends the connection."""
         self._speak().refuse(error)
 
     def close(self) -> None:
-        """Ends without a word."""
+        """Ends the connection without an answer."""
         self._leave()
         self.transport.abort()
 
     def shutdown(self) -> None:
-        """The service ends: whoever is about to ask is answered. uvicorn calls it."""
+        """Closes when the service ends. A client that is about to ask gets `LAST_CHANCE` seconds. uvicorn calls it."""
         if self._fresh or self._said or readable(self.transport):
             asyncio.get_running_loop().call_later(LAST_CHANCE, self._give_up)
         else:
@@ -248,7 +249,7 @@ class Waiting(asyncio.Protocol):
             self.close()
 
     def _speak(self) -> Talking:
-        """What takes over, now that there is something to be said."""
+        """Hands the connection to a protocol that can parse and answer, and returns it."""
         self._leave()
         protocol = self._connections.make()
         protocol.began = self._began
@@ -263,19 +264,19 @@ class Waiting(asyncio.Protocol):
 
 
 def readable(transport: asyncio.Transport) -> bool:
-    """Whether something has arrived that the event loop has not read yet: closing now would reset it."""
+    """True if bytes have arrived that the event loop has not read; closing would then reset the connection."""
     poll = select.poll()
     poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
     return bool(poll.poll(0))
 
 
 def _plausible(said: bytes) -> bool:
-    """Whether it may be the beginning of a request."""
+    """True if the bytes may be the beginning of a request."""
     return said[0] in _FIRST_BYTES and (b"\n" not in said or _REQUEST_LINE.match(said) is not None)
 
 
 def _before(began: dict[T, float], limit: float) -> list[T]:
-    """Those that began before; they are in order."""
+    """The entries that began before ``limit``; ``began`` is in the order of time."""
     found = []
     for one, when in began.items():
         if when > limit:

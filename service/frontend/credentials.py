@@ -1,4 +1,4 @@
-"""What a front-end wants and may not find: API keys, the certificate with its key, the packages of gRPC."""
+"""The files and packages that the settings ask for: API keys, the certificate with its key, gRPC."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def check(settings: Settings) -> tuple[Keys | None, Certificate | None]:
-    """None for what the settings do not ask for. Raises `ConfigurationError` if something is no good."""
+    """Reads the API keys and the certificate; None for each that the settings do not ask for.
+
+    Raises `ConfigurationError` for a file that cannot be used, or if gRPC's packages are missing.
+    """
     if settings.grpc_port is not None and find_spec("grpc_reflection") is None:
         raise ConfigurationError(f"grpc_port needs the extra grpc: {install_command('grpc')}")
     keys = certificate = None

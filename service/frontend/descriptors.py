@@ -1,4 +1,4 @@
-"""File descriptors: as many as the system gives, how many are for connections, and a few kept in reserve."""
+"""File descriptors: raises their limit, divides them, and keeps a few in reserve."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ log = logging.getLogger(__name__)
 
 #: Descriptors of a front-end that are no connections: counters, engine, event loop, imports, TLS handshakes.
 _OWN = 96
-#: More than this is of no use to one front-end.
+#: The largest useful number of connections of one front-end.
 _MOST = 65_536
-#: Connections below which the log says that the limit is small.
+#: The number of connections below which the log says that the limit is small.
 _FEW = 1000
-#: What a message of the supervisor may bring, twice.
+#: Descriptors in reserve: twice as many as a message of the supervisor may bring.
 _SPARE = 8
 
 
 def raise_limit() -> None:
-    """Takes as many descriptors as the system allows without asking. Children inherit that."""
+    """Raises the soft limit on descriptors as far as the hard limit allows. Children inherit it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST + _OWN if hard == resource.RLIM_INFINITY else min(hard, _MOST + _OWN)
     with contextlib.suppress(OSError, ValueError):
@@ -28,14 +28,14 @@ def raise_limit() -> None:
 
 
 def connections(asked: int | None) -> int:
-    """How many connections one front-end may have open: what is ``asked`` for, or what fits (None)."""
+    """The number of connections that one front-end may have open: what is ``asked`` for (None: all), if it fits."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     fits = max(1, min(_MOST, limit - _OWN if limit > 2 * _OWN else limit // 2))
     return min(fits, asked or fits)
 
 
 def complaint(asked: int | None) -> str | None:
-    """One sentence for the log if the limit on descriptors is too small; None if it is not."""
+    """A sentence for the log if the limit on descriptors is too small, else None."""
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)[0], connections(asked)
     if most >= min(asked or _FEW, _MOST):
         return None
@@ -46,14 +46,14 @@ def complaint(asked: int | None) -> str | None:
 
 
 class Reserve:
-    """Descriptors that are there when all others are taken: let go before one is wanted, taken again after it."""
+    """Descriptors kept for the supervisor's messages when all others are in use: `let_go` before one, `hold` after."""
 
     def __init__(self) -> None:
         self._held: list[int] = []
         self.hold()
 
     def hold(self) -> None:
-        """Takes what there is, up to the reserve."""
+        """Takes free descriptors until the reserve is full."""
         with contextlib.suppress(OSError):
             while len(self._held) < _SPARE:
                 self._held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))

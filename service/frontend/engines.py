@@ -1,4 +1,4 @@
-"""The engines of a front-end: joined when the supervisor says so, each to its version of its model."""
+"""The engines that a front-end is connected to, each for one version of one model."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from service.images.decoders.picture import Recipe
 from service.observability.card import ModelCard
 from service.shared.transport import Link, read_blob
 
-#: Seconds between two looks at a version that is let go.
-_LOOK_AGAIN = 0.02
+#: Seconds between two checks whether a version that is being left is idle.
+_POLL = 0.02
 
 
 class Engines:
-    """Fills a context's models. Lives on the event loop."""
+    """Connects to engines and fills a context's models with them. Used on the event loop."""
 
     def __init__(
         self, context: Context, threads: int, memory: DecodeMemory, configure: Callable[[Recipe], None]
     ) -> None:
-        """``threads`` decode here, with their ``memory``. ``configure`` hears how pictures will be prepared."""
+        """``threads`` is the number of decoders here, ``memory`` theirs. ``configure`` gets each new recipe."""
         self._context = context
         self._threads = threads
         self._memory = memory
         self._configure = configure
         self._connections: dict[int, Connection] = {}
-        """By the engine's number."""
+        """The connections by the engines' numbers."""
         self._gone: set[tuple[int, int]] = set()
-        """Models and versions that are never asked again."""
+        """Models with their versions that this front-end has left for good."""
 
     def __repr__(self) -> str:
         return f"<Engines {self.joined()}>"
 
     def joined(self) -> list[int]:
-        """The numbers of the engines that are there."""
+        """The numbers of the connected engines."""
         self._connections = {number: one for number, one in self._connections.items() if not one.failed}
         return list(self._connections)
 
     def attach(self, message: dict[str, Any], arena: int, link: int, description: int) -> None:
-        """Joins the engine that a ``message`` of the supervisor tells of. Owns the descriptors from now on."""
+        """Connects to the engine of a ``message`` of the supervisor, and owns the three descriptors from now on."""
         card = ModelCard.from_bytes(read_blob(description))
         gone = (message["model"], message["version"]) in self._gone
-        if gone or message["engine"] in self.joined():  # late news, or it was asked for twice
+        if gone or message["engine"] in self.joined():  # the message is late, or was sent twice
             os.close(arena)
             os.close(link)
             return
@@ -61,22 +61,22 @@ class Engines:
         )
 
     async def let_go(self, model: int, version: int) -> None:
-        """Waits until no request here goes on with that version, and leaves its engines."""
+        """Waits until no request here uses that version, then leaves its engines."""
         served = self._context.models.get(model, version)
         if served is None:
             return
-        while not served.idle:  # an engine that died comes back for whoever waits
-            await asyncio.sleep(_LOOK_AGAIN)
+        while not served.idle:  # requests of an engine that died wait for its successor
+            await asyncio.sleep(_POLL)
         self._context.models.remove(served)
         self._gone.add((model, version))
 
     def expect_no_other(self) -> None:
-        """None is started any more."""
+        """Tells all clients that no more engines will be started."""
         for served in self._context.models.all:
             served.client.expect_no_other()
 
     def detach(self) -> None:
-        """Lets go of all of them."""
+        """Closes the connections to all engines."""
         for served in self._context.models.all:
             served.client.detach()
 
@@ -96,5 +96,5 @@ class Engines:
 
 
 def _answers(card: ModelCard) -> Hashable:
-    """What decides what an engine answers to the same pixels, and what they are."""
+    """The identity of an engine's answers: engines with equal values prepare and answer an image in the same way."""
     return card.name, card.weights, card.sha256, card.preprocessing, len(card.classes), card.feature_shape

@@ -1,4 +1,4 @@
-"""A transport that joins two writes of one turn of the event loop."""
+"""A transport that joins two writes of the same turn of the event loop."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 class Joining:
-    """Around a transport.
+    """A wrapper of a transport that sends a response's head together with its body.
 
-    uvicorn writes head and body separately and uvloop sends each write at once: two system calls, two
-    segments, and a client that wakes twice. What no second write follows is sent in the next turn.
-    ``close`` is told what to close when all is sent.
+    uvicorn writes head and body separately, and uvloop sends each write at once: two system calls, two segments, and a
+    client that wakes twice. Here the first write waits for a second one, but no longer than until the loop's next turn.
+    ``close`` is called with the transport when all is sent.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Joining:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        """Sends ``data`` with what was written before it, or after this turn of the loop."""
+        """Sends ``data`` together with the waiting write, or keeps it until the loop's next turn."""
         if self._first:
             first, self._first = self._first, b""
             self._transport.write(first + data)
@@ -39,12 +39,12 @@ class Joining:
             self._loop.call_soon(self._flush)
 
     def write_eof(self) -> None:
-        """Sends what waits, and that nothing follows."""
+        """Sends the waiting write, then closes the sending side."""
         self._flush()
         self._transport.write_eof()
 
     def close(self) -> None:
-        """Sends what waits, and closes."""
+        """Sends the waiting write, then closes."""
         self._flush()
         self._close(self._transport)
 

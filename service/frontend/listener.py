@@ -1,8 +1,8 @@
-"""The listening socket: bound once by the supervisor, shared by all front-ends, closed without losing anyone.
+"""The listening socket: bound once by the supervisor, shared by all front-ends, closed without losing a connection.
 
-Closing a listening socket resets every connection that the kernel has completed and nobody has accepted
-yet. So `refuse_newcomers` comes first: the kernel drops the packet that would open a connection, and after
-a moment in which the front-ends accept those that were under way, none is left to be reset.
+Closing a listening socket resets every connection that the kernel has completed and no process has accepted. So
+`refuse_newcomers` comes first: from then on the kernel drops packets that would open a connection. For a moment the
+front-ends accept the connections that are under way; after it none is left to be reset.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from service.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
-#: Connections that the kernel completes ahead of `accept`: a burst of new clients.
+#: Connections that the kernel completes ahead of `accept`, for bursts of new clients.
 BACKLOG = 2048
-#: Linux's asm-generic/socket.h; Python has no name for it.
+#: From Linux's asm-generic/socket.h; Python has no name for it.
 _SO_ATTACH_FILTER = 26
 #: Classic BPF over a TCP header: a packet with SYN and without ACK is dropped, any other passes.
 _DROP_SYN = (
@@ -33,9 +33,9 @@ _DROP_SYN = (
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; ``::`` is every address of the host, IPv4 as well.
+    """A listening socket. The host ``::`` means every address, those of IPv4 included.
 
-    Raises `ConfigurationError` when the port cannot be had.
+    Raises `ConfigurationError` if the address cannot be bound.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -49,13 +49,13 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def reserve(host: str, port: int) -> socket.socket:
-    """A socket that holds ``port`` for others of this user that bind it with SO_REUSEPORT; it never listens itself.
+    """A socket that reserves ``port`` for processes of this user that bind it with SO_REUSEPORT. It never listens.
 
-    Raises `ConfigurationError` when the port cannot be had.
+    Raises `ConfigurationError` if the address cannot be bound.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # Without the option first: with it, a bind succeeds beside another service's listeners.
+        # Bound once without SO_REUSEPORT: with the option, a bind would succeed beside another service's listeners.
         socket.create_server(address[:2], family=family).close()
         holder = socket.socket(family, kind)
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -69,9 +69,9 @@ def reserve(host: str, port: int) -> socket.socket:
 
 
 def bind_unix(path: Path) -> socket.socket:
-    """A listening Unix socket at ``path``, open to everybody who may enter its folder.
+    """A listening Unix socket at ``path``, open to every user who may enter its folder.
 
-    A socket that a dead service left there is replaced. Raises `ConfigurationError` when it cannot be had.
+    Replaces a socket that a dead service left. Raises `ConfigurationError` if the path cannot be bound.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -86,7 +86,7 @@ def bind_unix(path: Path) -> socket.socket:
 
 
 def remove_unanswered(path: Path) -> None:
-    """Removes the Unix socket at ``path`` if nobody answers there: its service has ended, and no other has begun."""
+    """Removes the Unix socket at ``path`` if no service answers there."""
     if path.is_socket() and not _answers(path):
         path.unlink(missing_ok=True)
 
@@ -97,7 +97,7 @@ def _answers(path: Path) -> bool:
 
 
 def url(listener: socket.socket, scheme: str = "http") -> str:
-    """Where the service is to be found: ``http://127.0.0.1:8000``, or ``unix:`` and a path."""
+    """The service's URL, such as ``http://127.0.0.1:8000``, or ``unix:`` and a path."""
     if listener.family == socket.AF_UNIX:
         return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
@@ -105,10 +105,10 @@ def url(listener: socket.socket, scheme: str = "http") -> str:
 
 
 def refuse_newcomers(listener: socket.socket) -> None:
-    """Opens no new connection on any copy of ``listener``; who is connected, or about to be, stays so.
+    """Lets the kernel drop new connections to any copy of ``listener``. Existing ones, and those under way, stay.
 
-    The newcomer's kernel tries again a second later and is refused once the socket has closed. Where the
-    system has no such filter, nothing happens: a connection of the last moment may then be reset.
+    A new client's kernel tries again after a second and is refused once the socket is closed. On a system without
+    socket filters nothing happens, and a connection of the last moment may be reset.
     """
     if sys.platform != "linux" or listener.family == socket.AF_UNIX:
         return

@@ -1,4 +1,4 @@
-"""A front-end: HTTP and decoding on one event loop, in front of the engine."""
+"""A front-end's life: HTTP and the decoders' door on one event loop, in front of the engines."""
 
 from __future__ import annotations
 
@@ -53,16 +53,17 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two signs of life to the supervisor.
 HEARTBEAT = 1.0
-#: Seconds between refusing new connections and closing the port and what idles: who is on the way still gets in.
-_LAME_DUCK, _LAME_DUCK_STEPS = 0.2, 4
-#: Seconds for the last answers to requests that were cut off.
+#: Seconds between refusing new connections and closing the port, in which those under way are accepted; in steps.
+_ACCEPT_SECONDS, _ACCEPT_STEPS = 0.2, 4
+#: Seconds for sending the last answers to requests that were cut off.
 _LAST_WORDS = 0.5
-#: Seconds before the end of a drain, or a tenth of it, in which no image is decoded any more: whoever waits is told so.
+#: Seconds at the end of a drain (a tenth of a drain shorter than ten times this) in which nothing is decoded any more,
+#: so that requests that wait for a decoder still get an answer.
 _LAST_SECOND = 1.0
 
 
 class FrontEnd:
-    """Construct with the listening socket and the channel to the supervisor, then `run`."""
+    """One front-end, made of the listening socket and the channel to the supervisor. `run` is its life."""
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class FrontEnd:
         keeper: Keeper | None = None,
         board: Board | None = None,
     ) -> None:
-        """Decodes in processes of the ``keeper``, or in threads without one. The ``board`` says what answers."""
+        """With a ``keeper`` it decodes in processes, else in threads. The ``board`` holds the answering versions."""
         self._settings = settings
         self._listener = listener
         self._channel = channel
@@ -80,7 +81,7 @@ class FrontEnd:
         threads = -(-available_cores() // settings.resolved_frontends)
         metrics = Metrics.declare()
         self.failed = False
-        """Whether it ended because it could not go on."""
+        """True if it ends because its decoders failed."""
         self._memory = DecodeMemory(SMALL.memory if keeper else 0)
         self._pool = (
             Pool(
@@ -113,8 +114,8 @@ class FrontEnd:
         self._engines = Engines(self._context, threads, self._memory, self._configure)
 
     async def run(self) -> int:
-        """Serves until the supervisor says drain, or dies. Returns how many requests were cut off unanswered."""
-        # What is there now stays for good: the collector need not walk through it again and again.
+        """Serves until the supervisor orders a drain or dies. Returns the number of requests that were cut off."""
+        # All present objects live to the end; frozen, the garbage collector does not search them again and again.
         gc.freeze()
         loop = asyncio.get_running_loop()
         loop.add_reader(self._channel.fileno(), self._hear)
@@ -128,13 +129,13 @@ class FrontEnd:
         if self._grpc_ended is not None:
             await self._grpc_ended
         heart.cancel()
-        # Those whose time was up have been cancelled; each still says so to its client.
+        # uvicorn has cancelled the requests whose time was up; each still has to send its client an error.
         cut_off = self._server.server_state.tasks
         lost = len(cut_off)
         if cut_off:
             await asyncio.wait(cut_off, timeout=_LAST_WORDS)
         loop.remove_reader(self._channel.fileno())
-        # The engine takes back what a closed link held, so no thread may write any more by then.
+        # When its link closes, the engine reclaims the slots; therefore the decoders must have ended before.
         await self._decoders.close()
         await asyncio.sleep(0)
         self._engines.detach()
@@ -159,7 +160,7 @@ class FrontEnd:
         return self._channel.send("alive", joined=self._engines.joined(), shadow=seen)
 
     async def _let_go(self, model: int, version: int) -> None:
-        """Tells the supervisor when nobody here waits for that version any more."""
+        """Leaves the version's engines and reports it to the supervisor."""
         await self._engines.let_go(model, version)
         self._channel.send("left", model=model, version=version)
 
@@ -198,7 +199,7 @@ class FrontEnd:
                 self._drain(message["delay"])
 
     def _configure(self, recipe: Recipe) -> None:
-        """Pictures are going to be prepared so, too."""
+        """Prepares the decoders for pictures of this ``recipe``."""
         if self._pool is not None:
             self._pool.configure(recipe, self._settings.max_upload_bytes + ENVELOPE)
 
@@ -211,42 +212,42 @@ class FrontEnd:
             loop.call_later(delay + patience - min(_LAST_SECOND, patience / 10), self._pool.give_up, _no_time)
 
     def _lost_the_keeper(self) -> None:
-        """Another front-end has to take this one's place."""
+        """Ends this front-end, which cannot decode any more, so that the supervisor replaces it."""
         self.failed = True
         assert self._pool is not None
         self._pool.give_up(_no_decoders)
-        self._server.should_exit = True  # and no word to the port, which the other front-ends share
+        self._server.should_exit = True  # the port stays open: the other front-ends share it
 
     def _end(self) -> None:
-        """Takes no new connection, finishes what is open, lets `run` return."""
+        """Takes no new connection, finishes the open requests and lets `run` return."""
         self._ending = asyncio.create_task(self._close_the_port())
 
     async def _close_the_port(self) -> None:
-        """Accepts whoever the kernel is connecting already, then lets uvicorn close and wait."""
+        """Accepts the connections that are under way in the kernel, then lets uvicorn close and wait."""
         refuse_newcomers(self._listener)
         if self._grpc is not None:
             grace = self._settings.drain_timeout_ms / 1000
             self._grpc_ended = asyncio.create_task(self._grpc.stop(grace))
-        for _ in range(_LAME_DUCK_STEPS):  # a starved loop, too, looks at its sockets between two timers
-            await asyncio.sleep(_LAME_DUCK / _LAME_DUCK_STEPS)
+        for _ in range(_ACCEPT_STEPS):  # in steps: even a starved loop polls its sockets between two timers
+            await asyncio.sleep(_ACCEPT_SECONDS / _ACCEPT_STEPS)
         self._server.should_exit = True
 
 
 def _supervisor() -> int:
-    """The process of the supervisor: the parent, or this one where every part is a thread."""
+    """The pid of the supervisor: the parent's, or this process's own where every part is a thread."""
     return os.getpid() if multiprocessing.parent_process() is None else os.getppid()
 
 
 def _no_time() -> Exception:
-    return Draining("the service ends, and the image is not decoded yet (drain_timeout_ms)")
+    return Draining("the service ends before the image could be decoded (drain_timeout_ms)")
 
 
 def _no_decoders() -> Exception:
-    return EngineFailed("the decoders have failed and are being started again")
+    return EngineFailed("the decoders have failed and are being restarted")
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, since the supervisor decides when to end, and with our `Connections`."""
+    """uvicorn's server with `Connections`, and without signal handlers, since the supervisor decides the end."""
 
     def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
         super().__init__(config)
@@ -302,12 +303,13 @@ def _server(context: Context, keys: Keys | None, certificate: Certificate | None
 def main(
     settings: Settings, listener: socket.socket, name: str, channel: Channel, board: Board | None = None
 ) -> None:
-    """The life of a front-end, in a process or a thread of its own. Ends with exit code 1 if requests were lost.
+    """Runs a front-end in a process or a thread of its own. Exits with code 1 if requests were lost.
 
-    The ``board`` says which version of each model answers.
+    The ``board`` holds the version of each model that answers.
     """
     logs.configure(settings, name)
-    # Forked before there is a thread, a connection or a key here. In a thread of the supervisor nothing may be forked.
+    # The keeper is forked before this process has a thread, a connection or a key. A thread of the supervisor's process
+    # must not fork.
     alone = transport.PROCESSES and threading.current_thread() is threading.main_thread()
     keeper = Keeper() if alone else None
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -323,7 +325,7 @@ async def _run(
     keeper: Keeper | None,
     board: Board | None,
 ) -> bool:
-    """Whether it ended well."""
+    """Runs a front-end. True if no request was lost and it did not fail."""
     front_end = FrontEnd(settings, listener, channel, keeper, board)
     lost = await front_end.run()
     if lost:

@@ -1,19 +1,20 @@
-"""One request after the other on a connection: uvicorn's HTTP protocol, with what it leaves open.
+"""HTTP/1.1 on one connection, one request after the other: uvicorn's protocol and the cases that it leaves open.
 
     Waiting ── a whole head ──▶ body ──▶ whole ── answered, and the kernel has taken the answer ──▶ the next one
 
-- One request is worked on at a time. What its client sends behind it stays unread, or, as far as it came in the same
-  read, unparsed.
-- An offer to upgrade, and CONNECT, are passed over: what comes is an ordinary request, body included (9110 7.8).
+- One request is worked on at a time. Bytes that follow it stay unread, or unparsed if they came in the same read.
+- An offer to upgrade, and CONNECT, are ignored: the request is handled as an ordinary one, its body included
+  (RFC 9110, 7.8).
 - A response's head is sent together with its body.
-- A head has its limits in `service.frontend.connections`, and its meaning in `service.api.head`. A body has until the
-  request's deadline, which runs from the first byte of the head (``scope["began"]``).
-- What is no HTTP is answered by a problem document, like every other error; whoever was asked before it, first.
-- After an answer that did not wait for its request's body, the rest of that is thrown away, for `LINGER_SECONDS`
-  at most: long enough for the client to read the answer, and no way to go on for ever.
-- Who does not read what was answered is cut off after `STALLED_SECONDS` without progress.
-- A client that closes its sending half behind a whole request waits for the answer (9112 9.6). One that has gone
-  altogether looks the same, until a write fails; so its request may cost a forward pass.
+- The limits of a head are in `service.frontend.connections`, its meaning is in `service.api.head`. A body may come
+  until the request's deadline, which counts from the first byte of the head (``scope["began"]``).
+- Bytes that are no HTTP are answered by a problem document, like every other error. A request before them is answered
+  first.
+- An answer may come before its request's whole body. The rest of the body is then thrown away, for `LINGER_SECONDS` at
+  most, so that the client can read the answer but cannot go on for ever.
+- A client that does not read its answer is cut off after `STALLED_SECONDS` without progress.
+- A client that closes its sending half after a whole request waits for the answer (RFC 9112, 9.6). A client that is
+  gone looks the same until a write fails, so its request may cost a forward pass.
 """
 
 from __future__ import annotations
@@ -37,37 +38,37 @@ from service.errors import HeadersTooLarge, MalformedRequest, ServiceError
 from service.frontend.connections import END, HEAD_BYTES, Connections, readable
 from service.frontend.joining import Joining
 
-#: Bytes of framing for each byte of a body, beyond `HEAD_BYTES`: chunks of one byte need five, some more with
-#: extensions. What is more are trailers and chunk extensions, which no limit of the body sees.
+#: Bytes of framing allowed for each byte of a body, beyond `HEAD_BYTES`: chunks of one byte need five, and extensions
+#: some more. A larger share means trailers or chunk extensions, which no limit of the body counts.
 _FRAMING = 16
-#: Seconds for a client to stop sending and to read the answer that it got early.
+#: Seconds for a client to stop sending and to read an answer that came before its whole body.
 LINGER_SECONDS = 5.0
-#: Seconds that a client may leave an answer in our buffer without taking a byte of it.
+#: Seconds for which an answer may stay in this process's buffer without progress.
 STALLED_SECONDS = 30.0
-#: Bytes in our buffer from which on the kernel has not taken the answer, and down to which it has.
+#: Marks of the write buffer in bytes: with one byte in it, the kernel has not taken the whole answer.
 _NOT_TAKEN, _TAKEN = 1, 0
 
 
 class Protocol(HttpToolsProtocol):
-    """For `uvicorn.Config(http=Protocol)`. Made when a connection has something to say, see `Connections`."""
+    """The protocol of a connection with a request; see the head of this file. `Connections` makes and retires it."""
 
     connections: Connections  # type: ignore[assignment]
     began = 0.0
-    """When the first byte of the head came that is shown next, on the monotonic clock."""
+    """The arrival of the first byte of the next head, in seconds of the monotonic clock."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.bare_transport = transport
-        self._deaf = False  # whatever still comes is thrown away
+        self._discarding = False  # True: all further bytes are thrown away
         self._in_head = False
-        self._connects = False  # the head that is parsed again, as another method's, is that of CONNECT
+        self._connects = False  # True while the head of a CONNECT is parsed a second time, as that of a POST
         self._wants_no_content = False
-        self._whole = True  # nothing of a request's body is outstanding
-        self._left: int | None = 0  # bytes of it; None while it comes in chunks
-        self._tail = b""  # the last bytes of what came in chunks
-        self._rest = b""  # what came behind a whole request
-        self._framing = 0  # bytes of the body that were no content, less what its content pays for
+        self._whole = True  # the request's whole body has come
+        self._left: int | None = 0  # bytes of the body still to come; None for a body in chunks
+        self._tail = b""  # the last bytes of a body in chunks
+        self._rest = b""  # bytes that follow a whole request
+        self._framing = 0  # bytes of framing so far, less those that the body's content allows (`_FRAMING`)
         self._clock: TimerHandle | None = None
-        """Of what the client owes us: the rest of a body that nobody waits for."""
+        """The timer of the rest of a body whose request is answered already."""
         self._stalled: TimerHandle | None = None
         self._untaken = 0
         transport.set_write_buffer_limits(high=_NOT_TAKEN, low=_TAKEN)
@@ -75,7 +76,7 @@ class Protocol(HttpToolsProtocol):
         self.flow: _Flow = _Flow(self.transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._deaf = True
+        self._discarding = True
         self._stop_clock()
         self.resume_writing()
         self._drop_rest()
@@ -84,7 +85,7 @@ class Protocol(HttpToolsProtocol):
     # What arrives
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
+        if self._discarding:
             return
         if not self._whole:
             self._body_came(data)
@@ -95,7 +96,7 @@ class Protocol(HttpToolsProtocol):
             self._next(data)
 
     def _next(self, data: bytes) -> None:
-        """``data`` follows a request that was answered, or is the first."""
+        """Begins the next request with ``data``: the first one, or one after an answered one."""
         data = data.lstrip(b"\r\n")
         end = data.find(END)
         if self.cycle is not None and not 0 <= end <= HEAD_BYTES:
@@ -104,15 +105,15 @@ class Protocol(HttpToolsProtocol):
         before, self.began = self.cycle, self.began or time.monotonic()
         head = data[: end + len(END)] if end >= 0 else data
         self._feed(head, head=True)
-        if self.cycle is before and not self._deaf:
+        if self.cycle is before and not self._discarding:
             self.refuse(MalformedRequest("this is not the head of a request"))
         elif len(data) > len(head):
             self.data_received(data[len(head) :])
 
     def _body_came(self, data: bytes) -> None:
-        """Shows the parser no more than belongs to this request."""
+        """Feeds the parser only bytes of this request's body."""
         at = 0
-        while at < len(data) and not self._whole and not self._deaf:
+        while at < len(data) and not self._whole and not self._discarding:
             end = self._chunks_end(data, at) if self._left is None else min(at + self._left, len(data))
             if self._left is not None:
                 self._left -= end - at
@@ -124,7 +125,7 @@ class Protocol(HttpToolsProtocol):
             self._go_on()
 
     def _chunks_end(self, data: bytes, at: int) -> int:
-        """How far ``data`` may be parsed: a body in chunks ends with `END`, wherever else that may be."""
+        """The end of the part of ``data`` that may be parsed: the next `END`, since a body in chunks ends with one."""
         seam = self._tail + data[at : at + len(END) - 1]
         found = seam.find(END)
         if found >= 0:
@@ -147,11 +148,11 @@ class Protocol(HttpToolsProtocol):
                 ours = refusal(bytes(piece) if head else b"")
             self.refuse(ours)
         else:
-            if self._framing > HEAD_BYTES and self._asking() and self.cycle.more_body:
+            if self._framing > HEAD_BYTES and self._unanswered() and self.cycle.more_body:
                 self.refuse(HeadersTooLarge("trailers or chunk extensions are far more than the body"))
 
     def _show_again(self) -> None:
-        """The parser skips the body of a request that offers an upgrade: another is shown the head without that."""
+        """Feeds the head without its offer to upgrade to a new parser, since this one would skip the body."""
         self._connects = self.parser.get_method() == b"CONNECT"
         line = b"POST /" if self._connects else self.parser.get_method() + b" " + self.url
         lines = [line + b" HTTP/" + self.parser.get_http_version().encode()]
@@ -170,7 +171,7 @@ class Protocol(HttpToolsProtocol):
         self._in_head, self._whole = True, False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # else it is a trailer, of which there may be any number
+        if self._in_head:  # trailers come here too and are dropped, since their number has no limit
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -183,7 +184,7 @@ class Protocol(HttpToolsProtocol):
         head = examine(method, self.parser.get_http_version(), self.url, self.headers)
         self.url, self.expect_100_continue = head.target, head.expects
         self._left, self._tail, self._framing = head.length, b"", 0
-        if head.host is not None:  # 9112 3.2.2: it counts, and not what the header says
+        if head.host is not None:  # RFC 9112, 3.2.2: the host of an absolute target overrides the header
             self.headers[:] = [
                 (name, head.host if name == b"host" else value) for name, value in self.headers
             ]
@@ -202,24 +203,24 @@ class Protocol(HttpToolsProtocol):
             return
         self._whole = True
         if self.cycle.response_complete:
-            self._stop_clock()  # the rest of a body that nobody waited for
+            self._stop_clock()  # the rest of the body has come after the answer
             self.cycle.more_body = False
         super().on_message_complete()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        if self._deaf or not self._asking() or not self._whole or self.scheme == "https":
+        if self._discarding or not self._unanswered() or not self._whole or self.scheme == "https":
             return False
         self.cycle.keep_alive = False
         return True
 
     def _keep(self, data: bytes) -> None:
-        """For when its predecessor is answered. Nothing more is read until then."""
+        """Keeps bytes that follow the present request. Nothing more is read until that is answered."""
         if self.connections.intake.take(len(data)):
             self._rest += data
             self.flow.hold()
             return
-        self._deaf = True  # no answer is owed to what follows the last one of a connection
-        if self._asking():
+        self._discarding = True  # the present request becomes the last one; what follows it needs no answer
+        if self._unanswered():
             self.cycle.keep_alive = False
         else:
             self.transport.close()
@@ -230,8 +231,8 @@ class Protocol(HttpToolsProtocol):
         return rest
 
     def _go_on(self) -> None:
-        """With the next request, once the last one is done with and the kernel has taken its answer."""
-        if self._deaf or not self._whole or self._busy() or self.transport.is_closing():
+        """Begins the next request if the last one is complete and the kernel has taken its answer."""
+        if self._discarding or not self._whole or self._busy() or self.transport.is_closing():
             return
         rest = self._drop_rest()
         self.flow.release()
@@ -241,21 +242,24 @@ class Protocol(HttpToolsProtocol):
             self.connections.rest(self)
 
     def refuse(self, error: ServiceError) -> None:
-        """Answers what is no request. A request that came whole before it is answered instead, then it ends."""
-        self._in_head, self._deaf = False, True
+        """Answers bytes that are no request with ``error``, and ends the connection.
+
+        If a whole request came before them, that is answered instead.
+        """
+        self._in_head, self._discarding = False, True
         self._stop_clock()
-        if self._asking() and not self.cycle.more_body:
+        if self._unanswered() and not self.cycle.more_body:
             self.cycle.keep_alive = False
             return
-        if self._asking():
+        if self._unanswered():
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        if not self._asking() or not self.cycle.response_started:
+        if not self._unanswered() or not self.cycle.response_started:
             self.transport.write(self._document(error))
         self._linger()
 
     def _document(self, error: ServiceError) -> bytes:
-        """The whole response to something that is no request."""
+        """The bytes of the whole response to bytes that are no request."""
         status, request_id = status_of(error), new_id()
         body = json.dumps(problem(error, request_id)).encode()
         headers = [
@@ -277,8 +281,10 @@ class Protocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     async def _send_unasked(self, cycle: RequestResponseCycle, message: ASGISendEvent) -> None:
-        """After an answer in place of 100, the client may send the body or not (9110 10.1.1), so that nobody could
-        tell whether what comes is a body or a request: such a connection ends."""
+        """Ends the connection after an answer in place of 100 (Continue).
+
+        The client may then send the body or not (RFC 9110, 10.1.1), so the next bytes could be a body or a request.
+        """
         if cycle.waiting_for_100_continue and cycle.more_body:
             cycle.keep_alive = False
         await RequestResponseCycle.send(cycle, message)
@@ -287,9 +293,9 @@ class Protocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        if self._deaf or self._owed():
+        if self._discarding or self._answered_early():
             self.flow.release()
-        if self._owed() and not self._deaf:
+        if self._answered_early() and not self._discarding:
             self._start_clock(LINGER_SECONDS, self.transport.abort)
         self._go_on()
 
@@ -316,19 +322,19 @@ class Protocol(HttpToolsProtocol):
         if self.cycle is not None:
             self._go_on()
 
-    def _owed(self) -> bool:
-        """Whether the last request was answered before its body had come."""
+    def _answered_early(self) -> bool:
+        """True if the last request was answered before its whole body had come."""
         return self.cycle is not None and self.cycle.response_complete and self.cycle.more_body
 
     def _close(self, transport: asyncio.Transport) -> None:
-        """uvicorn closes. Into the face of a client that still sends, this would be a reset, and no answer."""
-        if self._owed() and not self._deaf:
+        """Closes for uvicorn. While the client still sends, closing at once would reset the connection."""
+        if self._answered_early() and not self._discarding:
             self._linger()
         else:
             transport.close()
 
     def _linger(self) -> None:
-        self._deaf = True
+        self._discarding = True
         self._drop_rest()
         self.flow.release()
         if self.transport.can_write_eof():
@@ -347,40 +353,40 @@ class Protocol(HttpToolsProtocol):
     # The end
 
     def close(self) -> None:
-        """Ends a connection that rests."""
+        """Ends a connection that has no request."""
         self.connections.discard(self)
         self.transport.close()
 
     def retire(self) -> asyncio.Transport:
-        """The connection, for whoever takes over; nothing here holds anything any more."""
+        """Gives up all objects of a request and returns the transport for another protocol."""
         self.parser = self.cycle = self.scope = None  # type: ignore[assignment]
         self.transport = self.flow = None  # type: ignore[assignment]
         return self.bare_transport
 
     def shutdown(self) -> None:
-        """Answers what is being asked, or is about to be, and closes."""
-        if self._asking() or self.transport.is_closing() or self._rest:
+        """Answers the present request, or one that is about to come, and closes."""
+        if self._unanswered() or self.transport.is_closing() or self._rest:
             super().shutdown()
         elif self._whole and readable(self.bare_transport):
             self.connections.put_aside(self)
         else:
             self.transport.close()
 
-    def _asking(self) -> bool:
+    def _unanswered(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
     def _busy(self) -> bool:
-        """Whether a request is being worked on, or its answer waits for the kernel."""
-        return self._asking() or self.flow.write_paused
+        """True while a request is worked on, or its answer is not yet taken by the kernel."""
+        return self._unanswered() or self.flow.write_paused
 
 
 class _Flow(FlowControl):
-    """uvicorn's, which resumes reading whenever the application looks whether its client is there."""
+    """uvicorn's flow control with a lock, since uvicorn resumes reading whenever the application receives."""
 
     _held = False
 
     def hold(self) -> None:
-        """Reads nothing until `release`."""
+        """Stops reading until `release`."""
         self._held = True
         self.pause_reading()
 

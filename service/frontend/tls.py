@@ -1,4 +1,4 @@
-"""HTTPS by two files, read again when they change: certificates live for weeks, services for longer."""
+"""HTTPS with a certificate and a key from two files, which are read again when they change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Version = tuple[int, ...]
 
 
 class Certificate:
-    """The certificate and its key. Raises `ConfigurationError` if they are no pair that can be used."""
+    """A certificate and its key, PEM. Raises `ConfigurationError` if they cannot be used together."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self._files = (certificate, key)
@@ -30,19 +30,19 @@ class Certificate:
 
     @classmethod
     def of(cls, settings: Settings) -> Certificate | None:
-        """The settings' certificate; None serves plain HTTP."""
+        """The settings' certificate; None for plain HTTP."""
         if settings.tls_certificate_file is None or settings.tls_key_file is None:
             return None
         return cls(settings.tls_certificate_file, settings.tls_key_file)
 
     def refresh(self) -> None:
-        """Takes a new pair, for new connections. While there is none that works, the one before it stays."""
+        """Loads changed files, for new connections. If the new pair cannot be used, the old one stays."""
         version = _version(self._files)
         if version in ((), self._version):
             return
         self._version = version
         try:
-            _context(self._files)  # a half-written pair must not end up in the one that serves
+            _context(self._files)  # fails for half-written files, before the context that serves is touched
             self.context.load_cert_chain(*self._files, password=_no_passphrase)
         except (OSError, ValueError) as error:
             log.error("the new TLS certificate cannot be used, the old one stays: %s", _reason(error))
@@ -58,7 +58,7 @@ def _context(files: tuple[Path, Path]) -> ssl.SSLContext:
 
 
 def _no_passphrase() -> str:
-    """Instead of a question on the terminal, which nobody would answer."""
+    """Refuses a key with a passphrase. Without it OpenSSL would ask on the terminal and wait."""
     raise ValueError("the key has a passphrase")
 
 

@@ -1,1 +1,1 @@
-"""The machine and the installation: what there is of them, and how they are asked."""
+"""The machine and the installation: processor, memory, processes, packages, sample photos."""

@@ -1,4 +1,4 @@
-"""The extras of pyproject.toml, and how to add one to the environment that runs this."""
+"""The extras of pyproject.toml, and the command that installs one into the running environment."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def install_command(extra: str) -> str:
-    """A command that adds ``extra``, to be typed as it is.
+    """The shell command that installs the extra ``extra``.
 
-    From a clone it installs the clone again with the extra. Elsewhere it names the packages themselves, since
-    this one may not be on the index that pip asks.
+    In a clone it installs the clone again, with the extra. Elsewhere it names the extra's packages, since
+    imagenet-serve itself may not be on the index that pip asks.
     """
     is_clone = (_ROOT / "pyproject.toml").is_file()
     what = ["--editable", f"{_near(_ROOT)}[{extra}]"] if is_clone else _packages(extra)
@@ -24,7 +24,7 @@ def install_command(extra: str) -> str:
 
 
 def _packages(extra: str) -> list[str]:
-    """The requirements of ``extra``, and of the extras that it takes in."""
+    """The requirements of ``extra``, those of the extras that it includes among them."""
     marker = re.compile(rf"""extra == ['"]{re.escape(extra)}['"]""")
     lines = [line.split(";") for line in metadata.requires("imagenet-serve") or []]
     wanted = [line[0].strip() for line in lines if len(line) > 1 and marker.search(line[1])]
@@ -34,6 +34,6 @@ def _packages(extra: str) -> list[str]:
 
 
 def _near(path: Path) -> str:
-    """As one would type it from here: relative where that is shorter."""
+    """The path as a user would type it: relative to the current directory if that is shorter."""
     relative = os.path.relpath(path)
     return min(relative, str(path), key=len)

@@ -1,4 +1,4 @@
-"""Commands that run a module of this package in a process of its own, whatever the working directory holds."""
+"""Commands that run a module of this package in a new process, independent of the working directory."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ def module_command(module: str, *arguments: str) -> list[str]:
 
 
 def module_environment(given: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment for `module_command`: ``given`` (this process's own unless given), in which the child finds
-    this package also where it runs from a folder in which nothing was installed."""
+    """The environment for `module_command`: ``given``, by default this process's own.
+
+    If this package is not installed but runs from a folder, the folder is added to ``PYTHONPATH``.
+    """
     environment = dict(os.environ if given is None else given)
     if str(_ROOT) not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
         paths = [str(_ROOT), *filter(None, [environment.get("PYTHONPATH")])]

@@ -1,8 +1,7 @@
-"""Folders in the temporary directory whose owner was killed: found and removed by the next who makes one.
+"""Temporary folders whose owner was killed: the next service that makes such a folder finds and removes them.
 
-An owner holds a lock on a file in its folder. The kernel drops it however the owner ends, so a lock that can be had
-means a dead owner, also where the folder is on a volume that outlives the container and numbers of processes
-begin again at 1.
+An owner holds a lock on a file in its folder. The kernel releases it however the owner ends, so a free lock means a
+dead owner. Process ids would not do: a volume can outlive its container, and in the next one they begin again at 1.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 _LOCK = "owner.lock"
-#: The same file until its lock is held: who finds it under its own name finds it locked, or its owner dead.
+#: The lock file's name until it is locked. So a file with the final name is locked, unless its owner is dead.
 _UNLOCKED = "owner.lock.new"
-#: Seconds after which an empty folder without a lock is nobody's: between making one and locking it lie microseconds.
+#: Seconds after which an empty folder without a lock has no owner; a living one locks it within microseconds.
 _NEWBORN = 60.0
 
 
 class Claim:
-    """The lock on a folder, for as long as this process lives or until `close`."""
+    """The lock on a folder, held until `close` or the end of this process."""
 
     def __init__(self, folder: Path) -> None:
         self._descriptor = os.open(folder / _UNLOCKED, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -33,18 +32,18 @@ class Claim:
         (folder / _UNLOCKED).rename(folder / _LOCK)
 
     def close(self) -> None:
-        """Lets go of this process's copy. A fork that must not keep the folder alive calls it at once."""
+        """Closes this process's copy of the lock. A forked child that must not keep the folder calls it at once."""
         os.close(self._descriptor)
 
 
 def remove(prefix: str) -> None:
-    """Removes every folder in the temporary directory that begins with ``prefix`` and whose owner has died."""
+    """Removes all temporary folders whose names begin with ``prefix`` and whose owners are dead."""
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         try:
             if _is_dead(folder):
                 shutil.rmtree(folder)
                 log.info("removed %s, which a service that was killed had left", folder)
-        except OSError as error:  # another user's, or another start was quicker
+        except OSError as error:  # another user's folder, or another start is removing it
             log.debug("%s stays: %s", folder, error.strerror)
 
 

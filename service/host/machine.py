@@ -1,4 +1,4 @@
-"""What this host is: processor, memory, quotas, NVIDIA driver. Reads /proc and cgroups, changes nothing."""
+"""This host's processor, memory, quotas and NVIDIA driver, read from /proc and cgroups."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ import platform
 import subprocess
 from pathlib import Path
 
-#: Extensions of the instruction set that decide how fast a model runs, by their name in /proc/cpuinfo.
+#: Extensions of the instruction set that decide the speed of a model, by their names in /proc/cpuinfo.
 _EXTENSIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp")
 _CGROUP = Path("/sys/fs/cgroup")
-#: cgroup v1 says "no limit" with the largest number of pages that there could be.
+#: A limit of cgroup v1 above this means no limit: it then shows the largest possible number of pages.
 _NO_LIMIT = 2**60
-#: Bytes, and the share of the cgroup's limit, that are not for pictures: bodies on their way, and what processes grow
-#: by.
+#: Memory that is not for pictures but for request bodies and the growth of processes: bytes, and a share of the
+#: cgroup's limit. The larger of the two counts.
 _RESERVE, _RESERVED_SHARE = 128 << 20, 0.1
 
 
 def cpu_model() -> str:
-    """With family and model number: hypervisors like to call all of them ``AMD EPYC``."""
+    """The processor's name with family and model number, since many hypervisors give the same name to all."""
     name = _cpuinfo("model name") or platform.processor() or platform.machine()
     family, model = _cpuinfo("cpu family"), _cpuinfo("model")
     return f"{name} (family {family} model {model})" if family else name
 
 
 def cpu_extensions() -> list[str]:
-    """Those of the processor's extensions that matter here, by their name in /proc/cpuinfo."""
+    """The processor's extensions among `_EXTENSIONS`."""
     flags = set(_cpuinfo("flags", "Features").split())
     return [name for name in _EXTENSIONS if name in flags]
 
 
 def cpu_flags() -> list[str]:
-    """All extensions that /proc/cpuinfo names, sorted."""
+    """All extensions in /proc/cpuinfo, sorted."""
     return sorted(_cpuinfo("flags", "Features").split())
 
 
-#: Processes of this service that share the quota evenly; more than one in an engine with its part of the processor.
+#: The number of engines that share the quota evenly.
 _sharers = 1
 
 
 def share_quota(sharers: int) -> None:
-    """For this process, `cpu_quota` is one part of as many from now on."""
-    global _sharers  # what this process is, as its affinity
+    """Makes `cpu_quota` in this process one of ``sharers`` equal parts."""
+    global _sharers  # a property of the process, like its CPU affinity
     _sharers = sharers
 
 
 def cpu_quota(root: Path = _CGROUP) -> float | None:
-    """Cores that the cgroup allows (``cpu.max`` of v2, ``cpu.cfs_quota_us`` of v1); None without a limit.
+    """The cores that the cgroup allows (``cpu.max`` of v2, ``cpu.cfs_quota_us`` of v1); None without a limit.
 
-    Of a quota that is shared, this process's part.
+    After `share_quota` it is this process's part.
     """
     try:
         if (root / "cpu.max").exists():
@@ -64,7 +64,7 @@ def cpu_quota(root: Path = _CGROUP) -> float | None:
 
 
 def memory_limit(root: Path = _CGROUP) -> int | None:
-    """Bytes that this service may use at most: the cgroup's limit or the host's memory. None where unknown."""
+    """The bytes that this service may use at most: the cgroup's limit or the host's memory; None if unknown."""
     known = [_cgroup_memory_limit(root)]
     with contextlib.suppress(OSError, ValueError):
         known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -72,15 +72,15 @@ def memory_limit(root: Path = _CGROUP) -> int | None:
 
 
 def free_memory(root: Path = _CGROUP) -> int | None:
-    """Bytes that a new process could have: the host's, or what is left of the cgroup's limit. None where unknown."""
+    """The free bytes of the host or, if less, of the cgroup's limit; None if unknown."""
     left = [value for value in (_memory_available(), _cgroup_memory_left(root)) if value is not None]
     return min(left, default=None)
 
 
 def memory_for_pictures(root: Path = _CGROUP) -> float:
-    """Bytes that pictures may take while they are decoded: what is left now, when the model is warm, but for a reserve.
+    """The bytes for decoded pictures: the memory that is free now, less a reserve. Infinite if unknown.
 
-    Infinite where nothing says what there is.
+    To be called when the model is warm, so that its memory is no longer free.
     """
     left = free_memory(root)
     if left is None:
@@ -89,7 +89,7 @@ def memory_for_pictures(root: Path = _CGROUP) -> float:
 
 
 def nvidia_driver() -> str | None:
-    """The kernel's NVIDIA driver, as it describes itself; None where there is none."""
+    """The version line of the kernel's NVIDIA driver; None without one."""
     try:
         return Path("/proc/driver/nvidia/version").read_text().splitlines()[0].removeprefix("NVRM version: ")
     except (OSError, IndexError):
@@ -97,13 +97,13 @@ def nvidia_driver() -> str | None:
 
 
 def gpu() -> str | None:
-    """Name and driver of the first NVIDIA GPU, from nvidia-smi; None without one."""
+    """The name and the driver of the first NVIDIA GPU, from nvidia-smi; None without one."""
     query = output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
     return query.splitlines()[0] if query else None
 
 
 def output(*command: str, folder: Path | None = None) -> str:
-    """What a command prints; empty when it is not there, fails, or takes half a minute."""
+    """The standard output of a command; empty if it does not exist, fails or takes more than 30 s."""
     try:
         finished = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, timeout=30, check=False
@@ -114,7 +114,7 @@ def output(*command: str, folder: Path | None = None) -> str:
 
 
 def _cpuinfo(*names: str) -> str:
-    """The first value of any of these fields in /proc/cpuinfo; empty where there is none."""
+    """The first value of any of these fields in /proc/cpuinfo; empty without one."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -133,7 +133,7 @@ def _memory_available() -> int | None:
                 return int(line.split()[1]) * 1024
     except (OSError, ValueError):
         pass
-    try:  # macOS has no such file; what there is altogether is the next best
+    try:  # macOS has no /proc/meminfo: the total memory has to do
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError):
         return None
@@ -161,7 +161,7 @@ def _cgroup_memory_left(root: Path) -> int | None:
             taken = int((root / used).read_text())
         except (OSError, ValueError):
             continue
-        # What was read from files and is not needed goes first: the kubelet does not count it either.
+        # Inactive pages of files do not count as used: the kernel drops them first. The kubelet does the same.
         return max(0, limit - max(0, taken - _statistic(root / statistics, idle)))
     return None
 

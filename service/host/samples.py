@@ -1,4 +1,4 @@
-"""The sample photographs that come with the service: for the demo, for the page, for whoever has none at hand."""
+"""The sample photos that are part of the package, for the demo and the page."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import NamedTuple
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
-#: An installed wheel carries the files inside the package, a checkout beside it.
+#: The folder of the samples in an installed wheel, and in a checkout.
 _FOLDERS = (_PACKAGE / "_samples", _PACKAGE.parent / "samples")
-#: What the demo model is surest of comes first; photographs that are not listed follow by name.
+#: The photos of which the demo model is most certain come first; the others follow by name.
 _ORDER = ("red-panda", "coffee", "goldfish")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 class Sample(NamedTuple):
-    """One photograph; ``name`` is what people are shown."""
+    """One photo; ``name`` is its title for people."""
 
     name: str
     path: Path
 
 
 def samples() -> list[Sample]:
-    """Every sample, best first; empty where the installation has none."""
+    """All samples, best first; empty if the installation has none."""
     folder = next((folder for folder in _FOLDERS if folder.is_dir()), None)
     files = sorted(folder.iterdir(), key=_rank) if folder else []
     return [Sample(_name(path), path) for path in files if path.suffix.lower() in _SUFFIXES]

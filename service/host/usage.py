@@ -1,6 +1,6 @@
-"""Processes as ``/proc`` tells of them: who started whom, and the CPU time, memory and files of each.
+"""The process tree, and each process's CPU time, memory and open files, read from ``/proc``.
 
-Everything here is empty on a system without ``/proc``.
+On a system without ``/proc`` all results are empty.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Of the times in ``/proc/PID/stat``, in a second.
+#: Clock ticks a second, the unit of the times in ``/proc/PID/stat``.
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-#: Fields of ``/proc/PID/stat`` behind the name (proc(5)): utime, stime, rss in pages.
+#: Places of utime, stime and rss (in pages) among the fields of ``/proc/PID/stat`` that follow the name; see proc(5).
 _USER, _SYSTEM, _RESIDENT = 11, 12, 21
 _SUPERVISOR = "supervisor"
 #: Names of the service's own processes, without their numbers.
@@ -22,7 +22,7 @@ _OWN = frozenset({"engine", "frontend", "decoder"})
 
 @dataclass
 class Usage:
-    """Of all processes of one name together. ``open_files`` leaves out those that hide theirs."""
+    """The sums over all processes of one name. ``open_files`` counts only processes whose files may be listed."""
 
     cpu_seconds: float = 0.0
     resident_bytes: int = 0
@@ -30,15 +30,15 @@ class Usage:
 
 
 def name_process(name: str) -> None:
-    """Gives this process a ``name``, cut after 15 bytes, for ``ps``, ``top`` and `by_process`."""
+    """Names this process for ``ps``, ``top`` and `by_process`. The kernel keeps 15 bytes of ``name``."""
     if sys.platform == "linux":
         Path("/proc/self/comm").write_text(name[:15])
 
 
 def by_process(supervisor: int) -> dict[str, Usage]:
-    """What the process ``supervisor`` and everything that it started use, by name.
+    """The usage of the process ``supervisor`` and all its descendants, by the name of the process.
 
-    A process that has no name of the service's counts to the one that started it.
+    A process without one of the service's names counts as its parent.
     """
     found: dict[str, Usage] = {}
     waiting = [(_SUPERVISOR, supervisor)]
@@ -56,7 +56,7 @@ def by_process(supervisor: int) -> dict[str, Usage]:
 
 
 def resident_bytes(pid: int) -> int:
-    """What the process has in memory; 0 for one that is not there."""
+    """The resident memory of the process; 0 if it does not exist."""
     fields = stat_fields(pid)
     return int(fields[_RESIDENT]) * _PAGE if fields else 0
 
@@ -70,9 +70,9 @@ def tree(pid: int) -> list[int]:
 
 
 def children(pid: int) -> list[int]:
-    """Processes that ``pid`` started and has not buried, by their numbers.
+    """The children of ``pid``, zombies included, in ascending order.
 
-    From every process's own word: ``/proc/PID/task/TID/children`` leaves some out while another one ends.
+    Found by every process's parent id, since ``/proc/PID/task/TID/children`` may omit some while another one ends.
     """
     if not os.path.isdir("/proc"):
         return []
@@ -81,7 +81,7 @@ def children(pid: int) -> list[int]:
 
 
 def stat_fields(pid: int) -> list[str]:
-    """What ``/proc/PID/stat`` says after the name, the state first; empty for a process that is not there."""
+    """The fields of ``/proc/PID/stat`` after the name, beginning with the state; empty if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,1 +1,1 @@
-"""What the service tells of itself: metrics, traces, log lines, the model card."""
+"""Observability: metrics, traces, log lines, the model card."""

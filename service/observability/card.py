@@ -1,4 +1,4 @@
-"""What is loaded, as far as it can be told without a tensor: the engine writes it, front-ends read it."""
+"""The description of a loaded model without its tensors. The engine writes it, front-ends read it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.shared.fallback import Fallback
 
 @dataclass(frozen=True)
 class ModelCard:
-    """One loaded model. ``image`` is the slot's height, width and channels; figures in percent."""
+    """One loaded model. ``image`` is the slot's height, width and channels; ``top1`` and ``top5`` are percent."""
 
     name: str
     family: str
@@ -25,7 +25,7 @@ class ModelCard:
     image: tuple[int, int, int]
     preprocessing: Preprocessing
     classes: tuple[ClassLabel, ...]
-    """Empty for a checkpoint without a head: it has features and no answers."""
+    """Empty for a checkpoint without a head, which has features but no predictions."""
     feature_shape: tuple[int, int, int]
     """The last block's output: channels, height, width."""
     activation: str
@@ -34,19 +34,19 @@ class ModelCard:
     runtime: str
     max_batch_size: int
     feature_pooling: str = "avg"
-    """What `/features` pools by where a request does not say."""
+    """The pooling of `/features` unless a request names another."""
     fallbacks: tuple[Fallback, ...] = ()
-    """What the service goes on without, and why."""
+    """The optional features that the service goes on without."""
     top1: float | None = None
     top5: float | None = None
 
     @property
     def untrained(self) -> bool:
-        """Whether the weights are random numbers."""
+        """True if the weights are random numbers."""
         return self.weights.startswith("random:")
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """The card as plain JSON values."""
         return {**asdict(self), "preprocessing": self.preprocessing.to_json()}
 
     def to_bytes(self) -> bytes:
@@ -54,12 +54,12 @@ class ModelCard:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ModelCard:
-        """What `to_bytes` wrote."""
+        """The inverse of `to_bytes`."""
         return cls.from_json(json.loads(data))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelCard:
-        """What `to_json` gave."""
+        """The inverse of `to_json`."""
         document = dict(values)
         document["image"] = tuple(document["image"])
         document["fallbacks"] = tuple(Fallback(*told) for told in document["fallbacks"])

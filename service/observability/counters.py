@@ -1,6 +1,6 @@
-"""The counts of processes that have ended, in one file a type.
+"""The counts of processes that have ended, merged into one file for each type of metric.
 
-prometheus_client leaves each process's file where it is. A front-end that is replaced again and again would fill the
+prometheus_client keeps the file of each process for ever. A front-end that is replaced again and again would fill the
 folder with them, and every scrape would read them all.
 """
 
@@ -12,15 +12,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-#: Stands where a process id stands in the names of the library's files.
+#: The process id in the name of the merged file.
 _DEAD = "dead"
 
 
 def merge_dead(directory: Path, process: int) -> None:
-    """Adds what ``process``, which has ended, counted to the file of the dead, and removes its own.
+    """Adds the counts of ``process``, which has ended, to the merged file, and removes the process's own file.
 
-    While somebody reads the folder (`reading`), nothing happens: the sum would have a number twice, or not at all. The
-    file then stays, and is only one more to read.
+    While the folder is read (`reading`) nothing happens, since the reader could count a number twice or not at all.
+    The file then stays, and costs a later scrape one more file to read.
     """
     with contextlib.suppress(BlockingIOError), _locked(directory, fcntl.LOCK_EX | fcntl.LOCK_NB):
         for kind in ("counter", "histogram"):
@@ -32,7 +32,7 @@ def merge_dead(directory: Path, process: int) -> None:
 
 @contextlib.contextmanager
 def reading(directory: Path) -> Iterator[None]:
-    """Inside the block no file of ``directory`` is merged into another."""
+    """Prevents merges in ``directory`` until the block ends."""
     with _locked(directory, fcntl.LOCK_SH):
         yield
 

@@ -1,4 +1,4 @@
-"""Exemplars: which trace a bucket of a histogram was last counted for."""
+"""Exemplars: for each bucket of a histogram, the trace that it last counted."""
 
 from __future__ import annotations
 
@@ -12,26 +12,29 @@ if TYPE_CHECKING:
 
 
 class Exemplars:
-    """For each bucket of the duration histograms the last sampled request that fell into it.
+    """The last sampled request of each bucket of the duration histograms.
 
-    prometheus_client's multi-process files have no room for exemplars, so each front-end keeps its own here and a
-    scrape shows those of the front-end that answers it: the counts are of the whole service, the examples of a part.
-    The text format has no exemplars; they are in the OpenMetrics format, which Prometheus asks for.
+    prometheus_client's multi-process files have no room for exemplars. So each front-end keeps its own, and a scrape
+    shows those of the front-end that answers it, beside the counts of the whole service. Only the OpenMetrics format,
+    which Prometheus asks for, has exemplars; the text format has none.
     """
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        """``bounds`` are the upper ends of the histograms' buckets in seconds, ascending, without infinity."""
+        """``bounds`` are the upper bounds of the histograms' buckets in seconds, ascending, without infinity."""
         self._bounds = bounds
         self._kept: dict[tuple[str, str, float], tuple[Mapping[str, str], float, float]] = {}
 
     def note(self, name: str, label: str, value: str, seconds: float, names: Mapping[str, str]) -> None:
-        """``seconds`` were observed of the histogram ``name`` with one label's ``value``."""
+        """Keeps an observation of ``seconds`` of the histogram ``name``, whose one label has this ``value``.
+
+        ``names`` are the exemplar's own labels: trace_id and span_id.
+        """
         position = bisect_left(self._bounds, seconds)
         bound = self._bounds[position] if position < len(self._bounds) else float("inf")
         self._kept[name, value, bound] = (names, seconds, time.time())
 
     def adorn(self, metrics: Iterator[Metric] | Any) -> Iterator[Metric]:
-        """The metrics with what is kept here on their buckets."""
+        """Yields the metrics, with the exemplars added to their buckets."""
         for metric in metrics:
             for position, sample in enumerate(metric.samples):
                 if not sample.name.endswith("_bucket"):

@@ -1,9 +1,9 @@
 """Lines on standard error, from a writer that never waits for their reader.
 
-A pipe whose reader has stalled takes no more after a few hundred lines, and a process that goes on writing stands still
-in the middle of a request. Here a line that cannot be written at once waits for the next chance, in a queue with an
-end; what does not fit is dropped, counted, and said as soon as there is a reader again. There is no thread: the
-supervisor forks.
+A pipe whose reader has stalled is full after a few hundred lines, and a process that goes on writing then blocks in the
+middle of a request. Here a line that cannot be written at once waits in a bounded queue. Lines that do not fit are
+dropped and counted, and their number is logged once there is a reader again. No thread is used, since the supervisor
+forks.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from collections import deque
 
 log = logging.getLogger(__name__)
 
-#: Bytes that wait for their reader at most: some thousand lines.
+#: The largest number of bytes in the queue: some thousand lines.
 _MOST = 1 << 20
-#: Bytes that a pipe which is ready for some takes for sure (POSIX: PIPE_BUF).
+#: Bytes that a pipe takes without blocking when it is ready for any (POSIX: PIPE_BUF).
 _AT_ONCE = 512 if sys.platform != "linux" else 4096
-#: Seconds for the last lines of a process.
+#: Seconds for the last lines of a process that ends.
 _LAST_WORDS = 0.5
-#: What a system says that does not know how to write without waiting, for this kind of file.
+#: Errors of a system that cannot write to this kind of file without waiting.
 _UNKNOWN = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ESPIPE)
 
 
 class Output:
-    """A descriptor that is written to without waiting. Not for several threads at a time."""
+    """Writes to a descriptor without waiting. Not thread-safe."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._own = _terminal(descriptor)
-        """The same terminal, opened once more: only this way it can be told not to wait."""
+        """The same terminal, opened a second time: O_NONBLOCK on the first descriptor would affect other processes."""
         self._never_waits = stat.S_ISREG(os.fstat(descriptor).st_mode)
         self._knows_nowait = hasattr(os, "RWF_NOWAIT")
         self._process = os.getpid()
         self._queue: deque[bytes] = deque()
         self._queued = 0
         self.dropped = 0
-        """Lines that nobody is going to read."""
+        """The number of lost lines."""
 
     def write(self, line: bytes) -> None:
-        """Writes ``line``, now or when its reader has caught up."""
+        """Writes ``line`` now, or queues it until the reader has caught up."""
         self.flush()
         if not self._queue:
             line = line[self._try(line) :]
@@ -59,8 +59,8 @@ class Output:
         self._queued += len(line)
 
     def flush(self) -> bool:
-        """Writes what waits, as far as the reader takes it. True when nothing waits any more."""
-        if self._process != os.getpid():  # a fork: its parent still has these lines
+        """Writes as much of the queue as the reader takes. True when the queue is empty."""
+        if self._process != os.getpid():  # a forked child: its parent writes these lines
             self._process, self._queued, self.dropped = os.getpid(), 0, 0
             self._queue.clear()
         while self._queue:
@@ -74,7 +74,7 @@ class Output:
         return True
 
     def end(self) -> None:
-        """Gives the reader a moment for what still waits."""
+        """Writes the rest of the queue, for `_LAST_WORDS` seconds at most."""
         give_up = time.monotonic() + _LAST_WORDS
         while not self.flush() and time.monotonic() < give_up:
             _ready(self._descriptor, _LAST_WORDS)
@@ -83,7 +83,7 @@ class Output:
             self._own = None
 
     def _try(self, line: bytes) -> int:
-        """How many bytes were taken. All of them where there is no reader any more."""
+        """Writes as much as possible and returns the number of bytes; all of them if there is no reader any more."""
         try:
             if self._own is not None:
                 return os.write(self._own, line)
@@ -101,7 +101,10 @@ class Output:
         return self._try_ready(line)
 
     def _try_ready(self, line: bytes) -> int:
-        """For systems that know no better way: two processes may be told of the same room in a pipe, and one waits."""
+        """Writes while poll says that the pipe is ready, on systems without RWF_NOWAIT.
+
+        Two processes may see the same free room in a pipe, and one of them then waits.
+        """
         done = 0
         with contextlib.suppress(OSError):
             while done < len(line) and _ready(self._descriptor, 0):
@@ -112,22 +115,21 @@ class Output:
 
 
 class Handler(logging.Handler):
-    """Log lines to an `Output`."""
+    """A logging handler that writes to an `Output`."""
 
     def __init__(self, output: Output) -> None:
         super().__init__()
         self._output = output
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes the line of ``record``."""
         try:
             self._output.write(f"{self.format(record)}\n".encode(errors="backslashreplace"))
         except Exception:
-            # As the standard library's handlers do: a line that cannot be made must not end what it is about.
+            # As in the standard library's handlers: a record that cannot be formatted must not break its caller.
             self.handleError(record)
 
     def flush(self) -> None:
-        """Writes what waits, and says what was lost meanwhile."""
+        """Writes the queued lines and logs the number of lost ones."""
         with self.lock:  # type: ignore[union-attr]
             dropped = self._output.dropped if self._output.flush() else 0
             self._output.dropped -= dropped

@@ -1,4 +1,4 @@
-"""Log lines: one JSON object a line, or text for a terminal. Written by every process to standard error."""
+"""Log lines of every process on standard error: one JSON object a line, or text for a terminal."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 from service.observability.lines import Handler, Output
 from service.settings import Settings
 
-#: ASCII alone: some readers take U+2028 or U+0085 for the end of a line, and terminals obey C1 controls.
+#: Encodes to ASCII only, since some readers take U+2028 or U+0085 for a line end, and terminals obey C1 controls.
 _encode = json.JSONEncoder().encode
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line; what a request's line carries is flat beside the message."""
+    """One JSON object a line. The fields of a request's line stand beside the message, not nested."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -38,9 +38,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """For people at a terminal. Control characters are escaped, and a traceback's lines are indented, so that
-    no line can be forged.
-    """
+    """Text for a terminal. No line can be forged: control characters are escaped, a traceback's lines indented."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -58,23 +56,23 @@ class TextFormatter(logging.Formatter):
 
 
 def configure(settings: Settings, process: str) -> None:
-    """Sends this process's log to standard error in the settings' format and from their level on."""
+    """Sends this process's log to standard error, in the format and from the level of the settings."""
     handler = _handler()
     json_lines = settings.resolved_log_format == "json"
     handler.setFormatter(JsonFormatter(process) if json_lines else TextFormatter(process))
-    # No line says which function, thread or process wrote it, so nothing need find that out for every
-    # record; these are the switches that logging's documentation offers ("Optimization").
+    # No format shows function, thread or process, so logging need not determine them for each record. These are the
+    # switches of its documentation ("Optimization").
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    # uvicorn tells of every start and stop at info; the supervisor says it once for all.
+    # uvicorn logs the start and end of every front-end at level info; the supervisor logs them once for all.
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
-    # Its warnings are about what clients send, who get them as answers.
+    # Its warnings are about clients' bodies; the clients get an answer that says the same.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 def flush() -> None:
-    """Writes what the reader of standard error had no room for. To be called now and then."""
+    """Writes lines that wait for the reader of standard error. To be called from time to time."""
     for handler in logging.getLogger().handlers:
         handler.flush()
 
@@ -82,7 +80,11 @@ def flush() -> None:
 def _handler() -> logging.Handler:
     try:
         return Handler(Output(sys.stderr.fileno()))
-    except (OSError, ValueError, AttributeError):  # no descriptor: somebody reads it in this process
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+    ):  # standard error is no descriptor, as under a test's capture
         return logging.StreamHandler()
 
 

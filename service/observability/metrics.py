@@ -1,9 +1,9 @@
-"""Every metric, declared once.
+"""The declarations of all metrics.
 
-Counters and histograms live in prometheus_client's multi-process files, one set a process, so that
-one scrape of any front-end shows the whole service. That mode is chosen when prometheus_client is
-first imported: `prepare` has to run before, which is why nothing here imports it at the top. What
-the arena knows anyway (queue, slots, load) is read from there at the moment of the scrape.
+Counters and histograms live in prometheus_client's multi-process files, one set for each process, so that a scrape of
+any front-end shows the whole service. The first import of prometheus_client chooses that mode, and `prepare` has to run
+before it; therefore no import of it stands at the head of this module. Values that the arena holds (queue, slots, load)
+are read from there at the moment of the scrape.
 """
 
 from __future__ import annotations
@@ -39,28 +39,27 @@ log = logging.getLogger(__name__)
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 _PREFIX = "imagenet-serve-metrics-"
 
-#: Routes that machines ask again and again, whoever else comes: a refusal there refuses no user. The rules of
-#: k8s/overlays/monitoring leave out the same.
+#: Routes that probes and scrapers ask periodically; an error there is no user's. The alert rules of
+#: k8s/overlays/monitoring exclude the same routes.
 PROBES = re.compile(r"/(livez|readyz|healthz|metrics)|/v2/health/(live|ready)|/v2/models/.+/ready")
 
 STATES = ("starting", "loading", "warming", "ready", "draining", "failed")
 ENGINE_STATES = ("waiting", "loading", "serving", "standby", "ending", "ended", "given up")
 STAGES = ("receive", "decode", "queue", "inference", "respond")
 
-#: Seconds: from a sub-millisecond stage to a request that waited for its deadline.
+#: The buckets of durations in seconds: from a stage below a millisecond to a request that waited for its deadline.
 DURATIONS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-#: Of probabilities: from what another kernel rounds otherwise to another answer.
+#: The buckets of differences of probabilities: from another kernel's rounding to another answer.
 DIFFERENCES = (1e-5, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-#: Bytes for each process: two files, together 0.2 MiB when every route has answered with every status. What the dead
-#: have counted is in one more.
+#: Bytes for the files of one process, which take 0.2 MiB when every route has answered with every status.
 _ROOM = 1 << 20
 
 
 def prepare(processes: int = 2) -> Path:
-    """Makes the empty directory for the files and names it to prometheus_client. The supervisor's first act.
+    """Makes the directory for the files and tells prometheus_client its path. The supervisor calls it first.
 
-    ``processes`` is how many will count at a time. Raises `ConfigurationError` where there is no room: a mapped file
-    that the disk has no block for ends its process.
+    ``processes`` is the number of processes that will count at the same time. Raises `ConfigurationError` if the disk
+    is too full, since a write to a mapped file without a free block kills the process.
     """
     remove(_PREFIX)
     try:
@@ -79,7 +78,7 @@ def prepare(processes: int = 2) -> Path:
 
 
 def clean_up(directory: Path) -> None:
-    """Removes what `prepare` made."""
+    """Removes the directory that `prepare` made."""
     shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -87,7 +86,7 @@ Family = TypeVar("Family", "Counter", "Histogram")
 
 
 class Labelled(Generic[Family]):
-    """A family whose children are looked up once: the library's own ``labels`` checks and locks every time."""
+    """A family of metrics that caches its children, since the library's own ``labels`` checks and locks every time."""
 
     def __init__(self, family: Family) -> None:
         self._family: Family = family
@@ -130,10 +129,10 @@ class Metrics:
 
     @classmethod
     def declare(cls) -> Metrics:
-        """To be called once a process, after `prepare` in it or in its parent."""
+        """Declares the metrics. Call it once in each process, after `prepare` in the process or its parent."""
         from prometheus_client import CollectorRegistry, Counter, Histogram
 
-        # A registry that nobody scrapes: in multi-process mode the values are in the files.
+        # This registry is never scraped: in multi-process mode the values are in the files.
         registry = CollectorRegistry()
 
         def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
@@ -194,18 +193,18 @@ class Metrics:
 
 
 def forget(process: int) -> None:
-    """A process has ended: its counts stay, in the file of all that have."""
+    """Merges the counts of an ended process into the file of all ended ones."""
     directory = Path(os.environ[_DIRECTORY])
     try:
         merge_dead(directory, process)
     except FileNotFoundError:
-        # Who cleans temporary folders takes counts along, and not the service: its next process needs the place.
-        log.error("the counters' folder %s is gone, and what was counted there", directory)
+        # A cleaner of temporary folders may cost the counts, but not the service: its next process needs the folder.
+        log.error("the counters' folder %s was removed, and the counts in it are lost", directory)
         directory.mkdir(exist_ok=True)
 
 
 class Snapshot:
-    """The gauges, read when somebody scrapes. A prometheus_client collector."""
+    """The gauges at the moment of a scrape; a prometheus_client collector."""
 
     def __init__(
         self,
@@ -219,10 +218,10 @@ class Snapshot:
         switches: Mapping[str, int] | None = None,
         engines: Sequence[str] = (),
     ) -> None:
-        """``readings`` are of all engines, ``cards`` what answers, the default model first.
+        """``readings`` are sums over all engines; ``cards`` are the answering models, the default one first.
 
-        ``supervisor`` is the process above all others of the service, for what each of them uses. ``switches`` are how
-        many changes of a model ended, by outcome; ``engines`` the state of each engine of the models that answer.
+        ``supervisor`` is the pid of the root of the service's process tree, whose usage is measured. ``switches``
+        counts the ended changes of a model by outcome. ``engines`` are the states of the answering models' engines.
         """
         self._state = state
         self._restarts = restarts
@@ -351,7 +350,7 @@ def _fallbacks(cards: Sequence[ModelCard]) -> Metric:
 
 
 class _WithExemplars:
-    """The metrics of every process, with the exemplars of this one. A prometheus_client collector."""
+    """The metrics of all processes with the exemplars of this one; a prometheus_client collector."""
 
     def __init__(self, collector: Any, exemplars: Exemplars) -> None:
         self._collector = collector
@@ -362,9 +361,9 @@ class _WithExemplars:
 
 
 def exposition(snapshot: Snapshot, accept: str = "", exemplars: Exemplars | None = None) -> tuple[bytes, str]:
-    """One scrape of the whole service, and its content type: OpenMetrics where ``accept`` asks for it.
+    """The metrics of the whole service and their content type, which is OpenMetrics if ``accept`` asks for it.
 
-    ``exemplars`` can be seen in OpenMetrics alone.
+    Only OpenMetrics shows ``exemplars``.
     """
     from prometheus_client import CollectorRegistry
     from prometheus_client.exposition import choose_encoder

@@ -1,4 +1,4 @@
-"""What a scrape shows of the load. `service.engine.readings` reads it from the engines' arenas."""
+"""The load figures of a scrape. `service.engine.readings` reads them from the engines' arenas."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Readings(NamedTuple):
-    """Sums over all engines, in images, shares of time and bytes. Zeros without an engine."""
+    """Sums over all engines: images, shares of 1, and bytes. All are zero without an engine."""
 
     queue_depth: float = 0.0
     in_flight: float = 0.0

@@ -1,17 +1,17 @@
-"""OpenTelemetry, for who wants it: a span a request, with its stages as children, sent by OTLP over HTTP.
+"""Optional OpenTelemetry traces: a span for each request, its stages as children, sent by OTLP over HTTP.
 
     POST /predict                       from the first byte to the last of the answer; a child of the caller's span
       ├─ receive                        the body
       ├─ decode ── queue ── inference   of each image, with its batch's id and size
 
-Off unless ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or ``…_TRACES_ENDPOINT``) is set and the extra ``otel`` is installed; off,
-it costs one comparison a request and nothing is imported. Everything else follows the standard's variables too:
+Tracing is off unless ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or ``…_TRACES_ENDPOINT``) is set and the extra ``otel`` is
+installed. While off it costs one comparison a request and imports nothing. The standard's other variables hold as well:
 ``OTEL_SERVICE_NAME``, ``OTEL_RESOURCE_ATTRIBUTES``, ``OTEL_TRACES_SAMPLER``, ``OTEL_PROPAGATORS``,
 ``OTEL_BSP_*``, ``OTEL_EXPORTER_OTLP_HEADERS`` (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/).
 
-Stages are measured anyway, the engine's by the engine; their spans are made of these times when the request has
-ended. So the engine carries no tracing, and no time is taken twice. Sampled requests also become the exemplars of the
-histograms (`Exemplars`).
+The service measures its stages in any case. The spans are made of these times when the request has ended, so that the
+engine contains no tracing and no time is measured twice. Sampled requests also become the histograms' exemplars
+(`Exemplars`).
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ log = logging.getLogger(__name__)
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _NAME = "imagenet-serve"
-#: Seconds that the last spans get to leave when a front-end ends; a collector that is away must not hold it.
+#: Seconds for sending the last spans when a front-end ends, so that an unreachable collector does not delay it.
 _LAST_SPANS = 2.0
 
 
 @dataclass(frozen=True)
 class Image:
-    """One image's way through the engine. Times in seconds of the monotonic clock, durations in seconds."""
+    """The times of one image in the engine, in seconds: ``finished`` on the monotonic clock, ``stages`` durations."""
 
     stages: Mapping[str, float]
     finished: float
@@ -56,7 +56,7 @@ class Image:
 
 @dataclass
 class Trace:
-    """What a traced request gathers until it ends."""
+    """The span of a running request and the times of its images."""
 
     span: Span
     images: list[Image] = field(default_factory=list)
@@ -68,43 +68,43 @@ class Trace:
 
 
 def wanted(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the environment asks for traces."""
+    """True if the environment asks for traces."""
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     return environment.get("OTEL_TRACES_EXPORTER", "otlp") != "none" and any(map(environment.get, _ENDPOINTS))
 
 
 def obstacle(environment: Mapping[str, str] = os.environ) -> str | None:
-    """Why there are no traces although the environment asks for them, with what to do; None when all is well."""
+    """The reason why there are no traces although the environment asks for them, with the remedy; or None."""
     if not wanted(environment):
         return None
     if any(find_spec(f"opentelemetry{part}") is None for part in ("", ".sdk", ".exporter")):
         return (
-            "an OTLP endpoint is set (OTEL_EXPORTER_OTLP_ENDPOINT), but the packages that speak to it are not "
-            f"installed, so nothing is traced; {install_command('otel')} brings them"
+            "an OTLP endpoint is set (OTEL_EXPORTER_OTLP_ENDPOINT), but OpenTelemetry's packages are not "
+            f"installed, so nothing is traced; {install_command('otel')} installs them"
         )
     protocol = next(filter(None, map(environment.get, _PROTOCOLS)), "http/protobuf")
     if protocol != "http/protobuf":
         return (
-            f"OTLP over {protocol} is not spoken here, so nothing is traced; set OTEL_EXPORTER_OTLP_PROTOCOL="
+            f"OTLP over {protocol} is not supported, so nothing is traced; set OTEL_EXPORTER_OTLP_PROTOCOL="
             "http/protobuf and the collector's port for it, usually 4318"
         )
     return None
 
 
 class Tracing:
-    """The tracer of one front-end, and its exemplars. Lives on its event loop; a thread of the SDK's sends."""
+    """The tracer of one front-end and its exemplars. Used on the event loop; a thread of the SDK sends the spans."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("imagenet_serve", __version__)
         self._started = time.time_ns() - time.monotonic_ns()
-        """The monotonic clock's zero in nanoseconds of the epoch: spans want the latter, stages have the former."""
+        """The monotonic clock's zero in nanoseconds of the epoch: stages use that clock, spans need the epoch."""
         self.exemplars = Exemplars(DURATIONS)
 
     @classmethod
     def from_environment(cls) -> Tracing | None:
-        """The tracer that the environment asks for; None where it asks for none or there cannot be one."""
+        """The tracer that the environment asks for; None if it asks for none or has an `obstacle`."""
         if not wanted() or obstacle():
             return None
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -122,7 +122,10 @@ class Tracing:
         return cls(provider)
 
     def begin(self, scope: Scope, headers: Mapping[bytes, bytes], started: float) -> Trace:
-        """A request has arrived, at ``started`` of the monotonic clock. ``traceparent`` names its parent."""
+        """Starts the span of a request that arrived at ``started``, in seconds of the monotonic clock.
+
+        The header ``traceparent`` names its parent.
+        """
         from opentelemetry.propagate import extract
         from opentelemetry.trace import SpanKind
 
@@ -141,7 +144,7 @@ class Tracing:
         self, trace: Trace, *, request_id: str, route: str, status: int, stages: Mapping[str, float],
         started: float, now: float,
     ) -> None:  # fmt: skip
-        """The request has been answered: its spans are made and handed to the SDK."""
+        """Ends the span of an answered request, with its stages as children, and hands them to the SDK."""
         from opentelemetry.trace import Status, StatusCode
 
         span = trace.span
@@ -161,13 +164,13 @@ class Tracing:
         span.end(self._at(now))
 
     def close(self) -> None:
-        """Sends what is left, for so long as that may take."""
+        """Sends the last spans, for `_LAST_SPANS` seconds at most."""
         last = threading.Thread(target=self._provider.shutdown, daemon=True)
         last.start()
         last.join(_LAST_SPANS)
 
     def _image(self, trace: Trace, image: Image) -> None:
-        """Backwards from the moment at which the batch was done: the stages follow each other."""
+        """Makes the spans of an image's stages, which follow each other, backwards from the end of its batch."""
         attributes = {"imagenet.batch.id": image.batch, "imagenet.batch.size": image.batch_size}
         end = image.finished
         for stage in ("inference", "queue", "decode"):

@@ -1,4 +1,4 @@
-"""What is running: for `GET /version` and `imagenet_build_info`."""
+"""The running version, for `GET /version` and `imagenet_build_info`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import platform
 
 from service import __version__
 
-#: Set by the image's build: the revision of the source, as in its label ``org.opencontainers.image.revision``.
+#: The variable with the source's revision, as in the image's label ``org.opencontainers.image.revision``.
 _REVISION = "BUILD_REVISION"
 
 
 def build_information() -> dict[str, str]:
-    """The service's version, the source's revision where the build named it, and Python's version."""
+    """The service's version, the source's revision (empty unless the build set it), and Python's version."""
     return {
         "version": __version__,
         "revision": os.environ.get(_REVISION, ""),

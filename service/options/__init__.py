@@ -1,1 +1,1 @@
-"""Settings taken apart: devices, several models, and words for what a value may be."""
+"""Parts of the settings: devices, several models, hosting platforms, and the wording of allowed values."""

@@ -17,9 +17,9 @@ from service.host.machine import output
 from service.options.nearest import did_you_mean, one_of
 
 ALL = "cuda:all"
-#: What people are told that one device may be.
+#: The values for one device that error messages name.
 WORDS = ("auto", "cpu", "cuda", "cuda:N")
-#: More engines than this in one service are a slip.
+#: The largest number of engines in one service; more are taken for a typing error.
 MOST = 64
 
 _UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]+")
@@ -29,9 +29,10 @@ _LISTED = re.compile(r"UUID: ((?:GPU|MIG)-[0-9A-Za-z/-]+)")
 
 @dataclass(frozen=True)
 class Device:
-    """``name`` for people; ``setting`` for the engine, which sees ``visible`` of the GPUs, all where that is empty.
+    """The device of one engine. ``name`` is for people, ``setting`` is the engine's own setting ``device``.
 
-    It has a ``share`` of the cores: the first number's part of as many as the second.
+    ``visible`` is the engine's ``CUDA_VISIBLE_DEVICES``; empty leaves it as it is. ``share`` (i, n) is the i-th of n
+    equal parts of the cores.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Device:
 
 
 def listed(text: str) -> list[str]:
-    """The devices that the setting names, one by one; ``auto`` and ``cuda:all`` stand for themselves.
+    """Splits the setting into its devices; ``auto`` and ``cuda:all`` are returned as they are.
 
     Raises `ValueError` for anything else.
     """
@@ -70,9 +71,9 @@ def _unfit(item: str, several: bool) -> str:
 
 
 def resolve(text: str, every: Callable[[], Sequence[str]]) -> list[Device]:
-    """One device for each engine. ``every`` names those of ``cuda:all``: numbers, or UUIDs.
+    """The device of each engine. ``every`` returns the devices of ``cuda:all``: numbers, or UUIDs.
 
-    Raises `ConfigurationError` where there is none.
+    Raises `ConfigurationError` for ``cuda:all`` without a GPU.
     """
     names = listed(text)
     if names == [ALL]:
@@ -92,7 +93,7 @@ def resolve(text: str, every: Callable[[], Sequence[str]]) -> list[Device]:
 
 
 def gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Every GPU that this process may use: numbers as CUDA counts them, UUIDs for the slices of a GPU that is cut."""
+    """All GPUs that this process may use: CUDA's numbers, or the UUIDs of MIG slices."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         entries = [
@@ -103,14 +104,14 @@ def gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def _counted(listing: str) -> list[str]:
-    """Of what ``nvidia-smi -L`` prints: slices where there are any, since their GPU cannot be used whole."""
+    """The GPUs in the output of ``nvidia-smi -L``; the MIG slices if any, since their GPU is not usable whole."""
     uuids = _LISTED.findall(listing)
     slices = [uuid for uuid in uuids if uuid.startswith("MIG-")]
     return slices or [str(number) for number, _ in enumerate(uuids)]
 
 
 def cores_of(share: tuple[int, int], cores: Sequence[int]) -> list[int]:
-    """The part of ``cores`` that is one share of several; at least one, which others may have as well."""
+    """The cores of one share. At least one core, so with more shares than cores a core has several."""
     part, parts = share
     ordered = sorted(cores)
     begin, end = part * len(ordered) // parts, (part + 1) * len(ordered) // parts
@@ -118,7 +119,7 @@ def cores_of(share: tuple[int, int], cores: Sequence[int]) -> list[int]:
 
 
 def confine(device: Device) -> None:
-    """Lets this process, which has no other purpose than ``device``, see and use no more than that."""
+    """Restricts this process to the GPUs and the cores of ``device``."""
     from service.host import machine as host
 
     if device.visible:

@@ -1,9 +1,9 @@
-"""What a hosting platform's own environment variables say, as settings: port, routes, where the weights lie.
+"""Settings from the environment variables of a hosting platform: port, routes, and the place of the weights.
 
     SageMaker   SAGEMAKER_BIND_TO_PORT, or compat=sagemaker   port 8080 unless told, weights in /opt/ml/model
     Vertex AI   AIP_HTTP_PORT                                 AIP_HEALTH_ROUTE, AIP_PREDICT_ROUTE, AIP_STORAGE_URI
 
-They rank below flags and ``IMAGENET_`` variables and above the defaults. Sources: Amazon SageMaker, "Use Your Own
+Flags and ``IMAGENET_`` variables override them; they override the defaults. Sources: Amazon SageMaker, "Use Your Own
 Inference Code with Hosting Services"; Google Vertex AI, "Custom container requirements for prediction".
 """
 
@@ -15,11 +15,11 @@ from typing import Final
 
 from service.errors import ConfigurationError
 
-#: Contracts of other servers, by the names that the setting ``compat`` takes.
+#: The values of the setting ``compat``: other servers whose HTTP interface is offered.
 CONTRACTS: Final = ("torchserve", "tfserving", "kserve-v1", "sagemaker", "vertex", "huggingface")
 
 _EVERY_INTERFACE = "0.0.0.0"
-#: Where SageMaker unpacks a model's archive.
+#: The folder into which SageMaker unpacks a model's archive.
 _SAGEMAKER_WEIGHTS = Path("/opt/ml/model")
 _REMOTE = ("gs://", "s3://", "http://", "https://")
 
@@ -27,9 +27,9 @@ _REMOTE = ("gs://", "s3://", "http://", "https://")
 def implied_settings(
     environment: Mapping[str, str], sagemaker_weights: Path = _SAGEMAKER_WEIGHTS
 ) -> dict[str, str]:
-    """The settings that the platform in ``environment`` implies; none outside of a platform.
+    """The settings that the platform in ``environment`` implies; empty outside a platform.
 
-    Raises `ConfigurationError` for weights that lie where only the platform's own code could fetch them.
+    Raises `ConfigurationError` for weights at a URL, which only the platform's own code can download.
     """
     if "AIP_HTTP_PORT" in environment:
         return _vertex(environment)
@@ -40,7 +40,7 @@ def implied_settings(
 
 
 def listed(text: str | None) -> list[str]:
-    """The values of a list that is separated by commas."""
+    """The items of a comma-separated list, without blanks."""
     return [item.strip() for item in (text or "").split(",") if item.strip()]
 
 
@@ -56,7 +56,7 @@ def _sagemaker(environment: Mapping[str, str], weights: Path) -> dict[str, str]:
 
 
 def _only_file(folder: Path) -> Path:
-    """The one file in ``folder``, as a training job leaves it; else the folder, as a checkpoint directory."""
+    """The only file in ``folder``, as a training job leaves it; otherwise the folder, a checkpoint directory."""
     content = [path for path in folder.iterdir() if not path.name.startswith(".")]
     return content[0] if len(content) == 1 and content[0].is_file() else folder
 

@@ -1,4 +1,4 @@
-"""The setting ``models``: several models in one service, by name, the first of them the default.
+"""The setting ``models``: several models in one service, by name. The first is the default.
 
 models=densenet121,vgg16          variants, with the weights that the setting ``weights`` names
 models=/etc/models.json           {"cats": {"weights": "/models/cats.safetensors"}, "vgg16": {"model": "vgg16"}}
@@ -17,9 +17,9 @@ from service.models.catalog import VARIANTS
 from service.options.nearest import did_you_mean, one_of
 from service.settings import Settings
 
-#: More models than this in one service are a slip.
+#: The largest number of models in one service; more are taken for a mistake.
 MOST = 16
-#: What a model may have of its own; everything else is the service's.
+#: The settings that a model may have of its own; all others are the service's.
 OWN = (
     "model",
     "weights",
@@ -32,19 +32,19 @@ OWN = (
     "queue_capacity",
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-#: Bytes of a JSON file.
+#: The largest JSON file, in bytes.
 _LONGEST = 1 << 20
 
 
 class ModelEntry(NamedTuple):
-    """A model that is to be served. ``name`` is None for whatever the weights are called."""
+    """A model to serve. ``name`` is None if it is called what its weights are called."""
 
     name: str | None
     settings: Settings
 
 
 def models_of(settings: Settings) -> list[ModelEntry]:
-    """Every model of the settings', the default first. Raises `ConfigurationError` in one sentence."""
+    """All models of the settings, the default first. Raises `ConfigurationError`, one sentence."""
     if settings.models is None:
         return [ModelEntry(None, settings)]
     text = settings.models.strip()
@@ -62,7 +62,7 @@ def models_of(settings: Settings) -> list[ModelEntry]:
 def _variants(names: list[str], settings: Settings) -> list[ModelEntry]:
     if len(set(names)) < len(names):
         raise ConfigurationError(
-            "models: a name is there twice; give two models of one kind their names in a file"
+            "models: a name stands there twice; name two models of the same variant in a JSON file"
         )
     if len(names) > 1 and settings.weights != "pretrained" and not settings.weights.startswith("random"):
         raise ConfigurationError(
@@ -99,7 +99,7 @@ def _read(path: Path) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, in which no name is there twice."""
+    """The JSON object of ``pairs``. Raises `ValueError` for a repeated name."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(name for name, _ in pairs if [one for one, _ in pairs].count(name) > 1)

@@ -1,4 +1,4 @@
-"""What a value may be, in words: for a wrong setting, a wrong query parameter, and ``--help``."""
+"""The allowed values of a setting or query parameter in words, for error messages and ``--help``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from service.options.nearest import did_you_mean, one_of
 
-#: Of a whole number and of any number, with pydantic's names for the limits.
+#: The words for the number types.
 _KINDS = {int: "a whole number", float: "a number"}
 _TRUTH = ["true", "false"]
 
 
 def allowed(annotation: Any, metadata: Iterable[Any] = ()) -> str:
-    """What fits ``annotation``: ``auto or a whole number from 1``; empty where any text does."""
+    """The values of a type ``annotation``, such as ``auto or a whole number from 1``; empty if any text is allowed."""
     origin = get_origin(annotation)
     if origin is Annotated:
         inner, *more = get_args(annotation)
@@ -37,7 +37,7 @@ def allowed(annotation: Any, metadata: Iterable[Any] = ()) -> str:
 
 
 def choices(annotation: Any) -> list[str]:
-    """The words among what fits ``annotation``."""
+    """The words among the values of ``annotation``."""
     if get_origin(annotation) is Literal:
         return [str(value) for value in get_args(annotation)]
     if annotation is bool:
@@ -46,7 +46,7 @@ def choices(annotation: Any) -> list[str]:
 
 
 def unfit(value: Any, annotation: Any, metadata: Iterable[Any] = ()) -> str | None:
-    """``must be ...`` with the nearest of the words, where there are some; None where any text would do."""
+    """The message ``must be ...``, with the most similar word if there is one; None if any text is allowed."""
     fitting = allowed(annotation, metadata)
     if not fitting:
         return None
@@ -54,7 +54,7 @@ def unfit(value: Any, annotation: Any, metadata: Iterable[Any] = ()) -> str | No
 
 
 def size(count: int) -> str:
-    """Bytes as people say them: ``10 MiB``, ``1.5 MiB``, ``640 KiB``, ``12 bytes``."""
+    """A number of bytes in words: ``10 MiB``, ``1.5 MiB``, ``640 KiB``, ``12 bytes``."""
     for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if count >= 2**power:
             return f"{round(count / 2**power, 1):g} {unit}"
@@ -62,7 +62,7 @@ def size(count: int) -> str:
 
 
 def _flat(metadata: Iterable[Any]) -> dict[str, Any]:
-    """The limits among ``metadata`` by pydantic's names, also those that lie in a Field."""
+    """The limits in ``metadata``, those inside a Field included, by pydantic's names: ge, gt, le, lt."""
     found: dict[str, Any] = {}
     for item in metadata:
         found |= _flat(getattr(item, "metadata", ()))
@@ -92,6 +92,6 @@ _VALUE_ERROR = re.compile(r"^(Value error|Assertion failed), ")
 
 
 def sentence_of(message: str) -> str:
-    """A validator's own message, as the rest of a sentence."""
+    """A validator's message without pydantic's prefix, as the second half of a sentence."""
     plain = _VALUE_ERROR.sub("", message)
     return plain[:1].lower() + plain[1:]

@@ -1,1 +1,1 @@
-"""What several processes agree on: the memory and sockets between them, and what travels there."""
+"""What several processes share: memory, sockets, and the values that travel through them."""

@@ -1,4 +1,4 @@
-"""What a model tells about a batch that it runs, in words that the engine and the models share: no tensor in it."""
+"""The interface between the engine and the models for a batch that runs. It holds no tensors."""
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class DeviceFailed(Exception):
-    """The device is not to be given any more work. The message says what was seen, for people."""
+    """The device must get no more work. The message says why, for people."""
 
     def __init__(self, message: str, *, mismatches: int = 0) -> None:
         super().__init__(message)
         self.mismatches = mismatches
-        """How often the canary's answer was wrong, if that is the reason."""
+        """The number of wrong canary answers, if they are the reason."""
 
 
 class Memory(NamedTuple):
-    """Bytes of the device's own memory, by everyone on it."""
+    """The device's own memory in bytes, all processes together."""
 
     used: int = 0
     total: int = 0
-    """0 for a device that has none of its own."""
+    """0 for a device without memory of its own."""
 
 
 @dataclass(frozen=True)
 class BatchReport:
-    """What there is to tell about a batch beside its answers."""
+    """The facts about a finished batch beside its answers."""
 
     rows: int
-    """Images that the device computed, padding included."""
+    """The images that the device computed, padding included."""
     mismatches: int = 0
-    """How often the canary's answer was not what it was at warm-up."""
+    """The number of canary answers that differ from those at warm-up."""
     distrust: str = ""
-    """Why the device should get no more work, though these answers are good; empty as a rule."""
+    """The reason why the device should get no more work, although these answers are good; usually empty."""
     canaries: int = 0
-    """Answers to the canary that were looked at."""
+    """The number of canary answers that were compared."""
     canary_due: bool = False
-    """Whether so much has run since the canary was last looked at that it is the next that should run."""
+    """True if so many batches have run since the last canary that the next one should be a canary."""
     rest: Callable[[], None] | None = None
-    """What is left to do for the answers without the device; until it is done they are not whole. Any thread may."""
+    """The work that completes the answers without the device, for any thread; None if they are complete."""
 
 
 class BatchHandle(Protocol):
     """A batch on the device."""
 
     def done(self) -> bool:
-        """Whether `finish` would not have to wait, also because the batch has failed. Never blocks, never raises."""
+        """True if `finish` would not wait: the batch has ended or failed. Never blocks, never raises."""
 
     def finish(self) -> BatchReport:
         """Waits, and writes what the tasks want, but for `BatchReport.rest`.
@@ -57,14 +57,14 @@ class BatchHandle(Protocol):
 
 @runtime_checkable
 class Remeasurable(Protocol):
-    """A runner that has something to do when nobody asks it anything."""
+    """A runner that wants to repeat its measurements while the device is idle."""
 
     def measure_again(self) -> Iterator[None]:
-        """Each step takes no longer than a batch."""
+        """Yields after each step; a step takes no longer than a batch."""
 
 
 class CompletedBatch:
-    """A batch of a device that computes while `start` waits for it."""
+    """A batch that was complete when `start` returned, on a device that computes synchronously."""
 
     def __init__(self, ran: BatchReport) -> None:
         self._ran = ran

@@ -1,6 +1,6 @@
-"""Which version of each model answers: a word of shared memory for each, written by the supervisor alone.
+"""The version of each model that answers: one word of shared memory for each model, written by the supervisor alone.
 
-Every front-end reads it when a request arrives, so that all of them change to another version at one moment.
+Every front-end reads it when a request arrives, so all of them change to another version at the same moment.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ _WORD = struct.Struct("@Q")
 
 
 class Board:
-    """Memory that forked processes share with this one. Models are counted from 0, versions from 1; 0 is none yet."""
+    """Memory shared with forked processes. Models are numbered from 0, versions from 1; version 0 means none yet."""
 
-    #: Models that there is room for; the last place is the shadow's.
+    #: The number of places; the last one is the shadow's.
     most = mmap.PAGESIZE // _WORD.size
     shadow = most - 1
 
@@ -25,15 +25,15 @@ class Board:
         return f"<Board {[version for place in range(self.most) if (version := self.version(place))]}>"
 
     def version(self, model: int) -> int:
-        """The version of ``model`` that answers now."""
+        """The version of the model number ``model`` that answers now."""
         (version,) = _WORD.unpack_from(self._memory, model * _WORD.size)
         return int(version)
 
     @property
     def models(self) -> int:
-        """How many there are."""
+        """The number of models."""
         return next((place for place in range(self.most) if not self.version(place)), self.most)
 
     def show(self, model: int, version: int) -> None:
-        """Lets ``version`` answer from this moment on: an aligned word is written in one go."""
+        """Lets ``version`` answer from now on. An aligned word is written atomically."""
         _WORD.pack_into(self._memory, model * _WORD.size, version)

@@ -1,4 +1,4 @@
-"""Steps down: something optional that could not be had, so that the service goes on without it."""
+"""Fallbacks: optional features that are missing or refused, without which the service goes on."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from service.errors import StartError
 
 log = logging.getLogger(__name__)
 
-#: Characters of a reason; it is a label of a metric, too.
+#: Characters of a reason at most; it is also a metric's label.
 _LONGEST = 160
 
 
 class Fallback(NamedTuple):
-    """``what`` was given up, in one word of ours; ``why``, in a sentence for people."""
+    """``what`` the service goes on without, in one word, and ``why``, in a sentence for people."""
 
     what: str
     why: str
 
 
 class Fallbacks:
-    """Those of one start, each told once: to the log here, later on ``/model`` and ``/metrics``."""
+    """The fallbacks of one start. Each is logged once; ``/model`` and ``/metrics`` show them later."""
 
     def __init__(self) -> None:
         self._known: dict[str, Fallback] = {}
@@ -31,7 +31,7 @@ class Fallbacks:
         return iter(self._known.values())
 
     def note(self, what: str, why: str | BaseException) -> Fallback:
-        """``what`` cannot be had, because of ``why``. Returns what is known of it, which is its first reason."""
+        """Records and logs that the service goes on without ``what``. Returns the fallback with its first reason."""
         if what not in self._known:
             told = Fallback(what, why if isinstance(why, str) else sentence(why))
             self._known[what] = told
@@ -40,10 +40,10 @@ class Fallbacks:
 
 
 def sentence(error: BaseException) -> str:
-    """The sentence of an error that may come with pages: a compiler's last line says what it is about."""
+    """One sentence for an error with a long message: its last line, which in a compiler's output names the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = lines[-1] if lines else ""
     name = type(error).__name__
-    # Ours are sentences by themselves.
+    # The messages of these two are sentences already and need no class name.
     own = isinstance(error, (StartError, ValueError)) and said
     return (said if own else f"{name}: {said}" if said else name)[:_LONGEST]

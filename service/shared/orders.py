@@ -1,4 +1,4 @@
-"""What a front-end orders of the supervisor for its clients, and the answers that come back."""
+"""Orders that a front-end sends to the supervisor for its clients, and the supervisor's answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from service import errors
 from service.shared.transport import Channel
 
-#: By code: what the supervisor may answer. `NotReady` and `Draining` are for later, the others for good.
+#: The errors that the supervisor may answer, by their codes.
 _ERRORS: dict[str, type[errors.ServiceError]] = {
     error.code: error
     for error in (
@@ -24,7 +24,7 @@ _ERRORS: dict[str, type[errors.ServiceError]] = {
 
 
 class Orders:
-    """Lives on the event loop."""
+    """The orders of one front-end that wait for an answer. Used on the event loop only."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -35,9 +35,9 @@ class Orders:
         return f"<Orders {len(self._waiting)} waiting>"
 
     def give(self, action: str, name: str | None, **wish: Any) -> asyncio.Future[dict[str, Any]]:
-        """Lets the supervisor do ``action`` with the model ``name``. The future has the end of it, however long.
+        """Sends the order to do ``action`` with the model ``name``. Returns the future of its result.
 
-        It raises the `ServiceError` that says why nothing was changed. Nobody need wait for it.
+        The future has no time limit. It raises a `ServiceError` if nothing was changed. It need not be awaited.
         """
         self._last += 1
         done: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
@@ -48,7 +48,7 @@ class Orders:
         return done
 
     def hear(self, message: dict[str, Any]) -> None:
-        """The supervisor's answer to one of them. Nobody may wait for it any more."""
+        """Completes an order's future with the supervisor's answer."""
         done = self._waiting.pop(message["number"])
         if done.done():
             return

@@ -1,4 +1,4 @@
-"""From logits to the classes of an answer."""
+"""The classes of an answer, from the model's logits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.labels import ClassLabel
 
 @dataclass(frozen=True)
 class Ranking:
-    """Which classes an answer names, and as what: probabilities, or logits."""
+    """The number of classes that an answer names, and their scores: probabilities, or logits."""
 
     k: int
     logits: bool = False
@@ -28,7 +28,7 @@ class Ranking:
         return cls(min(top_k or default, len(classes)), activation == "none")
 
     def changed(self, classes: Sequence[ClassLabel], top_k: int | None, activation: str | None) -> Ranking:
-        """The same, but for what is given. Raises `InvalidParameter` for more classes than there are."""
+        """A copy with the given changes. Raises `InvalidParameter` for more classes than there are."""
         logits = self.logits if activation is None else activation == "none"
         return Ranking.of(classes, top_k or self.k, self.k, "none" if logits else "softmax")
 
@@ -37,8 +37,8 @@ class Ranking:
     ) -> list[dict[str, Any]]:
         """The best classes of logits ``[classes]``, best first, ties by ascending index.
 
-        ``activation`` is the checkpoint's own: ``softmax``, ``sigmoid``, or ``none`` for a model whose
-        output is probabilities already. The caller has seen that every logit is a number.
+        ``activation`` is the checkpoint's own: ``softmax``, ``sigmoid``, or ``none`` for a model whose output is
+        probabilities already. All of ``result`` must be finite (`finite`).
         """
         best = top(result, self.k)
         key = "logit" if self.logits else "probability"
@@ -52,7 +52,7 @@ class Ranking:
 
 
 def finite(result: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The model's ``result``. Raises `NotANumber` when some of it is not a number."""
+    """Returns the model's ``result``. Raises `NotANumber` if it has a NaN or an infinity."""
     if not np.isfinite(result).all():
         raise NotANumber
     return result
@@ -60,17 +60,17 @@ def finite(result: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def top(scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:
     """Indices of the ``k`` largest of ``scores``, descending, ties by ascending index."""
-    # Methods where there are any: NumPy's functions of the same name cost more than their work on 1,000 numbers.
+    # Methods, since NumPy's functions of the same names cost more than the work on 1,000 numbers.
     ordered = scores.copy()
     ordered.partition(len(scores) - k)
-    # Ascending, so that a stable sort keeps ties in order.
+    # In ascending order of their indices, so that the stable sort below keeps ties in that order.
     candidates: NDArray[np.intp] = (scores >= ordered[len(scores) - k]).nonzero()[0]
     order = (-scores[candidates]).argsort(kind="stable")
     return candidates[order[:k]]
 
 
 def activate(logits: NDArray[np.float32], activation: str) -> NDArray[np.float64]:
-    """Probabilities of ``logits``, in double precision so that this step adds no error of its own."""
+    """Probabilities of ``logits``, computed in float64 so that the activation adds no error of its own."""
     wide = logits.astype(np.float64)
     if activation == "softmax":
         powers = np.exp(wide - np.maximum.reduce(wide))

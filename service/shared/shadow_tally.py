@@ -1,4 +1,4 @@
-"""What the shadow has been seen to do, summed over all front-ends, and the verdict on it: pure arithmetic."""
+"""The comparison of the shadow with the model that answers, summed over all front-ends: pure arithmetic."""
 
 from __future__ import annotations
 
@@ -8,27 +8,30 @@ from typing import Any, Literal
 
 Judgement = Literal["collecting", "agrees", "mostly agrees", "differs"]
 
-#: Images without which nothing is said.
+#: The number of images below which there is no verdict.
 _ENOUGH = 100
-#: Shares of images with the same top class, from which on the shadow agrees, or mostly does.
+#: The least shares of images with the same top class for the verdicts "agrees" and "mostly agrees".
 _AGREES, _MOSTLY = 0.99, 0.95
 
 
 @dataclass
 class Tally:
-    """Sums, as front-ends report them: images compared, those with the same top class, the largest difference of any
-    class's probability, and the seconds that either engine took for its batches."""
+    """Sums over compared images."""
 
     compared: int = 0
     agreed: int = 0
+    """Images with the same top class."""
     difference: float = 0.0
+    """The sum of each image's largest difference of any class's probability."""
     seconds: float = 0.0
+    """The seconds of the shadow's batches."""
     usual_seconds: float = 0.0
+    """The seconds of the answering model's batches."""
     missed: int = 0
-    """Images that the shadow had no room for, or gave no answer to."""
+    """Images for which the shadow had no free slot, or gave no answer."""
 
     def add(self, compared: int, agreed: int, *rest: float) -> None:
-        """What a front-end has seen since its last report."""
+        """Adds a front-end's sums since its last report: the values of `take`."""
         difference, seconds, usual_seconds, missed = rest
         self.compared += compared
         self.agreed += agreed
@@ -38,7 +41,7 @@ class Tally:
         self.missed += int(missed)
 
     def take(self) -> Sequence[float]:
-        """What `add` takes, and begins anew."""
+        """Returns the sums for `add`, and resets them."""
         values = self.compared, self.agreed, self.difference, self.seconds, self.usual_seconds, self.missed
         self.compared = self.agreed = self.missed = 0
         self.difference = self.seconds = self.usual_seconds = 0.0
@@ -52,7 +55,7 @@ class Tally:
         return "agrees" if agreement >= _AGREES else "mostly agrees" if agreement >= _MOSTLY else "differs"
 
     def to_json(self) -> dict[str, Any]:
-        """For people."""
+        """The verdict and the means, for ``/healthz`` and ``/model``."""
         some = max(1, self.compared)
         return {
             "verdict": self.verdict,

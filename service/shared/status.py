@@ -1,4 +1,4 @@
-"""The state of the service in words. The supervisor decides it, everyone else has a copy."""
+"""The state of the service. The supervisor decides it; all other processes have a copy."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ State = Literal["starting", "loading", "warming", "ready", "draining", "failed"]
 
 @dataclass
 class Status:
-    """``phases`` is how long each finished phase of the last start took, in seconds."""
+    """The state and its details. ``phases`` are the seconds of each finished phase of the last start."""
 
     state: State = "starting"
     detail: str = ""
     phases: dict[str, float] = field(default_factory=dict)
     progress: dict[str, int | None] | None = None
-    """A download's bytes ``done`` and ``total``, while there is one."""
+    """The bytes ``done`` and ``total`` of a running download; None without one."""
     restarts: int = 0
-    """How often the engine was started again."""
+    """The number of engines that replaced a dead one."""
     frontend_restarts: int = 0
-    """How often a front-end was."""
+    """The number of front-ends that replaced a dead one."""
     engines: list[dict[str, Any]] = field(default_factory=list)
-    """Each engine: its model, version, role, device and state."""
+    """The model, version, role, device and state of each engine."""
     switch: dict[str, Any] | None = None
-    """The change of a model's version that is under way, or how the last one ended."""
+    """The present change of a model's version, or the outcome of the last one."""
     shadow: dict[str, Any] | None = None
-    """What the shadow has been seen to do; None without one."""
+    """The comparison with the shadow model (`shadow_tally`); None without one."""
     switches: dict[str, int] = field(default_factory=dict)
-    """How many ended, by outcome."""
+    """The number of ended changes of a version, by outcome."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

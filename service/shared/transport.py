@@ -1,9 +1,9 @@
-"""What crosses a process border, and how: the one place that knows Linux from other systems.
+"""The sockets and memory between processes; the only module that tells Linux from other systems.
 
-Two kinds of socket pair. A *link* joins a front-end to the engine and carries slot numbers and
-nothing else. A *channel* joins the supervisor to a child and carries a few JSON messages in a life
-time, some with file descriptors. Both are ``SOCK_SEQPACKET`` on Linux: the kernel keeps the frames
-whole and tells when the other side has died. Nothing is pickled.
+There are two kinds of socket pair. A *link* joins a front-end to an engine and carries slot numbers only. A *channel*
+joins the supervisor to a child and carries a few JSON messages in a lifetime, some with file descriptors. Both are
+``SOCK_SEQPACKET`` on Linux: the kernel keeps the frames whole and reports the death of the other side. Nothing is
+pickled.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-#: Whether front-ends and engine can be processes of their own. Where not (macOS), they are threads of one.
+#: True if front-ends and engine can be processes. Otherwise (macOS) they are threads of one process.
 PROCESSES = hasattr(socket, "SOCK_SEQPACKET") and hasattr(os, "memfd_create")
 
 _KIND = socket.SOCK_SEQPACKET if PROCESSES else socket.SOCK_DGRAM
 
-#: Numbers of one datagram at most: far below the smallest send buffer that systems give a socket.
+#: The largest number of numbers in a datagram, far below the smallest send buffer of a socket.
 _NUMBERS_PER_FRAME = 1024
 _LARGEST_MESSAGE = 64 * 1024
 _MOST_DESCRIPTORS = 4
@@ -37,7 +37,7 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def anonymous_memory(size: int) -> int:
-    """A file descriptor of ``size`` zero bytes that no file system holds: a SIGKILL leaves nothing behind."""
+    """A file descriptor of ``size`` zero bytes in no file system, so that a SIGKILL leaves nothing behind."""
     if PROCESSES:
         descriptor = os.memfd_create("imagenet-serve", os.MFD_CLOEXEC)
     else:
@@ -55,7 +55,7 @@ def blob(data: bytes) -> int:
 
 
 def read_blob(descriptor: int) -> bytes:
-    """What `blob` was given. Closes the descriptor."""
+    """The bytes that `blob` was given. Closes the descriptor."""
     try:
         with mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) as mapped:
             return bytes(mapped)
@@ -66,8 +66,8 @@ def read_blob(descriptor: int) -> bytes:
 class Link:
     """One end of the pair between a front-end and the engine. Never blocks.
 
-    Numbers that the kernel does not take at once (the other side is stopped or slow) wait here and
-    go out together at the next `flush`; ``backlog`` says whether any wait.
+    Numbers that the kernel does not take at once, because the other side is stopped or slow, wait here and leave
+    together at the next `flush`; ``backlog`` is True while any wait.
     """
 
     def __init__(self, end: socket.socket) -> None:
@@ -89,7 +89,7 @@ class Link:
         return bool(self._waiting)
 
     def send(self, numbers: Iterable[int]) -> None:
-        """Sends signed 32-bit ``numbers``, in order. A side that has gone takes them silently: `receive` tells."""
+        """Sends signed 32-bit ``numbers`` in order. If the other side is gone they are dropped."""
         self._waiting.extend(numbers)
         self.flush()
 
@@ -100,13 +100,13 @@ class Link:
                 self._socket.send(frame)
             except BlockingIOError:
                 return
-            except OSError:  # the other side is gone, and with it whoever wanted these
+            except OSError:  # the other side is gone
                 self._waiting = array("i")
                 return
             del self._waiting[: len(frame)]
 
     def receive(self) -> Sequence[int] | None:
-        """Every number that has arrived; None once the other side has closed."""
+        """All numbers that have arrived; None once the other side has closed."""
         numbers: array[int] = array("i")
         while True:
             try:
@@ -116,7 +116,9 @@ class Link:
             except OSError:
                 return numbers or None
             if not frame:
-                return numbers or None  # what came before the end first; the next call tells the end
+                return (
+                    numbers or None
+                )  # numbers that came before the end are returned first, None by the next call
             numbers.frombytes(frame)
 
     def close(self) -> None:
@@ -133,9 +135,9 @@ class Channel:
         return self._socket.fileno()
 
     def send(self, kind: str, *, descriptors: Sequence[int] = (), **fields: Any) -> bool:
-        """Sends one message; False when the other side is gone or does not read, or this one is closed."""
+        """Sends one message. False if the other side is gone or does not read, or this side is closed."""
         if self._socket.fileno() < 0:
-            return False  # an answer to somebody who has died meanwhile
+            return False  # closed because the other side died meanwhile
         frame = json.dumps({"kind": kind, **fields}).encode()
         try:
             socket.send_fds(self._socket, [frame], list(descriptors))
@@ -144,10 +146,10 @@ class Channel:
         return True
 
     def receive(self) -> tuple[dict[str, Any], list[int]] | None:
-        """The next message and its descriptors, which are the caller's to close.
+        """The next message and its descriptors, which the caller must close; None once the other side has closed.
 
-        None once the other side has closed. A message whose descriptors could not all be had, since this process
-        has no more, becomes one of the kind ``truncated``. Raises `BlockingIOError` when nothing has arrived.
+        If this process has too few free descriptors for those of a message, the message becomes one of the kind
+        ``truncated``. Raises `BlockingIOError` if nothing has arrived.
         """
         try:
             frame, descriptors, flags, _ = socket.recv_fds(self._socket, _LARGEST_MESSAGE, _MOST_DESCRIPTORS)

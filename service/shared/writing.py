@@ -1,4 +1,4 @@
-"""One image on its way into its slot: what a front-end waits for, and gives up."""
+"""Writes of one image into its slot, which a front-end awaits or gives up."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-#: Fills a slot's pixels, uint8 ``[H, W, C]``.
+#: A function that fills a slot's pixels, uint8 ``[H, W, C]``.
 Work = Callable[[NDArray[np.uint8]], Any]
 
 
 @runtime_checkable
 class Encoded(Protocol):
-    """Work that comes from a file which others could decode as well."""
+    """Work whose encoded file another process can decode instead."""
 
     def file(self) -> bytes | None:
-        """The file, if it is a plain one; else only the work itself knows what to do."""
+        """The encoded file; None if only the work itself can decode it."""
 
 
 class Writing(Protocol):
@@ -27,11 +27,11 @@ class Writing(Protocol):
     done: asyncio.Future[None]
 
     def afterwards(self, callback: Callable[[], None]) -> None:
-        """Gives the write up, if it has not ended, and calls ``callback`` when nobody writes into the slot any more."""
+        """Gives the write up if it has not ended. Calls ``callback`` when nothing writes into the slot any more."""
 
 
 class FileWriting:
-    """A file that the engine decodes in its slot, as the event loop sees it; a decoder's write if it will not."""
+    """A write by the engine, which decodes the file in its slot; if it refuses, a decoder's write (``otherwise``)."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, otherwise: Callable[[], Writing]) -> None:
         self.done: asyncio.Future[None] = loop.create_future()
@@ -39,9 +39,9 @@ class FileWriting:
         self._instead: Writing | None = None
         self._replied = False
         self.lost = False
-        """Whether the engine has gone while it had the file."""
+        """True if the engine ended while it had the file."""
         self._afterwards: Callable[[], None] | None = None
-        """Set when nobody wants the pixels any more."""
+        """The callback of a write that was given up before the engine replied."""
 
     def afterwards(self, callback: Callable[[], None]) -> None:
         if self._instead is not None:
@@ -52,7 +52,7 @@ class FileWriting:
             self._afterwards = callback
 
     def reply(self, decoded: bool) -> None:
-        """The slot is the front-end's again, with pixels in it or not."""
+        """Ends the engine's turn: the slot holds pixels if ``decoded``, else a decoder begins to write them."""
         self._replied = True
         if self._afterwards is not None:
             self._afterwards()
@@ -64,12 +64,12 @@ class FileWriting:
             self._instead.done.add_done_callback(self._pass_on)
 
     def fail(self, error: Exception) -> None:
-        """The front-end has let go of the engine, and of the slot."""
+        """Ends the write with ``error``, since the front-end has given up the engine and the slot."""
         if not self.done.done():
             self.done.set_exception(error)
 
     def give_back(self) -> None:
-        """The engine has gone: a decoder begins again."""
+        """Lets a decoder begin, since the engine ended while it had the file."""
         self.lost = True
         self.reply(False)
 
@@ -83,19 +83,19 @@ class FileWriting:
             self.done.set_result(None)
 
 
-#: Told on the loop, once: how many seconds a decoder was occupied, None when none was.
+#: Called once on the event loop with the seconds for which a decoder was occupied; None if none was.
 Ended = Callable[[float | None], None]
 
 
 class Decoders(Protocol):
-    """Where pixels are written."""
+    """The decoders: threads or processes that write pixels into slots."""
 
     @property
     def stuck(self) -> bool:
-        """Whether images wait and none has been begun for long."""
+        """True if images wait and none has been begun for a long time."""
 
     def begin(self, work: Work, pixels: NDArray[np.uint8], ended: Ended) -> Writing:
-        """Lets ``work`` fill ``pixels``. To be called on the event loop."""
+        """Lets a decoder fill ``pixels`` with ``work``. Call it on the event loop."""
 
     def submit(self, job: Callable[[], object], /) -> object:
         """Runs ``job``, which must not raise, in a thread."""
