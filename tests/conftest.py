@@ -3,10 +3,12 @@
 import gc
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 
 import pytest
+import torch
 from hypothesis import settings
 from PIL import Image
 
@@ -32,14 +34,26 @@ if not _WORKER:
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="imagenet-serve-test-cache-")
 
 
+#: A shell starts what runs in the background with Ctrl-C ignored, and `nohup` with SIGHUP; programs inherit that. Here
+#: they stay without effect, and a service that a test starts is as one in the foreground.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
+
+
 #: Pillow's own limit.
 _PIXELS = Image.MAX_IMAGE_PIXELS
 
 
 @pytest.fixture(autouse=True)
-def _pillow_s_limit() -> None:
-    """Each decode in this process sets it for its own picture; a test that asks Pillow itself gets Pillow's own."""
+def _as_it_was() -> None:
+    """Each decode in this process sets Pillow's limit for its own picture; a test that asks Pillow itself gets Pillow's
+    own. Beside other workers torch computes in one thread: the networks are small, and more threads would spin while
+    they wait for each other. (What loads a model for serving takes all cores.)
+    """
     Image.MAX_IMAGE_PIXELS = _PIXELS
+    if _WORKER:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +26,17 @@ HTTP = httpx.Client(verify=False, timeout=60, headers={"connection": "close"})
 _START, _END = 240.0, 60.0
 #: TCP_LISTEN in /proc/net/tcp.
 _LISTENING = "0A"
+
+
+@contextlib.contextmanager
+def program(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A program that ends with the block: a test that fails meanwhile does not wait for what it never told to end."""
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
 
 
 class Server:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,11 +15,12 @@ import torch
 from torch import nn
 
 from service.labels import ClassLabel
-from service.models import densenet
+from service.models import building, densenet
 from service.models.checkpoints import Checkpoint, write
 from service.models.configuration import Configuration, DenseNetConfig
 from service.models.network import build
 from service.preprocess import Preprocessing
+from service.settings import load
 
 CLASSES = 10
 SIDE = 32
@@ -71,10 +74,27 @@ def directory(parent: Path) -> Path:
 @cache
 def shared() -> Path:
     """`directory`, the same one for all tests that only serve it: one of their services converts it for all."""
-    _SHARED.mkdir(exist_ok=True)
-    with (_SHARED / "lock").open("w") as lock:  # xdist's workers share the folder
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _alone():
         return _SHARED / "tiny" if (_SHARED / "tiny").exists() else directory(_SHARED)
+
+
+@cache
+def demo() -> Path:
+    """The model that comes along, converted once for all tests that only serve it: a start needs no torch."""
+    path = _SHARED / "demo"
+    with _alone():
+        if not path.exists():
+            building.export(load(weights="demo"), path)
+    return path
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """xdist's workers share the folder."""
+    _SHARED.mkdir(exist_ok=True)
+    with (_SHARED / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 #: In the tests' own cache, as it is before a test takes another one for itself; it goes with it.

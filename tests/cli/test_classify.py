@@ -23,6 +23,7 @@ from service.cli.main import cli
 from service.errors import ConfigurationError
 from service.host.interpreter import module_command, module_environment
 from tests.cli.evaluate.photos import local, picture, predicted, weights
+from tests.server import program
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,7 @@ def test_ctrl_c_keeps_what_was_done(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_pipe_that_breaks_ends_it_without_a_traceback(folder: Path, model: Path) -> None:
     command = module_command("service", "classify", str(folder), f"--weights={model}", "--format=csv")
-    with subprocess.Popen(
+    with program(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=module_environment()
     ) as process:
         assert process.stdout is not None

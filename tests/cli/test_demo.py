@@ -15,7 +15,7 @@ from service.cli.demo.run import _reachable
 from service.errors import CheckpointError
 from service.models import checkpoints
 from tests import tiny
-from tests.server import HTTP
+from tests.server import HTTP, program
 
 DEMO = [sys.executable, "-m", "service", "demo", "--port=0", "--frontends=1", "--max-batch-size=1"]
 
@@ -25,9 +25,7 @@ def test_it_classifies_the_samples_stays_up_and_ends_with_ctrl_c(tmp_path: Path)
     keys.write_text("# for the test\nsecret\n")
     command = [*DEMO, "--weights", str(tiny.shared()), "--api-keys-file", str(keys)]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as demo:
+    with program(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as demo:
         assert demo.stdout is not None
         shown = []
         for line in demo.stdout:

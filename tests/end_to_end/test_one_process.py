@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests import tiny
-from tests.server import HTTP
+from tests.server import HTTP, program
 from tests.uploads import png
 
 PROGRAM = """
@@ -24,10 +24,7 @@ sys.exit(Supervisor(settings.load(weights=sys.argv[1], port=0, log_format="json"
 
 def test_a_laptop_can_try_it(tmp_path: Path) -> None:
     weights = tiny.shared()
-    service = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(weights)], stderr=subprocess.PIPE, text=True
-    )
-    try:
+    with program([sys.executable, "-c", PROGRAM, str(weights)], stderr=subprocess.PIPE, text=True) as service:
         assert service.stderr is not None
         lines = []
         for line in service.stderr:
@@ -41,6 +38,3 @@ def test_a_laptop_can_try_it(tmp_path: Path) -> None:
         assert HTTP.get(url[1] + "/readyz").status_code == 200
         service.terminate()
         assert service.wait(30) == 0
-    finally:
-        service.kill()
-        service.communicate()

@@ -37,8 +37,8 @@ def answers(server: Server, png: bytes, **query: Any) -> NDArray[np.float64]:
     "name",
     [
         "khub_vgg_avg",
-        "tv_densenet_old_keys/model.pth",
         # Their logits are compared without a server in every run.
+        pytest.param("tv_densenet_old_keys/model.pth", marks=pytest.mark.slow),
         pytest.param("khub_densenet_g8", marks=pytest.mark.slow),
         pytest.param("timm_vgg", marks=pytest.mark.slow),
     ],

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import httpx
 
+from tests.server import program
+
 SAMPLE = Path(__file__).resolve().parents[2] / "samples" / "red-panda.jpg"
 #: Seconds: a start on a busy machine.
 PATIENCE = 120.0
@@ -25,7 +27,7 @@ def test_a_service_on_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "service.sock"
     command = [sys.executable, "-m", "service", "serve", "--weights=demo", "--frontends=1", f"--uds={path}"]
     with (
-        subprocess.Popen(command, stderr=subprocess.DEVNULL) as service,
+        program(command, stderr=subprocess.DEVNULL) as service,
         httpx.Client(
             transport=httpx.HTTPTransport(uds=str(path)), base_url="http://service", timeout=60
         ) as http,

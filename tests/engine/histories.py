@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 #: Steps of one history, and histories between two looks at how many steps there were.
-_LENGTH, _HISTORIES = 60, 100
+_LENGTH, _HISTORIES = 60, 30
 _SETTINGS = settings(
     max_examples=_HISTORIES,
     stateful_step_count=_LENGTH,
@@ -35,6 +36,10 @@ def run(machine: type[Counted], steps: int, seconds: float = float("inf"), **opt
     """
     machine.steps = 0
     give_up = time.monotonic() + seconds
-    while machine.steps < steps and time.monotonic() < give_up:
+    for number in itertools.count():
+        if machine.steps >= steps or time.monotonic() >= give_up:
+            break
+        if _SETTINGS.derandomize:  # without a seed of its own each round would be the first one again
+            seed(number)(machine)
         run_state_machine_as_test(machine, settings=settings(_SETTINGS, **options))
     return machine.steps

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
-from hypothesis import Phase
+from hypothesis import Phase, strategies
+from hypothesis.stateful import rule
 
 from service.api.served import Models, Served
 from service.engine.connection import Connection
@@ -19,7 +22,7 @@ _GENERATE = [Phase.generate]
 
 
 def test_random_histories_lose_nothing() -> None:
-    assert histories.run(Service, 8_000) >= 8_000
+    assert histories.run(Service, 6_000) >= 6_000
 
 
 def test_the_machine_sees_a_slot_that_comes_free_while_a_thread_writes(
@@ -37,6 +40,25 @@ def test_the_machine_sees_a_reply_that_gets_lost(monkeypatch: pytest.MonkeyPatch
 def test_the_machine_sees_a_slot_that_never_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Connection, "leave", lambda self, slot, writing, hung_up: None)
     _breaks()
+
+
+class Draws(Counted):
+    """Keeps what was drawn for it."""
+
+    drawn: ClassVar[list[int]] = []
+
+    @rule(number=strategies.integers())
+    def draw(self, number: int) -> None:
+        self.count()
+        self.drawn.append(number)
+
+
+def test_every_round_of_histories_is_another_one() -> None:
+    steps = histories.run(Draws, 1)
+    first = Draws.drawn[:]
+    Draws.drawn.clear()
+    assert histories.run(Draws, steps + 1) > steps
+    assert Draws.drawn[len(first) :] not in ([], first)
 
 
 def _breaks(machine: type[Counted] = Service) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from service.host import samples as room
 from service.host.samples import samples
+from tests import tiny
 from tests.server import HTTP, Server
 
 ATTRIBUTION = (Path(__file__).resolve().parents[2] / "samples" / "ATTRIBUTION.md").read_text("utf-8")
@@ -53,7 +54,7 @@ def test_each_has_an_author_and_a_licence_that_lets_it_come_along() -> None:
 
 def test_the_demo_model_knows_them_and_is_sure_best_first() -> None:
     table = attributed()
-    with Server(weights="demo", frontends=1, max_batch_size=4) as server:
+    with Server(weights=tiny.demo(), frontends=1, max_batch_size=4) as server:
         sure = []
         for _, path in samples():
             answer = HTTP.post(f"{server.url}/predict", files={"file": path.read_bytes()}).json()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from service.host import usage
+from tests.server import program
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 
@@ -28,7 +29,7 @@ sys.stdin.read()
 @contextmanager
 def child(name: str, files: int = 0, mebibytes: int = 0) -> Iterator[int]:
     command = [sys.executable, "-c", CHILD, name, str(files), str(mebibytes)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with program(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         yield process.pid

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny
 from tests.server import Server
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
@@ -14,7 +15,7 @@ SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 
 @pytest.fixture(scope="package")
 def server() -> Iterator[Server]:
-    with Server(weights="demo", frontends=1, grpc_port=0, model_control="open") as running:
+    with Server(weights=tiny.demo(), frontends=1, grpc_port=0, model_control="open") as running:
         yield running
 
 

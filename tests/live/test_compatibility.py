@@ -12,6 +12,7 @@ import yaml
 
 from service.api.app import create_api
 from service.settings import Settings
+from tests import tiny
 from tests.live.test_api_docs import ROOT, Example, blocks, commands, run
 from tests.server import Server
 
@@ -34,7 +35,7 @@ def shell_commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def compatible() -> Iterator[Server]:
-    with Server(weights="demo", frontends=1, compat=CONTRACTS) as running:
+    with Server(weights=tiny.demo(), frontends=1, compat=CONTRACTS) as running:
         yield running
 
 
