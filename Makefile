@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed-run
 STAMP     := $(VENV)/.installed
 
-.PHONY: help run test test-times test-oldest verify-gpu test-slow alert-series drill-rollouts drill soak test-page test-originals test-kserve test-ray fuzz release audit check format clean verify-deploy
+.PHONY: help run test test-times test-oldest verify-gpu test-slow alert-series drill-rollouts drill soak test-page test-originals test-kserve test-ray test-mutations fuzz release audit check format clean verify-deploy
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -99,6 +99,13 @@ test-kserve: build/kserve/.installed  ## /v2 through KServe's own client
 
 test-ray: build/ray/.installed  ## service.batch through a local Ray
 	build/ray/bin/python -m pytest -m ray tests/end_to_end/test_ray.py
+
+# SAMPLE=150 SEED=1: which faults. FILES="service/engine/batcher.py" for some modules only.
+SAMPLE ?= 150
+SEED ?= 1
+
+test-mutations: build/mutation/.installed  ## SAMPLE=150 faults in the engine and in /predict, one at a time: do the tests find them?
+	build/mutation/bin/python -m tests.mutation --sample $(SAMPLE) --seed $(SEED) $(if $(FILES),--files $(FILES))
 
 EXTRA := dev
 
