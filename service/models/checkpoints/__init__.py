@@ -1,20 +1,20 @@
-"""Where weights come from: one word of the operator's → configuration, tensors, preprocessing, classes.
+"""Checkpoints: reads weights from any source into configuration, tensors, preprocessing and classes.
 
-    pretrained                    torchvision's, through torch hub's cache          torch_hub.py
-    random[:SEED][:CONFIG]        untrained, torchvision's initialisation           untrained.py
-    demo                          the small model that ships with the service       directory.py
-    FILE of tensors               a state dict; its shapes say what network it is   tensors/
-    FILE of Keras's               a model or its weights                            keras/
-    DIRECTORY                     our own format                                    directory.py
-                                  a timm repository                                 timm.py
-                                  a KerasHub preset                                 keras/hub.py
-    hf://owner/repo[/file][@rev]  any of these directories, or a file               huggingface.py
-    kaggle://owner/model/...      the same, and KerasHub's names for them           kaggle.py
+    pretrained                    torchvision's weights, in torch hub's cache         torch_hub.py
+    random[:SEED][:CONFIG]        untrained, torchvision's initialisation             untrained.py
+    demo                          the small model that ships with the service         directory.py
+    FILE of tensors               a state dict, whose shapes tell the network         tensors/
+    FILE of Keras                 a model or its weights                              keras/
+    DIRECTORY                     this project's format                               directory.py
+                                  a timm repository                                   timm.py
+                                  a KerasHub preset                                   keras/hub.py
+    hf://owner/repo[/file][@rev]  any of these directories, or a file                 huggingface.py
+    kaggle://owner/model/...      any of these directories, or a KerasHub name        kaggle.py
 
-Each origin turns its source into one `Checkpoint`; from there on nothing asks where it came from. What a
-file cannot say of itself, ``?option=value`` after its name can (options.py).
+Each module turns its source into one `Checkpoint`; no later code depends on the source. ``?option=value`` after a
+name says what a file cannot say of itself (options.py).
 
-torch is imported when a checkpoint is read, and not before: a start that finds its model converted reads none.
+torch is imported only when a checkpoint is read: a start with a converted model reads none.
 """
 
 from __future__ import annotations
@@ -44,18 +44,19 @@ def resolve(
     progress: Progress | None = None,
     cached_only: bool = False,
 ) -> Checkpoint:
-    """The checkpoint that the settings ``weights`` and ``model`` name, under the classes of ``labels``.
+    """Reads the checkpoint that the settings ``weights`` and ``model`` name, with the classes of ``labels`` if given.
 
-    Without a ``model``, a file decides which of the twelve it is, and what has no network of its own is `DEFAULT`.
+    Without a ``model``, a file decides which of the twelve variants it is; `DEFAULT` is used for a source without a
+    network of its own.
 
-    With ``cached_only`` no hub is asked, and what is not on this host raises `NotCached` (a hub's alone: what
-    torch.hub keeps is `torch_hub.cached`). ``progress`` is called with (bytes done, total or None) while something
-    is downloaded. Raises `CheckpointError`, whose one sentence says what to do.
+    With ``cached_only`` no hub is asked, and a file that is not on this host raises `NotCached` (for hubs only;
+    torch.hub's cache is `torch_hub.cached`). ``progress`` is called with (bytes done, total or None) during a
+    download. Raises `CheckpointError`, whose one sentence says what to do.
     """
     if model is not None and model not in VARIANTS:
         raise CheckpointError(f"there is no model '{model}'; choose one of {', '.join(VARIANTS)}")
     if labels is not None:
-        read_labels(labels)  # before anything is downloaded for it
+        read_labels(labels)  # fails before anything is downloaded
     checkpoint = _origin(weights, model, progress, cached_only)
     if labels is None:
         return checkpoint
@@ -63,19 +64,21 @@ def resolve(
 
 
 def write(checkpoint: Checkpoint, directory: Path, *, notes: Mapping[str, Any] | None = None) -> None:
-    """`service.models.checkpoints.directory.write`."""
+    """Writes ``checkpoint`` into ``directory``: see `service.models.checkpoints.directory.write`."""
     from service.models.checkpoints import directory as own
 
     own.write(checkpoint, directory, notes=notes)
 
 
 def _origin(weights: str, model: str | None, progress: Progress | None, cached_only: bool) -> Checkpoint:
+    """Reads the source that ``weights`` names. The cases are tried in this order; the first that fits decides."""
     from service.models.checkpoints.torch_hub import pretrained
     from service.models.checkpoints.untrained import untrained
 
+    # 1. Reserved words.
     if weights == "pretrained":
         variant = VARIANTS[model or DEFAULT]
-        return _known(pretrained(variant.name, progress), places.published_or_baked(variant))
+        return _with_file(pretrained(variant.name, progress), places.published_or_baked(variant))
     if weights == "random" or weights.startswith("random:"):
         return untrained(model or DEFAULT, *places.seed_and_configuration(weights))
     if weights == "demo":
@@ -86,25 +89,27 @@ def _origin(weights: str, model: str | None, progress: Progress | None, cached_o
             )
         return _from_folder(local(places.DEMO), model, Options())
     source, options = parse(weights)
+    # 2. Addresses of a hub: a single file, then whole repositories.
     if huggingface.file_in(source):
         path = huggingface.fetch_file(source, progress, cached_only=cached_only)
-        return _known(_from_file(path, model, options), path)
+        return _with_file(_from_file(path, model, options), path)
     if source.startswith(huggingface.SCHEME):
         repository = huggingface.open_repository(source, progress, cached_only=cached_only)
         return _from_folder(repository, model, options)
     if source.startswith(kaggle.SCHEME) or source in kaggle.BUILT_IN:
         address = kaggle.BUILT_IN.get(source, source)
         return _from_folder(kaggle.open_model(address, progress, cached_only=cached_only), model, options)
+    # 3. Paths of this host.
     path = Path(source).expanduser()
     if source and path.is_dir():
         return _from_folder(local(path), model, options)
     if source and path.exists():
-        return _known(_from_file(path, model, options), path)
+        return _with_file(_from_file(path, model, options), path)
     raise places.unknown(weights)
 
 
 def _from_file(path: Path, model: str | None, options: Options) -> Checkpoint:
-    """Its bytes say what it is; a name may say anything."""
+    """Reads one file. Its kind follows from its bytes and not from its name."""
     from service.models.checkpoints.keras import model as keras_model
     from service.models.checkpoints.tensors import file, recognise
 
@@ -113,13 +118,13 @@ def _from_file(path: Path, model: str | None, options: Options) -> Checkpoint:
     return file.read(path, model, options)
 
 
-def _known(checkpoint: Checkpoint, path: Path) -> Checkpoint:
-    """With the one file that it was read from."""
+def _with_file(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    """Returns the checkpoint with the one file that it was read from."""
     return replace(checkpoint, files={path.name: path})
 
 
 def _from_folder(folder: Folder, model: str | None, options: Options) -> Checkpoint:
-    """With the files that were looked for on the way."""
+    """Reads a folder and records the files that were looked for."""
     looked_for: dict[str, Path | None] = {}
 
     def locate(name: str) -> Path | None:
@@ -131,7 +136,7 @@ def _from_folder(folder: Folder, model: str | None, options: Options) -> Checkpo
 
 
 def _of_folder(folder: Folder, model: str | None, options: Options) -> Checkpoint:
-    """A folder says in its ``config.json`` whose format it is of; KerasHub asks in this order too."""
+    """Reads a folder in the format that its ``config.json`` names; the order of the questions is KerasHub's."""
     from service.models.checkpoints import directory, timm
     from service.models.checkpoints.keras import hub
 
@@ -157,15 +162,17 @@ def _transformers(folder: Folder, document: dict[str, Any]) -> CheckpointError:
     )
 
 
-#: What transformers calls a model of timm's that it has wrapped.
+#: transformers' name for a timm model that it has wrapped.
 _WRAPPED_TIMM = "timm_wrapper"
 
 
 def _of_tensors(
     folder: Folder, document: dict[str, Any] | None, model: str | None, options: Options
 ) -> Checkpoint:
-    """A folder whose tensors say what network they are. Its ``config.json``, if there is one, is a trainer's, or of
-    ``PyTorchModelHubMixin``, which writes there whatever a model was made with.
+    """Reads a folder whose tensors tell the network.
+
+    Its ``config.json``, if any, comes from a trainer, or from ``PyTorchModelHubMixin``, which writes the arguments
+    that the model was made with.
     """
     from service.models.checkpoints import parts
     from service.models.checkpoints.tensors import file, recognise

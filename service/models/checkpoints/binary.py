@@ -1,4 +1,4 @@
-"""A head of one logit that was trained to tell two classes apart, as a head of two.
+"""Turns a head of one logit that tells two classes apart into a head of two logits.
 
 sigmoid(z) = softmax(0, z)[1], so the first class gets a row of zeros, and its probability is 1 - sigmoid(z).
 """
@@ -17,7 +17,11 @@ from service.models.named_heads import layers_of
 
 
 def with_both_classes(checkpoint: Checkpoint) -> Checkpoint:
-    """The same answers for two names; unchanged where classes and logits are as many, or the head ends otherwise."""
+    """Returns the checkpoint with two logits and the same answers, if it has one logit and two class names.
+
+    Any other checkpoint is returned unchanged; if its head does not end in a dense layer, it keeps the second name
+    only.
+    """
     configuration, classes = checkpoint.configuration, checkpoint.classes
     if configuration.num_classes != 1 or classes is None or len(classes) != 2:
         return checkpoint

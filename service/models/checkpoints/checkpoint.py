@@ -1,4 +1,4 @@
-"""What every origin of weights is turned into."""
+"""The checkpoint: the result of reading any source of weights."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Activation = Literal["softmax", "sigmoid", "none"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights together with what they were trained with, so that none of it can drift apart.
+    """Weights together with everything that they were trained with.
 
-    ``state_dict`` has torchvision's key names and floats as they were stored. ``classes`` is None for a
-    network without a head: it has features, and nothing to classify with. ``activation`` is what turns
-    logits into scores. ``name`` is what answers call the weights, ``source`` says where they came from
-    without naming a folder of this host, ``sha256`` is that of the file that holds them. ``feature_pooling`` is how
-    the model itself ended in features, the default of `/features`. ``files`` are those that
-    reading it looked for, by name, None where there was none; empty for weights that come from no file.
+    ``state_dict`` has torchvision's key names and floats as they were stored. ``classes`` is None for a network
+    without a head, which has features and no logits. ``activation`` turns logits into scores. ``name`` is the
+    weights' name in answers, ``source`` says where they came from without naming a folder of this host, and
+    ``sha256`` is the hash of the file that holds them. ``feature_pooling`` is how the model itself pooled its
+    features, the default of `/features`. ``files`` maps each file name that the reading looked for to its path, or to
+    None if it was absent; it is empty for weights that come from no file.
     """
 
     configuration: Configuration

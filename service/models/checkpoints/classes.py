@@ -1,4 +1,4 @@
-"""Classes that a file of weights names beside them."""
+"""Class names that a file of weights holds beside the tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.models.checkpoints.label_files import classes_of
 
 _log = logging.getLogger(__name__)
 
-#: What training scripts and libraries call them, best first.
+#: Keys under which training scripts and libraries store class names, best first.
 _KEYS = (
     "class_to_idx",
     "idx_to_class",
@@ -29,12 +29,12 @@ _KEYS = (
     "categories",
 )
 
-#: Deeper than anybody puts them, and in longer lists.
+#: Limits of the search: deeper nesting and longer lists hold no class names.
 _DEEPEST, _FEW = 6, 8
 
 
 def classes_beside(values: Any, count: int, name: str) -> tuple[ClassLabel, ...]:
-    """The names of ``count`` classes as ``values`` have them, else the usual ones."""
+    """Returns the names of ``count`` classes found in ``values``, else the default classes."""
     for key in _KEYS:
         for found in _under(values, key, 0):
             classes = _read(found)

@@ -1,4 +1,4 @@
-"""Our own checkpoint directory: everything about a model in one JSON file beside its tensors.
+"""Reads and writes this project's checkpoint directory: one JSON file beside the tensors.
 
 config.json         {"format": "imagenet-serve", "version": 1, "name", "architecture",
                      "activation", "preprocessing", "classes": [{"class_id", "wnid", "label"}] | null}
@@ -33,7 +33,7 @@ _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
 
 def read(folder: Folder, document: dict[str, Any]) -> Checkpoint:
-    """The checkpoint of a directory whose ``config.json`` is ``document``. Raises `CheckpointError`."""
+    """Reads a directory whose ``config.json`` is ``document``. Raises `CheckpointError`."""
     if document.get("version") != _VERSION:
         raise CheckpointError(
             f"'{folder.name}' is of version {document.get('version')} of our format and this program reads "
@@ -61,9 +61,10 @@ def read(folder: Folder, document: dict[str, Any]) -> Checkpoint:
 
 
 def write(checkpoint: Checkpoint, directory: Path, *, notes: Mapping[str, Any] | None = None) -> None:
-    """Write ``checkpoint`` so that `read` gives it back. Raises `CheckpointError` if it cannot.
+    """Writes ``checkpoint`` so that `read` returns an equal one. Raises `CheckpointError` if the folder is not
+    writable.
 
-    ``notes`` are entries more of ``config.json``, any JSON, for people: `read` leaves them where they are.
+    ``notes`` are further entries of ``config.json``, any JSON, for people; `read` ignores them.
     """
     document = {
         "format": FORMAT,
@@ -96,14 +97,14 @@ def _feature_pooling(value: Any) -> Literal["avg", "max"]:
 
 
 def _as_any_other_file(path: Path) -> None:
-    """safetensors writes for the owner alone; the user's umask shall decide, as for any file."""
+    """Sets the mode that the user's umask gives any file: safetensors writes for the owner alone."""
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """As they are: a file of ours has the names that its network has."""
+    """Reads the tensors unchanged: their names are the network's."""
     tensors = with_batch_counters(read_safetensors(path))
     for key, tensor in tensors.items():
         if not tensor.is_floating_point() and not key.endswith("num_batches_tracked"):
@@ -123,7 +124,7 @@ def _classes(entries: list[dict[str, Any]] | None, count: int) -> tuple[ClassLab
     if entries is None:
         return None
     classes = tuple(ClassLabel(entry["class_id"], entry["wnid"], entry["label"]) for entry in entries)
-    # Not 0, 1, 2, ...: a model of some of ImageNet's classes answers with ImageNet's own ids.
+    # Ids need not be 0, 1, 2, ...: a model of some of ImageNet's classes answers with ImageNet's own ids.
     ids = [entry.class_id for entry in classes]
     if ids != sorted(set(ids)):
         raise ValueError("its class_ids do not ascend")

@@ -1,7 +1,7 @@
-"""One file over HTTP into a cache: whole and checked, or not there at all.
+"""Downloads one file over HTTP into a cache: completely and checked, or not at all.
 
-Plain ``urllib``, so that fetching torchvision's weights needs no further dependency. Proxies are taken
-from the environment, as its users expect.
+It uses plain ``urllib``, so fetching torchvision's weights needs no further dependency. Proxies come from the
+environment, as its users expect.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from typing import Any, BinaryIO
 from service.models.cache import file_sha256
 from service.models.checkpoints.partial import Partial, claim, sweep
 
-#: Called with the bytes done and, where the server told it, the total.
+#: Called with the bytes done and, if the server told it, the total.
 Progress = Callable[[int, int | None], None]
 
 _CHUNK = _MIB = 1 << 20
 
-#: Seconds without a single byte after which a connection counts as dead.
+#: Seconds without a byte after which a connection counts as dead.
 _SILENCE = 60.0
 
-#: Connections in a row that bring less than a chunk, after which the server is given up.
+#: Most connections in a row that bring less than a chunk; then the download fails.
 _POOR_CONNECTIONS = 3
 
 
 class DownloadError(Exception):
-    """The file could not be had. ``status`` is the server's answer where there was one."""
+    """The file could not be downloaded. ``status`` is the server's HTTP status if it answered."""
 
     def __init__(self, reason: str, status: int | None = None) -> None:
         super().__init__(reason)
@@ -49,11 +49,11 @@ def fetch(
     body: bytes | None = None,
     progress: Progress | None = None,
 ) -> str:
-    """Download to ``destination`` and return the SHA-256, 64 hex digits.
+    """Downloads to ``destination`` and returns the SHA-256, 64 hex digits. Raises `DownloadError`.
 
-    The bytes go to a neighbour (partial.py) that takes the name only when the length and the hash are right. One that
-    was cut off is gone on with, now or by the next process, if the server can tell that the content is the same. Of
-    processes that start together one fetches, and the others wait for it. Raises `DownloadError`.
+    The bytes go to a neighbouring file (partial.py), which takes the name only if length and hash are right. An
+    interrupted download is resumed, by this process or the next, if the server can confirm that the content is
+    unchanged. Of several processes that start together, one downloads and the others wait for it.
     """
     request = urllib.request.Request(
         url, data=body, headers={"User-Agent": "imagenet-serve", **(headers or {})}
@@ -74,7 +74,7 @@ def fetch(
 
 
 def terminal_progress(name: str) -> Progress:
-    """A line on stderr that rewrites itself, where stderr is a terminal; elsewhere nothing."""
+    """Returns a progress line on stderr that rewrites itself; does nothing where stderr is no terminal."""
     if not sys.stderr.isatty():
         return lambda done, total: None
 
@@ -87,10 +87,10 @@ def terminal_progress(name: str) -> Progress:
 
 
 def _fetch(request: urllib.request.Request, partial: Partial, sha256_prefix: str, report: Progress) -> str:
-    """Until it is whole, through as many connections as it takes, as long as each brings something."""
+    """Downloads through as many connections as it takes, as long as each brings something."""
 
     def resumable() -> bool:
-        # Without a mark and without a hash nobody could tell whether the rest belongs to what is there.
+        # Without a validator or a hash nobody could tell whether the rest belongs to these bytes.
         return partial.size > 0 and bool(partial.mark(request.full_url) or sha256_prefix)
 
     if partial.mark(request.full_url) is None or not resumable():
@@ -116,7 +116,7 @@ def _fetch(request: urllib.request.Request, partial: Partial, sha256_prefix: str
             if not resumable():
                 partial.discard()
             raise
-        except OSError:  # a full disk above all: these bytes would only keep others from it
+        except OSError:  # mostly a full disk: these bytes would keep others from it
             partial.discard()
             raise
         if poor >= _POOR_CONNECTIONS:
@@ -125,18 +125,18 @@ def _fetch(request: urllib.request.Request, partial: Partial, sha256_prefix: str
 
 
 class _Cut(Exception):
-    """The connection ended too early; what came is right."""
+    """The connection ended too early; the bytes that came are right."""
 
 
 class _Another(Exception):
-    """What is there does not belong to what the server has now."""
+    """The partial bytes do not belong to the server's present content."""
 
 
 def _store(request: urllib.request.Request, partial: Partial, sha256_prefix: str, report: Progress) -> str:
-    """One connection. Adds to what is there, or begins anew where the server does."""
+    """Runs one connection. Appends to the partial bytes, or starts anew if the server does."""
     start = partial.size
     mark = partial.mark(request.full_url)
-    for name in ("Range", "If-range"):  # as urllib spells them
+    for name in ("Range", "If-range"):  # in urllib's spelling
         request.remove_header(name)
     if start:
         request.add_header("Range", f"bytes={start}-")
@@ -185,7 +185,7 @@ def _goes_on(response: http.client.HTTPResponse, start: int) -> bool:
 
 
 def _mark(response: http.client.HTTPResponse) -> str:
-    """What ``If-Range`` may name: a strong ETag, or a date."""
+    """Returns a validator for ``If-Range``: a strong ETag, or a date; empty without one."""
     tag = str(response.headers.get("ETag") or "")
     return tag if tag.startswith('"') else str(response.headers.get("Last-Modified") or "")
 
@@ -193,18 +193,18 @@ def _mark(response: http.client.HTTPResponse) -> str:
 def _copy(
     response: http.client.HTTPResponse, file: BinaryIO, start: int, total: int | None, report: Progress
 ) -> tuple[str, int]:
-    """Hashes the first ``start`` bytes of ``file`` and adds the response's. The SHA-256 and the length of all."""
+    """Hashes the first ``start`` bytes of ``file`` and appends the response's. Returns the SHA-256 and the length of
+    all."""
     digest, done = hashlib.sha256(), 0
     file.seek(0)
     while done < start and (chunk := file.read(min(_CHUNK, start - done))):
         digest.update(chunk)
         done += len(chunk)
     report(done, total)
-    while chunk := response.read1(
-        _CHUNK
-    ):  # what is there: on a slow network a whole chunk would be a long silence
+    # read1 returns what has arrived: on a slow network a whole chunk would be a long silence.
+    while chunk := response.read1(_CHUNK):
         file.write(chunk)
-        file.flush()  # so that it is there for the next process, whatever ends this one
+        file.flush()  # the next process can resume here, whatever ends this one
         digest.update(chunk)
         done += len(chunk)
         report(done, total)
@@ -212,7 +212,7 @@ def _copy(
 
 
 class _SameHostOnly(urllib.request.HTTPRedirectHandler):
-    """Follow redirects, and leave the credentials behind when they lead to another host."""
+    """Follows redirects and drops the credentials when they lead to another host."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str

@@ -1,4 +1,4 @@
-"""A checkpoint's files by name, wherever they lie: a folder of this host, a repository of a hub."""
+"""A checkpoint's files by name, on this host or in a repository of a hub."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from service.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Folder:
-    """``name`` is what answers and messages call it, ``source`` says where it came from.
+    """A set of files. ``name`` is its name in answers and messages, ``source`` says where it came from.
 
-    ``locate`` gives the path of a file, fetched if need be, or None where the checkpoint has no such
-    file; it raises `CheckpointError` when that cannot be known.
+    ``locate`` returns the path of a file, downloaded if need be, or None if the checkpoint has no such file; it
+    raises `CheckpointError` if that cannot be found out.
     """
 
     name: str
@@ -25,20 +25,20 @@ class Folder:
     is_local: bool = False
 
     def find(self, name: str) -> Path | None:
-        """The path of a file of this plain name, or None. Raises `CheckpointError`."""
+        """Returns the path of a file of this plain name, or None. Raises `CheckpointError`."""
         if not name or Path(name).name != name or "\\" in name:
             raise CheckpointError(f"'{self.name}' names a file '{name[:80]}' outside its own folder")
         return self.locate(name)
 
     def need(self, name: str) -> Path:
-        """The path of a file that the checkpoint cannot do without. Raises `CheckpointError`."""
+        """Returns the path of a required file. Raises `CheckpointError` if it is absent."""
         path = self.find(name)
         if path is None:
             raise CheckpointError(f"'{self.name}' lacks its file {name}; fetch or write the checkpoint again")
         return path
 
     def json(self, name: str) -> dict[str, Any] | None:
-        """The JSON object in a file, or None where there is no such file. Raises `CheckpointError`."""
+        """Returns the JSON object in a file, or None if there is no such file. Raises `CheckpointError`."""
         path = self.find(name)
         if path is None:
             return None
@@ -52,7 +52,7 @@ class Folder:
 
 
 def local(path: Path) -> Folder:
-    """A folder of this host."""
+    """Returns a folder of this host."""
 
     def locate(name: str) -> Path | None:
         return path / name if (path / name).is_file() else None

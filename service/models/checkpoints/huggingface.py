@@ -1,7 +1,7 @@
 """``hf://owner/repo[@revision]``: files of a repository on the Hugging Face Hub, by its own client.
 
-The client is an extra, for it brings a good deal along. Its cache (HF_HOME, HF_HUB_CACHE), tokens (HF_TOKEN),
-offline mode (HF_HUB_OFFLINE) and endpoint (HF_ENDPOINT) are as its users know them.
+The client is an extra because of its many dependencies. Its cache (HF_HOME, HF_HUB_CACHE), tokens (HF_TOKEN), offline
+mode (HF_HUB_OFFLINE) and endpoint (HF_ENDPOINT) work as usual.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _ADDRESS = re.compile(
 
 
 def file_in(address: str) -> str | None:
-    """The one file that an address names, by its path in the repository; None for one of a whole repository."""
+    """Returns the path in the repository of the one file that an address names; None for a whole repository."""
     match = _ADDRESS.fullmatch(address)
     return match["file"] if match else None
 
 
 def open_repository(address: str, progress: Progress | None = None, *, cached_only: bool = False) -> Folder:
-    """The files of ``hf://owner/repo[/file][@revision]``; without a revision, of its main branch.
+    """Returns the files of ``hf://owner/repo[/file][@revision]``; without a revision, of its main branch.
 
-    With ``cached_only`` nobody is asked, and a file that is not here raises `NotCached`. Raises `CheckpointError`
-    for another form, or without the extra.
+    With ``cached_only`` the hub is not asked, and a file that is not in the cache raises `NotCached`. Raises
+    `CheckpointError` for a malformed address, or without the extra.
     """
     repository = _repository(address, progress, cached_only)
     name = address.removeprefix(SCHEME)
@@ -42,9 +42,9 @@ def open_repository(address: str, progress: Progress | None = None, *, cached_on
 
 
 def check(address: str) -> str:
-    """Asks the hub for the address without fetching a file, and returns who was asked.
+    """Asks the hub about the address without downloading, and returns the hub's URL.
 
-    Raises `CheckpointError` where a start could not fetch it: no such repository, no permission, no network.
+    Raises `CheckpointError` where a start could not download it: no such repository, no permission, no network.
     """
     repository = _repository(address, None, cached_only=False)
     wanted = file_in(address) or "config.json"
@@ -58,7 +58,7 @@ def _repository(address: str, progress: Progress | None, cached_only: bool) -> _
     match = _ADDRESS.fullmatch(address)
     assert match is not None
     try:
-        # Each by its own name: newer clients give a submodule as an attribute only once it was imported.
+        # Imported one by one: newer clients set a submodule as an attribute only after its import.
         hub, errors, bars = map(
             import_module, ("huggingface_hub", "huggingface_hub.errors", "huggingface_hub.utils")
         )
@@ -69,7 +69,7 @@ def _repository(address: str, progress: Progress | None, cached_only: bool) -> _
 
 
 def check_form(address: str) -> None:
-    """Raises `CheckpointError` for another form."""
+    """Raises `CheckpointError` for a malformed address."""
     if _ADDRESS.fullmatch(address) is None:
         raise CheckpointError(
             f"'{address}' is no hf:// address; write hf://owner/repo or hf://owner/repo/file, and @revision behind it"
@@ -77,7 +77,7 @@ def check_form(address: str) -> None:
 
 
 def fetch_file(address: str, progress: Progress | None = None, *, cached_only: bool = False) -> Path:
-    """The one file that an address names, from the cache or fetched. Raises `CheckpointError`."""
+    """Returns the one file that an address names, from the cache or downloaded. Raises `CheckpointError`."""
     name = file_in(address)
     assert name is not None
     path = open_repository(address, progress, cached_only=cached_only).locate(name)
@@ -87,7 +87,7 @@ def fetch_file(address: str, progress: Progress | None = None, *, cached_only: b
 
 
 class _Repository:
-    """One repository at one commit: that of the first file, so that all files are of the same."""
+    """One repository at one commit: the first file fixes the commit, so all files are of the same."""
 
     def __init__(
         self, hub: Any, errors: Any, repo: str, revision: str, bar: type[Any] | None, cached_only: bool
@@ -96,20 +96,20 @@ class _Repository:
         self.cached_only = cached_only
 
     def locate(self, name: str) -> Path | None:
-        """The file in the cache, fetched if need be; None where this commit has no such file."""
+        """Returns the file in the cache, downloaded if need be; None if this commit has no such file."""
         path = self._answer(name, self._download)
         if path is not None:
             self.revision = path.parent.name
         return path
 
     def offers(self, name: str) -> bool:
-        """Whether the hub has the file and would give it; nothing is fetched."""
+        """Returns True if the hub has the file and permits its download."""
         return self._answer(name, self._look) is not None
 
     def _answer(self, name: str, ask: Callable[[str], Path]) -> Path | None:
-        """What ``ask`` says of a file; None where this commit has no such file. Raises `CheckpointError`."""
+        """Returns the result of ``ask`` for a file; None if this commit has no such file. Raises `CheckpointError`."""
         errors = self.errors
-        # Also what a lost connection raises, whichever HTTP library this version of the client is built on.
+        # The base class of a lost connection's error, whichever HTTP library this version of the client uses.
         transport_error = errors.HfHubHTTPError.__mro__[1]
         try:
             return ask(name)
@@ -144,7 +144,7 @@ class _Repository:
         return Path(self.hub.get_hf_file_metadata(url).location)
 
     def _known_absent(self, name: str) -> bool:
-        """Whether an earlier start learnt that this commit has no such file."""
+        """Returns True if an earlier start found that this commit has no such file."""
         return not isinstance(
             self.hub.try_to_load_from_cache(self.repo, name, revision=self.revision), str | None
         )
@@ -159,7 +159,7 @@ _PRIVATE = "check the name, and set HF_TOKEN if it is private"
 
 
 def _reporting_bar(bar: type[Any], progress: Progress) -> type[Any]:
-    """The client's own progress bar, telling us as well; in the form in which its functions take one."""
+    """Returns a subclass of the client's progress bar that also calls ``progress``."""
 
     class ReportingBar(bar):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -168,7 +168,7 @@ def _reporting_bar(bar: type[Any], progress: Progress) -> type[Any]:
             progress(self.done, self._whole())
 
         def update(self, n: float | None = 1) -> bool | None:
-            # Counted here, for a bar that is not drawn does not count.
+            # Counted here, since a bar that is not drawn does not count.
             self.done += int(n or 0)
             progress(self.done, self._whole())
             drawn: bool | None = super().update(n)

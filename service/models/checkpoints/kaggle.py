@@ -1,8 +1,8 @@
 """``kaggle://owner/model/framework/variation[/version]``: files of a model on Kaggle.
 
-Three HTTP calls instead of a client library. The cache is kagglehub's, laid out as kagglehub does it, so
-what one of the two has fetched serves the other: KAGGLEHUB_CACHE, with a marker beside each whole file.
-Credentials are found where kagglehub finds them. Public models need none.
+Three HTTP calls do without the client library. The cache is kagglehub's (KAGGLEHUB_CACHE, with a marker beside each
+complete file), so a file that one of the two has downloaded serves the other. Credentials are found where kagglehub
+finds them. Public models need none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from service.models.checkpoints.folder import Folder
 
 SCHEME = "kaggle://"
 
-#: KerasHub's names for its presets, with the versions that current releases load.
+#: KerasHub's preset names, with the versions that current releases load.
 BUILT_IN = {
     f"{name}_imagenet": f"kaggle://keras/{model}/keras/{name}_imagenet/3"
     for model, name in (
@@ -36,7 +36,7 @@ BUILT_IN = {
     )
 }
 
-#: The same presets as Keras's documentation calls them.
+#: The same presets under the names in Keras's documentation.
 BUILT_IN |= {
     other: BUILT_IN[f"{kind}_{depth}_imagenet"]
     for kind, depths in (("vgg", (11, 13, 16, 19)), ("densenet", (121, 169, 201)))
@@ -56,10 +56,10 @@ _DENIED = "accept the model's terms on its page, then set KAGGLE_API_TOKEN, or K
 
 
 def open_model(address: str, progress: Progress | None = None, *, cached_only: bool = False) -> Folder:
-    """The files of a model; without a version, of its newest, which only Kaggle can tell.
+    """Returns the files of a model; without a version, of its newest one, which only Kaggle knows.
 
-    With ``cached_only`` nobody is asked, and a file that is not here raises `NotCached`. Raises `CheckpointError`
-    for another form, or when the newest version cannot be asked for.
+    With ``cached_only`` Kaggle is not asked, and a file that is not in the cache raises `NotCached`. Raises
+    `CheckpointError` for a malformed address, or if the newest version cannot be asked for.
     """
     handle, version = _parsed(address)
     if version is None:
@@ -71,9 +71,9 @@ def open_model(address: str, progress: Progress | None = None, *, cached_only: b
 
 
 def check(address: str) -> str:
-    """Asks Kaggle for the address without fetching a file, and returns who was asked.
+    """Asks Kaggle about the address without downloading, and returns Kaggle's URL.
 
-    Raises `CheckpointError` where a start could not fetch it: no such model or version, no permission, no network.
+    Raises `CheckpointError` where a start could not download it: no such model or version, no permission, no network.
     """
     handle, version = _parsed(address)
     if version is None:
@@ -89,7 +89,7 @@ def check(address: str) -> str:
 
 
 def _parsed(address: str) -> tuple[str, str | None]:
-    """``owner/model/framework/variation`` and the version, where one is named. Raises `CheckpointError`."""
+    """Returns ``owner/model/framework/variation``, and the version or None. Raises `CheckpointError`."""
     check_form(address)
     match = _ADDRESS.fullmatch(address)
     assert match is not None
@@ -97,7 +97,7 @@ def _parsed(address: str) -> tuple[str, str | None]:
 
 
 def check_form(address: str) -> None:
-    """Raises `CheckpointError` for another form."""
+    """Raises `CheckpointError` for a malformed address."""
     if _ADDRESS.fullmatch(address) is None:
         raise CheckpointError(
             f"'{address}' is no kaggle:// address; write {SCHEME}owner/model/framework/variation"
@@ -106,7 +106,7 @@ def check_form(address: str) -> None:
 
 @dataclass(frozen=True)
 class _Model:
-    """One version of one model. A version never changes, so what is cached stays right."""
+    """One version of one model. A version never changes, so its cached files stay right."""
 
     handle: str
     version: str
@@ -114,12 +114,12 @@ class _Model:
     cached_only: bool
 
     def locate(self, name: str) -> Path | None:
-        """The file in the cache, fetched if need be; None where this version has no such file."""
+        """Returns the file in the cache, downloaded if need be; None if this version has no such file."""
         folder = _cache() / "models" / self.handle
         path, markers = folder / self.version / name, folder / ".complete" / self.version
         if (markers / f"{name}.complete").exists() and path.is_file():
             return path
-        # Ours alone: kagglehub does not remember what is not there.
+        # Only this program writes the marker; kagglehub does not remember absent files.
         absent = markers / f"{name}.absent"
         if absent.exists():
             return None
@@ -154,7 +154,7 @@ def _newest_version(handle: str) -> str:
 
 
 def _asked_version(handle: str) -> int:
-    """The newest version, as Kaggle says. Raises `DownloadError`, or `CheckpointError` for an answer without one."""
+    """Asks Kaggle for the newest version. Raises `DownloadError`, or `CheckpointError` for an answer without one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.json"
         fetch(_url(f"{handle}/get"), path, headers=_credentials(), progress=lambda done, total: None)
@@ -190,7 +190,8 @@ def _cache() -> Path:
 
 
 def _credentials() -> dict[str, str]:
-    """The Authorization header, or nothing: a token first, then a name and a key, from variable or file."""
+    """Returns the Authorization header: by a token first, then by name and key, each from variable or file; else
+    nothing."""
     token = _token()
     if token:
         return {"Authorization": f"Bearer {token}"}

@@ -1,4 +1,4 @@
-"""Labels as people keep them: text, JSON or CSV → classes in the order of the logits.
+"""Reads labels from text, JSON or CSV, as people keep them, into classes in the order of the logits.
 
     tench                             one label a line
     0 tench        0: tench           a number before it (or behind it), from 0 or from 1
@@ -7,11 +7,11 @@
     {"0": ["n01440764", "tench"]}
     {"tench": 0}                      torchvision's class_to_idx
     ["tench", ...]
-    {"id2label": {...}}               one of these under a name of its own
+    {"id2label": {...}}               one of these under a usual key
     class_id,label                    CSV with a header
 
-A text that begins with a brace or a bracket is never read as lines. A label that is a WordNet id of ImageNet's gets
-ImageNet's name.
+A text that begins with a brace or a bracket is never read as lines. A label that is one of ImageNet's WordNet ids
+gets ImageNet's name.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _WNID = re.compile(r"n\d{8}")
 _NUMBERED = re.compile(r"(\d+)(?:\s*[:,;.)=\t]\s*|\s+)(\S.*)")
 _NUMBERED_BEHIND = re.compile(r"(\S.*?)[\s,;:]+(\d+)")
 
-#: Headers of a column, in lower case.
+#: Known column headers, in lower case.
 _INDEX = ("class_id", "id", "idx", "index", "class_index", "class_idx", "label_id", "target", "number")
 _WORDNET = ("wnid", "synset", "wordnet_id", "synset_id")
 _LABEL = ("label", "name", "class_name", "label_name", "class", "classes", "labels", "title", "description")
 
-#: Where a JSON object has the labels under a name, and nothing else that could be them.
+#: Keys of a JSON object under which labels are expected.
 _NAMES = (
     "id2label",
     "idx_to_class",
@@ -53,7 +53,7 @@ _MOST = 1 << 20
 
 
 def read_labels(path: Path) -> tuple[ClassLabel, ...]:
-    """The classes of an operator's own file. Raises `CheckpointError` when it cannot be read as one."""
+    """Reads an operator's labels file. Raises `CheckpointError` if it cannot be read as one."""
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -69,9 +69,9 @@ def read_labels(path: Path) -> tuple[ClassLabel, ...]:
 
 
 def read_labels_of(path: Path, count: int) -> tuple[ClassLabel, ...]:
-    """`read_labels` for a model of ``count`` classes. Raises `CheckpointError` where that is another number.
+    """Reads a labels file for a model of ``count`` classes. Raises `CheckpointError` for another number.
 
-    Two labels for one logit are allowed: its probability is that of the second.
+    Two labels for one logit are accepted: its probability is that of the second.
     """
     classes = read_labels(path)
     if count == 1 and len(classes) == 2:
@@ -85,7 +85,7 @@ def read_labels_of(path: Path, count: int) -> tuple[ClassLabel, ...]:
 
 
 def classes_of(document: Any, where: str) -> tuple[ClassLabel, ...]:
-    """The classes that a list or a mapping names. Raises `CheckpointError`, naming ``where``."""
+    """Returns the classes that a list or a mapping names. Raises `CheckpointError`, naming ``where``."""
     if isinstance(document, Mapping):
         nested = [document[name] for name in _NAMES if isinstance(document.get(name), Mapping | list)]
         if nested:
@@ -102,7 +102,7 @@ def _literal(text: str, where: str) -> Any:
     except (ValueError, RecursionError):
         pass
     try:
-        # A Python dictionary that somebody printed, as the oldest list of ImageNet's names is.
+        # A printed Python dictionary, as the oldest list of ImageNet's names is.
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
         raise CheckpointError(
@@ -111,7 +111,7 @@ def _literal(text: str, where: str) -> Any:
 
 
 def _pairs(mapping: Mapping[Any, Any], where: str) -> list[tuple[int, Any]]:
-    """Number and label, whichever of the two is the key."""
+    """Returns pairs of number and label, whichever of the two is the key."""
     if mapping and all(_number(key) is not None for key in mapping):
         return [(int(key), value) for key, value in mapping.items()]
     if mapping and all(_number(value) is not None for value in mapping.values()):
@@ -180,7 +180,7 @@ def _lines(text: str, where: str) -> tuple[ClassLabel, ...]:
 def _numbers_with(
     lines: Sequence[str], pattern: re.Pattern[str], number: int, label: int
 ) -> list[tuple[int, str]] | None:
-    """Number and label of every line, if all of them have one and none is missing or twice."""
+    """Returns number and label of every line; None unless each line has one, without gaps or duplicates."""
     matches = [pattern.fullmatch(line) for line in lines]
     pairs = [(int(match[number]), match[label]) for match in matches if match and len(match[number]) < 8]
     numbers = sorted(pair[0] for pair in pairs)
@@ -195,7 +195,7 @@ def _split(label: str) -> str | list[str]:
 
 
 def _table(text: str, where: str, *, certain: bool) -> tuple[ClassLabel, ...] | None:
-    """The rows below a header whose words are known; None for what is no such table."""
+    """Returns the rows below a header of known words; None if the text is no such table."""
     first = text.partition("\n")[0]
     delimiter = max("\t;,", key=first.count)
     try:

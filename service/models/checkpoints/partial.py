@@ -1,10 +1,10 @@
-"""A download under way: a neighbour of the file that it is going to be, kept when the process dies.
+"""A download in progress: a file beside its destination that outlives the process.
 
-    NAME.partial        the bytes so far; locked by the one process that adds to them
-    NAME.partial.from   JSON: the address that they come from, and the server's mark for this very content
+    NAME.partial        the bytes so far; locked by the one process that appends to them
+    NAME.partial.from   JSON: the URL that they come from, and the server's validator of this content (ETag or date)
 
-The next process goes on where the last one stopped. Processes that want the same file at the same time (several pods
-on one volume) have one of them fetch it, and the others wait. The lock is the kernel's, so it ends with its holder.
+The next process resumes where the last one stopped. Of several processes that want the same file (pods on one
+volume), one downloads it and the others wait. The lock is the kernel's, so it ends with its holder.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 _SUFFIX = ".partial"
-#: Seconds between two looks at a download of another process.
+#: Seconds between two checks of another process's download.
 _LOOK_EVERY = 0.2
-#: Seconds without a new byte after which the other process is taken for hung: two of a connection's silences.
+#: Seconds without a new byte after which the other process counts as hung: twice a connection's time-out.
 PATIENCE = 120.0
-#: Seconds after its last byte that a leftover is kept for. Another process may fetch another file beside it.
+#: Seconds after its last byte during which a leftover is kept.
 _KEPT = 3600.0
-#: What file systems answer that know no locks.
+#: Errors of file systems without locks.
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 @dataclass
 class Partial:
-    """The bytes of ``destination`` so far, ours alone while it is open."""
+    """The bytes of ``destination`` so far, locked by this process while open."""
 
     destination: Path
     path: Path
@@ -46,7 +46,7 @@ class Partial:
         return os.fstat(self.file.fileno()).st_size
 
     def mark(self, url: str) -> str | None:
-        """What the server called the content when these bytes came from ``url``; None if they did not."""
+        """Returns the server's validator of these bytes; None if they did not come from ``url``."""
         try:
             origin = json.loads(self._origin.read_text("utf-8"))
             return str(origin["mark"]) if origin["url"] == url else None
@@ -54,14 +54,14 @@ class Partial:
             return None
 
     def restart(self, url: str, mark: str) -> None:
-        """Drops the bytes; those that come now are of ``url``. ``mark`` is its ETag or date, or empty."""
+        """Drops the bytes and notes that the next ones come from ``url``. ``mark`` is its ETag or date, or empty."""
         self._origin.unlink(missing_ok=True)
         self.file.seek(0)
         self.file.truncate()
         self._origin.write_text(json.dumps({"url": url, "mark": mark}), "utf-8")
 
     def publish(self) -> None:
-        """Gives the file its name. It is whole."""
+        """Gives the complete file its final name."""
         self.file.flush()
         self.path.replace(self.destination)
         self._origin.unlink(missing_ok=True)
@@ -77,14 +77,15 @@ class Partial:
 
 @contextlib.contextmanager
 def claim(destination: Path, waiting: Callable[[int], object]) -> Iterator[Partial | None]:
-    """The file under way, locked; None when another process has finished ``destination`` meanwhile.
+    """Yields the locked partial file; None if another process has finished ``destination`` meanwhile.
 
-    While another one fetches it, ``waiting`` is called with its bytes, whenever there are more. Raises `OSError`.
+    While another process downloads it, ``waiting`` is called with the number of its bytes, each time that it grows.
+    Raises `OSError`.
     """
     path = destination.with_name(destination.name + _SUFFIX)
     before = _identity(destination)
     file = _locked(path, waiting)
-    if file is None:  # it is held by a process that does nothing, or this file system has no locks
+    if file is None:  # a hung process holds it, or this file system has no locks
         path = destination.with_name(f"{destination.name}.{uuid.uuid4().hex}{_SUFFIX}")
         file = path.open("w+b")
     with file:
@@ -97,10 +98,11 @@ def claim(destination: Path, waiting: Callable[[int], object]) -> Iterator[Parti
 
 
 def sweep(folder: Path, kept: float = _KEPT, stem: str = "*") -> None:
-    """Removes what dead processes have left half done in ``folder``, files and folders, unless it is that young.
+    """Removes files and folders that dead processes left incomplete in ``folder``, unless they are younger than
+    ``kept`` seconds.
 
-    ``stem`` is the pattern of what stands before the suffix, for folders that are not ours alone. Those of living
-    processes are locked (`claim`, `locked`); where the file system knows no locks, age alone decides.
+    ``stem`` is the pattern of the names before the suffix, for folders that others use as well. Leftovers of living
+    processes are locked (`claim`, `locked`); on a file system without locks, age alone decides.
     """
     with contextlib.suppress(OSError):
         for path in folder.glob(f"{stem}{_SUFFIX}"):
@@ -118,10 +120,10 @@ def sweep(folder: Path, kept: float = _KEPT, stem: str = "*") -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Inside the block, `sweep` leaves this folder alone."""
+    """Keeps `sweep` away from this folder inside the block."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(OSError):  # without locks its age has to do
+        with contextlib.suppress(OSError):  # without locks, its age protects it
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
@@ -137,7 +139,7 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
 
 
 def _locked(path: Path, waiting: Callable[[int], object]) -> BinaryIO | None:
-    """The file, open and locked; None where nobody can say who may write."""
+    """Returns the file, open and locked; None if the lock cannot be had."""
     seen, since = -1, time.monotonic()
     while True:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
@@ -145,7 +147,7 @@ def _locked(path: Path, waiting: Callable[[int], object]) -> BinaryIO | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_still(path, file):
                 return file
-            file.close()  # it was published or discarded before we had it: look again
+            file.close()  # it was published or discarded before this lock: open it anew
             continue
         except BlockingIOError:
             size = os.fstat(file.fileno()).st_size
@@ -172,7 +174,7 @@ def _is_still(path: Path, file: BinaryIO) -> bool:
 
 
 def _held(path: Path) -> bool | None:
-    """Whether a living process has it; None where nobody can say."""
+    """Returns True if a living process holds the lock; None on a file system without locks."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
-"""The tensors of a folder, in one file or in parts, under the names that transformers, Accelerate and timm write.
+"""The tensors of a folder, in one file or in parts, named as transformers, Accelerate and timm name them.
 
 model.safetensors                 or pytorch_model.bin
-model.safetensors.index.json      {"weight_map": {tensor: part}}, and the parts beside it; so with pytorch_model.bin
+model.safetensors.index.json      {"weight_map": {tensor: part}}, with the parts beside it (or .bin)
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from service.models.cache import file_sha256
 from service.models.checkpoints.folder import Folder
 from service.models.checkpoints.tensors.files import read_values
 
-#: The pickle only where there is nothing safer.
+#: File names of weights; a pickle is read only where there is no safetensors file.
 NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
 def read_parts(folder: Folder) -> tuple[Any, str]:
-    """The values, and the SHA-256 of their file; of several, that of their hashes. Raises `CheckpointError`."""
+    """Returns the values and the SHA-256 of their file, or of several files' hashes. Raises `CheckpointError`."""
     paths = _paths(folder)
     if len(paths) == 1:
         return read_values(paths[0]), file_sha256(paths[0])

@@ -1,4 +1,4 @@
-"""What a pixel goes through before a network, by the name that an operator gives it."""
+"""Scales of pixels before a network, by the names that an operator gives them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import replace
 from service.models.checkpoints.checkpoint import Checkpoint
 from service.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
-#: `keras.applications.imagenet_utils.preprocess_input`, mode "caffe": BGR less the training set's mean,
-#: here red, green, blue; the first convolution is turned round instead of the image.
+#: `keras.applications.imagenet_utils.preprocess_input`, mode "caffe": BGR less the training set's mean. The mean here
+#: is red, green, blue, since the first convolution is reversed instead of the image.
 _CAFFE_MEAN = (123.68 / 255, 116.779 / 255, 103.939 / 255)
 
-#: Mean and deviation of pixels scaled to [0, 1].
+#: Mean and standard deviation of pixels scaled to [0, 1], by name.
 NORMALISING: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "unit": ((0.0,) * 3, (1.0,) * 3),
     "raw": ((0.0,) * 3, (1 / 255,) * 3),
@@ -22,7 +22,7 @@ NORMALISING: dict[str, tuple[tuple[float, float, float], tuple[float, float, flo
 
 
 def with_pixels(checkpoint: Checkpoint, name: str | None) -> Checkpoint:
-    """The same network for pixels that went through ``name``; None leaves it as it is."""
+    """Returns the same network for pixels of the scale ``name``; unchanged for None."""
     if name is None:
         return checkpoint
     mean, std = NORMALISING[name]

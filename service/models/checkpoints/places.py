@@ -1,6 +1,6 @@
-"""Where the files of some weights lie, without reading them: no torch.
+"""Finds the files of some weights without reading them: no torch.
 
-`locator` answers as the origins' own code does when it reads a checkpoint (`service.models.checkpoints`).
+`locator` finds the files that `service.models.checkpoints` would find when it reads the checkpoint.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ from service.models.checkpoints.label_files import read_labels
 from service.models.checkpoints.tensors import recognise
 from service.models.options import parse
 
-#: The small model that comes along.
+#: The small model that ships with the service.
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 
-#: The folder of weights that an image was built with. Not in torch.hub's own, over which a volume may be mounted.
+#: Environment variable: the folder of weights that an image was built with. It is not torch.hub's own folder, over
+#: which a volume may be mounted.
 BAKED = "BAKED_WEIGHTS"
 
 Locate = Callable[[str], Path | None]
 
 
 def published(variant: Variant) -> Path:
-    """Where torch.hub keeps torchvision's file, whether it is there or not (``torch.hub.get_dir``)."""
+    """Returns where torch.hub keeps torchvision's file, whether it exists or not (``torch.hub.get_dir``)."""
     home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch"
     return Path(home).expanduser() / "hub" / "checkpoints" / variant.weights_file
 
 
 def published_or_baked(variant: Variant) -> Path:
-    """That, or where the image that this runs in has the file."""
+    """Returns that path, or the path in the image that this process runs in if only that exists."""
     path = published(variant)
     baked = Path(os.environ.get(BAKED, "")) / path.name
     return baked if BAKED in os.environ and baked.is_file() and not path.is_file() else path
 
 
 def locator(weights: str, model: str | None, progress: Progress | None = None) -> Locate:
-    """From the name of a file to its path, None where the weights have no such file.
+    """Returns a function from a file's name to its path, or None if the weights have no such file.
 
     May ask a hub, as reading the weights would. Raises `CheckpointError`.
     """
@@ -63,8 +64,10 @@ def locator(weights: str, model: str | None, progress: Progress | None = None) -
 
 
 def ask(weights: str) -> str:
-    """Asks the hub of an ``hf://`` or ``kaggle://`` address, or of a name of KerasHub's, whether a start could fetch
-    it. Fetches nothing, and returns who was asked. Raises `CheckpointError` where a start could not.
+    """Asks a hub whether a start could download ``weights``, downloads nothing, and returns the hub's URL.
+
+    ``weights`` is an ``hf://`` or ``kaggle://`` address or a KerasHub name. Raises `CheckpointError` if a start could
+    not.
     """
     source, _ = parse(weights)
     if source.startswith(huggingface.SCHEME):
@@ -84,7 +87,7 @@ _ACCEPTED = (
 
 
 def check(weights: str, labels: Path | None = None) -> None:
-    """Finds what is wrong with the words themselves: an option, an address, a path, a file of another kind.
+    """Checks the words themselves: an option, an address, a path, a file of another kind.
 
     Nothing is downloaded and nothing large is read. Raises `CheckpointError`.
     """
@@ -108,7 +111,7 @@ def check(weights: str, labels: Path | None = None) -> None:
 
 
 def unknown(weights: str) -> CheckpointError:
-    """For a word that names no weights, with the word that may have been meant."""
+    """Returns the error for a word that names no weights, with a similar word that may have been meant."""
     words = ["pretrained", "random", "demo", *kaggle.BUILT_IN]
     close = difflib.get_close_matches(weights, words, n=1, cutoff=0.75)
     meant = f" (did you mean {close[0]}?)" if close else ""
@@ -118,7 +121,8 @@ def unknown(weights: str) -> CheckpointError:
 
 
 def seed_and_configuration(weights: str) -> tuple[int, Path | None]:
-    """Of ``random[:SEED][:CONFIGURATION]``. Raises `CheckpointError` for another form or a path that is none."""
+    """Parses ``random[:SEED][:CONFIGURATION]``. Raises `CheckpointError` for another form or a path that does not
+    exist."""
     first, _, rest = weights.removeprefix("random").removeprefix(":").partition(":")
     digits = first.isascii() and first.isdecimal()
     if weights == "random":

@@ -1,9 +1,9 @@
-"""timm's repositories, as on the Hugging Face Hub or saved by ``timm.models.save_for_hf``.
+"""Reads timm's repositories, as on the Hugging Face Hub or saved by ``timm.models.save_for_hf``.
 
     config.json          architecture, model_args, label_names, and pretrained_cfg with the preprocessing
     model.safetensors    the weights (parts.py)
 
-The network is read off the weights: a name like vgg11 says little once model_args has its say.
+The network follows from the weights' shapes: a name like vgg11 says little where model_args change it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from service.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 #: `timm.data.constants.DEFAULT_CROP_PCT`
 _CROP_PCT = 0.875
 
-#: Arguments that change what a network computes and leave no trace in its shapes, with their only value here.
+#: Arguments that change what a network computes without changing its shapes, with the only values that are served.
 _FIXED_ARGUMENTS = {
     "act_layer": ("relu",),
     "norm_layer": ("batchnorm2d",),
@@ -35,7 +35,7 @@ _FIXED_ARGUMENTS = {
 }
 
 
-#: timm's global poolings by its names; the fast ones compute the same.
+#: timm's global poolings by its names; the "fast" ones compute the same.
 _POOLINGS: dict[Any, Pooling] = {
     "avg": "avg",
     "fast": "avg",
@@ -50,13 +50,12 @@ _POOLINGS: dict[Any, Pooling] = {
 
 
 def read(folder: Folder, document: dict[str, Any], *, test_size: bool = False) -> Checkpoint:
-    """The checkpoint of a repository whose ``config.json`` is ``document``.
+    """Reads a repository whose ``config.json`` is ``document``. Raises `CheckpointError`.
 
-    ``test_size`` takes the larger images that some networks were published for beside those they were
-    trained on. Raises `CheckpointError`.
+    ``test_size`` takes the larger images that some networks were also published for.
     """
     architecture = str(document["architecture"])
-    # timm before 0.9 put the origin into the name: tv_densenet121.
+    # timm before 0.9 put the origin into the name, such as tv_densenet121.
     plain = architecture.removeprefix("tv_")
     if not plain.startswith(("vgg", "densenet")):
         raise CheckpointError(f"'{folder.name}' is a {architecture}; only VGGs and DenseNets can be served")
@@ -79,7 +78,7 @@ def read(folder: Folder, document: dict[str, Any], *, test_size: bool = False) -
 
 
 def _settings(document: dict[str, Any]) -> dict[str, Any]:
-    """``pretrained_cfg``, or for the oldest repositories the document itself."""
+    """Returns ``pretrained_cfg``; for the oldest repositories the document itself."""
     settings = document.get("pretrained_cfg")
     return settings if isinstance(settings, dict) else document
 
@@ -103,7 +102,7 @@ def _pooling(document: dict[str, Any], arguments: dict[str, Any], name: str) -> 
 
 
 def _wide_pooling(document: dict[str, Any], arguments: dict[str, Any]) -> Pooling | None:
-    """Where it gives two values a channel, which the shapes of the head do not tell apart."""
+    """Returns the pooling if it gives two values a channel, since the head's shapes cannot tell which comes first."""
     pooling = arguments.get("global_pool", document.get("global_pool", "avg"))
     return "catavgmax" if pooling == "catavgmax" else None
 
@@ -111,12 +110,12 @@ def _wide_pooling(document: dict[str, Any], arguments: dict[str, Any]) -> Poolin
 def _as_timm_computes(configuration: Configuration, architecture: str, pooling: Pooling) -> Configuration:
     if isinstance(configuration, VGGConfig):
         return replace(configuration, head="sliding", head_pooling=pooling)
-    # The blur's filter is a constant and in no file; only the name tells.
+    # The blur's filter is a constant that no file holds, so only the name tells it.
     return replace(configuration, head_pooling=pooling, blur=architecture.startswith("densenetblur"))
 
 
 def _preprocessing(settings: dict[str, Any], name: str, *, test_size: bool) -> Preprocessing:
-    """`timm.data.resolve_data_config` and `timm.data.transforms_imagenet_eval`."""
+    """Returns the preprocessing of `timm.data.resolve_data_config` and `timm.data.transforms_imagenet_eval`."""
 
     def setting(key: str, default: Any) -> Any:
         return (settings.get(f"test_{key}") if test_size else None) or settings.get(key) or default
@@ -160,7 +159,7 @@ def _classes(document: dict[str, Any], count: int, name: str) -> tuple[ClassLabe
         numbered = all(str(key).isdecimal() for key in labels)
         labels = [labels[key] for key in (sorted(labels, key=int) if numbered else labels)]
     names = [str(label) for label in labels]
-    # Some repositories name ImageNet's classes by their WordNet ids and explain these elsewhere.
+    # Some repositories name ImageNet's classes by their WordNet ids.
     if names == [entry.wnid for entry in imagenet_classes()]:
         return imagenet_classes()
     return named_classes(names)

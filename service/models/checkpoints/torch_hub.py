@@ -1,7 +1,7 @@
-"""torchvision's published weights, and torchvision's own initialisation where none are wanted.
+"""torchvision's published weights, from torch.hub's cache.
 
-The files lie where ``torch.hub`` keeps them, ``$TORCH_HOME/hub/checkpoints`` (``~/.cache/torch`` by
-default), so an image or a volume can be filled beforehand and a download of another program counts.
+The files lie where ``torch.hub`` keeps them, ``$TORCH_HOME/hub/checkpoints`` (``~/.cache/torch`` by default), so an
+image or a volume can be filled beforehand, and a download of another program is used.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ _WAYS_OUT = (
 
 
 def pretrained(model: str, progress: Progress | None = None) -> Checkpoint:
-    """torchvision's ``IMAGENET1K_V1`` weights for one of the twelve, downloaded unless they are cached.
+    """Reads torchvision's ``IMAGENET1K_V1`` weights for one of the twelve variants, downloaded unless they are
+    cached.
 
-    The hash in the file's name is held against the bytes, not only after a download: a cache
-    may be damaged. Raises `CheckpointError` when the file cannot be had.
+    The hash in the file's name is compared with the bytes each time, since a cache may be damaged. Raises
+    `CheckpointError` if the file cannot be had.
     """
     variant = VARIANTS[model]
     path, sha256 = _cached_or_fetched(variant, progress)
@@ -52,9 +53,9 @@ def pretrained(model: str, progress: Progress | None = None) -> Checkpoint:
 
 
 def cached(variant: Variant) -> tuple[Path, str] | None:
-    """torchvision's file and its SHA-256, where it is on this host and whole. Changes nothing.
+    """Returns torchvision's file on this host and its SHA-256; None if it is absent or incomplete. Changes nothing.
 
-    One in torch.hub's cache that is damaged does not count; one that an image was built with is trusted.
+    A damaged file in torch.hub's cache does not count; a file that the image was built with is trusted.
     """
     path = published(variant)
     if path.is_file() and (sha256 := file_sha256(path)).startswith(path.stem.rpartition("-")[2]):
@@ -80,8 +81,8 @@ def _cached_or_fetched(variant: Variant, progress: Progress | None) -> tuple[Pat
 
 
 def url(variant: Variant) -> str:
-    """Where torchvision has it from."""
-    # Which takes longer to import than torch, and is asked before a download alone.
+    """Returns torchvision's URL of the file."""
+    # Imported here: torchvision takes longer to import than torch, and only a download needs it.
     from service.models.torchvision_import import torchvision
 
     address: str = torchvision.models.get_model_weights(variant.name)[variant.weights_name].url

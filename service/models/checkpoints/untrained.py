@@ -1,7 +1,8 @@
-"""Networks without weights: one of the twelve, or what a configuration describes, with torchvision's initialisation.
+"""Builds networks without weights, with torchvision's initialisation: one of the twelve, or a configuration's.
 
-A configuration is a directory or a ``config.json`` of ours, of KerasHub or of timm, whose weights are not asked for;
-the arguments of a KerasHub backbone alone, as its documentation has them; or the ``architecture`` of our own format.
+A configuration is one of: a directory or ``config.json`` of this project, of KerasHub or of timm, whose weights are
+not read; the arguments of a KerasHub backbone alone, as its documentation shows them; the ``architecture`` of this
+project's format.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from service.preprocess import Preprocessing
 
 
 def untrained(model: str, seed: int, configuration: Path | None = None) -> Checkpoint:
-    """What ``torchvision.models.<model>()`` is made with after ``torch.manual_seed(seed)``, to the bit.
+    """Builds the network that ``torchvision.models.<model>()`` makes after ``torch.manual_seed(seed)``, bit-exact.
 
-    With ``configuration``, a directory or a JSON file, the network that it describes. The process's own random
-    state is left as it was. Raises `CheckpointError`.
+    With ``configuration``, a directory or a JSON file, it builds the network described there. The process's random
+    state is unchanged. Raises `CheckpointError`.
     """
     plain = VARIANTS[model].configuration
     described = _Described(plain, Preprocessing()) if configuration is None else _described(configuration)
     with torch.random.fork_rng(devices=[]):
-        # The CPU generator alone: torch.manual_seed would reach for the GPU's as well.
+        # Only the CPU's generator: torch.manual_seed would initialise the GPU's as well.
         torch.default_generator.manual_seed(seed)
         network = build(described.configuration)
     count = described.configuration.num_classes
@@ -91,7 +92,7 @@ def _sized(configuration: Configuration) -> _Described:
 
 
 def _of_timm(document: dict[str, Any], name: str) -> Configuration:
-    """One of the twelve by timm's name, with its number of classes."""
+    """Returns the configuration of one of the twelve by timm's name, with its number of classes."""
     architecture = re.sub(r"\..*$", "", str(document["architecture"])).removeprefix("tv_")
     arguments = document.get("model_args") or {}
     others = set(arguments) - {"num_classes", "in_chans", "global_pool", "drop_rate", "pretrained"}

@@ -1,11 +1,11 @@
-"""What Keras writes: models, weights alone, KerasHub's presets. Without Keras.
+"""Reads Keras's files without Keras: models, weights alone, KerasHub's presets.
 
-    hdf5.py         arrays out of HDF5 files, and nothing but arrays
-    graph.py        a model's configuration → its layers one behind the other
+    hdf5.py         arrays from HDF5 files, and nothing else
+    graph.py        a model's configuration → its layers in order
     files.py        .keras, whole-model .h5, .weights.h5, classic weight files → layers with their arrays
-    model.py        such layers → a VGG or a DenseNet, its head, what pixels go through
+    model.py        such layers → a checkpoint, with body.py (the backbone), head.py and before.py (preprocessing)
     layers.py       arrays → torchvision's tensors
     hub.py          KerasHub's presets, with hub_heads.py and hub_image.py
 
-KerasCV's ``VGG16Backbone`` is a model of three arguments, which stand for the same layers.
+KerasCV's ``VGG16Backbone`` stores three arguments that stand for the same layers.
 """

@@ -1,9 +1,9 @@
-"""Keras's files → a model's layers with their arrays, as `graph.Leaf`.
+"""Reads Keras's files into a model's layers with their arrays, as `graph.Leaf`.
 
 NAME.keras         a zip: config.json with the layers, model.weights.h5
 NAME.h5            a whole model in HDF5: the layers in an attribute, model_weights/<layer>/...
-NAME.weights.h5    Keras 3's weights alone: layers by class and number, each with its name
-NAME.h5            weights alone of Keras 2, as the ones that keras.applications downloads
+NAME.weights.h5    the weights of Keras 3 alone: layers by class and number, each with its name
+NAME.h5            the weights of Keras 2 alone, as keras.applications downloads them
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from service.models.checkpoints.keras.hdf5 import (
     read_arrays,
 )
 
-#: The arrays of a layer in the order of Keras 3's numbers, by the beginnings of their names in Keras 2.
+#: The arrays of a layer in the order of Keras 3's numbers, by the beginnings of their Keras 2 names.
 _VARIABLES = (("kernel", "gamma", "W"), ("bias", "beta", "b"), ("moving_mean",), ("moving_variance",))
 
 _DATASET = re.compile(r"(?P<layer>layers/.*)/vars/(?P<number>\d)")
@@ -45,18 +45,22 @@ _SNAKE = {
 
 @dataclass(frozen=True)
 class KerasFile:
-    """Layers in order. ``size`` is (height, width) where the file says it, ``complete`` whether it says all of them."""
+    """The layers of a file in order.
+
+    ``size`` is (height, width) if the file tells it; ``complete`` is True if all layers are there with their
+    arguments.
+    """
 
     leaves: list[Leaf]
     size: tuple[int, int] | None
     complete: bool
     document: dict[str, Any] | None
-    """The model's configuration, where there is one."""
+    """The model's configuration, if the file holds it."""
     model_name: str = ""
 
 
 def read(path: Path) -> KerasFile:
-    """Any of the four kinds. Raises `CheckpointError`."""
+    """Reads any of the four kinds. Raises `CheckpointError`."""
     if zipfile.is_zipfile(path):
         return _read_keras(path)
     with open_file(path, path.name) as file:
@@ -121,7 +125,7 @@ def _with_arrays(document: dict[str, Any], arrays: dict[str, dict[int, Array]], 
 
 
 def _opened(document: dict[str, Any]) -> dict[str, Any]:
-    """KerasCV's backbone as the layers that its arguments stand for."""
+    """Returns a document with layers in place of KerasCV's backbone, whose arguments stand for them."""
     config = document.get("config")
     if document.get("class_name") != "VGG16Backbone" or not isinstance(config, dict):
         return document
@@ -159,9 +163,10 @@ Named = dict[str, dict[int, Array]]
 
 
 def _named_arrays(path: Path, prefix: str) -> tuple[Named, Named]:
-    """Arrays by the names of their layers, which may have slashes in them, and by the last part of these alone.
+    """Returns arrays by their layers' names, which may contain slashes, and by the last part of these names alone.
 
-    The group is the layer's or a nested model's. Below it stands the layer again, under the models that it is in.
+    The top group is a layer's or a nested model's. Below it stands the layer's name again, under the models that it
+    is in.
     """
     arrays = read_arrays(path, path.name, lambda name: name.startswith(prefix) and "optimizer" not in name)
     layers: dict[str, dict[int, Array]] = {}
@@ -190,7 +195,7 @@ def _variable(name: str) -> int | None:
 
 
 def _read_classic(path: Path, names: list[str], prefix: str) -> KerasFile:
-    """Layers in their order, by name and by what their arrays look like."""
+    """Reads layers in order, each by its name and by the shapes of its arrays."""
     arrays = read_arrays(path, path.name, lambda name: name.startswith(prefix) and "optimizer" not in name)
     leaves: list[Leaf] = []
     for name in names:
@@ -211,7 +216,7 @@ def _read_classic(path: Path, names: list[str], prefix: str) -> KerasFile:
 
 
 def _in_order(path: Path, group: str, layers: dict[str, dict[int, Array]]) -> list[str]:
-    """Layers of a nested model as ``weight_names`` has them; HDF5 itself sorts by name."""
+    """Returns the layers of a nested model in the order of ``weight_names``; HDF5 itself sorts by name."""
     with open_file(path, path.name) as file:
         listed = attribute(file[group], "weight_names")
     ordered: dict[str, None] = {}
@@ -237,7 +242,7 @@ def _kind_by_name(name: str) -> str:
 
 
 def _read_weights(path: Path) -> KerasFile:
-    """Keras 3's weights: the order is known within a class, and the rest follows from what the classes are."""
+    """Reads the weights of Keras 3: the order is known within each class only."""
     arrays = read_arrays(path, path.name, lambda name: _DATASET.fullmatch(name) is not None)
     by_layer = _by_layer(arrays)
     names = group_names(path, path.name)
@@ -254,7 +259,7 @@ def _read_weights(path: Path) -> KerasFile:
 
 
 def _place(group: str) -> tuple[int, list[tuple[str, int]]]:
-    """The backbone's layers first where they are a model of their own, and each class in its numbers' order."""
+    """Sort key of a group: the layers of a nested backbone first, and each class by its numbers."""
     parts = []
     for part in group.split("/"):
         match = re.fullmatch(r"(.*?)(?:_(\d+))?", part)

@@ -1,7 +1,7 @@
-"""A Keras model's configuration → its layers in the order in which they compute, with nested models laid open.
+"""Turns a Keras model's configuration into its layers in the order of computation, with nested models unfolded.
 
-Keras 2 and 3 write the same ``{"class_name", "config": {"layers": [...]}}``; what a layer is connected to is in
-``inbound_nodes``, in two notations. An array of a layer lies in Keras 3's files below a path of class names:
+Keras 2 and 3 write the same ``{"class_name", "config": {"layers": [...]}}``, with two notations of a layer's inputs
+in ``inbound_nodes``. Keras 3's files keep a layer's arrays below a path of class names:
 ``layers/functional/layers/conv2d_3``, numbered within each model.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from service.errors import CheckpointError
 from service.models.checkpoints.keras.hdf5 import Array
 
-#: Deeper than anybody nests models, and more layers than any has.
+#: Limits: no VGG or DenseNet is nested more deeply or has more layers.
 _DEEPEST, _MOST = 8, 5000
 
 #: Characters of a call that are kept.
@@ -25,9 +25,9 @@ _LONGEST_CALL = 4000
 
 @dataclass
 class Leaf:
-    """One layer: its class, its name, its arguments, where its arrays lie, what it is computed from.
+    """One layer: its class, name and arguments, the path of its arrays, and the layers that it is computed from.
 
-    ``config`` is None where only weights are known of it.
+    ``config`` is None if only its weights are known.
     """
 
     kind: str
@@ -37,10 +37,10 @@ class Leaf:
     inputs: tuple[str, ...] = ()
     arrays: dict[int, Array] = field(default_factory=dict)
     call: str = ""
-    """What it is called with, as JSON: numbers of plain arithmetic stand there."""
+    """The arguments of its call, as JSON; those of plain arithmetic hold its numbers."""
 
 
-#: Of a model that is neither Functional nor Sequential.
+#: Refusal of a model that is neither Functional nor Sequential.
 OF_A_CLASS = (
     "holds a model of a class of somebody's own, and the file does not say how its layers follow each other; build the "
     "same as a Functional or Sequential model, with new.set_weights(old.get_weights()), and give what "
@@ -49,7 +49,7 @@ OF_A_CLASS = (
 
 
 def leaves(document: dict[str, Any], name: str) -> list[Leaf]:
-    """The layers that a model's output is computed by. Raises `CheckpointError` for what is no model's document."""
+    """Returns the layers that compute a model's output. Raises `CheckpointError` if the document is no model's."""
     found: dict[str, Leaf] = {}
     config = document.get("config")
     if (
@@ -68,7 +68,7 @@ def leaves(document: dict[str, Any], name: str) -> list[Leaf]:
 
 
 def input_size(document: Any) -> tuple[int, int] | None:
-    """Height and width of the images that the outermost model is made for, None where it takes any."""
+    """Returns height and width of the outermost model's images; None if it takes any."""
     for shape in _shapes(document, 0):
         if isinstance(shape, list) and len(shape) == 4 and shape[3] in (1, 3, 4):
             height, width = shape[1:3]
@@ -96,7 +96,7 @@ def _shapes(document: Any, depth: int) -> Iterator[Any]:
 def _model(
     document: dict[str, Any], prefix: str, inputs: list[str], found: dict[str, Leaf], name: str, depth: int
 ) -> str:
-    """Lays a model's layers out; the key of the one that gives its output."""
+    """Adds a model's layers to ``found`` and returns the key of the layer that gives its output."""
     config = document["config"]
     layers = config["layers"]
     if depth > _DEEPEST or len(found) + len(layers) > _MOST:
@@ -159,14 +159,14 @@ def _paths(layers: list[dict[str, Any]], prefix: str) -> list[str]:
 
 
 def snake_case(name: str) -> str:
-    """`keras.src.utils.naming.to_snake_case`."""
+    """Returns ``name`` as `keras.src.utils.naming.to_snake_case` does."""
     name = re.sub(r"\W+", "", name)
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def _listed(entries: Any) -> list[str]:
-    """Names in ``["name", 0, 0]`` or ``[["name", 0, 0], ...]``."""
+    """Returns the names in ``["name", 0, 0]`` or ``[["name", 0, 0], ...]``."""
     return [str(entries[0])] if isinstance(entries[0], str) else [str(entry[0]) for entry in entries]
 
 
@@ -176,7 +176,8 @@ def _sources(layer: dict[str, Any]) -> list[str]:
 
 
 def _histories(node: Any, depth: int) -> Iterator[str]:
-    """Names of layers in a node of Keras 3 (``keras_history``) or of Keras 2 (``[name, node, tensor, ...]``)."""
+    """Yields the names of layers in a node of Keras 3 (``keras_history``) or of Keras 2 (``[name, node, tensor,
+    ...]``)."""
     if depth > 4 * _DEEPEST:
         return
     if isinstance(node, dict):
@@ -200,7 +201,7 @@ def _histories(node: Any, depth: int) -> Iterator[str]:
 
 
 def _on_the_way(found: dict[str, Leaf], output: str) -> list[Leaf]:
-    """The layers that lead to the output, in their order."""
+    """Returns the layers that lead to the output, in their order."""
     needed, waiting = set(), [output]
     while waiting:
         path = waiting.pop()

@@ -1,7 +1,7 @@
-"""Arrays out of Keras's HDF5 files, and nothing but arrays that lie in these very files.
+"""Reads arrays from Keras's HDF5 files, and only arrays that lie in these files themselves.
 
-HDF5 can point elsewhere (soft and external links, external and virtual storage), announce shapes that it
-does not hold, and carry types that run code when they are read. Weights need none of that.
+HDF5 can point elsewhere (soft and external links, external and virtual storage), announce shapes that it does not
+hold, and carry types that run code when they are read. Weights need none of that.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from service.errors import CheckpointError
 
 Array = npt.NDArray[Any]
 
-#: Seven times the largest VGG in float32. Beyond it a shape is a trap.
+#: Most bytes of a file's arrays: seven times the largest VGG in float32. A larger shape is an attack.
 MOST_BYTES = 4 * 2**30
 
-#: Parts of a list that is too long for one attribute.
+#: Most attributes over which a long list may be spread.
 _MOST_PARTS = 1000
 
 
 @contextmanager
 def open_file(source: Path | BinaryIO, name: str) -> Iterator[Any]:
-    """An HDF5 file to read from. ``name`` is what messages call it.
+    """Opens an HDF5 file for reading. ``name`` is its name in messages.
 
-    Raises `CheckpointError` for a damaged file, when it is opened as well as when it is read.
+    Raises `CheckpointError` for a damaged file, both when it is opened and when it is read.
     """
     try:
         with h5py.File(source, "r") as file:
@@ -40,9 +40,9 @@ def open_file(source: Path | BinaryIO, name: str) -> Iterator[Any]:
 
 
 def read_arrays(source: Path | BinaryIO, name: str, wanted: Callable[[str], bool]) -> dict[str, Array]:
-    """The float arrays whose path within the file is ``wanted``, as float16 or float32, by that path.
+    """Returns the float arrays whose path within the file is ``wanted``, as float16 or float32, by that path.
 
-    Raises `CheckpointError` for a damaged file and for whatever is not a plain array in it.
+    Raises `CheckpointError` for a damaged file, and for anything that is no plain array.
     """
     with open_file(source, name) as file:
         datasets = {path: data for path, data in _walk(file, "", name, set()) if wanted(path)}
@@ -51,9 +51,9 @@ def read_arrays(source: Path | BinaryIO, name: str, wanted: Callable[[str], bool
 
 
 def attribute(group: Any, name: str) -> Any:
-    """A text or a list of texts that a group carries, None where it has no such attribute.
+    """Returns a text or a list of texts that a group carries; None if it has no such attribute.
 
-    A list that is too long for one attribute is in several, ``name0``, ``name1``, ... Raises `CheckpointError`.
+    A list that is too long for one attribute is spread over ``name0``, ``name1``, ... Raises `CheckpointError`.
     """
     if name in group.attrs:
         return _texts(group.attrs[name])
@@ -72,7 +72,7 @@ def _texts(value: Any) -> Any:
 
 
 def group_names(source: Path | BinaryIO, name: str) -> dict[str, str]:
-    """Every group by its path, with the layer's name that Keras notes there, or nothing."""
+    """Returns the layer's name that Keras notes in each group, or an empty text, by the group's path."""
     with open_file(source, name) as file:
         return dict(_groups(file, "", name, set()))
 
@@ -90,10 +90,10 @@ def _groups(group: Any, prefix: str, file_name: str, seen: set[int]) -> Iterator
 
 
 def _walk(group: Any, prefix: str, file_name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """Every dataset below ``group`` with its path. ``seen`` are the addresses of the groups on the way.
+    """Yields every dataset below ``group`` with its path. ``seen`` holds the addresses of the groups on the way.
 
-    A group that is reached twice would make the walk endless, or as good as: ten names for the same group
-    on each of ten levels are a small file.
+    A group that is reached twice would make the walk endless, or nearly: a small file can have ten names for the same
+    group on each of ten levels.
     """
     _refuse_twice(group, prefix, file_name, seen)
     for name in group:

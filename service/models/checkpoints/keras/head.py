@@ -1,4 +1,4 @@
-"""What stands behind the backbone in a Keras model → a head as data, with its tensors."""
+"""Turns the layers behind a Keras model's backbone into a head as data, with its tensors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _POOLS: dict[str, Pooling] = {"GlobalAveragePooling2D": "avg", "GlobalMaxPooling
 
 @dataclass
 class Head:
-    """The layers, numbered, their tensors, and what turns the logits into scores."""
+    """A head: its numbered layers, their tensors, and the activation that turns logits into scores."""
 
     layers: tuple[Layer, ...]
     tensors: dict[str, Tensor]
@@ -54,7 +54,7 @@ class Head:
 
 
 def pools_by_maximum(leaves: list[Leaf]) -> bool:
-    """Whether global maximum pooling is all that makes features of the backbone's map."""
+    """Returns True if features are made of the backbone's map by global maximum pooling."""
     return any(_POOLS.get(leaf.kind) == "max" for leaf in leaves)
 
 
@@ -67,9 +67,9 @@ def read_head(
     complete: bool,
     name: str,
 ) -> Head | None:
-    """None where nothing but pooling stands behind the backbone: such a model has features.
+    """Returns the head; None if only pooling follows the backbone, so that the model has features only.
 
-    ``complete`` is whether the leaves are all there with their arguments. Raises `CheckpointError`.
+    ``complete`` is True if all layers are there with their arguments. Raises `CheckpointError`.
     """
     if not any(leaf.kind == "Dense" for leaf in leaves):
         for leaf in leaves:
@@ -92,7 +92,7 @@ def _unknown(leaf: Leaf, name: str) -> str:
 
 
 def _completed(leaves: list[Leaf], configuration: Configuration, options: Options, name: str) -> list[Leaf]:
-    """Weights alone: what they lack by rules, where there is one answer, else from the operator."""
+    """Completes weights without a configuration: by rules where these have one answer, else from the options."""
     if any(leaf.kind == "BatchNormalization" for leaf in leaves):
         raise CheckpointError(
             f"the head of '{name}' has a batch norm, and weights alone do not say where; save the whole model: "
@@ -128,19 +128,19 @@ def _completed(leaves: list[Leaf], configuration: Configuration, options: Option
 
 
 def _numbered(found: list[Leaf]) -> bool:
-    """Whether three layers have only numbers, as KerasCV's have in files without names."""
+    """Returns True for three layers with numbers only, as KerasCV has them in files without names."""
     return len(found) == 3 and [leaf.name for leaf in found] == ["dense", "dense_1", "dense_2"]
 
 
 class _Reader:
-    """Layer by layer, what has been read so far."""
+    """Reads a head layer by layer."""
 
     def __init__(self, configuration: Configuration, size: Size, name: str) -> None:
         self.name, self.width = name, configuration.width
         self.map = _map_size(configuration, size)
         self.layers: list[Layer] = []
         self.tensors: dict[str, Tensor] = {}
-        #: Height and width of a map that lies flat before the next layer, in Keras's order.
+        #: Height and width of the flattened map before the next layer, in Keras's order; None otherwise.
         self.flat: Size | None = None
         self.is_vector = False
         self.number = 0
@@ -170,7 +170,7 @@ class _Reader:
             self.layers.append(layer)
 
     def _average(self, leaf: Leaf, config: dict[str, Any]) -> None:
-        """Pooling by parts that fill the map is adaptive averaging to their number."""
+        """Adds pooling by parts that fill the map: it is adaptive averaging to their number."""
         pool = tuple(config.get("pool_size") or (2, 2))
         strides = tuple(config.get("strides") or pool)
         if (
@@ -221,7 +221,7 @@ class _Reader:
         return str(self.number - 1)
 
     def finish(self, wanted: str | None) -> Head:
-        """With the last activation taken off: it, or the operator's, turns logits into scores."""
+        """Returns the head without its last activation, which (or the operator's) turns logits into scores."""
         last = self.layers.pop() if isinstance(self.layers[-1], Activate) else Activate("linear")
         if wanted is not None:
             last = _ACTIVATIONS[wanted]
@@ -235,7 +235,7 @@ class _Reader:
 
 
 def _map_size(configuration: Configuration, size: Size) -> Size:
-    """Height and width of the backbone's map. Both pad so that a DenseNet's halvings round up in the stem alone."""
+    """Returns height and width of the backbone's map. In a padded DenseNet only the stem's halvings round up."""
     if configuration.family == "vgg":
         return configuration.map_size(size)
     sides = []

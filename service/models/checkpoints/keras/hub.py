@@ -1,12 +1,12 @@
-"""KerasHub preset directories: VGG and DenseNet, any head that KerasHub gives them.
+"""Reads KerasHub preset directories: VGG and DenseNet, with any head that KerasHub gives them.
 
     config.json          the backbone's class and arguments
     model.weights.h5     its weights; a large one in shards that model.weights.json lists
     task.json            the classifier: pooling, activation, classes, and the preprocessor within
     task.weights.h5      the head (before KerasHub 0.30 a copy of the backbone too, which is ignored)
-    preprocessor.json, image_converter.json    only asked where task.json does not hold them
+    preprocessor.json, image_converter.json    read only if task.json does not hold them
 
-KerasHub itself gives a preset without a head a random one; here it has features only.
+KerasHub gives a preset without a head a random one; here such a preset has features only.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from service.models.configuration import Configuration, DenseNetConfig, VGGConfi
 
 _log = logging.getLogger(__name__)
 
-#: `keras.layers.BatchNormalization` in KerasHub's DenseNet.
+#: Epsilon of `keras.layers.BatchNormalization` in KerasHub's DenseNet.
 _EPSILON = 1.001e-5
 
 
 def read(folder: Folder, document: dict[str, Any], *, legacy_head: bool = False) -> Checkpoint:
-    """The checkpoint of a preset whose ``config.json`` is ``document``.
+    """Reads a preset whose ``config.json`` is ``document``. Raises `CheckpointError`.
 
-    ``legacy_head`` gives a VGG the head's maths of KerasHub before 0.27: files look the same before and
-    after, and the ones that KerasHub publishes were made for the later. Raises `CheckpointError`.
+    ``legacy_head`` gives a VGG the head's arithmetic of KerasHub before 0.27. The files do not tell which one they
+    were trained with; those that KerasHub publishes were made for the newer one.
     """
     configuration, image_size = _configuration(folder, document)
     arrays, sha256 = _backbone_arrays(folder)
@@ -59,7 +59,7 @@ def read(folder: Folder, document: dict[str, Any], *, legacy_head: bool = False)
 
 
 def described(folder: Folder, document: dict[str, Any]) -> Configuration:
-    """The network of a preset without its weights: the head as task.json has it, none where there is no such file.
+    """Returns the network of a preset without its weights, with the head of task.json if that file exists.
 
     Raises `CheckpointError`.
     """
@@ -77,7 +77,7 @@ def described(folder: Folder, document: dict[str, Any]) -> Configuration:
 
 
 def _configuration(folder: Folder, document: dict[str, Any]) -> tuple[Configuration, tuple[int, int] | None]:
-    """The backbone without a head, and the image size (height, width) where it is fixed to one."""
+    """Returns the backbone without a head, and its fixed image size (height, width) or None."""
     kind = str(document.get("registered_name")).rpartition(">")[2]
     settings = document.get("config")
     try:
@@ -120,7 +120,7 @@ def _backbone_arrays(folder: Folder) -> tuple[dict[str, Array], str]:
         raise CheckpointError(f"'{folder.name}' lacks its file model.weights.h5; fetch the checkpoint again")
     arrays: dict[str, Array] = {}
     for name in _shards(index, folder.name):
-        # A layer may be split over two shards, so only their union is whole.
+        # A layer may be split over two shards, so only their union is complete.
         arrays |= _layer_arrays(folder.need(name))
     return arrays, file_sha256(folder.need("model.weights.json"))
 
@@ -140,7 +140,7 @@ def _shards(index: dict[str, Any], name: str) -> list[str]:
 
 
 def _task(folder: Folder, configuration: Configuration) -> dict[str, Any] | None:
-    """The classifier's settings, or None for a preset that has no head to classify with."""
+    """Returns the classifier's settings; None for a preset without a classification head."""
     document = folder.json("task.json")
     wanted = "VGGImageClassifier" if isinstance(configuration, VGGConfig) else "DenseNetImageClassifier"
     if document is None or folder.find("task.weights.h5") is None:

@@ -1,6 +1,6 @@
-"""Classification heads of KerasHub presets, by the layers that ``task.weights.h5`` really holds.
+"""Reads classification heads of KerasHub presets by the layers that ``task.weights.h5`` holds.
 
-Below ``layers/sequential/layers/`` of a VGG lie, whatever task.json says of widths:
+Below ``layers/sequential/layers/`` of a VGG lie, whatever widths task.json states:
 
     conv2d, conv2d_1, dense                                      pooling avg or max
     dense, dense_1, dense_2                                      pooling flatten, since 0.27
@@ -28,14 +28,14 @@ _log = logging.getLogger(__name__)
 
 _VGG = "layers/sequential/layers/"
 
-#: The first version whose VGG head is a valid convolution with ReLU, as in timm, where the weights come from.
+#: The first version whose VGG head is a valid convolution with ReLU, as in timm, from where the weights come.
 _NEW_HEAD = (0, 27)
 
 
 def read_head(
     folder: Folder, configuration: Configuration, task: dict[str, Any], *, legacy_head: bool
 ) -> tuple[Configuration, dict[str, Tensor]]:
-    """The configuration with its head, and the head's tensors. Raises `CheckpointError`."""
+    """Returns the configuration with its head, and the head's tensors. Raises `CheckpointError`."""
     wanted = _VGG if isinstance(configuration, VGGConfig) else "layers/dense/"
     path = folder.need("task.weights.h5")
     arrays = read_arrays(
@@ -55,7 +55,7 @@ def read_head(
 
 
 def activation_name(task: dict[str, Any]) -> str:
-    """The name of the head's last activation, ``linear`` where it gives logits."""
+    """Returns the name of the head's last activation; ``linear`` if it gives logits."""
     value = task.get("activation")
     return str(value.get("config") if isinstance(value, dict) else value or "linear")
 

@@ -1,7 +1,7 @@
-"""KerasHub's ``ImageConverter`` → `Preprocessing`.
+"""Turns KerasHub's ``ImageConverter`` into `Preprocessing`.
 
-A converter crops (or pads, or stretches) to the shape of ``image_size``, resizes without antialiasing unless
-told otherwise, and computes ``pixel * scale + offset`` on pixels from 0 to 255.
+A converter crops (or pads, or stretches) to the shape of ``image_size``, resizes without antialiasing by default, and
+computes ``pixel * scale + offset`` on pixels from 0 to 255.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _log = logging.getLogger(__name__)
 
 Size = tuple[int, int]
 
-#: What KerasHub's own presets were converted with; for a preset that fixes no size.
+#: Image size of KerasHub's own presets, for a preset that fixes no size.
 _DEFAULT_SIZE = (224, 224)
 
 
 def image_converter(
     folder: Folder, task: dict[str, Any] | None, configuration: Configuration, image_size: Size | None
 ) -> Preprocessing:
-    """The preprocessing of a preset. ``image_size`` is the one that its backbone is fixed to, if it is.
+    """Returns the preprocessing of a preset. ``image_size`` is the size that its backbone is fixed to, or None.
 
-    Raises `CheckpointError` for one that cannot be done, or that does not fit the network.
+    Raises `CheckpointError` for a preprocessing that is not supported or does not fit the network.
     """
     settings = _settings(folder, task)
     if settings is None:
@@ -50,7 +50,7 @@ def image_converter(
 
 
 def _settings(folder: Folder, task: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The converter's arguments from task.json, else preprocessor.json, else image_converter.json."""
+    """Returns the converter's arguments from task.json, else preprocessor.json, else image_converter.json."""
     nested = _arguments((task or {}).get("preprocessor")) or _arguments(folder.json("preprocessor.json"))
     return _arguments((nested or {}).get("image_converter")) or _arguments(
         folder.json("image_converter.json")
@@ -78,7 +78,8 @@ def _preprocessing(settings: dict[str, Any], default_size: Size) -> Preprocessin
 
 
 def _without_old_names(settings: dict[str, Any]) -> dict[str, Any]:
-    """Presets of 2024 say height, width, mean and variance (``ImageConverter.__init__`` still reads them)."""
+    """Translates presets of 2024, which store height, width, mean and variance (``ImageConverter.__init__`` reads
+    them)."""
     settings = dict(settings)
     if "height" in settings and "width" in settings:
         settings["image_size"] = (settings["height"], settings["width"])
@@ -98,7 +99,7 @@ def _fit(settings: dict[str, Any]) -> str:
 
 
 def _triple(value: Any, default: float) -> list[float]:
-    """A number for all channels, or one a channel, for the three of an image."""
+    """Returns one number a channel from a single number, a list of one, or a list of three."""
     values = [default if value is None else value] if not isinstance(value, list) else value
     return [float(number) for number in (values * 3 if len(values) == 1 else values)]
 

@@ -1,8 +1,8 @@
-"""Keras layers → torchvision's tensors. Shared by KerasHub's presets and all other files of Keras's.
+"""Turns the arrays of Keras layers into torchvision's tensors, for KerasHub's presets and all other Keras files.
 
-A layer's arrays lie under ``layers/<class>[_N]/vars/<i>``, and N counts the layers of a class in graph
-order: conv2d, conv2d_1, ... conv2d_10. That is the order in which torchvision registers the modules of the
-same network, so the two are zipped.
+A layer's arrays lie under ``layers/<class>[_N]/vars/<i>``, where N counts the layers of a class in graph order:
+conv2d, conv2d_1, ... conv2d_10. torchvision registers the modules of the same network in this order, so both lists
+are zipped.
 
     Conv2D              0 kernel (height, width, in, out)   1 bias
     Dense               0 kernel (in, out)                  1 bias
@@ -32,12 +32,12 @@ _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def is_weight(path: str) -> bool:
-    """Whether a dataset is an array of a layer that computes: not an optimizer's, not a dropout's seed."""
+    """Returns True for an array of a layer that computes, and False for an optimizer's or a dropout's seed."""
     return _WEIGHT.search(path) is not None
 
 
 def layers(arrays: dict[str, Array], kind: str, prefix: str = "layers/") -> list[Layer]:
-    """The layers of one class right below ``prefix``, in graph order."""
+    """Returns the layers of one class directly below ``prefix``, in graph order."""
     pattern = re.compile(rf"{re.escape(prefix)}{kind}(?:_(\d+))?/vars/(\d+)")
     found: dict[int, Layer] = {}
     for path, array in arrays.items():
@@ -47,14 +47,14 @@ def layers(arrays: dict[str, Array], kind: str, prefix: str = "layers/") -> list
 
 
 def backbone(arrays: dict[str, Array], configuration: Configuration, name: str) -> dict[str, Tensor]:
-    """`of_layers` for arrays by their paths."""
+    """Does what `of_layers` does for arrays by their paths."""
     return of_layers(layers(arrays, "conv2d"), layers(arrays, "batch_normalization"), configuration, name)
 
 
 def of_layers(
     convolved: list[Layer], normed: list[Layer], configuration: Configuration, name: str
 ) -> dict[str, Tensor]:
-    """The tensors of ``features`` under torchvision's names, of its layers in order. Raises `CheckpointError`."""
+    """Returns the tensors of ``features`` under torchvision's names, from layers in order. Raises `CheckpointError`."""
     with torch.device("meta"):
         features = build(replace(configuration, num_classes=0)).features
     state_dict: dict[str, Tensor] = {}
@@ -70,7 +70,7 @@ def of_layers(
 
 
 def convolution(layer: Layer, name: str) -> Tensor:
-    """A kernel as torch has it, ``[out, in, height, width]``."""
+    """Returns a kernel in torch's order, ``[out, in, height, width]``."""
     kernel = _variable(layer, 0, name)
     if kernel.ndim != 4:
         raise CheckpointError(f"'{name}' has a convolution of shape {kernel.shape}; it is no VGG or DenseNet")
@@ -78,10 +78,10 @@ def convolution(layer: Layer, name: str) -> Tensor:
 
 
 def dense(layer: Layer, name: str, map_size: tuple[int, int] | None = None) -> Tensor:
-    """A dense kernel as torch has it, ``[out, in]``.
+    """Returns a dense kernel in torch's order, ``[out, in]``.
 
-    With ``map_size`` (height, width) the inputs are a flattened map: Keras flattens height, width,
-    channel, torch channel, height, width.
+    With ``map_size`` (height, width) the inputs are a flattened map, which Keras flattens as height, width, channel
+    and torch as channel, height, width.
     """
     kernel = _variable(layer, 0, name)
     if kernel.ndim != 2:
@@ -98,7 +98,7 @@ def dense(layer: Layer, name: str, map_size: tuple[int, int] | None = None) -> T
 def head(
     configuration: VGGConfig, weights: list[tuple[Tensor, Layer]]
 ) -> tuple[VGGConfig, dict[str, Tensor]]:
-    """A VGG's head from its layers in order: the configuration with their widths, and the tensors."""
+    """Returns the configuration with the head's widths, and the head's tensors, from a VGG's head layers in order."""
     numbers = range(len(weights)) if configuration.head == "legacy-flatten" else (0, 3, 6)
     state_dict: dict[str, Tensor] = {}
     for number, (weight, layer) in zip(numbers, weights, strict=True):
@@ -117,9 +117,9 @@ def head(
 
 
 def scores(activation: str) -> Activation:
-    """What turns logits into scores, for the name of a Keras activation.
+    """Returns what turns logits into scores, for a Keras activation. Raises `CheckpointError` for any other.
 
-    Without one a model gives logits; softmax then is what makes probabilities of them, as anywhere else.
+    A model without an activation gives logits; softmax then makes probabilities of them.
     """
     if activation in ("linear", "softmax"):
         return "softmax"
@@ -131,7 +131,7 @@ def scores(activation: str) -> Activation:
 
 
 def classifier(layer: Layer, name: str) -> dict[str, Tensor]:
-    """A DenseNet's one dense layer under torchvision's names."""
+    """Returns a DenseNet's one dense layer under torchvision's names."""
     return _with_bias("classifier", dense(layer, name), layer)
 
 

@@ -1,16 +1,17 @@
-"""A head by its tensors: layers that fit each other, from the features' channels to the classes.
+"""Reads a head from its tensors: layers that fit each other, from the features' channels to the classes.
 
     classifier.0.weight [24, 1024]                          classifier.3.weight [7, 24]
     classifier.0.bias   [24]         (.1 and .2: nothing)   classifier.3.bias   [7]
 
-A state dict does not say what stands where there is nothing to store. The rules, which docs/MODELS.md has for users:
+A state dict says nothing of layers without tensors. These rules, which docs/MODELS.md explains to users, fill them
+in:
 
 - Between two dense layers with a number free between them, or whose names are no numbers, stands a ReLU; where a
   batch norm is between them as well, at the first free number, or right behind the norm where there are no numbers.
 - Layers with neighbouring numbers have nothing between them.
-- What the first layer takes says how the map becomes a vector: C values by the mean of each channel, C x k x k by
+- The first layer's inputs tell how the map becomes a vector: C values by the mean of each channel, C x k x k by
   adaptive averaging to k x k. 2C may be two things, so the operator says which.
-- The end gives logits, whatever softmax stood behind it.
+- The last layer gives logits, whether or not a softmax followed it.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from service.models.options import Options
 
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
-#: More layers than this in a head without an order are not tried in every order.
+#: Most layers of a head without an order that are tried in every order.
 _MOST_UNORDERED = 7
 
 
 @dataclass
 class Stored:
-    """One layer's tensors under its name."""
+    """The tensors of one layer, and its name."""
 
     name: str
     parts: dict[str, Tensor] = field(default_factory=dict)
@@ -65,13 +66,13 @@ class Stored:
 
     @property
     def place(self) -> tuple[str, int] | None:
-        """The sequence that it is in, and its number there."""
+        """The name of the sequence that the layer is in, and its number there; None without a number."""
         parent, _, last = self.name.rpartition(".")
         return (parent, int(last)) if last.isdecimal() and len(last) < 9 else None
 
 
 def stored_layers(tensors: dict[str, Tensor]) -> list[Stored]:
-    """The tensors by layer, in the order of the file."""
+    """Groups the tensors by layer, in the order of the file."""
     layers: dict[str, Stored] = {}
     for key, tensor in tensors.items():
         name, _, part = key.rpartition(".")
@@ -80,7 +81,7 @@ def stored_layers(tensors: dict[str, Tensor]) -> list[Stored]:
 
 
 def ordered(layers: Sequence[Stored], width: int) -> list[Stored] | None:
-    """The order in which they fit each other behind ``width`` channels; None where there is none, or several."""
+    """Returns the order in which the layers fit each other behind ``width`` channels; None for no order, or several."""
     sequences = {layer.place[0] for layer in layers if layer.place}
     by_number = sorted(layers, key=lambda layer: _natural(layer.name))
     if len(sequences) == 1 and all(layer.place for layer in layers):
@@ -95,7 +96,8 @@ def ordered(layers: Sequence[Stored], width: int) -> list[Stored] | None:
 
 
 def fit(layers: Sequence[Stored], width: int) -> bool:
-    """Whether each takes what the one before gives, the first what a map of ``width`` channels can give."""
+    """Returns True if each layer takes what the one before gives, and the first what a map of ``width`` channels can
+    give."""
     if not layers or not any(layer.is_linear for layer in layers):
         return False
     follows = all(second.inputs == first.outputs for first, second in itertools.pairwise(layers))
@@ -109,7 +111,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _entries(inputs: int, width: int) -> int:
-    """Side of the map that so many values are, 0 if of none."""
+    """Returns the side of the map that has so many values; 0 if no square map has."""
     cells, rest = divmod(inputs, width)
     side = math.isqrt(cells)
     return 0 if rest or (side * side != cells and cells != 2) else max(side, 1)
@@ -118,9 +120,9 @@ def _entries(inputs: int, width: int) -> int:
 def layers_of(
     stored: Sequence[Stored], width: int, options: Options, name: str
 ) -> tuple[tuple[Layer, ...], dict[str, Tensor]]:
-    """The head as data, its layers numbered, and its tensors. ``stored`` is in order.
+    """Returns the head as data, its layers numbered, and its tensors. ``stored`` is in order.
 
-    Raises `CheckpointError` where the operator has to say what the tensors cannot.
+    Raises `CheckpointError` if the operator has to say what the tensors cannot.
     """
     layers: list[Layer] = list(_entry(stored[0].inputs, width, options.pooling, name))
     tensors: dict[str, Tensor] = {}
@@ -158,7 +160,7 @@ def _layer(layer: Stored, number: str) -> Layer:
 
 
 def _whole(layer: Stored) -> dict[str, Tensor]:
-    """With the weight and bias that a norm without any has all the same."""
+    """Returns the tensors, with ones and zeros for the weight and bias of a norm that stores none."""
     parts = dict(layer.parts)
     if not layer.is_linear:
         mean = parts["running_mean"]
@@ -168,7 +170,7 @@ def _whole(layer: Stored) -> dict[str, Tensor]:
 
 
 def _activated(stored: Sequence[Stored], wanted: str | None) -> Iterable[int]:
-    """Numbers of the layers that a nonlinearity follows."""
+    """Yields the numbers of the layers that a nonlinearity follows."""
     if wanted == "linear":
         return
     dense = [number for number, layer in enumerate(stored) if layer.is_linear]
@@ -183,7 +185,7 @@ def _activated(stored: Sequence[Stored], wanted: str | None) -> Iterable[int]:
 
 
 def _gap(first: Stored, second: Stored) -> int | None:
-    """Modules without tensors between two of a sequence, None where they are of none."""
+    """Returns the number of modules without tensors between two of a sequence; None if they are of different ones."""
     if first.place is None or second.place is None or first.place[0] != second.place[0]:
         return None
     return max(0, second.place[1] - first.place[1] - 1)

@@ -1,4 +1,4 @@
-"""One file of tensors and nothing else: what network it is follows from their shapes."""
+"""Reads one file of tensors; the network follows from their shapes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from service.preprocess import Preprocessing
 
 _log = logging.getLogger(__name__)
 
-#: torchvision's ``VGG16_Weights.IMAGENET1K_FEATURES``: the classifier's values are missing in it.
+#: torchvision's ``VGG16_Weights.IMAGENET1K_FEATURES``, in which the classifier's values are missing.
 _WITHOUT_A_HEAD = "vgg16_features-amdegroot-"
 
 
-#: Sides of the image before torchvision's presets cut its centre out, to the side of what they cut.
+#: Ratio of the resized short side to the crop in torchvision's presets.
 _MARGIN = 256 / 224
 
 #: How transformers and Accelerate number the parts of a large checkpoint.
@@ -46,9 +46,9 @@ _OPTIONS = (
 
 
 def read(path: Path, model: str | None, options: Options) -> Checkpoint:
-    """The checkpoint of a file of tensors, with torchvision's preprocessing unless ``options`` say otherwise.
+    """Reads a file of tensors, with torchvision's preprocessing unless ``options`` say otherwise.
 
-    Raises `CheckpointError` for a file that is no VGG or DenseNet, or is one of the twelve and not ``model``.
+    Raises `CheckpointError` for a file that is no VGG or DenseNet, or that is a variant other than ``model``.
     """
     if path.name.startswith(_WITHOUT_A_HEAD):
         raise CheckpointError(f"'{path.name}' holds no values for its classifier; set weights to pretrained")
@@ -61,7 +61,8 @@ def read(path: Path, model: str | None, options: Options) -> Checkpoint:
 
 
 def of_values(values: Any, name: str, model: str | None, options: Options, beside: Any = None) -> Checkpoint:
-    """The checkpoint of what a file, or all the files of a folder, hold. ``beside`` may name the classes, too.
+    """Makes a checkpoint from the values of a file, or of all files of a folder. ``beside`` may hold class names,
+    too.
 
     Raises `CheckpointError`.
     """
@@ -98,14 +99,14 @@ def _preprocessing(options: Options, normalising: Normalising | None) -> Preproc
 def _activation(classes: int, wanted: str | None) -> Activation:
     if wanted is not None:
         return "sigmoid" if wanted == "sigmoid" else "softmax"
-    # A softmax over one value is 1 whatever it is.
+    # A softmax over one value is always 1.
     return "sigmoid" if classes == 1 else "softmax"
 
 
 def _refuse_another_variant(configuration: Configuration, model: str | None, name: str) -> None:
-    """One variant under the name of another is a slip; a network that is none of the twelve is a choice.
+    """Refuses a variant under the name of another one, which is a slip; any other network only gets a warning.
 
-    Where nobody has named a variant, the file does.
+    Without a ``model`` nothing is refused.
     """
     if model is None:
         return
@@ -121,7 +122,7 @@ def _refuse_another_variant(configuration: Configuration, model: str | None, nam
 
 
 def _body(configuration: Configuration) -> Configuration:
-    """Without what a fine-tuned network may have of its own."""
+    """Returns the configuration with a default head and 3 channels, to compare backbones only."""
     plain = replace(configuration, num_classes=0, channels=3, layers=())
     if isinstance(plain, VGGConfig):
         return replace(plain, hidden=4096, hidden_first=None, head="adaptive", head_pooling="avg")

@@ -1,4 +1,4 @@
-"""The values in a file of tensors: read without running anything of it, whatever else lies beside them."""
+"""Reads the values in a file of tensors without running code from it."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _log = logging.getLogger(__name__)
 
 
 def read_values(path: Path) -> Any:
-    """What was saved: mappings, lists, tensors, arrays. Raises `CheckpointError`.
+    """Returns the saved values: mappings, lists, tensors, arrays. Raises `CheckpointError`.
 
-    Always read with ``weights_only``: a pickle that would run code is refused.
+    Pickles are read with ``weights_only``: one that would run code is refused.
     """
     match kind(path):
         case "safetensors":
@@ -46,7 +46,7 @@ def read_values(path: Path) -> Any:
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
-    """The tensors by name, and what its head says beside them, as far as that is JSON. Raises `CheckpointError`."""
+    """Returns the tensors by name, and JSON objects and lists of the file's metadata. Raises `CheckpointError`."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             beside = _documents(file.metadata() or {})
@@ -58,7 +58,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _documents(metadata: dict[str, str]) -> dict[str, Any]:
-    """All values there are texts; some of them are objects or lists that somebody wrote as JSON."""
+    """Parses those metadata values, all of them texts, that are JSON objects or lists."""
     found: dict[str, Any] = {}
     for key, text in metadata.items():
         if text.lstrip()[:1] in ("{", "["):
@@ -68,7 +68,7 @@ def _documents(metadata: dict[str, str]) -> dict[str, Any]:
 
 
 class _Aside:
-    """In place of a settings object of somebody's: it takes what the file says of it, and does nothing with it."""
+    """Takes the place of a settings object of an unknown class: it accepts any state and does nothing with it."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> _Aside:
         return super().__new__(cls)
@@ -81,7 +81,7 @@ class _Aside:
 
 
 def _mapping(*args: Any) -> OrderedDict[Any, Any]:
-    """A ``defaultdict`` without the function that it would call."""
+    """Takes the place of a ``defaultdict``, without the function that it would call."""
     return OrderedDict()
 
 
@@ -90,7 +90,7 @@ def _path(*parts: Any) -> str:
 
 
 def _numpys() -> Iterator[tuple[Any, str]]:
-    """What NumPy's scalars and arrays are made of; their modules were renamed in NumPy 2."""
+    """Yields the parts of NumPy's scalars and arrays; their modules were renamed in NumPy 2."""
     core = np._core.multiarray  # type: ignore[attr-defined]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         yield core._reconstruct, f"{module}._reconstruct"
@@ -102,7 +102,7 @@ def _numpys() -> Iterator[tuple[Any, str]]:
             yield getattr(np.dtypes, name), f"numpy.dtypes.{name}"
 
 
-#: What may lie beside weights. None of them does anything when it is made.
+#: Types that may lie beside weights. Making one of them has no side effect.
 _HARMLESS: list[Any] = [
     *_numpys(),
     argparse.Namespace,
@@ -120,13 +120,13 @@ _HARMLESS: list[Any] = [
     ),
 ]
 
-#: Whose settings objects are put aside, and which of them are dictionaries.
+#: Libraries whose settings objects are replaced by `_Aside`, and those of them that are dictionaries.
 _SETTINGS_OF = re.compile(
     r"(omegaconf|hydra|lightning|lightning_fabric|pytorch_lightning|yacs|ml_collections|easydict|addict|munch|box|mmengine)\..*"
 )
 _DICTIONARIES = re.compile(r".*\.(AttributeDict|CfgNode|EasyDict|edict|Dict|Munch|Box|ConfigDict)")
 
-#: What the restricted unpickler meets on bytes that are no pickle of ``torch.save``'s.
+#: Errors of the restricted unpickler on bytes that ``torch.save`` did not write.
 _DAMAGED = (
     RuntimeError,
     OSError,
@@ -152,7 +152,7 @@ def _read_pickle(path: Path) -> Any:
             if _SETTINGS_OF.fullmatch(name)
         ]
         with warnings.catch_warnings(), torch.serialization.safe_globals([*_HARMLESS, *aside]):
-            # A word about pickle protocols; the file is judged by what it holds.
+            # torch warns about pickle protocols; the file's content is judged instead.
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -164,7 +164,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _unknown_types(path: Path) -> list[str]:
-    """Types in the file by name, those aside that are always loaded. Of before torch 1.6 they cannot be told."""
+    """Returns unknown types in the file by name; none for files of torch before 1.6, which cannot be scanned."""
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.serialization.get_unsafe_globals_in_checkpoint(str(path))

@@ -1,4 +1,4 @@
-"""Weights that a file keeps in parts, put together as torch does in evaluation.
+"""Joins weights that a file keeps in parts, as torch does in evaluation.
 
 X.weight_g, X.weight_v                                    ``nn.utils.weight_norm``
 X.weight_orig, X.weight_mask                              ``nn.utils.prune``
@@ -23,7 +23,7 @@ _IN_PARTS = re.compile(r"((?:.*\.)?)(\w+?)(?:_g|_orig|\.original0?)")
 
 
 def whole(flat: Flat, name: str) -> Flat:
-    """``flat`` with every weight in one piece, in its place. Raises `CheckpointError` for parts of another kind."""
+    """Returns ``flat`` with every weight in one piece. Raises `CheckpointError` for an unknown parametrisation."""
     result: Flat = {}
     taken: set[str] = set()
     for key in flat:
@@ -44,12 +44,13 @@ def whole(flat: Flat, name: str) -> Flat:
 
 
 def _stem(match: re.Match[str]) -> str:
-    """The weight's own name."""
+    """Returns the weight's own name."""
     return match[1].removesuffix("parametrizations.") + match[2]
 
 
 def _parts(flat: Flat, key: str, match: re.Match[str]) -> tuple[list[str], Callable[..., Tensor]] | None:
-    """The other parts of the weight that ``key`` is one of, and what makes it of them."""
+    """Returns all parts of the weight that ``key`` belongs to, and the function that joins them; None for a plain
+    weight."""
     stem = _stem(match)
     inner = key.removesuffix(".original")
     ways: list[tuple[str, list[str], Callable[..., Tensor]]] = [
@@ -75,7 +76,7 @@ def _made(make: Callable[..., Tensor], parts: list[Tensor], key: str, name: str)
 
 
 def _weight_norm(length: Tensor, direction: Tensor) -> Tensor:
-    """Each slice of ``direction`` with the length of its own (``torch._weight_norm``, any dim)."""
+    """Scales each slice of ``direction`` to its ``length`` (``torch._weight_norm``, any dim)."""
     sizes = [*length.shape] + [1] * (direction.ndim - length.ndim)
     axes = [axis for axis, size in enumerate(sizes) if size == 1]
     own: Tensor = torch.linalg.vector_norm(direction, dim=axes, keepdim=True)

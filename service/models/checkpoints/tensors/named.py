@@ -1,11 +1,11 @@
-"""A VGG under names of somebody's own, under torchvision's: convolutions that follow each other say what it is.
+"""Renames a VGG with unusual names to torchvision's names, by the order of its convolutions.
 
     conv1_1, conv1_2, conv2_1, ...        Caffe's names, and those of files that came from there
-    block1.0, block1.2, block2.0, ...     a block for each stage
-    features.0.conv, features.1.conv      a module for each layer
+    block1.0, block1.2, block2.0, ...     one block a stage
+    features.0.conv, features.1.conv      one module a layer
 
-A max-pool stands behind every block. Where each convolution is a block of its own, the widths say where the pools are,
-if they are one of torchvision's four depths.
+A max-pool follows every block. Where each convolution is a block of its own, the pools follow from the widths, if
+these are one of torchvision's four depths.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _GROUP = re.compile(r"(.*?\d+)[._-]?(?:conv(?:olution)?)?[._-]?\d*")
 
 
 def with_usual_names(flat: Flat) -> Flat:
-    """``flat`` with the one VGG in it renamed; unchanged where there is none, or it has the usual names."""
+    """Returns ``flat`` with its one VGG renamed; unchanged if there is none or it has the usual names."""
     kernels = {key: tensor for key, tensor in flat.items() if key.endswith(".weight") and tensor.ndim == 4}
     roots = {key.removesuffix("weight").rpartition(".")[0].rpartition(".")[0] for key in kernels}
     if len(kernels) < 2 or (len(roots) == 1 and all(_USUAL.fullmatch(key) for key in kernels)):
@@ -48,7 +48,7 @@ def with_usual_names(flat: Flat) -> Flat:
 
 
 def _follow(kernels: Flat, order: Sequence[str]) -> bool:
-    """Whether these are 3x3 convolutions, the first of a picture, each of what the one before gives."""
+    """Returns True if these are 3x3 convolutions, the first on an image, each on the output of the one before."""
     shapes = [tuple(kernels[key].shape) for key in order]
     return (
         all(shape[2:] == (3, 3) for shape in shapes)
@@ -58,14 +58,14 @@ def _follow(kernels: Flat, order: Sequence[str]) -> bool:
 
 
 def _common(names: Sequence[str]) -> str:
-    """The dotted beginning that all have."""
+    """Returns the dotted prefix that all names share."""
     parts = [name.split(".")[:-1] for name in names]
     shared = itertools.takewhile(lambda level: len({*level}) == 1, zip(*parts, strict=False))
     return "".join(f"{level[0]}." for level in shared)
 
 
 def _stages(names: Sequence[str], widths: Sequence[int]) -> list[int] | None:
-    """How many convolutions each stage has."""
+    """Returns the number of convolutions of each stage; None if the names do not tell."""
     published = _published(widths)
     if published is not None:
         return published
@@ -84,7 +84,7 @@ def _published(widths: Sequence[int]) -> list[int] | None:
 
 
 def _norms(flat: Flat, scope: str, widths: Sequence[int]) -> list[str] | None:
-    """The batch norms of the convolutions in their order; none, or one each."""
+    """Returns the names of the convolutions' batch norms, in order: one each, or none; None if the norms do not fit."""
     found = [
         key.removesuffix(".running_mean")
         for key in sorted(flat, key=_natural)
@@ -98,7 +98,7 @@ def _norms(flat: Flat, scope: str, widths: Sequence[int]) -> list[str] | None:
 def _renamed(
     flat: Flat, scope: str, names: Sequence[str], norms: Sequence[str], stages: Sequence[int]
 ) -> Flat:
-    """torchvision's numbers: each convolution, its norm and its ReLU take a place, and so does each pool."""
+    """Renames by torchvision's numbers: each convolution, norm, ReLU and pool takes one."""
     places: dict[str, int] = {}
     place, layer = 0, iter(range(len(names)))
     for count in stages:

@@ -1,4 +1,4 @@
-"""Mean and deviation that a network subtracts and divides by itself, as a module of its own in front of it does."""
+"""Mean and standard deviation of a normalising module that precedes a network."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ Normalising = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 _MEAN = re.compile(r"((?:.*\.)?(?:\w*_)?)mean")
 
-#: A mean above it is one of grey levels from 0 to 255.
+#: A mean above this belongs to grey levels from 0 to 255.
 _UNIT = 1.5
 
 
 def inside(flat: Flat, within: str, name: str) -> Normalising | None:
-    """Of pixels from 0 to 1, each (red, green, blue), where the module ``within`` has them; else None."""
+    """Returns mean and deviation, each (red, green, blue) for pixels in [0, 1], from the module ``within``; else
+    None."""
     for key, mean in flat.items():
         match = _MEAN.fullmatch(key)
         std = flat.get(f"{match[1]}std") if match and key.startswith(within) else None

@@ -1,6 +1,6 @@
-"""What a file is, by its bytes: people rename, and many suffixes mean many things.
+"""Recognises a file's kind by its bytes, since names and suffixes are unreliable.
 
-A kind that cannot be served is answered with what makes a usable file of it, as a line to type.
+A kind that cannot be served is refused with a command that turns it into a usable file.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ Kind = Literal["torch", "safetensors", "hdf5", "keras"]
 
 _HEAD = 512
 
-#: How `torch.save` of before 1.6 begins: the pickle of a number (``torch.serialization.MAGIC_NUMBER``).
+#: First bytes of `torch.save` before 1.6: the pickle of a number (``torch.serialization.MAGIC_NUMBER``).
 _TORCHS_NUMBER = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
-#: First bytes of what is not a checkpoint of ours, and what to do.
+#: First bytes of files that are no checkpoint, and advice.
 _STRANGERS: tuple[tuple[bytes, str], ...] = (
     (b"GGUF", "is a GGUF file, the format of language models; no VGG or DenseNet is published in it, so give "
      "the original weights, such as hf://timm/densenet121.tv_in1k"),
@@ -43,7 +43,7 @@ _TEXTS = (
 
 
 def kind(path: Path) -> Kind:
-    """Of a file that can be read further. Raises `CheckpointError` with the way out for any other."""
+    """Returns the kind of a file that can be read. Raises `CheckpointError`, with advice, for any other."""
     head = _first_bytes(path)
     if not head:
         raise CheckpointError(f"'{path.name}' is empty; fetch it again")
@@ -71,7 +71,7 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _is_safetensors(head: bytes, path: Path) -> bool:
-    """Eight bytes with the length of a JSON object, and that object."""
+    """Returns True for eight bytes with the length of a JSON object, followed by that object."""
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size
 
 
@@ -112,14 +112,14 @@ def _archive_advice(names: list[str], ends: set[str], name: str) -> str | None:
     return None
 
 
-#: For a directory of TensorFlow's, which holds a program.
+#: Advice for a TensorFlow directory, which holds a program.
 SAVED_MODEL = (
     "load it where it was made and save it as a Keras file, which is read here: "
     "tf.keras.models.load_model('saved_model').save('model.keras')"
 )
 
 
-#: For a directory of ``torch.distributed.checkpoint``, as FSDP writes it.
+#: Advice for a directory of ``torch.distributed.checkpoint``, as FSDP writes it.
 DISTRIBUTED = (
     "is a distributed checkpoint; make one file of it, and give that: python -m "
     "torch.distributed.checkpoint.format_utils dcp_to_torch DIRECTORY weights.pth"
@@ -135,7 +135,7 @@ def _pickle(head: bytes, path: Path) -> Kind:
 
 
 def _to_weights(what: str, expression: str, modules: str = "torch") -> str:
-    """The line that makes a file of weights."""
+    """Returns advice with the command that makes a file of weights."""
     return (
         f"is {what}; make a file of weights of it where you trust it, and give that: "
         f"python -c \"import {modules}; torch.save({expression}, 'weights.pth')\""
@@ -166,5 +166,5 @@ def _stranger(head: bytes) -> str:
 
 
 def _is_onnx(head: bytes) -> bool:
-    """A protocol buffer whose first field is a small version number, and its second the producer's name."""
+    """Returns True for a protocol buffer with a small version number first and then the producer's name."""
     return head[:1] == b"\x08" and len(head) > 4 and head[1] < 32 and head[2:3] in (b"\x12", b"\x3a")

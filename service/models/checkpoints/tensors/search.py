@@ -1,7 +1,7 @@
-"""The networks among the values of a file, found by their structure and not by what somebody called them.
+"""Finds the networks among the values of a file by their structure, whatever their names.
 
-Everything is laid out flat first: ``{"net": {"features": ...}}`` and ``{"net.features": ...}`` are the same. Then a
-network is where the layers of a VGG or a DenseNet lie: a *root*, such as ``state_dict.module.features.``.
+First all values are flattened: ``{"net": {"features": ...}}`` and ``{"net.features": ...}`` become the same. A
+network then is a *root*, the prefix of the layers of a VGG or a DenseNet, such as ``state_dict.module.features.``.
 
     state_dict . module . features . denseblock1.denselayer1.conv1.weight
     └──────── scope ────┘
@@ -21,29 +21,29 @@ from torch import Tensor
 
 Flat = dict[str, Tensor]
 
-#: Deeper or longer than anybody nests weights.
+#: Limits of the walk: deeper nesting and longer lists hold no weights.
 _DEEPEST, _LONGEST = 32, 10_000
 
 _DENSENET = re.compile(r"(?P<root>|.*?\.)denseblock1\.denselayer1\.conv\.?1\.weight")
 _NUMBERED_DENSENET = re.compile(r"(?P<root>|.*?\.)(?P<number>\d+)\.denselayer1\.conv\.?1\.weight")
 _NUMBERED = re.compile(r"(?P<root>|.*?\.)(?P<number>\d+)\.weight")
 
-#: More channels than this is no picture, so no first layer.
+#: Most input channels of a first layer; more are no image.
 _MOST_CHANNELS = 16
 
-#: Words in the name of weights that were averaged over the training.
+#: Words in the names of weights that were averaged over the training.
 _AVERAGE = re.compile(r"(^|[._-])(ema|swa|average[sd]?|avg|shadow)([._-]|\d|$)|ema_?model|averaged", re.I)
 
 
 @dataclass(frozen=True)
 class Found:
-    """A network among other things: where its layers begin, and what it is called by that."""
+    """A network among the values; ``root`` is the prefix of its layers' names."""
 
     root: str
 
     @property
     def scope(self) -> str:
-        """What its head's names begin with, too."""
+        """The prefix of the whole network's names, its head included."""
         parts = self.root.split(".")[:-1]
         while parts and ((parts[-1] == "module" and "features" in parts) or parts[-1].isdecimal()):
             parts.pop()
@@ -56,18 +56,18 @@ class Found:
         return (self.scope or self.root).rstrip(".")
 
     def called(self, key: str) -> bool:
-        """Whether an operator means this one by ``key``: its name, or one of the names on the way to it."""
+        """Returns True if an operator's ``key`` means this network: its name, or a dotted part of it."""
         return f".{key}." in f".{self.name}."
 
 
-#: What ``torch.compile``, FSDP, activation checkpoints and their like put between a module's name and its layers'.
+#: Names that ``torch.compile``, FSDP, activation checkpoints and the like put before a module's layers.
 _SHELLS = re.compile(
     r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
 
 
 def flatten(values: Any) -> Flat:
-    """Every plain tensor and float array in nested mappings and lists, by its path without the shells of modules."""
+    """Returns every plain tensor and float array in nested mappings and lists, by its path without such names."""
     flat: Flat = {}
     for key, value in _walk(values, "", set(), 0):
         tensor = _tensor(value)
@@ -77,7 +77,7 @@ def flatten(values: Any) -> Flat:
 
 
 def is_quantised(values: Any) -> bool:
-    """Whether torch has quantised some of these weights: they are whole numbers then, with a scale."""
+    """Returns True if torch has quantised some of these weights: they then are integers with a scale."""
     return any(
         "_packed_params" in key or (isinstance(value, Tensor) and value.is_quantized)
         for key, value in _walk(values, "", set(), 0)
@@ -85,7 +85,7 @@ def is_quantised(values: Any) -> bool:
 
 
 def module_of(values: Any, found: Found) -> str:
-    """What the names begin with that lie in one state dict with the network's: all of them are of one module."""
+    """Returns the prefix of the state dict that the network is in: all names under it are of one module."""
     mappings: set[str] = set()
     _mappings(values, "", mappings, 0)
     fitting = [path for path in mappings if found.root.startswith(path)]
@@ -125,7 +125,7 @@ def _tensor(value: Tensor | np.ndarray[Any, Any]) -> Tensor | None:
 
 
 def networks(flat: Flat) -> list[Found]:
-    """Every network in the file, in its order."""
+    """Returns every network in the file, in its order."""
     roots: dict[str, None] = {}
     for key, tensor in flat.items():
         match = _DENSENET.fullmatch(key) or _NUMBERED_DENSENET.fullmatch(key)
@@ -147,7 +147,7 @@ def _numbered(flat: Flat) -> dict[str, dict[int, Tensor]]:
 
 
 def _is_vgg(layers: Mapping[int, Tensor]) -> bool:
-    """Whether these are 3x3 convolutions that follow each other and begin at a picture."""
+    """Returns True if these are 3x3 convolutions that follow each other, the first on an image."""
     channels = None
     for _, weight in sorted(layers.items()):
         outputs, inputs, *kernel = weight.shape
@@ -162,7 +162,8 @@ def _is_vgg(layers: Mapping[int, Tensor]) -> bool:
 
 
 def is_average(flat: Flat, found: Found) -> bool:
-    """Whether its name, or a counter beside it, says that it is an average of the weights of many steps."""
+    """Returns True if the network's name, or a counter beside it, tells that its weights are an average of many
+    steps."""
     if _AVERAGE.search(found.name):
         return True
     parts = found.scope.split(".")[:-1]
@@ -170,12 +171,12 @@ def is_average(flat: Flat, found: Found) -> bool:
 
 
 def features(flat: Flat, found: Found) -> Flat:
-    """The tensors of the network without its head, under torchvision's names."""
+    """Returns the tensors of the network without its head, under torchvision's names."""
     return {name: flat[key] for key, name in layers(flat, found).items()}
 
 
 def layers(flat: Flat, found: Found) -> dict[str, str]:
-    """What ``flat`` calls each of these tensors, to torchvision's name."""
+    """Returns torchvision's name of each of these tensors, by its key in ``flat``."""
     begins = len(found.root)
     inner = {key[begins:]: value for key, value in flat.items() if key.startswith(found.root)}
     names = {key: key for key in inner}
@@ -189,14 +190,14 @@ _BODY = re.compile(r"(\d+|conv\d|norm\d|denseblock\d+|transition\d+)\..*")
 
 
 def _is_body(key: str, inner: Flat) -> bool:
-    """With an empty root, the head lies among the layers; a VGG's then is no convolution."""
+    """Returns True for a key of the backbone. With an empty root the head lies among the layers; a VGG's is 2-d."""
     match = _BODY.fullmatch(key)
     weight = inner.get(key.rpartition(".")[0] + ".weight")
     return match is not None and (weight is None or weight.ndim != 2)
 
 
 def _names(inner: Flat) -> dict[str, str]:
-    """``nn.Sequential(*densenet.features.children())`` has lost the names of the layers, and not their order."""
+    """Names the layers of ``nn.Sequential(*densenet.features.children())`` by their order, which survives."""
     first = min(int(key.partition(".")[0]) for key in inner if re.match(r"\d+\.denselayer1\.", key))
     kinds: dict[int, str] = {}
     for key, value in inner.items():

@@ -1,4 +1,4 @@
-"""Configurations read off tensors: the shapes of a state dict say nearly everything about its network."""
+"""Derives configurations from the shapes of a state dict."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ StateDict = dict[str, Tensor]
 
 
 def body(state_dict: StateDict, name: str) -> Configuration:
-    """The configuration, without a head, whose ``features`` have these shapes, under torchvision's names.
+    """Returns the configuration, without a head, whose ``features`` have these shapes under torchvision's names.
 
-    What shapes cannot say is taken to be as in torchvision: strides, padding, where DenseNet's stem pools.
-    Raises `CheckpointError` when the tensors are of neither family.
+    What shapes cannot tell is taken from torchvision: strides, padding, the pool of DenseNet's stem. Raises
+    `CheckpointError` if the tensors are of neither family.
     """
     try:
         if "features.conv0.weight" in state_dict:
@@ -37,7 +37,7 @@ def _vgg(state_dict: StateDict) -> VGGConfig:
 
 def _stages(state_dict: StateDict, batch_norm: bool) -> tuple[tuple[int, ...], ...]:
     convolutions = _numbered(state_dict, "weight", dimensions=4)
-    # A convolution, its norm and its ReLU take two or three places; what lies between beyond is max-pools.
+    # A convolution, its norm and its ReLU take two or three numbers; each further number is a max-pool.
     step = 3 if batch_norm else 2
     stages: list[tuple[int, ...]] = [()]
     indices = sorted(convolutions)
@@ -91,7 +91,7 @@ def _blocks(state_dict: StateDict) -> tuple[int, ...]:
 
 
 def compression(transitions: list[tuple[int, int]]) -> float:
-    """The roundest ratio for which every transition keeps ``int(width * ratio)`` of its channels."""
+    """Returns the roundest ratio for which every transition keeps ``int(width * ratio)`` of its channels."""
     for digits in range(1, 6):
         for kept, width in transitions:
             for ratio in (round(kept / width, digits), round((kept + 0.5) / width, digits)):

@@ -1,4 +1,4 @@
-"""The values of a file → one network: its configuration, its tensors under torchvision's names, its classes."""
+"""Reads one network from the values of a file: configuration, and tensors under torchvision's names."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from service.models.options import Options
 
 _log = logging.getLogger(__name__)
 
-#: torchvision before 0.3 wrote ``denselayer1.norm.1.weight`` for ``denselayer1.norm1.weight``, and its
-#: published DenseNet files still do (``torchvision.models.densenet._load_state_dict``).
+#: torchvision before 0.3 wrote ``denselayer1.norm.1.weight`` for ``denselayer1.norm1.weight``, and its published
+#: DenseNet files still do (``torchvision.models.densenet._load_state_dict``).
 _OLD_DENSENET_KEY = re.compile(
     r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var|num_batches_tracked))$"
 )
@@ -39,16 +39,16 @@ _TORCHVISIONS = [Adapt, Flatten, Linear, Activate, Linear, Activate, Linear]
 
 @dataclass(frozen=True)
 class Network:
-    """What a file comes down to."""
+    """A network as a file holds it."""
 
     configuration: Configuration
     state_dict: dict[str, Tensor]
     normalising: Normalising | None = None
-    """What it does with pixels before its first layer, if a module of its own in front of it does."""
+    """Mean and deviation of a normalising module before the first layer, if there is one."""
 
 
 def read_network(values: Any, name: str, options: Options) -> Network:
-    """The network in ``values``. Raises `CheckpointError` where there is none, or none that can be told."""
+    """Returns the network in ``values``. Raises `CheckpointError` for no network, or for several without a choice."""
     if search.is_quantised(values):
         raise CheckpointError(
             f"'{name}' holds weights that torch has quantised; give the floats that they were made of, and make whole "
@@ -110,7 +110,7 @@ def _names(found: list[Found]) -> str:
 
 
 def _is_whole(flat: Flat, average: Found, raw: Found) -> bool:
-    """Whether the average has every tensor of the raw network that evaluation reads."""
+    """Returns True if the average has every tensor of the raw network that evaluation reads."""
 
     def keys(found: Found) -> set[str]:
         return {key for key in search.features(flat, found) if not key.endswith("num_batches_tracked")}
@@ -119,7 +119,7 @@ def _is_whole(flat: Flat, average: Found, raw: Found) -> bool:
 
 
 def _untaken(flat: Flat, found: Found, head: set[str]) -> list[str]:
-    """The names of what is neither of the network, nor of its head, nor of another network."""
+    """Returns the keys that belong neither to the network, nor to its head, nor to another network."""
     return [
         key
         for key in _beside(flat, found, [one for one in search.networks(flat) if one != found], "")
@@ -130,7 +130,10 @@ def _untaken(flat: Flat, found: Found, head: set[str]) -> list[str]:
 def _head(
     flat: Flat, found: Found, configuration: Configuration, name: str, options: Options
 ) -> tuple[Configuration, Flat, set[str]]:
-    """The configuration with its head, the head's tensors, and what ``flat`` calls them. Unchanged without a head."""
+    """Returns the configuration with its head, the head's tensors, and their keys in ``flat``.
+
+    Without a head, the configuration is unchanged and the others are empty.
+    """
     others = [one for one in search.networks(flat) if one != found]
     scope = found.scope
     while True:
@@ -152,7 +155,7 @@ def _head(
 
 
 def _beside(flat: Flat, found: Found, others: list[Found], scope: str) -> Flat:
-    """The tensors within ``scope`` that belong to no network's layers, under their names in it."""
+    """Returns the tensors within ``scope`` that belong to no network's layers, under their names in it."""
     taken = search.layers(flat, found)
     return {
         key.removeprefix(scope): tensor
@@ -194,7 +197,7 @@ def _read_head(
 
 
 def _candidates(layers: list[Stored], width: int, name: str, wanted: str | None) -> list[Stored]:
-    """The layers of the head. What else is there is left out aloud, or refused where it may be the head itself."""
+    """Returns the layers of the head. Others are left out with a warning, or refused if they may be the head."""
     groups: dict[str, list[Stored]] = {}
     for layer in layers:
         first = layer.name.partition(".")[0]
@@ -235,7 +238,7 @@ def _readable(layers: list[Stored]) -> list[Stored]:
 
 
 def _plain(layers: list[Stored], name: str) -> list[Stored]:
-    """Raises `CheckpointError` for a layer among them that is neither dense nor a batch norm of a vector."""
+    """Returns the layers. Raises `CheckpointError` if one is neither dense nor a batch norm of a vector."""
     for layer in layers:
         if not (layer.is_linear or layer.is_norm):
             shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in layer.parts.items())
@@ -262,7 +265,7 @@ def _no_chain(layers: list[Stored], width: int, name: str) -> str:
 
 
 def _is_cut_off(order: list[Stored], configuration: Configuration) -> bool:
-    """torchvision's ``classifier[:-1]``, for the features of its second layer."""
+    """Returns True for torchvision's ``classifier[:-1]``, the features of its second layer."""
     places = [layer.place for layer in order]
     return (
         isinstance(configuration, VGGConfig)
@@ -274,7 +277,7 @@ def _is_cut_off(order: list[Stored], configuration: Configuration) -> bool:
 def _canonical(
     configuration: Configuration, layers: tuple[Layer, ...], tensors: Flat, classes: int
 ) -> tuple[Configuration, Flat]:
-    """A head that is torchvision's own gets its name and its numbers, so that one network has one configuration."""
+    """Gives torchvision's own head its name and numbers, so that one network has one configuration."""
     kinds = [type(layer) for layer in layers]
     dense = [layer for layer in layers if isinstance(layer, Linear)]
     usual = {layer for layer in layers if isinstance(layer, Activate)} <= {Activate()}
@@ -327,7 +330,7 @@ def _checked(state_dict: Flat, name: str) -> Flat:
 
 
 def with_batch_counters(state_dict: Flat) -> Flat:
-    """Old files lack the counter that batch norm keeps while it trains; evaluation never reads it."""
+    """Adds batch norm's training counter where an old file lacks it; evaluation never reads it."""
     for key in [key for key in state_dict if key.endswith("running_mean")]:
         counter = key.removesuffix("running_mean") + "num_batches_tracked"
         state_dict.setdefault(counter, torch.zeros((), dtype=torch.long))

@@ -1,7 +1,7 @@
-"""What lies among the tensors of a network and is no part of a VGG or a DenseNet as they are served.
+"""Judges tensors beside a network that are no part of a VGG or a DenseNet.
 
-Losses and metrics are left out, aloud. Anything else may change what the network computes (an attention, a learned
-pooling, a temperature), so it is refused: an answer without it would be another model's.
+Losses and metrics are left out with a warning. Anything else may change what the network computes (an attention, a
+learned pooling, a temperature), so it is refused: an answer without it would be another model's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from service.models.checkpoints.tensors.search import Flat
 
 _log = logging.getLogger(__name__)
 
-#: Words in the names of what has no part in an answer: losses, metrics, counters, what training keeps.
+#: Words in the names of tensors that do not affect answers: losses, metrics, counters, training state.
 _HARMLESS = re.compile(
     r"(?:^|[._])(?:criteri(?:on|a)\w*|\w*loss(?:es)?\w*|\w*metrics?\w*|\w*acc(?:uracy)?\w*|\w*(?:auroc|auc|f1|iou|dice|kappa"
     r"|recall|precision|confmat|confusion)\w*|(?:class|cls|pos|sample)_?weights?|optim\w*|(?:lr_)?sched\w*|scaler|ema_decay"
@@ -26,8 +26,11 @@ _HARMLESS = re.compile(
 
 
 def refuse(flat: Flat, others: Iterable[str], within: str, name: str) -> None:
-    """Raises `CheckpointError` for a tensor under ``others``, the keys in ``flat`` that nothing has taken, whose name
-    is in the module ``within`` and tells no loss and no metric."""
+    """Raises `CheckpointError` for a tensor that may change the answers.
+
+    ``others`` are the keys in ``flat`` that no network or head has; those in the module ``within`` are judged by
+    name.
+    """
     left = [key for key in others if key.startswith(within) and flat[key].is_floating_point()]
     for key in left:
         if not _HARMLESS.search(key.removeprefix(within)):
