@@ -1,8 +1,7 @@
-"""What the pipeline wants of a device, so that its order of work can be proved without one.
+"""The device as the pipeline needs it, so that its order of work can be proved without a GPU.
 
-A stream does what it is given in order, later than it is asked to. Streams know nothing of each other unless one
-waits for an event of another. Memory that work still reads or writes belongs to that work until an event after
-it was waited for.
+A stream runs its work in order, and later than it is enqueued. Streams run independently unless one waits for an
+event of another. Memory that work reads or writes must stay untouched until an event after that work was waited for.
 """
 
 from __future__ import annotations
@@ -23,53 +22,55 @@ class Event(Protocol):
     """A mark in a stream."""
 
     def done(self) -> bool:
-        """Whether everything before it has been done, or has failed. Never blocks, never raises."""
+        """Returns True if all work before it is done or has failed. Never blocks, never raises."""
 
     def wait(self) -> None:
-        """Blocks until then. Raises `RuntimeError` for whatever has failed on the device."""
+        """Blocks until then. Raises `RuntimeError` if anything has failed on the device."""
 
 
 class Stream(Protocol):
-    """Work in order."""
+    """A queue of work on the device."""
 
     def copy(self, target: Tensor, source: Tensor) -> None:
-        """Copies, between memories too; both are contiguous and of one type."""
+        """Enqueues a copy, also between memories; both tensors are contiguous and of one dtype."""
 
     def run(self, work: Work) -> None:
-        """What `Device.capture` gave, or a function of torch's own operations."""
+        """Enqueues work: from `Device.capture`, or a function of torch operations."""
 
     def wait(self, event: Event) -> None:
-        """Whatever comes after this is done after ``event``."""
+        """Delays all later work until ``event``."""
 
     def record(self) -> Event:
-        """A mark after everything so far."""
+        """Returns an event after all work so far."""
 
 
 class Device(Protocol):
-    """One accelerator. Memory comes uninitialised."""
+    """One accelerator. Allocated memory is uninitialised."""
 
     def stream(self) -> Stream: ...
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Memory of the device's. Raises what `out_of_memory` knows."""
+        """Allocates device memory. Raises errors that `out_of_memory` recognises."""
 
     def staging(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Memory of the host that a stream can copy from and to while the host goes on."""
+        """Allocates host memory with which a stream can copy while the host goes on (pinned memory)."""
 
     def adopt(self, pixels: Pixels) -> Tensor | str:
-        """Makes these pixels such memory, for as long as the array is there; or why that cannot be."""
+        """Pins the memory of these pixels for the array's lifetime. Returns a tensor over it, or the reason of a
+        refusal."""
 
     def capture(self, work: Work, stream: Any) -> Work:
-        """Records what ``work`` would do on ``stream``, to be done again in one go. It has to have run there before."""
+        """Records what ``work`` does on ``stream``, to be replayed at once. ``work`` must have run on that stream
+        before."""
 
     def memory(self) -> Memory:
-        """Of the whole device. Raises `RuntimeError` when it does not answer."""
+        """Returns the memory of the whole device. Raises `RuntimeError` if it does not answer."""
 
     def release(self) -> None:
-        """Gives memory back that is kept for later and not in use."""
+        """Returns cached, unused memory to the device."""
 
     def out_of_memory(self, error: Exception) -> bool:
-        """Whether ``error`` says that less would have worked."""
+        """Returns True if ``error`` means that less memory would have sufficed."""
 
     def failure(self, error: Exception) -> str:
-        """What is wrong with the device itself, in words; empty where it still works after ``error``."""
+        """Returns what is wrong with the device itself, in words; empty if it still works after ``error``."""

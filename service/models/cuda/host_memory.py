@@ -1,7 +1,7 @@
-"""Memory of the host that CUDA may copy from by itself: registered with the driver, and given back before it goes.
+"""Host memory that CUDA may copy from directly: registered with the driver, and unregistered before it is freed.
 
-By the driver's own functions, and not by the runtime's (`cudaHostRegister`): the runtime keeps the error of a refused
-registration, and the next unrelated call would raise it. torch has no way to clear it.
+The functions are the driver's and not the runtime's (`cudaHostRegister`). The runtime keeps the error of a refused
+registration, the next unrelated call would raise it, and torch cannot clear it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LIBRARY = "libcuda.so.1"
 
 
 class Driver(Protocol):
-    """The functions that are wanted of libcuda. They return 0, or a number of ``CUresult``."""
+    """The functions of libcuda that are used. They return 0, or a ``CUresult`` error number."""
 
     def cuMemHostRegister_v2(self, address: Any, size: Any, flags: int) -> int: ...  # noqa: N802
 
@@ -27,16 +27,16 @@ class Driver(Protocol):
 
 
 def driver() -> Driver:
-    """Raises `OSError` where there is none."""
+    """Loads libcuda. Raises `OSError` if it is not installed."""
     library: Any = ctypes.CDLL(_LIBRARY)
     return library  # type: ignore[no-any-return]
 
 
 def register(pixels: Pixels, cuda: Driver) -> str:
-    """Why CUDA cannot copy from ``pixels`` by itself; empty when it can, for as long as the array is there.
+    """Registers the memory of ``pixels`` with CUDA. Returns the reason of a refusal; empty on success.
 
-    The thread has a current context. Registered memory that its owner gave back would be read by address all the
-    same, whatever lies there later; so it is unregistered when the array goes, which is before its memory does.
+    The calling thread needs a current context. CUDA would go on reading a registered address after its memory is
+    freed and reused, so the memory is unregistered when the array is collected, before its memory is freed.
     """
     address = pixels.ctypes.data
     result = cuda.cuMemHostRegister_v2(ctypes.c_void_p(address), ctypes.c_size_t(pixels.nbytes), 0)

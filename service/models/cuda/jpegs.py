@@ -1,9 +1,9 @@
 """``decode=gpu``: JPEG files to prepared pixels on the device, by NVIDIA's nvImageCodec and Pillow's arithmetic.
 
-nvImageCodec decodes, with the triangle filter for chroma that libjpeg has (``fancy_upsampling``: torchvision's CUDA
-decoder takes the nearest). What is left between the two is the rounding of the inverse transform, a grey level on
-average. Resize and crop are Pillow's own fixed point, so they add nothing. At a start both ways decode the same
-pictures, and where they differ by more than `AGREEMENT` the lane stays shut.
+nvImageCodec decodes with libjpeg's triangle filter for chroma (``fancy_upsampling``; torchvision's CUDA decoder takes
+the nearest pixel). The two decoders then differ only by the rounding of the inverse transform, a grey level on
+average. Resize and crop use Pillow's fixed point, so they add no difference. At a start both paths decode the same
+pictures; if they differ by more than `AGREEMENT`, decoding stays on the CPU.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ Pixels = NDArray[np.uint8]
 
 
 class Decoder(Protocol):
-    """What `service.engine.files.FileDecoder` describes."""
+    """A `service.engine.files.FileDecoder`."""
 
     def decode(self, files: Sequence[bytes]) -> list[Pixels | None]: ...
 
 
-#: Files to uint8 ``[H, W, 3]`` on a device, at full size; None for one that cannot be decoded.
+#: Decodes files to uint8 ``[H, W, 3]`` on a device, at full size; None for a file that cannot be decoded.
 Codec = Callable[[Sequence[bytes]], Sequence[Tensor | None]]
 
-#: Grey levels that prepared pixels may be away from the processor's: on average, and at most.
+#: Grey levels by which prepared pixels may differ from the CPU's: on average, and at most.
 AGREEMENT = (1.0, 16)
-#: Sizes of photos whose taps are kept.
+#: Number of photo sizes whose taps are cached.
 _KEPT = 256
 
 
 class JpegDecoder:
-    """What `service.engine.files.FileDecoder` describes. Belongs to one thread."""
+    """A `service.engine.files.FileDecoder` on the GPU. Belongs to one thread."""
 
     def __init__(self, codec: Codec, spec: Preprocessing) -> None:
         self._codec, self._spec = codec, spec
@@ -51,7 +51,7 @@ class JpegDecoder:
         photos = self._codec(files)
         assert len(photos) == len(files)
         prepared = [None if photo is None else self._prepared(photo) for photo in photos]
-        # Everything is on its way before the first copy waits.
+        # All work is enqueued before the first copy to the host waits.
         return [None if pixels is None else pixels.cpu().numpy() for pixels in prepared]
 
     @torch.inference_mode()
@@ -80,7 +80,7 @@ def _on(taps: Taps, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _weighted(photo: Tensor, index: Tensor, weight: Tensor, axis: int) -> Tensor:
-    """One of `service.images.resample.pillow_passes`. ``index`` and ``weight`` are ``[taps, n]``."""
+    """Runs one pass of `service.images.resample.pillow_passes`. ``index`` and ``weight`` are ``[taps, n]``."""
     shape = [1, 1, 1]
     shape[axis] = -1
     size = list(photo.shape)
@@ -92,7 +92,7 @@ def _weighted(photo: Tensor, index: Tensor, weight: Tensor, axis: int) -> Tensor
 
 
 def open_decoder(spec: Preprocessing, device: torch.device) -> Decoder:
-    """The device's decoder, proved. Raises whatever is in the way, with a sentence for people."""
+    """Returns the device's decoder, checked against the CPU's. Raises any error, with a sentence for people."""
     if spec.fit != RESIZE_CROP or not spec.antialias:
         raise ValueError(
             f"fit {spec.fit!r} is resized by torch's arithmetic, which the GPU's lane does not have"
@@ -111,7 +111,7 @@ def _nvimagecodec(device: torch.device) -> Codec:
         raise ValueError(
             "nvImageCodec is not installed; pip install 'imagenet-serve[gpu]' brings it"
         ) from error
-    # On the GPU and its JPEG engine alone: what they refuse is for the processor's own decoders, not for a third one.
+    # Only the GPU and its JPEG engine: files that they refuse go to this project's CPU decoders, not to a third kind.
     kinds = (
         nvimgcodec.BackendKind.HW_GPU_ONLY,
         nvimgcodec.BackendKind.GPU_ONLY,
@@ -130,7 +130,7 @@ def _nvimagecodec(device: torch.device) -> Codec:
             streams = [nvimgcodec.CodeStream(data) for data in files]
             images: list[Any] = decoder.decode(streams, params=params, cuda_stream=stream.cuda_stream)
             photos = [None if image is None else torch.as_tensor(image, device=device) for image in images]
-            # Copied: the library's buffers go with its images, whatever this stream still does.
+            # Copied, since the library's buffers are freed with its images, even while this stream still reads.
             copies = [photo if photo is None else _colour(photo).clone() for photo in photos]
         stream.synchronize()
         return copies
@@ -143,7 +143,7 @@ def _colour(photo: Tensor) -> Tensor:
 
 
 def prove(decoder: Decoder, spec: Preprocessing) -> None:
-    """Raises `ValueError` unless ``decoder`` makes the processor's pixels of every kind of JPEG, within `AGREEMENT`."""
+    """Raises `ValueError` unless ``decoder`` makes the CPU's pixels of every kind of JPEG, within `AGREEMENT`."""
     pictures = dict(known())
     for (name, data), got in zip(pictures.items(), decoder.decode(list(pictures.values())), strict=True):
         if got is None:
@@ -159,7 +159,7 @@ def prove(decoder: Decoder, spec: Preprocessing) -> None:
 
 
 def known() -> Iterator[tuple[str, bytes]]:
-    """JPEGs of every kind that goes this way, by name, made here: waves, edges of colour and grain."""
+    """Yields generated JPEGs of every kind that the GPU decodes, by name: waves, edges of colour and grain."""
     for width, height in ((320, 240), (317, 251), (64, 400)):
         rows, columns = np.ogrid[:height, :width]
         planes = [128 + 90 * np.sin(rows / (9.0 + k)) * np.cos(columns / (7.0 + 2 * k)) for k in range(3)]

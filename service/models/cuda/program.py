@@ -1,4 +1,4 @@
-"""A network as a function on the device, with what is needed to trust it."""
+"""A network as a function on the device, with what is needed to check it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.models.canary import Logits
 
 @dataclass(frozen=True)
 class Choice:
-    """A program that can be had by `make`, which raises `StartError`. ``without`` is what is given up if not."""
+    """A way to make a program. `make` raises `StartError`; ``without`` names what is given up if it does."""
 
     without: str
     make: Callable[[], Program]
@@ -20,17 +20,21 @@ class Choice:
 
 @dataclass(frozen=True)
 class Program:
-    """``forward``: uint8 ``[N, H, W, C]`` on the device → features ``[N, C', h, w]`` and logits ``[N, classes]``."""
+    """A network on the device.
+
+    ``forward`` maps uint8 ``[N, H, W, C]`` on the device → features ``[N, C', h, w]`` and logits ``[N, classes]``.
+    """
 
     name: str
-    """What the setting ``runtime`` calls it."""
+    """The program's name in the setting ``runtime``."""
     precision: str
     forward: Callable[[Tensor], tuple[Tensor, Tensor]]
-    """Without a head the second result is anything that the image decides, for the canary's sake."""
+    """The function. Without a head, its second result is any value that depends on the image, for the canary check.
+    """
     graphs: bool
-    """Whether it is to be captured, one graph for each bucket."""
+    """True if the program is to be captured, one graph for each bucket."""
     expected: Logits | None = None
-    """The canary's answer by the network in fp32 on the CPU."""
+    """The network's answer to the canary, in fp32 on the CPU."""
 
     most: int | None = None
-    """Images that ``forward`` takes at most; None for any number."""
+    """Most images that ``forward`` takes; None for any number."""

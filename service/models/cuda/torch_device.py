@@ -15,7 +15,7 @@ from service.models.runtimes import Pixels
 from service.shared.batches import Memory
 from service.shared.fallback import sentence
 
-#: What CUDA's libraries say in place of `torch.OutOfMemoryError` when they want memory of their own.
+#: Messages of CUDA's libraries that mean out of memory without being a `torch.OutOfMemoryError`.
 _NO_MEMORY = (
     "out of memory",
     "CUDNN_STATUS_ALLOC_FAILED",
@@ -32,7 +32,7 @@ class _Event:
         try:
             return bool(self.event.query())
         except RuntimeError:
-            return True  # `wait` says why
+            return True  # `wait` raises the reason
 
     def wait(self) -> None:
         self.event.synchronize()
@@ -55,21 +55,21 @@ class _Stream:
         self.stream.wait_event(event.event)
 
     def record(self) -> Event:
-        # Blocking: who waits for it leaves the core to those who decode.
+        # Blocking: a thread that waits for it leaves the core to the decoders.
         event = torch.cuda.Event(blocking=True)
         event.record(self.stream)
         return _Event(event)
 
 
 class CudaDevice:
-    """``cuda`` or ``cuda:N``."""
+    """The CUDA device ``cuda`` or ``cuda:N``."""
 
     def __init__(self, name: str) -> None:
         device = torch.device(name)
         self.device = torch.device(
             "cuda", torch.cuda.current_device() if device.index is None else device.index
         )
-        #: One for all graphs: they never run at the same time, so that each may use the others' memory.
+        #: One pool for all graphs: they never run at the same time, so they can share memory.
         self._pool: Any = None
 
     def stream(self) -> _Stream:
@@ -94,15 +94,16 @@ class CudaDevice:
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self.device)
-        # While a graph is captured, nothing can be given back: what the runs before it took would be held twice.
+        # No memory can be released during a capture, and what earlier runs took would be held twice.
         torch.cuda.empty_cache()
-        # On the stream of those runs, whose cuBLAS workspace is there; another stream would put its own into the pool.
+        # On the stream of those runs, whose cuBLAS workspace exists; another stream would allocate its own in the
+        # pool.
         with torch.cuda.stream(stream.stream), torch.inference_mode():
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 work()
             except BaseException:
-                # Ending a broken capture is an error too, and would hide the one that broke it.
+                # Ending a broken capture raises as well, and would hide the first error.
                 with contextlib.suppress(RuntimeError):
                     graph.capture_end()
                 raise
@@ -124,7 +125,7 @@ class CudaDevice:
         return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
     def failure(self, error: Exception) -> str:
-        """An error that stays is given back by every later call: the next one tells."""
+        """Checks the device: a persistent error is returned by every later call, so the next call reveals it."""
         try:
             torch.cuda.synchronize(self.device)
             torch.cuda.mem_get_info(self.device)

@@ -1,10 +1,11 @@
-"""The operations of `service.models.fused.ops` in Triton. Imported only where Triton is: torch's CUDA build brings it.
+"""The operations of `service.models.fused.ops` in Triton. Imported only where Triton is installed, as torch's CUDA
+build is.
 
-Activations are channels-last, so a pixel's channels lie side by side: a matrix of ``N * H * W`` rows. Input and output
-may be the first columns, or some in the middle, of a wider one, which ``stride`` tells.
+Activations are channels-last, so a pixel's channels are adjacent: a matrix of ``N * H * W`` rows. Input and output
+may be some columns of a wider matrix, whose row length is ``stride``.
 
-Arguments of kernels have no annotations: Triton's front end resolves each name of a kernel, and knows no type of
-Python's. ReLU is a comparison, because a maximum would turn NaN into 0 and hide an overflow.
+Arguments of kernels have no annotations: Triton's front end resolves every name in a kernel and knows no Python
+types. ReLU is a comparison, because a maximum would turn NaN into 0 and hide an overflow.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from torch import Tensor, nn
 
 from service.models.fused.norm import Norm
 
-#: Channels that one program passes over where nothing is multiplied.
+#: Most channels of one program in kernels without products.
 _CHANNELS = 128
-#: Rows for each program of such a kernel, of the pool (whose addresses take registers), and numbers of the first one.
+#: Rows of a program in such a kernel, in the pool (whose addresses take registers), and numbers in `_normalise`.
 _ROWS, _POOL_ROWS, _NUMBERS = 32, 16, 1024
-#: Columns of one product at most: more would not leave room for the sums in registers.
+#: Most columns of one product: more would leave too few registers for the sums.
 _MOST_OUTPUTS = 256
-#: What every kernel is compiled with. A product and a sum are one operation with one rounding: Triton's default until
-#: 3.9, which is named here since later versions have the other one.
+#: Compile options of every kernel. A product and a sum are one operation with one rounding. This is Triton's default
+#: until 3.9; later versions have the other default.
 OPTIONS = {"enable_fp_fusion": True}
-#: Multiprocessors of the GPUs in mind (A100 108, H100 132, B200 148). With fewer programs than that, smaller tiles
-#: bring more of them to work.
+#: Multiprocessors of the intended GPUs (A100 108, H100 132, B200 148). With fewer programs, smaller tiles keep more
+#: of them busy.
 _PROCESSORS = 128
 
 
@@ -99,7 +100,7 @@ def _max_pool(  # type: ignore[no-untyped-def, unused-ignore]
             there = (line >= 0) & (line < height) & (column >= 0) & (column < width)
             at = x + ((image * height + line) * width + column) * channels + channel[None, :]
             numbers = tl.load(at, mask=mask & there, other=float("-inf")).to(tl.float32)
-            # The second half is for NaN, which is to be seen in the answer.
+            # The second condition keeps NaN, so that it shows in the answer.
             best = tl.where((numbers > best) | (numbers != numbers), numbers, best)
     tl.store(out + row * stride + channel[None, :], best.to(out.dtype.element_ty), mask=mask)
 
@@ -122,7 +123,7 @@ def _norm_relu_matmul(  # type: ignore[no-untyped-def, unused-ignore]
         activated = tl.where(normed < 0, 0.0, normed).to(weight.dtype.element_ty)
         at = weight + column[None, :] * inputs + k[:, None]
         factors = tl.load(at, mask=inside[:, None] & (column < outputs)[None, :], other=0.0)
-        # ieee: fp32 is to be fp32, not TF32. It means nothing to half precision.
+        # ieee: fp32 without TF32. Half precision ignores it.
         total = tl.dot(activated, factors, total, input_precision="ieee")
     added = tl.load(bias + column, mask=column < outputs, other=0.0).to(tl.float32)
     total += added[None, :]
@@ -139,7 +140,7 @@ def _conv3x3(  # type: ignore[no-untyped-def, unused-ignore]
     column = tl.program_id(1) * block_outputs + tl.arange(0, block_outputs)
     line, place = row // width % height, row % width
     total = tl.zeros((block_rows, block_outputs), tl.float32)
-    # One loop over taps and channels: the compiler overlaps the loads of a loop, not those of two.
+    # One loop over taps and channels, since the compiler overlaps the loads of one loop only.
     parts = tl.cdiv(inputs, block_inputs)
     for number in range(9 * parts):
         tap = number // parts
@@ -158,12 +159,12 @@ def _conv3x3(  # type: ignore[no-untyped-def, unused-ignore]
 
 
 def launch(kernel: Any, grid: tuple[int, ...], /, *arguments: Any, **constants: Any) -> None:
-    """The one place where a kernel starts, so that who counts or compiles them can stand in for it."""
+    """Starts a kernel. Every start goes through here, so that tests can count or compile kernels instead."""
     kernel[grid](*arguments, **OPTIONS, **constants)
 
 
 def normalise(pixels: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
-    """See `service.models.fused.ops.Ops`."""
+    """Triton version of `service.models.fused.ops.Ops.normalise`."""
     images, height, width, channels = pixels.shape
     assert pixels.is_contiguous(), "pixels lie as rows of images"
     out = _empty(pixels.device, (images, channels, height, width), dtype)
@@ -174,7 +175,7 @@ def normalise(pixels: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) 
 
 
 def norm_relu(x: Tensor, norm: Norm) -> Tensor:
-    """See `service.models.fused.ops.Ops`."""
+    """Triton version of `service.models.fused.ops.Ops.norm_relu`."""
     rows, stride = _matrix(x)
     channels = x.shape[1]
     out = torch.empty_like(x, memory_format=torch.channels_last)
@@ -188,7 +189,7 @@ def norm_relu(x: Tensor, norm: Norm) -> Tensor:
 
 
 def norm_relu_pool(x: Tensor, norm: Norm) -> Tensor:
-    """See `service.models.fused.ops.Ops`."""
+    """Triton version of `service.models.fused.ops.Ops.norm_relu_pool`."""
     _, stride = _matrix(x)
     images, channels, height, width = x.shape
     out = _empty(x.device, (images, channels, height // 2, width // 2), x.dtype)
@@ -202,7 +203,7 @@ def norm_relu_pool(x: Tensor, norm: Norm) -> Tensor:
 
 
 def max_pool(x: Tensor, kernel: int, step: int, padding: int, out: Tensor) -> None:
-    """See `service.models.fused.ops.Ops`."""
+    """Triton version of `service.models.fused.ops.Ops.max_pool`."""
     _, channels, height, width = x.shape
     _, narrow = _matrix(x)
     assert narrow == channels, "the input is part of a wider one"
@@ -217,7 +218,7 @@ def max_pool(x: Tensor, kernel: int, step: int, padding: int, out: Tensor) -> No
 
 
 def norm_relu_conv(x: Tensor, norm: Norm, weight: Tensor, bias: Tensor) -> Tensor:
-    """See `service.models.fused.ops.Ops`."""
+    """Triton version of `service.models.fused.ops.Ops.norm_relu_conv`."""
     rows, stride = _matrix(x)
     outputs, inputs = weight.shape
     images, _, *size = x.shape
@@ -232,7 +233,7 @@ def norm_relu_conv(x: Tensor, norm: Norm, weight: Tensor, bias: Tensor) -> Tenso
 
 
 def conv_into(x: Tensor, conv: nn.Conv2d, out: Tensor) -> None:
-    """See `service.models.fused.ops.Ops`; for a 3x3 convolution without bias that keeps the size."""
+    """Triton version of `service.models.fused.ops.Ops.conv_into`: 3x3, without bias, keeping the size."""
     rows, narrow = _matrix(x)
     _, inputs, height, width = x.shape
     outputs = conv.out_channels
@@ -248,11 +249,11 @@ def conv_into(x: Tensor, conv: nn.Conv2d, out: Tensor) -> None:
 
 
 def _tile(rows: int, outputs: int, dtype: torch.dtype) -> tuple[dict[str, int], int]:
-    """Rows, inputs and outputs of one program's product, and its warps.
+    """Returns rows, inputs and outputs of one program's product, and its number of warps.
 
-    tl.dot wants sides of 16 at least. 64 inputs of half precision are a whole line of memory, 128 bytes, and so are
-    32 in fp32. As many outputs as there are, so that the input is read once; 192 take a tile of 256. These are the
-    largest with which two programs or more find room on a multiprocessor (``make verify-gpu`` prints the registers).
+    tl.dot needs sides of at least 16. 64 inputs of half precision fill a memory line of 128 bytes, and so do 32 of
+    fp32. A tile has all outputs, so that the input is read once; 192 outputs take a tile of 256. These are the
+    largest tiles with which two or more programs fit on a multiprocessor (``make verify-gpu`` prints the registers).
     """
     columns = max(16, min(_MOST_OUTPUTS, triton.next_power_of_2(outputs)))
     wide = dtype is torch.float32 or columns > 128
@@ -268,7 +269,7 @@ def _columns(channels: int) -> int:
 
 
 def _matrix(x: Tensor) -> tuple[int, int]:
-    """Rows, and the distance between two of them."""
+    """Returns the number of rows and the distance between two of them."""
     images, _, height, width = x.shape
     stride = x.stride(3)
     assert x.stride() == (height * width * stride, 1, width * stride, stride), (

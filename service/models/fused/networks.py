@@ -1,4 +1,4 @@
-"""A loaded model → a module of the same answers, up to rounding, that passes over memory less often."""
+"""Rewrites a loaded model as a module with the same answers, up to rounding, that passes over memory less often."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from service.models.loader import Uint8Model, grey
 
 
 class Fused(nn.Module):
-    """uint8 ``[N, H, W, 3]`` → features ``[N, C, h, w]`` and logits ``[N, classes]``, both in ``dtype``.
+    """A fused network: uint8 ``[N, H, W, 3]`` → features ``[N, C, h, w]`` and logits ``[N, classes]``, both in
+    ``dtype``.
 
-    Without a head the second is the features' mean.
+    Without a head the second result is the features' mean.
     """
 
     scale: Tensor
@@ -32,7 +33,7 @@ class Fused(nn.Module):
         super().__init__()
         self.body = body
         self.network = model.network
-        self.network.features = nn.Sequential()  # the body has what it needs of it, in another form
+        self.network.features = nn.Sequential()  # the body holds these layers in another form
         self.network.to(dtype)
         self._head = self.network.forward_head if has_head else _means
         self._channels, self._ops, self._dtype = model.channels, ops, dtype
@@ -42,7 +43,7 @@ class Fused(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         if self._channels == 1 and pixels.shape[-1] == 3:
             pixels = grey(pixels)
-        # In fp32, rounded once: in half precision each of the 256 levels would be off by an error of its own.
+        # In fp32, rounded once: in half precision each of the 256 levels would have an error of its own.
         features = self.body(self._ops.normalise(pixels, self.scale, self.shift, self._dtype))
         return features, self._head(features)
 
@@ -50,7 +51,7 @@ class Fused(nn.Module):
 def fuse(
     model: Uint8Model, ops: Ops, device: torch.device, dtype: torch.dtype, *, has_head: bool = True
 ) -> Fused:
-    """``model``, which belongs to the result from now on, on ``device`` in ``dtype``."""
+    """Returns the fused network on ``device`` in ``dtype``. ``model`` must not be used afterwards."""
     features = model.network.features
     if isinstance(model.network, DenseNet):
         body: nn.Module = _densenet(features, ops, dtype)
@@ -64,7 +65,7 @@ def _means(features: Tensor) -> Tensor:
 
 
 def _layers(modules: list[nn.Module], ops: Ops, dtype: torch.dtype) -> Iterator[nn.Module]:
-    """Convolution, norm and ReLU become one; whatever else stands between stays."""
+    """Yields the layers with convolution, norm and ReLU joined; other layers are unchanged."""
     waiting = deque(modules)
     while waiting:
         module = waiting.popleft()
@@ -79,7 +80,7 @@ def _layers(modules: list[nn.Module], ops: Ops, dtype: torch.dtype) -> Iterator[
         module = _moved(module, dtype)
         if waiting and isinstance(waiting[0], nn.ReLU):
             waiting.popleft()
-            # One with a padding of its own is more than a convolution.
+            # A convolution with its own padding is more than a plain one.
             module = _ConvRelu(module, ops if type(module) is nn.Conv2d else TORCH)
         yield module
 
@@ -98,10 +99,10 @@ class _ConvRelu(nn.Module):
 
 
 class _Entrance(Protocol):
-    """What gives a dense block its input, written straight into the block's buffer."""
+    """A layer that writes a dense block's input directly into the block's buffer."""
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Of the result, for an input of this size."""
+        """Returns the size of the result for an input of this size."""
 
     def into(self, x: Tensor, out: Tensor) -> None: ...
 
@@ -114,7 +115,7 @@ class _MaxPool(nn.Module):
 
     @staticmethod
     def suits(pool: nn.MaxPool2d) -> bool:
-        """Whether it is one of squares, without the rarer options."""
+        """Returns True for a square pool without the rarer options."""
         square = all(isinstance(side, int) for side in (pool.kernel_size, pool.stride, pool.padding))
         return square and pool.dilation == 1 and not pool.ceil_mode and not pool.return_indices
 
@@ -129,7 +130,7 @@ class _MaxPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._ops.max_pool is TORCH.max_pool:
-            # It makes its own output, which `into` would copy.
+            # torch's pool allocates its own output, which `into` would copy.
             return F.max_pool2d(x, self._kernel, self._step, self._padding)
         images, channels, height, width = x.shape
         out = _empty(x, (images, channels, *self.size(height, width)))
@@ -138,7 +139,7 @@ class _MaxPool(nn.Module):
 
 
 class _Copy(nn.Module):
-    """For a stem that ends otherwise."""
+    """An entrance for a stem that does not end in a pool."""
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         return height, width
@@ -148,7 +149,7 @@ class _Copy(nn.Module):
 
 
 class _Transition(nn.Module):
-    """The pool comes before the 1x1 convolution: both are linear, so that a quarter of the products is enough."""
+    """A transition with its pool before the 1x1 convolution: both are linear, so a quarter of the products suffices."""
 
     weight: Tensor
 
@@ -163,12 +164,12 @@ class _Transition(nn.Module):
 
     def into(self, x: Tensor, out: Tensor) -> None:
         smaller = self._ops.norm_relu_pool(x, self.norm)
-        # A product of matrices can leave a distance between its rows; a convolution's output cannot.
+        # A matrix product can leave gaps between the rows of its output; a convolution cannot.
         torch.mm(_rows(smaller), self.weight.T, out=_rows(out))
 
 
 class _Block(nn.Module):
-    """A dense block with one buffer, which holds what came in and each layer's new features behind it."""
+    """A dense block with one buffer for its input, followed by each layer's new features."""
 
     def __init__(self, layers: Sequence[nn.Module], ops: Ops, dtype: torch.dtype) -> None:
         super().__init__()
@@ -177,7 +178,7 @@ class _Block(nn.Module):
         self._growth = sum(cast(_Layer, layer).growth for layer in self.layers)
 
     def buffer(self, like: Tensor, height: int, width: int) -> Tensor:
-        """Its first `inputs` channels are to be written before `forward`."""
+        """Allocates a buffer. Its first `inputs` channels must be written before `forward`."""
         return _empty(like, (len(like), self.inputs + self._growth, height, width))
 
     def forward(self, buffer: Tensor) -> Tensor:
@@ -190,7 +191,7 @@ class _Block(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Norm, ReLU and the 1x1 convolution in one, with the second norm folded into it; then the 3x3 one."""
+    """A dense layer: norm, ReLU and 1x1 convolution in one, with the second norm folded in; then the 3x3 one."""
 
     weight: Tensor
     bias: Tensor
@@ -250,6 +251,6 @@ def _empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Channels-last ``[N, C, H, W]`` as a matrix ``[N * H * W, C]``, in its own memory."""
+    """Returns channels-last ``[N, C, H, W]`` as a matrix ``[N * H * W, C]`` over the same memory."""
     images, channels, height, width = x.shape
     return x.as_strided((images * height * width, channels), (x.stride(3), 1))

@@ -1,4 +1,4 @@
-"""A batch norm as the fused operations take it."""
+"""A batch norm in the form that the fused operations take."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Norm(nn.Module):
-    """An evaluated batch norm as ``x * scale + shift``, fp32 ``[C]`` whatever the network's precision is."""
+    """An evaluated batch norm as ``x * scale + shift``, fp32 ``[C]`` whatever the network's precision."""
 
     scale: Tensor
     shift: Tensor
@@ -22,6 +22,6 @@ class Norm(nn.Module):
         shift = norm.bias.double() - norm.running_mean.double() * scale
         self.register_buffer("scale", scale.float())
         self.register_buffer("shift", shift.float())
-        # A mean and a variance that change nothing, for torch's own batch norm: made once, not at every call.
+        # A mean and a variance without effect, for torch's own batch norm, made once.
         self.register_buffer("zero", torch.zeros_like(self.scale))
         self.register_buffer("one", torch.ones_like(self.scale))

@@ -1,4 +1,4 @@
-"""The operations that a network spends its memory traffic on, and the door to them."""
+"""The operations that cause most of a network's memory traffic, and the choice between their versions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from service.shared.fallback import Fallback, sentence
 
 log = logging.getLogger(__name__)
 
-#: How far a fast operation may be from torch's, as ‖a - b‖ / ‖b‖: both round, in another order.
+#: Largest ‖a - b‖ / ‖b‖ between a fast operation and torch's: both round, in different orders.
 _LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-#: Of a batch norm with variance 1: torch wants it above 0, and 1 + 1e-12 is 1 in fp32.
+#: Epsilon for a batch norm with variance 1: torch demands more than 0, and 1 + 1e-12 is 1 in fp32.
 _NO_EPSILON = 1e-12
 
 
@@ -32,29 +32,30 @@ MaxPool = Callable[[Tensor, int, int, int, Tensor], None]
 
 @dataclass(frozen=True)
 class Ops:
-    """Activations are channels-last ``[N, C, H, W]``; an input may be the first channels of a wider block buffer.
+    """One version of each operation. Activations are channels-last ``[N, C, H, W]``.
 
-    Where an operation is given its output, that is channels-last as well, and may be some channels of a buffer.
+    An input may be the first channels of a wider buffer. An output that is given is channels-last too, and may be
+    some channels of a buffer.
     """
 
     normalise: Normalise
-    """``pixels * scale + shift`` of whole numbers ``[N, H, W, C]``, computed in fp32 and rounded once to a dtype."""
+    """Computes ``pixels * scale + shift`` of integers ``[N, H, W, C]`` in fp32, rounded once to a dtype."""
     norm_relu: NormRelu
-    """``relu(x * scale + shift)``, computed in fp32 and rounded once."""
+    """Computes ``relu(x * scale + shift)`` in fp32, rounded once."""
     norm_relu_pool: NormRelu
-    """The same, and of its result the mean of each 2x2."""
+    """Computes ``norm_relu`` and then the mean of each 2x2."""
     norm_relu_conv: NormReluConv
-    """The same as ``norm_relu``, and of its result ``relu(conv1x1(...) + bias)`` with a weight ``[outputs, C]``."""
+    """Computes ``norm_relu`` and then ``relu(conv1x1(...) + bias)`` with a weight ``[outputs, C]``."""
     max_pool: MaxPool
-    """The largest of each window of ``kernel``, ``step`` apart, with a border of ``padding``: x, the three, out."""
+    """Writes the largest of each window into ``out``. Arguments: x, kernel, step, padding, out."""
     conv_relu: ConvRelu
-    """``relu(conv(x))`` of a convolution with a bias."""
+    """Computes ``relu(conv(x))`` of a convolution with a bias."""
     conv_into: ConvInto
-    """``conv(x)``, written to where it is wanted; the convolution is 3x3, without bias, and keeps the size."""
+    """Writes ``conv(x)`` into ``out``; the convolution is 3x3, without bias, and keeps the size."""
     names: tuple[str, ...] = ()
-    """Of those that are not torch's own."""
+    """Names of the operations that are not torch's own."""
     refused: tuple[Fallback, ...] = ()
-    """Of those that were tried and are torch's own after all, with the reason."""
+    """Operations that were tried and refused, with the reason; torch's own take their places."""
 
 
 def _normalise(pixels: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
@@ -64,7 +65,7 @@ def _normalise(pixels: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype)
 
 
 def _norm_relu(x: Tensor, norm: Norm) -> Tensor:
-    # Torch computes a batch norm of half precision in fp32, in one pass.
+    # torch computes a batch norm of half precision in fp32, in one pass.
     return F.batch_norm(x, norm.zero, norm.one, norm.scale, norm.shift, eps=_NO_EPSILON).relu_()
 
 
@@ -92,11 +93,11 @@ def _conv_into(x: Tensor, conv: nn.Conv2d, out: Tensor) -> None:
 TORCH = Ops(
     _normalise, _norm_relu, _norm_relu_pool, _norm_relu_conv, _max_pool, _conv_relu, _conv_into
 )  # fmt: skip
-"""On any device: what the others are held against."""
+"""Torch's own operations, on any device: the reference for the others."""
 
 
 def _cudnn_conv_relu(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Bias and ReLU in the convolution's epilogue: torch's own convolution takes a pass over memory for each."""
+    """Runs bias and ReLU in the convolution's epilogue, where torch's own convolution makes a memory pass for each."""
     result: Tensor = torch.cudnn_convolution_relu(
         x,
         conv.weight,
@@ -109,29 +110,28 @@ def _cudnn_conv_relu(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return result
 
 
-#: Those that pass over memory less often and multiply by themselves: no paper says whether they beat cuDNN's
-#: convolution, so that they are also timed.
+#: Operations that are also timed: they make fewer passes over memory, but may multiply more slowly than cuDNN.
 TIMED = frozenset({"conv_into"})
 
 Candidates = dict[str, Callable[..., Any]]
-#: Seconds that one call of a function takes on the device.
+#: Returns the seconds of one call of a function on the device.
 Timer = Callable[[Callable[[], object]], float]
 
 
 def candidates() -> tuple[Candidates, tuple[Fallback, ...]]:
-    """Faster operations on CUDA, by their names in `Ops`; and why there are no more of them."""
+    """Returns faster operations on CUDA by their names in `Ops`, and the reasons why some are missing."""
     cudnn: Candidates = {"conv_relu": _cudnn_conv_relu}
     try:
         from service.models.fused import kernels
     except Exception as error:
-        # The border of another library: a broken installation raises whatever it meets.
+        # The border of another library: a broken installation raises anything.
         return cudnn, (Fallback("triton", sentence(error)),)
     names = ("normalise", "norm_relu", "norm_relu_pool", "norm_relu_conv", "max_pool", "conv_into")
     return cudnn | {name: getattr(kernels, name) for name in names}, ()
 
 
 def best(device: torch.device, dtype: torch.dtype) -> Ops:
-    """The fastest operations of this host that say what torch's say, tried one by one on random numbers."""
+    """Returns the fastest operations of this host that agree with torch's, each tried on random numbers."""
     if device.type != "cuda":
         return TORCH
     faster, missing = candidates()
@@ -141,7 +141,7 @@ def best(device: torch.device, dtype: torch.dtype) -> Ops:
 
 @torch.inference_mode()
 def chosen(faster: Candidates, device: torch.device, dtype: torch.dtype, seconds: Timer | None = None) -> Ops:
-    """`TORCH`, with those of ``faster`` in it that run here and agree with it, and for `TIMED` ones: are faster."""
+    """Returns `TORCH` with those of ``faster`` that run here and agree with it; `TIMED` ones must be faster."""
     found = TORCH
     for name, candidate in faster.items():
         try:
@@ -154,7 +154,8 @@ def chosen(faster: Candidates, device: torch.device, dtype: torch.dtype, seconds
                 log.info("%s: torch's own is as fast here", name)
                 continue
         except Exception as error:
-            # The border of what this host can compile: a missing compiler is a slower service, not a broken one.
+            # The border of what this host can compile: a missing compiler makes the service slower and must not break
+            # it.
             found = replace(found, refused=(*found.refused, Fallback(name, sentence(error))))
             continue
         taken: dict[str, Any] = {name: candidate, "names": (*found.names, name)}
@@ -163,7 +164,7 @@ def chosen(faster: Candidates, device: torch.device, dtype: torch.dtype, seconds
 
 
 def _prove(name: str, candidate: Callable[..., Any], device: torch.device, dtype: torch.dtype) -> None:
-    """Raises unless the candidate says what torch's operation says."""
+    """Raises unless the candidate's result agrees with torch's."""
     expected = called(getattr(TORCH, name), _example(name, device, dtype)).float()
     got = called(candidate, _example(name, device, dtype)).float()
     away = float((got - expected).norm() / expected.norm())
@@ -172,7 +173,7 @@ def _prove(name: str, candidate: Callable[..., Any], device: torch.device, dtype
 
 
 def called(operation: Callable[..., Any], arguments: tuple[Any, ...]) -> Tensor:
-    """What an operation makes of ``arguments``; the last one of those that are given their output."""
+    """Returns the result of an operation, or the last argument if that is its output."""
     result = operation(*arguments)
     return cast(Tensor, arguments[-1] if result is None else result)
 
@@ -186,7 +187,7 @@ def _is_faster(
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """The shortest of some calls, by the device's own clock, after some that load and tune."""
+    """Returns the shortest of some calls by the device's own clock, after calls that load and tune."""
     times: list[float] = []
     for _ in range(8):
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -201,7 +202,8 @@ def _seconds(work: Callable[[], object]) -> float:
 def _example(
     name: str, device: torch.device, dtype: torch.dtype, images: int = 3, side: int = 7
 ) -> tuple[Any, ...]:
-    """Odd sizes, and the first channels of a wider buffer; outputs in the middle of one."""
+    """Returns arguments of odd sizes: inputs are the first channels of a wider buffer, outputs are in the middle of
+    one."""
     chance = torch.Generator().manual_seed(0)
 
     def numbers(*shape: int) -> Tensor:

@@ -1,16 +1,16 @@
-"""A converted model on disk, with everything that serving it needs: what the cache holds and `quantize` makes.
+"""A converted model on disk with everything that serving needs. The cache holds such artifacts; `quantize` makes
+them.
 
-about.json      see `service.models.runtimes.manifest`; "precision" is "fp32" or "int8", "check" what int8 costs,
-                "card" the description (`service.observability.card`), "head" the layers behind the features and where
-                they lie
+about.json      see `service.models.runtimes.manifest`; "precision" is "fp32" or "int8", "check" the cost of int8,
+                "card" the model card, "head" the layers behind the features and their places
 model.xml       OpenVINO's graph: uint8 [N, H, W, C] → features [N, C', h, w], logits [N, classes]
-winograd.xml    the same answers by other convolutions (winograd.py), where there are any that may be faster
+winograd.xml    the same answers by Winograd's convolutions (winograd.py), if these may be faster
 model.bin       the weights of both graphs, each once
-head.bin        arrays of the head that are not among those
-canary.bin      what the network answers to the canary (canary.py), float32; not in artifacts of older versions
-machines/       what was measured of it, for each kind of processor (machine.py)
+head.bin        arrays of the head that are not in model.bin
+canary.bin      the network's answer to the canary (canary.py), float32; absent in artifacts of older versions
+machines/       measured times, for each kind of processor (machine.py)
 
-Reading one needs no torch.
+Reading an artifact needs no torch.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ KIND = manifest.OPENVINO
 DIRECT, WINOGRAD = "model.xml", "winograd.xml"
 _WEIGHTS, _HEAD, _CANARY = "model.bin", "head.bin", "canary.bin"
 
-#: Conversions that the cache keeps, the latest used: enough for a host that changes between some models,
-#: and not more of its disk (a VGG16's is 0.7 GB).
+#: Conversions that the cache keeps, the last used first: enough for a host that changes between a few models. A
+#: VGG16's takes 0.7 GB of disk.
 _KEPT = 4
 
 
 class Graph:
-    """One of an artifact's graphs, or a model that is in memory. ``nbytes`` is that of its weights."""
+    """One of an artifact's graphs, or a model in memory. ``nbytes`` is the size of its weights."""
 
     def __init__(self, path: Path | None, model: openvino.Model | None = None) -> None:
         self._path, self._model = path, model
@@ -60,7 +60,8 @@ class Graph:
         self.nbytes = path.with_name(_WEIGHTS).stat().st_size if path else _weights(model)
 
     def model(self) -> openvino.Model:
-        """The model; its weights are pages of the file. Raises `ConfigurationError` when OpenVINO cannot read it."""
+        """Returns the model; its weights are pages of the file. Raises `ConfigurationError` if OpenVINO cannot read
+        it."""
         with self._lock:
             self._model = self._model or self._read()
             return self._model
@@ -69,7 +70,7 @@ class Graph:
         from service.models.openvino_import import openvino
 
         assert self._path is not None
-        # Once for all: what was compiled from it goes on reading there, and OpenVINO does not keep it alive.
+        # Mapped once and kept: models compiled from it go on reading there, and OpenVINO does not keep it alive.
         self._mapped = self._mapped or mapped(self._path.with_name(_WEIGHTS))
         weights = openvino.Tensor(np.frombuffer(self._mapped, np.uint8), shared_memory=True)
         try:
@@ -78,49 +79,50 @@ class Graph:
             raise manifest.unreadable(KIND, self._path.parent, error) from error
 
     def let_go(self) -> None:
-        """Nothing is compiled from it any more: gives the model back, and the pages that were read on the way."""
+        """Releases the model and the file's pages once nothing is compiled from it any more."""
         if self._mapped is not None:
             self._model = None
             forget(self._mapped)
 
 
 def mapped(path: Path) -> mmap.mmap:
-    """A file as memory. Nobody writes there, but OpenVINO's tensors insist that somebody could, on a copy of a page."""
+    """Maps a file into memory. OpenVINO's tensors demand writable memory, so pages are private copies; nobody writes
+    them."""
     with path.open("rb") as file:
         flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
         return mmap.mmap(file.fileno(), 0, flags, mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def forget(memory: mmap.mmap) -> None:
-    """Lets the kernel take a mapped file's pages back; who reads there again finds them in the file."""
+    """Lets the kernel reclaim a mapped file's pages; a later access reads them from the file again."""
     if hasattr(mmap, "MADV_DONTNEED"):
         memory.madvise(mmap.MADV_DONTNEED)
 
 
 def _weights(model: Any) -> int:
-    """Bytes of all constants."""
+    """Total bytes of all constants."""
     constants = (operation for operation in model.get_ops() if operation.get_type_name() == "Constant")
     return sum(operation.get_byte_size() for operation in constants)
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A converted model with all that serving it needs. ``directory`` None is for one that could not be written."""
+    """A converted model with everything that serving needs. ``directory`` is None if it could not be written."""
 
     graphs: Mapping[str, Graph]
-    """By name: `DIRECT`, and `WINOGRAD` where there is one."""
+    """Graphs by name: `DIRECT`, and `WINOGRAD` if there is one."""
     head: Head | None
     card: ModelCard
-    """But for what a start decides."""
+    """The model card, without the fields that a start decides."""
     precision: str
     expected: Logits | None = None
-    """The answer to the canary, where it is known."""
+    """The answer to the canary, if it is known."""
     directory: Path | None = None
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A converted model as it lies in a directory."""
+    """A converted model in a directory."""
 
     directory: Path
     about: Mapping[str, Any]
@@ -134,7 +136,7 @@ class Artifact:
         return str(self.about["fingerprint"])
 
     def open(self) -> Converted:
-        """What is in it. Nothing large is read before it is used."""
+        """Opens the artifact. Large files are read only when they are used."""
         names = [name for name in (DIRECT, WINOGRAD) if name in self.about["files"]]
         graphs = {name: Graph(self.directory / name) for name in names}
         card = ModelCard.from_json(self.about["card"])
@@ -146,7 +148,7 @@ class Artifact:
         return np.fromfile(self.directory / _CANARY, np.float32)
 
     def _head(self) -> Head | None:
-        """The layers behind the features, their arrays mapped from the files; None for a network without a head."""
+        """Returns the layers behind the features, their arrays mapped from files; None for a network without a head."""
         document = self.about["head"]
         layers = from_json(document["layers"])
         arrays = {
@@ -170,7 +172,7 @@ def write(
     expected: Logits | None = None,
     **more: Any,
 ) -> None:
-    """Writes an artifact that `read` gives back: whole, or not at all. Replaces one that is there.
+    """Writes an artifact that `read` accepts: completely or not at all. Replaces an existing one.
 
     ``more`` goes into ``about.json``. Raises `OSError`.
     """
@@ -206,12 +208,12 @@ def _save(model: openvino.Model, path: Path) -> None:
     try:
         openvino.save_model(model, path, compress_to_fp16=False)
     except RuntimeError as error:
-        # OpenVINO has no error of its own for a full disk, and says so in five lines.
+        # OpenVINO has no error class for a full disk, and its message has five lines.
         raise OSError(str(error).splitlines()[-1]) from error
 
 
 def read(directory: Path) -> Artifact:
-    """The artifact in a directory. Raises `ConfigurationError` for anything else, or when it is damaged."""
+    """Reads the artifact in a directory. Raises `ConfigurationError` for anything else, or if it is damaged."""
     about = manifest.read(KIND, directory)
     try:
         found = Artifact(directory, about)
@@ -222,20 +224,20 @@ def read(directory: Path) -> Artifact:
 
 
 def is_one(path: Path) -> bool:
-    """Whether this is a directory of this kind, whole or not."""
+    """Returns True if this is a directory of this kind, complete or not."""
     return path.is_dir() and manifest.format_of(path) == KIND.format
 
 
 def cache_directory() -> Path:
-    """Where conversions are kept."""
+    """Returns the folder of cached conversions."""
     return cache.root() / "openvino"
 
 
 def cached(fingerprint: str, precision: str) -> Path:
-    """Where the conversion of these weights lies, by these versions of the libraries and of our code.
+    """Returns the path of the conversion of these weights, by the present versions of libraries and code.
 
-    ``fingerprint`` is `manifest.fingerprint`'s; ``precision`` is what it is to be run in: it may decide how the same
-    numbers are best arranged.
+    ``fingerprint`` is from `manifest.fingerprint`. ``precision`` is the precision of serving, which may decide how
+    the same numbers are best arranged.
     """
     key = {
         "precision": precision,
@@ -247,7 +249,7 @@ def cached(fingerprint: str, precision: str) -> Path:
 
 
 def from_cache(directory: Path) -> Artifact | None:
-    """The artifact in a folder of the cache; None where there is none that can be used."""
+    """Returns the artifact in a folder of the cache; None if there is none that can be used."""
     if not directory.is_dir():
         return None
     try:
@@ -256,7 +258,7 @@ def from_cache(directory: Path) -> Artifact | None:
         log.warning("the cached conversion cannot be used and is made again: %s", error)
         return None
     try:
-        directory.touch()  # for `prune`
+        directory.touch()  # `prune` goes by the time of modification
     except OSError:
         log.debug("%s is read-only", directory)
     log.info("converted model from the cache, %s", directory)
@@ -264,7 +266,7 @@ def from_cache(directory: Path) -> Artifact | None:
 
 
 def prune() -> None:
-    """Keeps the conversions that were used last. (What a killed process left half done goes with the next `write`.)"""
+    """Deletes all but the conversions that were used last. (`write` removes what killed processes left behind.)"""
     entries = [path for path in cache_directory().iterdir() if path.is_dir()]
     whole = [path for path in entries if not path.name.endswith(".partial")]
     whole.sort(key=lambda path: path.stat().st_mtime, reverse=True)

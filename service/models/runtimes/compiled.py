@@ -1,7 +1,7 @@
-"""``runtime=compile``: the model by torch's inductor, which writes and tries kernels for this very device.
+"""``runtime=compile``: the model by torch's inductor, which generates and tunes kernels for this device.
 
-The first start takes minutes. What was found is kept in ``$XDG_CACHE_HOME/imagenet-serve/inductor``
-(``TORCHINDUCTOR_CACHE_DIR`` names another place), and the next one takes seconds.
+The first start takes minutes. The kernels are kept in ``$XDG_CACHE_HOME/imagenet-serve/inductor`` (or in
+``TORCHINDUCTOR_CACHE_DIR``), and the next start takes seconds.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ log = logging.getLogger(__name__)
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
-#: Images of the example that kernels are written and tried for. On a GPU, what is best for two images is not for a
-#: batch; a processor's kernels are not tried.
+#: Images of the example for which kernels are tuned. On a GPU, the best kernel for two images is not the best for a
+#: batch; on a CPU, kernels are not tuned.
 _EXAMPLE = {"cuda": 64, "cpu": 2}
-#: Where NVIDIA's wheels, which come with torch's, put the compiler's headers and libraries, in site-packages.
+#: Folders in site-packages where NVIDIA's wheels, which come with torch's, put the compiler's headers and libraries.
 _WHEELS = ("nvidia/cu13", "nvidia/cuda_runtime")
 
 
 def keep_kernels() -> None:
-    """Names the folders where inductor and Triton keep what they compile, unless somebody has."""
+    """Sets TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR unless they are set."""
     root = cache.root()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / "inductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(root / "triton"))
 
 
 def example(image: tuple[int, int, int], device: torch.device) -> Tensor:
-    """uint8 ``[N, H, W, C]`` to compile with: as many images as a busy batch has."""
+    """Returns example images for the compiler, uint8 ``[N, H, W, C]``: as many as a busy batch has."""
     return torch.zeros((_EXAMPLE[device.type], *image), dtype=torch.uint8, device=device)
 
 
 def find_cuda() -> str:
-    """Names CUDA's headers to the compiler (``CUDA_HOME``), those of the wheels where no toolkit is installed.
+    """Sets ``CUDA_HOME`` to the headers of NVIDIA's wheels if no toolkit is installed; torch's compiler needs them.
 
-    Returns what is missing, in words; empty when nothing is. It is torch's compiler that wants them, for an export.
+    Returns what is missing, in words; empty if nothing is.
     """
     if "CUDA_HOME" not in os.environ:
         found = [Path(place) / wheel for place in sys.path for wheel in _WHEELS]
@@ -66,7 +66,7 @@ def find_cuda() -> str:
 
 
 def compiler() -> str:
-    """What is missing on this host to compile with, in words; empty when nothing is."""
+    """Returns what this host lacks to compile, in words; empty if nothing is missing."""
     wanted = os.environ.get("CXX") or "g++"
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if shutil.which(wanted) is None and shutil.which("clang++") is None:
@@ -78,25 +78,25 @@ def compiler() -> str:
 
 @torch.inference_mode()
 def compiled(network: nn.Module, image: tuple[int, int, int], device: torch.device) -> Forward:
-    """``network`` compiled for any number of images of this shape.
+    """Compiles ``network`` for any number of images of this shape: uint8 ``[N, H, W, C]`` → features and logits.
 
-    Raises `ConfigurationError` where that cannot be, without a C++ compiler for instance.
+    Raises `ConfigurationError` if that fails, for instance without a C++ compiler.
     """
     keep_kernels()
     began = time.monotonic()
-    # No graphs of its own: those belong to a thread, and the pipeline captures ours, one for each bucket.
-    # On a processor, trying every kernel takes minutes for each layer and wins little over its libraries.
+    # No CUDA graphs of torch's own: they belong to a thread, and the pipeline captures one for each bucket.
+    # On a CPU, trying every kernel takes minutes for each layer and gains little over its libraries.
     mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
     forward: Forward = torch.compile(network, mode=mode, fullgraph=True)
     try:
-        # One image has a shape of its own for the compiler; the example stands for every other number.
+        # The compiler specialises on a single image; the example stands for every other number.
         with compiling():
             several = example(image, device)
             torch._dynamo.mark_dynamic(several, 0)
             forward(several)
             forward(several[:1].clone())
     except Exception as error:
-        # The border of a compiler: it raises whatever its parts do.
+        # The border of a compiler: its parts raise anything.
         raise ConfigurationError(
             f"runtime=compile: torch cannot compile this model here ({first_line(error)}); {_missing(compiler())}"
             "use runtime=auto"
@@ -111,13 +111,13 @@ def _missing(what: str) -> str:
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """Without what torch's compiler warns its own authors of."""
+    """Suppresses all warnings while torch.compile runs; they are meant for torch's developers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def first_line(error: Exception) -> str:
-    """The sentence of an error that comes with pages."""
+    """Returns the first sentence of an error that spans pages."""
     error = getattr(error, "inner_exception", error)
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

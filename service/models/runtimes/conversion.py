@@ -1,4 +1,4 @@
-"""A torch module → an OpenVINO model of the same numbers."""
+"""Converts a torch module to an OpenVINO model with the same numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.models.runtimes import translation
 
 
 class ConversionError(Exception):
-    """The converted model cannot be had, or does not say what the original says."""
+    """The model cannot be converted, or the converted one gives other answers."""
 
 
 def convert(
@@ -22,12 +22,13 @@ def convert(
     features: nn.Module | None = None,
     expected: canary.Logits | None = None,
 ) -> openvino.Model:
-    """uint8 ``[N, H, W, 3]`` of any N → features ``[N, C, h, w]`` and, with a head, logits ``[N, classes]``.
+    """Converts uint8 ``[N, H, W, 3]`` for any N → features ``[N, C, h, w]`` and, with a head, logits ``[N,
+    classes]``.
 
-    ``features`` takes the place of the network's own. The result is compared with ``expected``, the network's own
-    answer to the canary, which is computed where it is not given.
+    ``features`` replaces the network's own feature layers. The result is compared with ``expected``, the network's
+    answer to the canary, which is computed if it is not given.
 
-    Normalising stays inside. The result keeps the weights of ``model`` alive and shares them. Raises
+    The result normalises its input; it shares the weights of ``model`` and keeps them alive. Raises
     `ConversionError`.
     """
     if expected is None:
@@ -44,7 +45,7 @@ def convert(
 
 
 def _answer(converted: openvino.Model, image: tuple[int, int, int], *, has_head: bool) -> canary.Logits:
-    """As `canary.expected`, by the converted model."""
+    """Returns the converted model's answer to the canary, as `canary.expected` returns the network's."""
     compiled = openvino.Core().compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     last: canary.Logits = compiled(canary.image(image)[None])[len(compiled.outputs) - 1][0]
     return last if has_head else last.mean((1, 2))

@@ -1,4 +1,4 @@
-"""A checkpoint → an artifact that serves without torch. The slow part of a first start."""
+"""Converts a checkpoint to an artifact that serves without torch: the slow part of a first start."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def load(
     precision: str,
     report: Callable[[str], object],
 ) -> Converted:
-    """The checkpoint's converted model, from the cache or made now. ``report`` hears what takes its time.
+    """Returns the checkpoint's converted model, from the cache or made now. ``report`` is called before slow work.
 
-    Raises `ConversionError` when OpenVINO cannot run the model.
+    Raises `ConversionError` if OpenVINO cannot run the model.
     """
     directory = artifact.cached(manifest.fingerprint(checkpoint), precision)
     found = artifact.from_cache(directory)
@@ -55,7 +55,7 @@ def load(
 
 
 def convert(model: Uint8Model, checkpoint: Checkpoint, card: ModelCard, precision: str) -> Converted:
-    """The model for OpenVINO, to be run in ``precision``. Raises `ConversionError`."""
+    """Converts the model for OpenVINO, to be run in ``precision``. Raises `ConversionError`."""
     image, has_head = checkpoint.preprocessing.shape, checkpoint.classes is not None
     expected = canary.expected(model, image, has_head=has_head)
     direct = conversion.convert(model, image, has_head=has_head, expected=expected)
@@ -73,7 +73,7 @@ def convert(model: Uint8Model, checkpoint: Checkpoint, card: ModelCard, precisio
 
 
 def write(directory: Path, converted: Converted, checkpoint: Checkpoint) -> None:
-    """Makes an artifact of it. Raises `OSError`."""
+    """Writes the converted model as an artifact. Raises `OSError`."""
     graphs = converted.graphs
     fewer = graphs[artifact.WINOGRAD].model() if artifact.WINOGRAD in graphs else None
     direct = graphs[artifact.DIRECT].model()
@@ -90,7 +90,7 @@ def write(directory: Path, converted: Converted, checkpoint: Checkpoint) -> None
 
 
 def head_of(model: Uint8Model, checkpoint: Checkpoint) -> Head | None:
-    """The layers behind the features, with the network's own arrays; None without a head."""
+    """Returns the layers behind the features with the network's arrays; None without a head."""
     if checkpoint.classes is None:
         return None
     layers = layers_of(checkpoint.configuration)

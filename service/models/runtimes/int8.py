@@ -1,9 +1,9 @@
-"""An OpenVINO model → the same in 8-bit integers, but for the layers that must keep their floats.
+"""Quantises an OpenVINO model to 8-bit integers, except the layers that must keep their floats.
 
-NNCF's post-training quantisation: images show which range each activation has; weights and activations become
-integers, which processors with VNNI or AMX multiply several times as fast. What that costs is not spread evenly. A
-dense layer adds a few channels to many, and its errors drown; the stem, the layers between the blocks and the
-classifier are passed by everything. So there are several recipes, each slower and closer to fp32 than the one before.
+NNCF's post-training quantisation calibrates the range of each activation with images. Weights and activations become
+integers, which processors with VNNI or AMX multiply several times as fast. The loss is not spread evenly. A dense
+layer adds a few channels to many, and its errors drown. But everything passes the stem, the layers between the blocks
+and the classifier. So there are several recipes, each slower and closer to fp32 than the one before.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from service.errors import ConfigurationError
 from service.host.extras import install_command
 
 _LAYERS = ("Convolution", "MatMul")
-#: Batch norms that follow a concatenation, and poolings: as integers they round once more and save nothing but memory.
+#: Types of poolings and of batch norms after a concatenation: as integers they round once more and save only memory.
 _BETWEEN_LAYERS = ("Multiply", "AvgPool", "ReduceMean")
 
 
 class Recipe(NamedTuple):
-    """What stays in fp32."""
+    """A choice of layers that stay in fp32."""
 
     fp32: str
-    """In words."""
+    """Description in words."""
     layers: tuple[str, ...] = ()
     """Names of operations."""
     kinds: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ class Recipe(NamedTuple):
 
 
 def recipes(model: Any) -> Iterator[Recipe]:
-    """For a model as `prepared` left it; the fastest first."""
+    """Yields recipes for a model from `prepared`, the fastest first."""
     yield Recipe("nothing")
     layers = [operation for operation in model.get_ordered_ops() if operation.get_type_name() in _LAYERS]
     ends = (layers[0].get_friendly_name(), layers[-1].get_friendly_name())
@@ -49,17 +49,17 @@ def recipes(model: Any) -> Iterator[Recipe]:
 
 
 def prepared(model: Any) -> Any:
-    """A copy with each batch norm folded into the convolution before it, which NNCF would round apart else."""
+    """Returns a copy with each batch norm folded into the convolution before it; NNCF would round both separately."""
     from openvino._offline_transformations import apply_moc_transformations
 
     copy = model.clone()
-    # What openvino.convert_model, OpenVINO's own way to a model, ends with.
+    # OpenVINO's own `openvino.convert_model` ends with these transformations.
     apply_moc_transformations(copy, cf=False, smart_reshape=False)
     return copy
 
 
 def quantised(model: Any, images: Sequence[NDArray[np.uint8]], recipe: Recipe) -> Any:
-    """An int8 copy of the `prepared` model, calibrated with these images, each uint8 ``[H, W, 3]``."""
+    """Returns an int8 copy of a `prepared` model, calibrated with these images, each uint8 ``[H, W, 3]``."""
     nncf = tools()
     return nncf.quantize(
         model.clone(),
@@ -70,23 +70,23 @@ def quantised(model: Any, images: Sequence[NDArray[np.uint8]], recipe: Recipe) -
         ignored_scope=nncf.IgnoredScope(names=[*recipe.layers], types=[*recipe.kinds], validate=False),
         fast_bias_correction=False,
         advanced_parameters=nncf.AdvancedQuantizationParameters(
-            # The range that loses least, from each activation's histogram. On the demo model it halves what
-            # the default (the mean of each image's extremes) costs.
+            # The range with the least loss, from each activation's histogram. On the demo model it halves the loss of
+            # the default (the mean of each image's extremes).
             activations_range_estimator_params=_range_estimators().HISTOGRAM
         ),
     )
 
 
 def tools() -> ModuleType:
-    """NNCF. Raises `ConfigurationError` where it is not installed."""
+    """Imports NNCF. Raises `ConfigurationError` if it is not installed."""
     try:
-        import_module("service.models.openvino_import")  # first, so that NNCF sends nothing home either
+        import_module("service.models.openvino_import")  # first, so that NNCF sends no telemetry either
         nncf = import_module("nncf")
     except ImportError as error:
         raise ConfigurationError(
             f"quantize needs {error.name}; {install_command('quantize')} brings it"
         ) from error
-    nncf.set_log_level(logging.WARNING)  # else it lists every operation that stays in fp32
+    nncf.set_log_level(logging.WARNING)  # without this it lists every operation that stays in fp32
     return nncf
 
 
@@ -95,7 +95,7 @@ def _range_estimators() -> Any:
 
 
 def _readers(operation: Any) -> set[str]:
-    """Types of the operations that read what this one makes, after its bias."""
+    """Returns the types of the operations that read this one's output, after its bias."""
     found: set[str] = set()
     for target in operation.output(0).get_target_inputs():
         reader = target.get_node()

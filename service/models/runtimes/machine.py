@@ -1,13 +1,13 @@
-"""What was measured of a converted model on this kind of processor, so that the next start need not measure again.
+"""Notes of a converted model's measured times on this kind of processor, so that the next start need not measure.
 
-    machines/<digest>/plan.json               the times of each way, which graph is faster, how often it was measured
-    machines/<digest>/<way>.<sha256>.blob     the model as OpenVINO compiled it for this processor, loaded in half the
-                                              time; a file whose bytes are not those of its name is not used
+    machines/<digest>/plan.json                    times of each executor, the faster graph, number of measurements
+    machines/<digest>/<executor>.<sha256>.blob     the model as OpenVINO compiled it for this processor, which loads in
+                                                   half the time; ignored unless its hash is that of its name
 
-The digest is over everything that the figures depend on and that the artifact's own folder does not stand for: the
-processor's model and extensions, the number of cores, the versions of OpenVINO and ONNX Runtime, our code, the
-precision, the largest batch that was asked for. So nodes of several kinds may share one volume. Notes on an artifact
-outside the cache, which may be read-only, lie in the cache.
+The digest is over everything that the figures depend on and that the artifact does not fix: the processor's model and
+extensions, the number of cores, the versions of OpenVINO and ONNX Runtime, this project's code, the precision, and
+the requested largest batch. So nodes of several kinds may share one volume. For an artifact outside the cache, which
+may be read-only, new notes lie in the cache.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from service.models.runtimes import manifest
 log = logging.getLogger(__name__)
 
 _FOLDER, _PLAN = "machines", "plan.json"
-#: Of a hash in a file's name.
+#: Hex digits of the hash in a file's name.
 _DIGITS = 16
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of a pass, by way and number of images, as the least of ``rounds`` measurements."""
+    """Seconds of a pass, by executor and number of images: the least of ``rounds`` measurements."""
 
     times: Mapping[str, Mapping[int, float]]
     rounds: int = 1
@@ -48,7 +48,7 @@ class Measured:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Measured:
-        """What `to_json` gave. Raises ValueError, KeyError, TypeError or AttributeError for anything else."""
+        """Reads what `to_json` wrote. Raises ValueError, KeyError, TypeError or AttributeError for anything else."""
         times = {
             str(way): {int(images): float(took) for images, took in sizes.items()}
             for way, sizes in document["times"].items()
@@ -58,7 +58,7 @@ class Measured:
         return cls(times, int(document["rounds"]), str(document["graph"]))
 
     def merged(self, other: Measured) -> Measured:
-        """The least of both: what disturbs a measurement makes it longer."""
+        """Returns the least of both measurements, since every disturbance makes one longer."""
         times = {way: dict(sizes) for way, sizes in self.times.items()}
         for way, sizes in other.times.items():
             mine = times.setdefault(way, {})
@@ -69,24 +69,24 @@ class Measured:
 
 @dataclass
 class Notes:
-    """On one artifact, one processor and one set of options. Without ``folders`` nothing is kept.
+    """Notes on one artifact, one processor and one set of options. Without ``folders`` nothing is kept.
 
-    ``folders`` are looked through in their order; what is new goes into the last one.
+    ``folders`` are searched in order; new notes go into the last one.
     """
 
     folders: tuple[Path, ...] = ()
     graph: str = field(default="", init=False)
-    """Which of the artifact's graphs they are about."""
+    """The graph of the artifact that these notes are about."""
 
     def read(self) -> Measured | None:
-        """What was measured; None where nothing was, or nothing that makes sense."""
+        """Returns the measurements; None if there are none, or none that are valid."""
         for folder in self.folders:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                 return Measured.from_json(json.loads((folder / _PLAN).read_text("utf-8")))
         return None
 
     def write(self, measured: Measured) -> None:
-        """Replaces what was measured before. A folder that cannot be written costs the next start its time."""
+        """Replaces earlier measurements. If the folder cannot be written, the next start measures again."""
         if self.folders:
             try:
                 cache.write(self.folders[-1] / _PLAN, measured.to_json())
@@ -94,7 +94,7 @@ class Notes:
                 log.warning("what was measured is not kept, and every start measures again: %s", error)
 
     def blob(self, way: str) -> Path | None:
-        """The file with a way's compiled model, if there is one and it is whole."""
+        """Returns the file with an executor's compiled model; None if there is none or it is damaged."""
         for path in self._blobs(way):
             with contextlib.suppress(OSError):
                 if cache.file_sha256(path).startswith(path.name.split(".")[1]):
@@ -106,7 +106,7 @@ class Notes:
         return [path for folder in self.folders for path in sorted(folder.glob(f"{way}.*.blob"))]
 
     def keep(self, way: str, compiled: bytes) -> Path | None:
-        """Writes the compiled model of a way; None where that cannot be."""
+        """Writes the compiled model of an executor; returns None if that is impossible."""
         if not self.folders:
             return None
         path = self.folders[-1] / f"{way}.{hashlib.sha256(compiled).hexdigest()[:_DIGITS]}.blob"
@@ -127,7 +127,7 @@ class Notes:
 
 
 def notes(directory: Path, cores: int, precision: str, largest: int | None) -> Notes:
-    """On the artifact in ``directory``, for batches of up to ``largest`` images (None: as many as pay)."""
+    """Returns the notes on the artifact in ``directory``, for batches of up to ``largest`` images (None: auto)."""
     digest = cache.digest(
         {
             "processor": processor(),
@@ -146,11 +146,12 @@ def notes(directory: Path, cores: int, precision: str, largest: int | None) -> N
 
 
 def processor() -> dict[str, str]:
-    """What decides how fast a model runs, but for the number of cores: model, extensions, and who is underneath."""
+    """What decides a model's speed beside the number of cores: the processor's model and extensions, and limits on
+    their use."""
     return {
         "machine": platform.machine(),
         "model": host.cpu_model(),
         "flags": cache.digest(host.cpu_flags()),
-        # OpenVINO's and oneDNN's own limits on what they use of it.
+        # Limits of OpenVINO and oneDNN on the extensions that they use.
         "limits": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
     }

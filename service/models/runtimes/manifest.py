@@ -1,4 +1,4 @@
-"""A directory with a prepared model, and the ``about.json`` that says what it was made from and whether it is whole.
+"""A directory with a prepared model, and its ``about.json``: the model's origin and the hash of each file.
 
 about.json    {"format", "version", "precision", "fingerprint", "model": {"weights", "sha256", "architecture"},
                "image": [H, W, C], "libraries": {name: version}, "files": {file: sha256}, and the kind's own}
@@ -26,29 +26,32 @@ if TYPE_CHECKING:
     from service.models.checkpoints import Checkpoint
 
 _ABOUT = "about.json"
-#: Seconds between making a folder and locking it, with room to spare: one that is older and not locked is nobody's.
+#: Seconds between making a folder and locking it, with room to spare: an older folder without a lock is abandoned.
 _ABANDONED = 60.0
-#: Of such a folder's name: an artifact may be written beside anybody's files.
+#: Pattern of such a folder's name before its suffix: an artifact may be written beside other files.
 _STEM = f"*.{'[0-9a-f]' * 32}"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """``format`` and ``version`` of what the command ``imagenet-serve COMMAND`` makes."""
+    """A kind of artifact: its ``format``, its ``version``, and the command that makes it (``imagenet-serve
+    COMMAND``)."""
 
     format: str
     version: int
     command: str
 
 
-#: What `imagenet-serve quantize` and `export --runtime openvino` make, and what the cache holds (artifact.py).
+#: The kind that `imagenet-serve quantize` and `export --runtime openvino` make, and that the cache holds
+#: (artifact.py).
 OPENVINO = Kind("imagenet-serve-openvino", 2, "quantize")
-#: What `imagenet-serve export` makes (package.py).
+#: The kind that `imagenet-serve export` makes (package.py).
 PACKAGE = Kind("imagenet-serve-package", 1, "export")
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """SHA-256 over what decides a model's answers: weights, architecture, normalising, image size."""
+    """Returns a SHA-256 over everything that decides a model's answers: weights, architecture, normalising, image
+    size."""
     preprocessing = checkpoint.preprocessing
     document = {
         "weights": checkpoint.sha256 or _state_hash(checkpoint),
@@ -62,7 +65,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def _state_hash(checkpoint: Checkpoint) -> str:
-    """Of weights that come from no file."""
+    """Hash of weights that come from no file."""
     digest = hashlib.sha256()
     for key, tensor in sorted(checkpoint.state_dict.items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -71,7 +74,7 @@ def _state_hash(checkpoint: Checkpoint) -> str:
 
 
 def libraries(*names: str) -> dict[str, str]:
-    """The installed versions of these distributions; empty for one that is not there."""
+    """Returns the installed versions of these distributions; empty for one that is not installed."""
     return {name: _version(name) for name in names}
 
 
@@ -85,7 +88,8 @@ def _version(name: str) -> str:
 
 @cache
 def code_hash() -> str:
-    """Of the modules that make the network and prepare it: a change there makes another model of the same weights."""
+    """Returns a hash of the code that makes and prepares networks: a change there makes another model of the same
+    weights."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).resolve().parent.parent.rglob("*.py")):
         digest.update(path.read_bytes())
@@ -100,10 +104,10 @@ def write(
     precision: str,
     **more: Any,
 ) -> None:
-    """Makes the directory, whole or not at all, in place of one that is there.
+    """Writes the directory, completely or not at all. Replaces an existing one.
 
-    ``save`` writes files into the folder that it is given and returns their names; ``more`` goes into
-    ``about.json``. Raises `OSError`.
+    ``save`` writes files into the folder that it is given and returns their names; ``more`` goes into ``about.json``.
+    Raises `OSError`.
     """
     partial = directory.with_name(f"{directory.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir(parents=True)
@@ -132,7 +136,7 @@ def write(
 
 
 def _take_place(partial: Path, directory: Path) -> None:
-    """A directory that is not empty cannot be renamed over: it goes aside first."""
+    """Moves the new directory into place. A non-empty one cannot be renamed over, so an old one moves aside first."""
     if directory.exists():
         old = directory.with_name(f"{directory.name}.{uuid.uuid4().hex}.partial")
         directory.rename(old)
@@ -141,7 +145,7 @@ def _take_place(partial: Path, directory: Path) -> None:
 
 
 def format_of(directory: Path) -> str | None:
-    """Which kind of prepared model the directory says it is; None where it says nothing."""
+    """Returns the format that the directory's ``about.json`` names; None without one."""
     try:
         return str(json.loads((directory / _ABOUT).read_text("utf-8"))["format"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -149,7 +153,7 @@ def format_of(directory: Path) -> str | None:
 
 
 def read(kind: Kind, directory: Path) -> Mapping[str, Any]:
-    """``about.json``, every file checked. Raises `ConfigurationError` for another kind, or when it is damaged."""
+    """Reads ``about.json`` and checks every file. Raises `ConfigurationError` for another kind or damage."""
     try:
         about: dict[str, Any] = json.loads((directory / _ABOUT).read_text("utf-8"))
         if about["format"] != kind.format or about["version"] != kind.version:
@@ -166,7 +170,7 @@ def read(kind: Kind, directory: Path) -> Mapping[str, Any]:
 
 
 def unreadable(kind: Kind, directory: Path, error: Exception) -> ConfigurationError:
-    """The sentence for a directory that holds something else."""
+    """Returns the error for a directory that holds something else."""
     return ConfigurationError(
         f"runtime: '{directory.name}' is no artifact that can be read ({type(error).__name__}); make one "
         f"with: imagenet-serve {kind.command}"

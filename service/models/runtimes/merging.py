@@ -1,7 +1,7 @@
-"""Weights in the files of OpenVINO models: where they lie, and how two models share one file.
+"""Finds weights in the files of OpenVINO models, and lets two models share one file.
 
-A graph (``.xml``) names for each constant the offset and the size of its bytes in a file of weights. Nothing says
-that this has to be a file of its own.
+A graph (``.xml``) names the offset and the size of each constant's bytes in a file of weights. That file may hold
+other bytes as well.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-#: Bytes of an array that is worth looking for among the weights.
+#: Bytes of the smallest array that is searched for among the weights.
 _LARGE = 1 << 20
-#: What arrays begin at a multiple of, for the processor's sake.
+#: Alignment of arrays in bytes, for the processor's sake.
 _ALIGNED = 64
 
 
 def join(graph: Path, base: Path) -> None:
-    """Moves the weights of ``graph`` behind those of ``base``, but for the arrays that it has already."""
+    """Appends the weights of ``graph`` to those of ``base``, except arrays that are there already, and deletes its
+    own file."""
     own, shared = graph.with_suffix(".bin"), base.with_suffix(".bin")
     tree = ElementTree.parse(graph)  # nosec B314: written by OpenVINO a moment ago
     with own.open("rb") as source, shared.open("r+b") as target:
@@ -39,7 +40,8 @@ def join(graph: Path, base: Path) -> None:
 
 
 def place(arrays: Mapping[str, NDArray[np.float32]], graph: Path, others: Path) -> dict[str, dict[str, Any]]:
-    """``{"file", "offset", "shape"}`` of each array: among the graph's weights if it is there, else in ``others``."""
+    """Returns ``{"file", "offset", "shape"}`` of each array: in the graph's weights if it is there, else in
+    ``others``."""
     weights = graph.with_suffix(".bin")
     candidates = [found for found in _places(ElementTree.parse(graph)) if found[1] >= _LARGE]  # nosec B314
     places = {}
@@ -52,7 +54,7 @@ def place(arrays: Mapping[str, NDArray[np.float32]], graph: Path, others: Path) 
                 offset = _append(rest, data.tobytes())
             places[name] = {"file": file.name, "offset": offset, "shape": list(array.shape)}
         if not rest.tell():
-            rest.write(b"\0")  # a file without a byte cannot be mapped
+            rest.write(b"\0")  # an empty file cannot be mapped
     return places
 
 
@@ -85,7 +87,7 @@ def _place(data: ElementTree.Element) -> tuple[int, int]:
 
 
 def _constants(tree: Any) -> Iterator[ElementTree.Element]:
-    """The elements that say where a constant's bytes lie."""
+    """Yields the elements that hold the offset and size of a constant."""
     for layer in tree.iter("layer"):
         data = layer.find("data")
         if layer.get("type") == "Const" and data is not None:

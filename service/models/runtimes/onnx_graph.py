@@ -1,6 +1,6 @@
-"""A converted model as ONNX, operation by operation: what other runtimes read. OpenVINO itself does not write it.
+"""Writes a converted model as ONNX, operation by operation, for other runtimes. OpenVINO cannot write ONNX.
 
-Only what the plain networks consist of is known here; a model with anything else stays OpenVINO's alone.
+It supports the operations of the plain networks; a model with any other operation runs on OpenVINO only.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-#: An operation of OpenVINO's; its own types say nothing to a type checker.
+#: An operation of OpenVINO, which has no types for a type checker.
 Operation = Any
-#: What an operation becomes: ONNX's name, the inputs that stay, and its attributes.
+#: ONNX form of an operation: its name, the numbers of the inputs that stay, and its attributes.
 Form = tuple[str, list[int], dict[str, Any]]
 
 _OPSET, _IR = 17, 8
 
 
 def translated(model: Any) -> bytes:
-    """The same as a file of ONNX: ``pixels`` → features and, where there is a head, logits.
+    """Returns the model as the bytes of an ONNX file: ``pixels`` → features and, with a head, logits.
 
-    Raises TypeError for an operation that is not known here.
+    Raises TypeError for an unsupported operation.
     """
     nodes, constants, inputs = list[Any](), list[Any](), list[Any]()
     for operation in model.get_ordered_ops():
@@ -54,7 +54,7 @@ def _node(kind: str, operation: Operation, constants: list[Any]) -> Any:
     name, kept, attributes = _FORMS[kind](operation)
     inputs = [operation.input_value(number).get_node().get_friendly_name() for number in kept]
     if kind == "MatMul" and operation.get_attributes()["transpose_b"]:
-        # ONNX has no such attribute.
+        # ONNX's MatMul has no such attribute.
         turned = np.ascontiguousarray(_constant(operation, 1).T)
         inputs[1] += ".transposed"
         constants.append(numpy_helper.from_array(turned, inputs[1]))
@@ -141,7 +141,7 @@ def _array(operation: Operation) -> NDArray[Any]:
 
 
 def _constant(operation: Operation, number: int) -> NDArray[Any]:
-    """Raises TypeError for an input that is none."""
+    """Returns a constant input. Raises TypeError if the input is computed."""
     node = operation.input_value(number).get_node()
     if node.get_type_name() != "Constant":
         raise TypeError(f"no ONNX for {operation.get_type_name()} by what is computed")

@@ -1,9 +1,9 @@
-"""A model compiled ahead of time: what `imagenet-serve export` makes, and ``runtime=DIRECTORY`` loads in a second.
+"""A model compiled ahead of time: `imagenet-serve export` makes it, and ``runtime=DIRECTORY`` loads it in a second.
 
 about.json    see `service.models.runtimes.manifest`; "platform" is what it was compiled for, "most" the largest batch
-model.pt2     torch.export's graph as inductor compiled it: uint8 [N, H, W, C] → features, logits; weights within
+model.pt2     torch.export's graph compiled by inductor: uint8 [N, H, W, C] → features, logits; weights within
 
-A package holds machine code, which runs with the service's rights: load those that you made.
+A package holds machine code, which runs with the service's rights: load only packages that you made.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PACKAGE = "model.pt2"
 
 
 class Opened(NamedTuple):
-    """``forward`` takes at most ``most`` images."""
+    """A loaded package. ``forward`` takes at most ``most`` images."""
 
     forward: Forward
     precision: str
@@ -42,7 +42,7 @@ class Opened(NamedTuple):
 
 
 def platform_of(device: torch.device) -> dict[str, str]:
-    """What machine code is compiled for: it runs where all of this is the same."""
+    """Returns the platform that machine code is compiled for; it runs only where all of this is equal."""
     here = {"torch": torch.__version__, "machine": platform.machine(), "device": device.type}
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
@@ -64,7 +64,7 @@ def build(
                 program, package_path=str(path), inductor_configs={"max_autotune": device.type == "cuda"}
             )
     except Exception as error:
-        # The border of a compiler: it raises whatever its parts do.
+        # The border of a compiler: its parts raise anything.
         blame = (
             f"missing: {missing}"
             if missing
@@ -76,7 +76,7 @@ def build(
 
 
 def exported(network: nn.Module, images: Tensor, most: int) -> torch.export.ExportedProgram:
-    """``network`` as a graph for 1 to ``most`` images like ``images``."""
+    """Exports ``network`` as a graph for 1 to ``most`` images like ``images``."""
     batch = {0: torch.export.Dim("batch", min=1, max=most)}
     return torch.export.export(network, (images,), dynamic_shapes=(batch,))
 
@@ -84,7 +84,7 @@ def exported(network: nn.Module, images: Tensor, most: int) -> torch.export.Expo
 def write(
     directory: Path, package: Path, checkpoint: Checkpoint, precision: str, device: torch.device, **more: Any
 ) -> None:
-    """Puts the file ``package`` into an artifact directory. ``more`` goes into ``about.json``. Raises `OSError`."""
+    """Moves the file ``package`` into an artifact directory. ``more`` goes into ``about.json``. Raises `OSError`."""
 
     def save(folder: Path) -> Sequence[str]:
         package.replace(folder / _PACKAGE)
@@ -94,7 +94,7 @@ def write(
 
 
 def read(directory: Path, checkpoint: Checkpoint, device: torch.device) -> Mapping[str, Any]:
-    """``about.json``. Raises `ConfigurationError` unless it was made from this checkpoint, for this very platform."""
+    """Reads ``about.json``. Raises `ConfigurationError` unless it was made from this checkpoint for this platform."""
     about = manifest.read(KIND, directory)
     manifest.refuse_another(about, checkpoint, directory.name, KIND)
     made, here = about.get("platform", {}), platform_of(device)
@@ -108,16 +108,16 @@ def read(directory: Path, checkpoint: Checkpoint, device: torch.device) -> Mappi
 
 
 def load(path: Path, device: torch.device) -> Forward:
-    """The function in a package file, on ``device``. Raises `ConfigurationError` when it cannot be loaded."""
+    """Loads the function in a package file onto ``device``. Raises `ConfigurationError` if that fails."""
     try:
         index = -1 if device.type == "cpu" else device.index or 0
         with compiling():
-            # Without a pool of its own for several threads, whose events would break the capture of a graph.
+            # Single-threaded on CUDA: the events of a pool of streams would break the capture of a graph.
             loaded = torch._inductor.aoti_load_package(
                 str(path), run_single_threaded=device.type == "cuda", device_index=index
             )
     except Exception as error:
-        # The border of a dynamic loader.
+        # The border of a dynamic loader: it raises anything.
         raise ConfigurationError(f"the artifact cannot be loaded: {first_line(error)}") from error
 
     def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,6 +128,6 @@ def load(path: Path, device: torch.device) -> Forward:
 
 
 def open_artifact(directory: Path, checkpoint: Checkpoint, device: torch.device) -> Opened:
-    """What an artifact directory holds. Raises `ConfigurationError` unless it is for this model and platform."""
+    """Opens an artifact directory. Raises `ConfigurationError` unless it is for this model and platform."""
     about = read(directory, checkpoint, device)
     return Opened(load(directory / _PACKAGE, device), str(about["precision"]), int(about["most"]))

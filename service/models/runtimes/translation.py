@@ -1,7 +1,7 @@
-"""Layers of a torch module → operations of OpenVINO, one for one and with the module's own arrays.
+"""Translates layers of a torch module to operations of OpenVINO, one by one, with the module's own arrays.
 
-`network` walks the network's modules in their order; each kind of layer has a function below. A trace by torch that
-OpenVINO's frontend reads gives the same graph, three seconds of CPU later.
+`network` walks the network's modules in order; each kind of layer has a function below. OpenVINO's frontend makes the
+same graph from a trace by torch, but takes three seconds of CPU longer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from service.models.openvino_import import openvino
 from service.models.runtimes import winograd
 from service.models.stems import BlurPool2d, SameConv2d, SameMaxPool2d
 
-#: A value in a graph. OpenVINO's own types say nothing to a type checker.
+#: A value in a graph. OpenVINO has no types for a type checker.
 Node = Any
 
 _ops, _first = openvino.opset13, openvino.opset1
@@ -44,10 +44,11 @@ _ops, _first = openvino.opset13, openvino.opset1
 def network(
     model: Uint8Model, image: tuple[int, int, int], *, has_head: bool, features: nn.Module | None
 ) -> openvino.Model:
-    """uint8 ``[N, H, W, 3]`` of any N → features ``[N, C, h, w]`` and, with a head, logits ``[N, classes]``.
+    """Translates uint8 ``[N, H, W, 3]`` for any N → features ``[N, C, h, w]`` and, with a head, logits ``[N,
+    classes]``.
 
-    ``features`` takes the place of the network's own. The graph shares the arrays of ``model``. Raises TypeError for a
-    layer that has no function here.
+    ``features`` replaces the network's own feature layers. The graph shares the arrays of ``model``. Raises TypeError
+    for an unsupported layer.
     """
     pixels = _ops.parameter(openvino.PartialShape([-1, *image]), np.uint8, name="pixels")
     last = layer(features or model.network.features, _normalised(model, pixels, image))
@@ -63,7 +64,7 @@ def network(
 
 
 def _normalised(model: Uint8Model, pixels: Node, image: tuple[int, int, int]) -> Node:
-    """`Uint8Model.normalise`. As there, lines are computed: channels alone are too short an axis for vectors."""
+    """Translates `Uint8Model.normalise`, which works on lines: vectors need a longer axis than the channels."""
     _, width, channels = image
     if model.channels == 1 and channels == 3:
         pixels, channels = _grey(pixels), 1
@@ -77,7 +78,7 @@ def _normalised(model: Uint8Model, pixels: Node, image: tuple[int, int, int]) ->
 
 
 def _grey(pixels: Node) -> Node:
-    """`service.models.loader.grey`: whole numbers, ``[N, H, W, 1]``."""
+    """Translates `service.models.loader.grey`: int32 ``[N, H, W, 1]``."""
     weighted = _ops.multiply(_ops.convert(pixels, np.int32), np.array(loader.LUMA, np.int32))
     luma = _ops.add(_ops.reduce_sum(weighted, np.array([3]), keep_dims=True), np.int32(loader.LUMA_HALF))
     return openvino.opset15.bitwise_right_shift(luma, np.array([loader.LUMA_BITS], np.int32))
@@ -85,7 +86,7 @@ def _grey(pixels: Node) -> Node:
 
 @singledispatch
 def layer(module: nn.Module, x: Node) -> Node:
-    """What ``module`` makes of ``x``. Raises TypeError for a kind that is not known here."""
+    """Returns the output of ``module`` for ``x``. Raises TypeError for an unsupported kind."""
     raise TypeError(f"no translation of {type(module).__name__}")
 
 
@@ -193,7 +194,7 @@ def _(module: winograd.Convolution, x: Node) -> Node:
 
 
 def _strip(module: winograd.Convolution, strip: winograd.Strip, x: Node) -> Node:
-    """`winograd.Convolution.strip`, whose comments name the axes."""
+    """Translates `winograd.Convolution.strip`, whose comments name the axes."""
     size, width, tiles = winograd.IN, module.width, module.tiles
     channels, filters = module.filters.shape[2:]
     along = size * strip.tiles
@@ -207,7 +208,7 @@ def _strip(module: winograd.Convolution, strip: winograd.Strip, x: Node) -> Node
 
 
 def _head(each: Layer, x: Node, state: Mapping[str, Tensor]) -> Node:
-    """A layer of the head, as `service.models.heads` applies it. ``state`` holds its arrays."""
+    """Translates a layer of the head as `service.models.heads` applies it. ``state`` holds its arrays."""
     match each:
         case Adapt():
             return _adapted(x, each)
@@ -261,7 +262,7 @@ def _pooled(x: Node, by: Pooling) -> Node:
             return _ops.concat([largest, mean], 1)
 
 
-#: From a value and the slope of its layer.
+#: Functions of a value and the slope of its layer.
 _ACTIVATIONS: Mapping[str, Callable[[Node, float], Node]] = {
     "linear": lambda x, _: x,
     "relu": lambda x, _: _ops.relu(x),
@@ -291,7 +292,7 @@ def _product(a: Node, b: Node) -> Node:
 
 
 def _reshaped(x: Node, *shape: int) -> Node:
-    """0 is for the size that is there; of what a -1 stands for there may be any number."""
+    """Reshapes; 0 keeps the size of that axis, and -1 takes what is left."""
     return _ops.reshape(x, np.array(shape), special_zero=True)
 
 
@@ -308,13 +309,13 @@ def _averaged(x: Node, kernel: list[int], stride: list[int]) -> Node:
 
 
 def _same(x: Node, kernel: int, stride: int) -> tuple[list[int], list[int]]:
-    """TensorFlow's "same" padding before and after each side (`service.models.stems`)."""
+    """Returns TensorFlow's "same" padding before and after each side (`service.models.stems`)."""
     totals = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in _sides(x)]
     return [total // 2 for total in totals], [total - total // 2 for total in totals]
 
 
 def _sides(x: Node) -> list[int]:
-    """Height and width, which no graph leaves open."""
+    """Returns height and width, which are fixed in every graph."""
     return [x.get_output_partial_shape(0)[axis].get_length() for axis in (2, 3)]
 
 

@@ -1,4 +1,4 @@
-"""The loaded model as one function, in any precision: what is compiled, exported, or run as it is on CUDA."""
+"""The loaded model as one function in any precision: to be compiled, exported, or run unchanged on CUDA."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Whole(nn.Module):
-    """uint8 ``[N, H, W, C]`` → features ``[N, C', h, w]`` and logits ``[N, classes]``, both in ``dtype``.
+    """A model as one function: uint8 ``[N, H, W, C]`` → features ``[N, C', h, w]`` and logits ``[N, classes]``, in
+    ``dtype``.
 
-    Without a head the second is the features' mean. Normalising is done in fp32 and rounded once: in half precision
-    each of the 256 levels would be off by an error of its own.
+    Without a head the second result is the features' mean. Normalising is computed in fp32 and rounded once: in half
+    precision each of the 256 levels would have an error of its own.
     """
 
     def __init__(self, model: Uint8Model, dtype: torch.dtype, *, has_head: bool = True) -> None:
@@ -31,7 +32,8 @@ class Whole(nn.Module):
 
 
 def whole(model: Uint8Model, device: torch.device, precision: str, *, has_head: bool) -> Whole:
-    """``model``, which belongs to the result from now on, with its batch norms folded where they can be."""
+    """Returns ``model`` as a function, with its batch norms folded where possible. ``model`` must not be used
+    afterwards."""
     fold_batch_norms(model)
     network = Whole(model, DTYPES[precision], has_head=has_head).to(device)
     return network.eval().requires_grad_(False)

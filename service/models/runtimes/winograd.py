@@ -1,16 +1,16 @@
 """VGG's convolutions with a quarter of the multiplications: Winograd's F(4 x 4, 3 x 3), as matrix products.
 
-A 3 x 3 convolution takes nine multiplications for each output, input and output channel. Winograd's algorithm takes a
-tile of 6 x 6 inputs to 36 products and those to 4 x 4 outputs: 2.25 of them. What it costs are two linear maps,
-applied along both axes, and rounding: some 1e-6 of the largest answer in fp32, ten times that of a direct convolution,
-so that it is for fp32 alone.
+For each output pixel and pair of channels, a 3 x 3 convolution takes nine multiplications. Winograd's algorithm maps
+a tile of 6 x 6 inputs, with 36 products, to 4 x 4 outputs: 2.25 multiplications. It costs two linear maps, applied
+along both axes, and rounding: some 1e-6 of the largest answer in fp32, ten times that of a direct convolution. So it
+is for fp32 only.
 
     S. Winograd, Arithmetic Complexity of Computations, SIAM 1980; for convolutional networks A. Lavin and S. Gray,
     Fast Algorithms for Convolutional Neural Networks, CVPR 2016; for the choice of points B. Barabasz et al.,
     Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks, ACM TOMS 2020.
 
-Images lie as ``[H, W, N, C]`` meanwhile. Each map is then one product with a constant matrix over contiguous
-memory, the products over channels are one batch of 36, and no layer has to move what another has written.
+Meanwhile images are laid out as ``[H, W, N, C]``. Each map then is one product with a constant matrix over contiguous
+memory, the products over channels are one batch of 36, and no layer has to rearrange another's output.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from service.models.vgg import VGG
 #: Outputs and inputs of a tile along one axis.
 _OUT, IN = 4, 6
 
-#: Where the polynomials are evaluated; the sixth point is infinity. Lavin and Gray have 0, 1, -1, 2 and -2, whose
-#: rounding errors are twice as large on average and three times at worst. But for the filters', all entries are exact
-#: in fp32.
+#: Points at which the polynomials are evaluated; the sixth is infinity. The points of Lavin and Gray (0, 1, -1, 2,
+#: -2) have rounding errors that are twice as large on average and three times at worst. All entries but the filters'
+#: are exact in fp32.
 _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 
 
 def _matrices() -> tuple[Tensor, Tensor, Tensor]:
-    """The linear maps of inputs ``[6, 6]``, of filters ``[6, 3]`` and of products to outputs ``[4, 6]``; float64.
+    """Returns the maps of inputs ``[6, 6]``, of filters ``[6, 3]`` and of products to outputs ``[4, 6]``; float64.
 
-    Toom and Cook's: a polynomial is known by its values, and the maps' transposes make a correlation of a product.
+    The method is Toom and Cook's: a polynomial is determined by its values, and the maps' transposes turn a product
+    into a correlation.
     """
     inputs, filters, outputs = np.zeros((IN, IN)), np.zeros((IN, 3)), np.zeros((_OUT, IN))
     for row, point in enumerate(_POINTS):
@@ -52,19 +53,21 @@ def _matrices() -> tuple[Tensor, Tensor, Tensor]:
 
 _INPUT, _FILTER, _OUTPUT = _matrices()
 
-#: Where it pays (``python -m benchmarks.winograd``). With fewer channels or larger maps the linear maps cost what the
-#: products save; on smaller maps the filters, four times as many numbers, take longer to read than to use.
+#: Channels and map sides for which it is faster (``python -m benchmarks.winograd``). With fewer channels or larger
+#: maps the linear maps cost more than the products save; on smaller maps the filters, four times as many numbers,
+#: take longer to read than to use.
 _CHANNELS = 128
 _SIDES = range(20, 65)
 
-#: Bytes of one image's products, above which a map is computed in strips, for the caches' sake.
+#: Bytes of one image's products above which a map is computed in strips, to fit the caches.
 _STRIP = 4 << 20
 
 
 def features(model: Uint8Model, height: int, width: int) -> nn.Sequential | None:
-    """In place of ``model.network.features`` for images of this size; None where nothing of it would be faster.
+    """Returns layers to replace ``model.network.features`` for images of this size; None if nothing would be faster.
 
-    To be translated, not to be run: it is a VGG's, in fp32, and holds its own copy of the filters that it changes.
+    The layers are to be translated and not run. They are for a VGG in fp32, and hold a copy of the filters that they
+    change.
     """
     if not isinstance(model.network, VGG):
         return None
@@ -72,8 +75,8 @@ def features(model: Uint8Model, height: int, width: int) -> nn.Sequential | None
 
 
 def _rewritten(layers: nn.Sequential, height: int, width: int) -> nn.Sequential | None:
-    """``layers`` with the first run of suitable convolutions replaced, if there is one."""
-    own = nn.Sequential(*layers)  # the model's own stays as it is
+    """Returns ``layers`` with the first run of suitable convolutions replaced; None without one."""
+    own = nn.Sequential(*layers)  # the model's own layers stay unchanged
     fold_batch_norms(own)
     places = _places(own, height, width)
     suitable = [suits(place.layer, place.height, place.width) for place in places]
@@ -89,7 +92,7 @@ def _rewritten(layers: nn.Sequential, height: int, width: int) -> nn.Sequential 
 
 
 class _Place(NamedTuple):
-    """A layer and the size of what it is given."""
+    """A layer and the size of its input."""
 
     layer: nn.Module
     height: int
@@ -106,7 +109,7 @@ def _places(layers: nn.Sequential, height: int, width: int) -> list[_Place]:
 
 
 def suits(layer: nn.Module, height: int, width: int) -> bool:
-    """Whether ``layer`` is a convolution that is faster this way on maps of this size."""
+    """Returns True if ``layer`` is a convolution that is faster by Winograd's algorithm on maps of this size."""
     return (
         isinstance(layer, nn.Conv2d)
         and min(layer.in_channels, layer.out_channels) >= _CHANNELS
@@ -120,25 +123,25 @@ def _inside(place: _Place) -> nn.Module:
         return Convolution(place.layer, place.height, place.width)
     if isinstance(place.layer, nn.MaxPool2d):
         return Pool(place.height, place.width)
-    return place.layer  # a ReLU, and what was a norm, know no axes
+    return place.layer  # a ReLU, and an Identity in place of a norm, work on any layout
 
 
 class Swap(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, C, H, W]`` → ``[H, W, N, C]``, and back."""
+        """Swaps ``[N, C, H, W]`` → ``[H, W, N, C]``, and back."""
         return x.permute(2, 3, 0, 1)
 
 
 class Pool(nn.Module):
-    """The largest of each 2 x 2; an odd last row or column is left out."""
+    """Max-pooling of 2 x 2; an odd last row or column is dropped."""
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
         self.height, self.width = 2 * (height // 2), 2 * (width // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[H, W, N, C]`` → ``[H // 2, W // 2, N, C]``."""
-        # Not amax over a reshaped axis: OpenVINO has only a reference for that.
+        """Pools ``[H, W, N, C]`` → ``[H // 2, W // 2, N, C]``."""
+        # Not amax over a reshaped axis, for which OpenVINO has only a slow reference implementation.
         x = torch.maximum(x[0 : self.height : 2], x[1 : self.height : 2])
         return torch.maximum(x[:, 0 : self.width : 2], x[:, 1 : self.width : 2])
 
@@ -166,10 +169,10 @@ class Convolution(nn.Module):
         return torch.cat(strips) if len(strips) > 1 else strips[0]
 
     def strip(self, x: Tensor, strip: Strip) -> Tensor:
-        """``[H, W * N * C]`` → some rows of the result."""
+        """Returns some rows of the result, from ``[H, W * N * C]``."""
         channels, filters = self.filters.shape[2:]
         along = IN * strip.tiles
-        # Comments name the axes: h and w, places in the image; i and j, tiles; r and s, what the maps make of a tile.
+        # Comments name the axes: h and w are pixels, i and j tiles, r and s positions in a mapped tile.
         y = torch.matmul(strip.inputs, x[strip.first : strip.stop])  # ri, w n c
         y = torch.matmul(self.columns, y.reshape(1, along, self.width, -1))  # s, ri, j, n c
         y = torch.matmul(y.reshape(IN, IN, -1, channels), self.filters)  # s, r, i j n, c'
@@ -180,22 +183,22 @@ class Convolution(nn.Module):
 
 
 class Strip(NamedTuple):
-    """Neighbouring tiles along one axis: from which inputs they are made, and to which outputs."""
+    """Neighbouring tiles along one axis, with their inputs and outputs."""
 
     first: int
     stop: int
-    """Inputs, as far as there are any: what lies outside is zero and takes no part."""
+    """The range of the inputs; positions outside are zero and left out."""
     tiles: int
     rows: int
-    """Outputs; of the last tile only those inside."""
+    """The number of outputs; the last tile may have fewer than four."""
     inputs: Tensor
-    """``[6 * tiles, inputs]``: products first, then tiles."""
+    """The map of inputs, ``[6 * tiles, inputs]``: products first, then tiles."""
     outputs: Tensor
-    """``[rows, 6 * tiles]``."""
+    """The map to outputs, ``[rows, 6 * tiles]``."""
 
 
 def _strips(length: int, most: int) -> list[Strip]:
-    """An axis of ``length`` in equal strips of up to ``most`` tiles, and of one at least."""
+    """Splits an axis of ``length`` into equal strips of up to ``most`` tiles, and at least one tile."""
     tiles = -(-length // _OUT)
     count = -(-tiles // max(1, most))
     each = -(-tiles // count)
@@ -208,7 +211,7 @@ def _strip(length: int, tile: int, tiles: int) -> Strip:
     inputs = torch.zeros(IN, tiles, stop - first)
     outputs = torch.zeros(rows, IN, tiles)
     for number in range(tiles):
-        start = _OUT * (tile + number) - 1  # its first input
+        start = _OUT * (tile + number) - 1  # the first input of the tile
         for offset in range(IN):
             if first <= start + offset < stop:
                 inputs[:, number, start + offset - first] = _INPUT[:, offset].float()
@@ -218,5 +221,5 @@ def _strip(length: int, tile: int, tiles: int) -> Strip:
 
 
 def _filters(weight: Tensor) -> Tensor:
-    """Filters ``[C', C, 3, 3]`` → ``[6, 6, C, C']``: of columns, of rows. In double precision on the way."""
+    """Maps filters ``[C', C, 3, 3]`` → ``[6, 6, C, C']`` (columns, then rows), computed in double precision."""
     return torch.einsum("rh,sw,oihw->srio", _FILTER, _FILTER, weight.double()).float().contiguous()
