@@ -1,8 +1,8 @@
-"""Which batch is run by which executor: pure arithmetic over measured times.
+"""Plans which executor runs which batch: pure arithmetic over measured times.
 
 times      per executor: {images: seconds}, as the warm-up measured them
 schedule   for each number of images up to the largest: the steps that take the least time together
-best_size  how many images one batch should hold at most
+best_size  the largest number of images that one batch should hold
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Unless the setting says otherwise: large enough for company on any host, however noisy its warm-up.
+#: Least batch size, unless the setting gives a smaller one: large enough to share a batch on any host, however noisy
+#: its warm-up.
 LEAST = 4
-#: A larger batch has to bring this much more images a second to be worth the latency that it adds,
+#: Least gain in throughput that justifies a larger batch, which adds latency.
 _WORTHWHILE = 1.05
-#: and must not take longer than this, in seconds: everyone waits who rides in it.
+#: Most seconds of one batch: every image in it waits this long.
 LONGEST = 0.25
 
 
@@ -30,7 +31,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Schedule:
-    """``steps[n]`` run n images, in ``seconds[n]``; 0 is empty."""
+    """``steps[n]`` run n images in ``seconds[n]``; entry 0 is empty."""
 
     steps: tuple[tuple[Step, ...], ...]
     seconds: tuple[float, ...]
@@ -39,11 +40,11 @@ class Schedule:
 def schedule(
     times: Sequence[Mapping[int, float]], parallelisms: Sequence[int | None], largest: int
 ) -> Schedule:
-    """The fastest composition for each number of images from 1 to ``largest``.
+    """Returns the fastest composition for each number of images from 1 to ``largest``.
 
-    ``parallelisms`` are those of the executors (`service.models.runtimes.Executor`). An executor with one was measured
-    for that many images, and takes any multiple of it in one step; an executor without runs any number, and what lies
-    between two measured ones is interpolated. The first executor must be of the second kind.
+    ``parallelisms`` are those of the executors (`service.models.runtimes.Executor`). An executor with a parallelism
+    was measured for that many images and takes any multiple in one step. An executor without one runs any number;
+    times between two measured ones are interpolated. The first executor must be of the second kind.
     """
     costs = [
         _costs(measured, parallelism, largest)
@@ -74,7 +75,7 @@ def _costs(measured: Mapping[int, float], parallelism: int | None, largest: int)
 
 
 def _appended(steps: tuple[Step, ...], step: Step, parallelisms: Sequence[int | None]) -> tuple[Step, ...]:
-    """One step more, or one of the steps longer where its executor takes images one by one anyway."""
+    """Adds a step, or lengthens an existing step of an executor that takes images one by one."""
     if parallelisms[step.executor] is not None:
         for place, other in enumerate(steps):
             if other.executor == step.executor:
@@ -84,9 +85,9 @@ def _appended(steps: tuple[Step, ...], step: Step, parallelisms: Sequence[int | 
 
 
 def best_size(seconds: Sequence[float], sizes: Sequence[int]) -> int:
-    """The smallest of ``sizes`` that brings nearly all the images a second there are, at least `LEAST`.
+    """Returns the smallest of ``sizes`` with nearly the best throughput, at least `LEAST`.
 
-    ``seconds[n]`` is how long n images take. No batch above `LEAST` takes longer than `LONGEST`.
+    ``seconds[n]`` is the time of n images. No batch above `LEAST` takes longer than `LONGEST`.
     """
     allowed = [size for size in sizes if size <= LEAST or seconds[size] <= LONGEST]
     wanted = [size for size in allowed if size >= min(LEAST, allowed[-1])]

@@ -1,8 +1,8 @@
-"""The canary on a processor: what each executor answered to it after warm-up is what it has to answer from then on.
+"""The canary on a CPU: each executor's answer after warm-up is the answer that it must repeat later.
 
-An executor has memory of its own for its weights, and batches of several sizes may run by several kernels. So each
-executor is checked by itself, in the size in which it ran most. Then the same kernels compute the same image in the
-same row, and what other kernels round otherwise makes no difference.
+An executor has its own memory for weights, and batches of several sizes may run by several kernels. So each executor
+is checked by itself, in the batch size that it ran most often. Then the same kernels compute the same image in the
+same row, and other kernels' rounding makes no difference.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from service.models.runtimes import Answer, Executor, Stoppable, Stream
 from service.models.watch import Trust, Watch
 from service.shared.batches import BatchReport
 
-#: Passes that may differ in their last bits, each from all others, before an executor counts as one that always does.
+#: Passes with unique last bits after which an executor counts as one that never repeats its bits.
 _ODD = 3
 
 
 class Reference:
-    """What an executor answers to the canary: ``rows``, float32 ``[images, length]``, as after warm-up.
+    """The right answers of an executor to the canary: ``rows``, float32 ``[images, length]``, from warm-up.
 
-    Nearly every executor gives the same bits whenever it computes the same. So even a bit which moves an answer by less
-    than the tolerance is found: by an answer that is another one than before, twice. An executor that does not
-    repeat itself is held to the tolerance of its precision.
+    Nearly every executor gives the same bits each time. So even a damaged bit that moves an answer by less than the
+    tolerance is found: the answer differs from the earlier ones twice in the same way. An executor that does not
+    repeat its bits is judged by the tolerance of its precision.
     """
 
     def __init__(self, rows: NDArray[np.float32], precision: str) -> None:
         self.rows = rows
         self._precision = precision
         self._confirmed = False
-        """Whether these bits were seen since."""
+        """True if these bits were seen again."""
         self._odd = 0
-        """Passes that gave others, once."""
+        """Passes with other bits that were seen only once."""
 
     def wrong(self, run: Callable[[], NDArray[np.float32]]) -> int:
-        """How many rows that ``run`` gives are wrong. Runs twice where bits differ within the tolerance."""
+        """Returns how many rows from ``run`` are wrong. Runs twice if bits differ within the tolerance."""
         first = run()
         if self._is_same(first):
             self._confirmed = True
@@ -56,7 +56,7 @@ class Reference:
             return far
         if self._confirmed:
             return int((first != self.rows).any(1).sum())
-        self.rows = first  # the very first pass was another kernel's
+        self.rows = first  # the very first pass used another kernel
         return 0
 
     def _is_same(self, rows: NDArray[np.float32]) -> bool:
@@ -68,18 +68,19 @@ class Reference:
 
 
 class Guard:
-    """Checks the executors of one runner. ``image`` is (height, width, channels); ``precision`` decides the tolerance.
+    """Checks the executors of one runner with the canary.
 
-    ``expected`` is the network's own answer, where it is known.
+    ``image`` is (height, width, channels); ``precision`` decides the tolerance. ``expected`` is the network's own
+    answer, if it is known.
     """
 
     def __init__(self, image: tuple[int, int, int], precision: str, expected: Logits | None = None) -> None:
         self._pixels = canary.image(image)[None]
         self._precision = precision
-        # Weights of which some are no numbers are their owner's affair: each answer is an error that says so.
+        # Weights with NaN are their owner's affair: every answer is an error that says so.
         self._expected = expected if expected is not None and np.isfinite(expected).all() else None
         self._references: dict[tuple[str, int], Reference] = {}
-        """By executor and number of images."""
+        """The right answers, by executor and number of images."""
         self._used: dict[str, Counter[int]] = {}
         self._watch: Watch[str] = Watch()
         self._trust = Trust()
@@ -88,9 +89,9 @@ class Guard:
         self._stopped = False
 
     def learn(self, executors: Sequence[Executor], sizes: Sequence[Sequence[int]]) -> None:
-        """Runs each executor in these ``sizes``, and takes what it answers for right.
+        """Runs each executor in these ``sizes`` and takes its answers as right.
 
-        Raises `UntrustedError` for an executor that computes something else than what was expected.
+        Raises `UntrustedError` for an executor whose answers are not the network's.
         """
         self._references = {
             (executor.name, images): Reference(self._answers(executor, images), self._precision)
@@ -113,20 +114,20 @@ class Guard:
         )
 
     def ran(self, executor: str, images: int) -> None:
-        """A pass of so many images. Safe in several threads."""
+        """Counts a pass of ``images`` by an executor. Thread-safe."""
         if executor in self._used:
             self._used[executor][images] += 1
             self._watch.ran(executor)
 
     @property
     def due(self) -> bool:
-        """Whether `look` is due."""
+        """True if a canary is due."""
         return self._watch.due
 
     def look(self, executors: Sequence[Executor]) -> BatchReport:
-        """Shows the canary to the executor for which that is most urgent. Raises `DeviceFailed`.
+        """Shows the canary to the executor for which it is most urgent. Raises `DeviceFailed`.
 
-        Tells of no answer when it was stopped.
+        Reports no answer if it was stopped.
         """
         name = self._watch.next()
         executor = next(executor for executor in executors if executor.name == name)
@@ -140,7 +141,7 @@ class Guard:
             raise
         finally:
             self._looking = None
-        done = [rows]  # what follows from it is not stopped any more
+        done = [rows]  # from here on nothing is stopped
 
         def run() -> NDArray[np.float32]:
             return done.pop() if done else self._answers(executor, images)
@@ -148,20 +149,20 @@ class Guard:
         return replace(self._judge(name, images, run), rows=images)
 
     def stop(self) -> None:
-        """Lets `look` end early, where it still runs and can. To be called in another thread."""
+        """Ends `look` early if it runs and can be stopped. Called in another thread."""
         executor = self._looking
         if isinstance(executor, Stoppable):
             self._stopped = True
             executor.stop()
 
     def _size(self, name: str) -> int:
-        """The most frequent one since the last look; when none was needed, the one that takes least."""
+        """Returns the most frequent size since the last canary; the smallest if no canary was due."""
         known = [images for executor, images in self._references if executor == name]
         used = [images for images, _ in self._used[name].most_common() if images in known]
         return used[0] if used and self._watch.is_due(name) else min(known)
 
     def is_due(self, executor: str) -> bool:
-        """Whether `check_in_stream` is due for the streams of this executor."""
+        """Returns True if a canary is due in the streams of this executor."""
         return self._watch.is_due(executor)
 
     def check_in_stream(self, executor: str, stream: Stream) -> BatchReport:
@@ -188,6 +189,6 @@ def _same_bits(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
 
 
 def _known(answers: Sequence[Answer]) -> NDArray[np.float32]:
-    """``[images, length]``: logits, or where there is no head each channel's mean of the features."""
+    """Returns ``[images, length]``: logits, or without a head each channel's mean of the features."""
     rows = [answer.logits if answer.logits.size else answer.features.mean((1, 2)) for answer in answers]
     return np.array(rows, np.float32)

@@ -1,4 +1,4 @@
-"""What was asked about each image, out of what the network said, into the slots' results."""
+"""Writes the requested outputs of each image into the slots' results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.shared.outputs import Explain, OutputKind, OutputRequest
 
 
 class OutputWriter:
-    """``explainer`` None is for a network without a head: a front-end lets nobody ask it for a map."""
+    """Writes outputs. ``explainer`` is None for a network without a head, which front-ends do not ask for maps."""
 
     def __init__(self, explainer: Explainer | None = None) -> None:
         self.explainer = explainer
@@ -25,7 +25,7 @@ class OutputWriter:
         answers: Sequence[Answer],
         results: NDArray[np.float32],
     ) -> None:
-        """Writes what is ``wanted`` of each answer to ``results[slots]``."""
+        """Writes the ``wanted`` output of each answer to ``results[slots]``."""
         rest = self.begin(slots, wanted, answers, results)
         if rest is not None:
             rest()
@@ -37,9 +37,9 @@ class OutputWriter:
         answers: Sequence[Answer],
         results: NDArray[np.float32],
     ) -> Callable[[], None] | None:
-        """Writes what needs no arithmetic to speak of; returns the rest, which reads nothing of ``answers`` any more.
+        """Writes the outputs that need little arithmetic, and returns the rest, which reads ``answers`` no more.
 
-        A VGG's map takes the gradient of 124 million weights: tenths of a second on a processor.
+        A VGG's map takes the gradient of 124 million weights: tenths of a second on a CPU.
         """
         looks: list[tuple[int, Explain, Answer]] = []
         for slot, want, answer in zip(slots, wanted, answers, strict=True):
@@ -55,7 +55,7 @@ class OutputWriter:
     def _explain(
         self, looks: list[tuple[int, Explain, Answer]], results: NDArray[np.float32]
     ) -> Callable[[], None]:
-        """For each slot the logits, and after them the map of the class that is wanted: all maps in one go."""
+        """Writes each slot's logits, and returns the work that writes the maps of the wanted classes, all at once."""
         assert self.explainer is not None
         explainer, slots = self.explainer, [slot for slot, _, _ in looks]
         classes = [
@@ -75,13 +75,14 @@ class OutputWriter:
 
 
 def max_output_length(logits: int, features: tuple[int, int, int]) -> int:
-    """Length of the longest answer in float32: all features ``[C, h, w]``, or logits with a map ``[h, w]``."""
+    """Returns the length of the longest output in float32: all features ``[C, h, w]``, or logits with a map ``[h,
+    w]``."""
     channels, height, width = features
     return max(logits + height * width, channels * height * width)
 
 
 def pool(features: NDArray[np.float32], task: OutputKind) -> NDArray[np.float32]:
-    """One image's features ``[C, h, w]`` as ``task`` wants them."""
+    """Returns one image's features ``[C, h, w]``, pooled as ``task`` wants them."""
     if task is OutputKind.FEATURES_AVG:
         average: NDArray[np.float32] = features.mean((1, 2))
         return average

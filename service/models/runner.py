@@ -1,4 +1,4 @@
-"""The model on its device: uint8 slots in, logits out. Belongs to one thread from warm-up on."""
+"""Runs the model on its device: uint8 slots in, logits out. Belongs to one thread from warm-up on."""
 
 from __future__ import annotations
 
@@ -25,28 +25,29 @@ from service.shared.outputs import OutputRequest
 
 log = logging.getLogger(__name__)
 
-#: Images in a forward pass that are tried at warm-up: a processor gains nothing from more.
+#: Batch sizes that the warm-up measures: a processor gains nothing from more images.
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
-#: Where neither setting nor runtime says less.
+#: Most images of a batch, if neither setting nor runtime limits it.
 _LARGEST = 1 << 16
-#: Times that each is measured, in turns, so that a neighbour's second of work does not fall on one size alone; and the
-#: seconds after which a start begins no further turn, since an idle engine measures again.
+#: Rounds of measurements, so that a short disturbance does not hit one size alone; and seconds after which a start
+#: begins no further round, since an idle engine measures again.
 _ROUNDS, _BUDGET = 3, 0.5
-#: Of the longest pass that is allowed: after one that took more, twice the images are not tried.
+#: Share of the longest allowed pass above which twice the images are not tried.
 _SOON = 0.7
-#: Starts that measure: after so many there is nothing new to be learnt.
+#: Most starts that measure: more would learn nothing new.
 _MEASUREMENTS = 4
-#: Seconds. A quicker pass is run some more times at once: the first of them finds this executor's threads asleep.
+#: Seconds below which a pass is repeated at once, and the repeats: the first pass finds the executor's threads
+#: asleep.
 _QUICK, _REPEATS = 0.01, 4
 
 
 class ModelRunner:
-    """A runtime behind the door that `service.engine.device.Runner` describes.
+    """A runtime as a `service.engine.device.Runner`.
 
-    ``image`` is the slot's (height, width, channels). ``max_batch_size`` None lets `warm_up` choose the
-    smallest size that brings nearly all there is. ``explainer`` None is for a network without a head. ``shapes`` are
-    those of an answer's features and the number of its logits; None lets a first image tell. ``notes`` hold what an
-    earlier start has measured. ``expected`` is the network's answer to the canary, where it is known.
+    ``image`` is the slot's (height, width, channels). ``max_batch_size`` None lets `warm_up` choose the smallest
+    size with nearly the best throughput. ``explainer`` is None for a network without a head. ``shapes`` are the
+    shape of the features and the number of logits; None finds them with a first image. ``notes`` hold the
+    measurements of earlier starts. ``expected`` is the network's answer to the canary, if it is known.
     """
 
     def __init__(
@@ -61,18 +62,18 @@ class ModelRunner:
     ) -> None:
         self.runtime = runtime
         self.capacity = 0.0
-        """Images a second at the largest batch, as `warm_up` saw it."""
+        """Images a second at the largest batch, measured by `warm_up`."""
         self.max_batch_size = min(max_batch_size or _SIZES[-1], runtime.most or _LARGEST)
         self._chosen = max_batch_size is None
         self._image = image
         self.streams: Streams | None = None
-        """Where single images run side by side; `warm_up` decides."""
+        """The streams in which single images run side by side, if `warm_up` finds them useful."""
         self._executors = dict(enumerate(runtime.executors()))
         self._notes = notes or Notes()
-        #: For each number of images, how it is run; empty until warm-up.
+        #: For each number of images, the steps that run it; empty until warm-up.
         self._steps: tuple[tuple[batch_plan.Step, ...], ...] = ()
         self.feature_shape, logits = shapes or self._shapes()
-        """The last block's output: channels, height, width."""
+        """Shape of the last block's output: channels, height, width."""
         self.results = max_output_length(logits, self.feature_shape)
         self._deliver = OutputWriter(explainer)
         self._guard = Guard(image, runtime.precision, expected)
@@ -83,10 +84,10 @@ class ModelRunner:
         )
 
     def warm_up(self) -> None:
-        """Plans the fastest executors for each number of images, from the notes or from what it measures now.
+        """Plans the fastest executors for each number of images, by the notes or by measurements.
 
-        Runs once whatever the plan takes, seeds the capacity, and chooses the largest size where it may. Raises
-        `UntrustedError` when something else is computed than the network.
+        It runs each planned executor once, sets the capacity, and chooses the largest batch size if that is left to
+        it. Raises `UntrustedError` if the answers are not the network's.
         """
         measured = self._notes.read()
         times = self._recalled(measured)
@@ -112,10 +113,10 @@ class ModelRunner:
         )
 
     def measure_again(self) -> Iterator[None]:
-        """Measures what the notes have once more, a pass for each step, and corrects them for the next start.
+        """Measures the noted times once more, one pass a step, and corrects the notes for the next start.
 
-        Every measurement is of a moment; the least of several is the one that nobody disturbed. What it uses is
-        its own, so that this runner can be at work meanwhile, if more slowly.
+        Disturbances make a measurement longer, so the least of several is right. The executors are extra ones, so
+        this runner can work meanwhile, if more slowly.
         """
         known = self._notes.read()
         another = self.runtime.another() if known and known.rounds < _MEASUREMENTS else None
@@ -126,7 +127,7 @@ class ModelRunner:
             sizes = known.times.get(executor.name, {})
             pixels = self._blank(max(sizes, default=1))
             for size in sizes:
-                _once(executor, pixels, size)  # pays for set-up
+                _once(executor, pixels, size)  # this pass pays for set-up
                 yield
                 for _ in range(_ROUNDS):
                     took = _time(executor, pixels, size)
@@ -141,7 +142,8 @@ class ModelRunner:
     def run(
         self, pixels: Pixels, slots: list[int], wanted: Sequence[OutputRequest], results: NDArray[np.float32]
     ) -> None:
-        """Runs ``pixels[slots]`` (uint8 ``[slots, H, W, C]``) and writes what is ``wanted`` to ``results[slots]``."""
+        """Runs ``pixels[slots]`` (uint8 ``[slots, H, W, C]``) and writes the ``wanted`` outputs to
+        ``results[slots]``."""
         done = 0
         for step in self._planned(len(slots)):
             part, executor = slice(done, done + step.images), self._executors[step.executor]
@@ -155,25 +157,25 @@ class ModelRunner:
     def start(
         self, pixels: Pixels, slots: list[int], wanted: Sequence[OutputRequest], results: NDArray[np.float32]
     ) -> CompletedBatch:
-        """`run`, as the engine calls it."""
+        """Runs a batch as the engine calls it: already completed when this returns."""
         self.run(pixels, slots, wanted, results)
         return CompletedBatch(BatchReport(len(slots), canary_due=self._guard.due))
 
     def canary(self) -> CompletedBatch:
-        """Looks at the canary where that is most urgent. Raises `DeviceFailed`."""
+        """Shows the canary to the executor for which it is most urgent. Raises `DeviceFailed`."""
         ran = self._guard.look(list(self._executors.values()))
         return CompletedBatch(replace(ran, canary_due=self._guard.due))
 
     def hurry(self) -> None:
-        """Lets the canary end early, if it runs. To be called in any thread."""
+        """Ends the canary early if it runs. Can be called in any thread."""
         self._guard.stop()
 
     def adopt(self, pixels: Pixels) -> Sequence[Fallback]:
-        """Says where batches will come from. A processor reads any memory."""
+        """Does nothing: a processor reads any memory."""
         return ()
 
     def check(self) -> Memory:
-        """The processor has no memory of its own."""
+        """Returns nothing: the processor has no memory of its own."""
         return Memory()
 
     def _shapes(self) -> tuple[tuple[int, int, int], int]:
@@ -182,14 +184,14 @@ class ModelRunner:
         return (channels, height, width), logits.size
 
     def _planned(self, images: int) -> tuple[batch_plan.Step, ...]:
-        """Before `warm_up`, everything goes to the first executor."""
+        """Returns the steps for a number of images; before `warm_up`, all go to the first executor."""
         return self._steps[images] if self._steps else (batch_plan.Step(0, images),)
 
     def _blank(self, images: int) -> Pixels:
         return np.zeros((images, *self._image), np.uint8)
 
     def _measure(self, pixels: Pixels) -> list[dict[int, float]]:
-        """Seconds for each size by each executor: the best of some rounds, after a first one that pays for set-up."""
+        """Returns seconds for each size by each executor: the best of some rounds, after a first pass for set-up."""
         self._prepare()
         times: list[dict[int, float]] = []
         sizes = [*(size for size in _SIZES if size < self.max_batch_size), self.max_batch_size]
@@ -198,7 +200,7 @@ class ModelRunner:
             for size in [executor.parallelism] if executor.parallelism else sizes:
                 times[-1][size] = took = _once(executor, pixels, size)
                 if size >= batch_plan.LEAST and took > _SOON * batch_plan.LONGEST:
-                    break  # larger ones are composed of these
+                    break  # larger batches are composed of these
         tried = [(number, size) for number, measured in enumerate(times) for size in measured]
         rounds, began = list[list[float]](), time.perf_counter()
         while len(rounds) < _ROUNDS and (not rounds or time.perf_counter() - began < _BUDGET):
@@ -210,7 +212,7 @@ class ModelRunner:
         return times
 
     def _prepare(self) -> None:
-        """Lets the executors compile side by side, on a core each."""
+        """Compiles the executors side by side, on a core each."""
         with ThreadPoolExecutor(len(self._executors)) as threads:
             list(threads.map(_prepare, self._executors.values()))
 
@@ -221,14 +223,14 @@ class ModelRunner:
         }
 
     def _recalled(self, measured: Measured | None) -> list[dict[int, float]] | None:
-        """The notes' times in the order of the executors; None unless they are about these very executors."""
+        """Returns the notes' times in the order of the executors; None unless the notes are about exactly these."""
         names = [executor.name for executor in self._executors.values()]
         if measured is None or sorted(measured.times) != sorted(names):
             return None
         return [dict(measured.times[name]) for name in names]
 
     def _weighed(self, times: list[dict[int, float]]) -> list[dict[int, float]]:
-        """The times, longer for executors that have a handicap."""
+        """Returns the times, multiplied by the executors' handicaps."""
         handicaps = [getattr(executor, "handicap", 1.0) for executor in self._executors.values()]
         pairs = zip(times, handicaps, strict=True)
         return [
@@ -236,7 +238,7 @@ class ModelRunner:
         ]
 
     def _settle(self) -> None:
-        """Lets go of the executors that are never taken, and runs once what is taken."""
+        """Drops the executors that no plan uses, and runs the others once."""
         taken = {step for steps in self._steps for step in steps}
         self._executors = {
             number: self._executors[number] for number in sorted({step.executor for step in taken})
@@ -254,7 +256,7 @@ class ModelRunner:
             self.runtime.settle(names)
 
     def _streams(self) -> Streams | None:
-        """Those of an executor that the plan takes for several images."""
+        """Returns the streams of an executor that the plan uses for several images."""
         for number, executor in self._executors.items():
             if (
                 executor.parallelism is not None
@@ -272,12 +274,12 @@ def _prepare(executor: Executor) -> None:
 
 
 def _sizes(executor: Executor, taken: Sequence[int]) -> set[int]:
-    """Those in which the executor is going to run: images that go one by one are the same in any number."""
+    """Returns the sizes in which the executor will run; images that run one by one need only one full size."""
     return {1, executor.parallelism} if executor.parallelism else set(taken)
 
 
 def _time(executor: Executor, pixels: Pixels, images: int) -> float:
-    """Seconds of a pass; of a quick one the best of some."""
+    """Returns the seconds of a pass; of a quick one, the best of several."""
     took = _once(executor, pixels, images)
     if took > _QUICK:
         return took

@@ -1,8 +1,8 @@
-"""A processor in parts: every stream runs an image of its own on its share of the cores.
+"""The CPU split into streams: each runs an image of its own on its share of the cores.
 
-Images of a batch wait for each other: the layers of a batch at every layer, images side by side at the end. On a
-processor that decodes photos beside, some core is always late, and the others are idle until it comes. A stream
-waits for nobody: what a decoding thread takes from one is all that it takes.
+Images of a batch wait for each other: in one batch at every layer, side by side at the end. While photos are decoded
+on the same processor, some core is always late, and the others idle until it is done. Streams do not wait for each
+other, so a decoding thread delays one stream only.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from service.shared.outputs import OutputRequest
 
 
 class Streams:
-    """What `service.engine.device.Streams` describes, of the executor with this ``name``.
+    """The `service.engine.device.Streams` of the executor with this ``name``.
 
-    ``sooner[n]``: n images run sooner here than as one batch.
+    ``sooner[n]`` is True if n images finish sooner here than as one batch.
     """
 
     def __init__(
@@ -40,17 +40,20 @@ class Streams:
         self._deliver = deliver
 
     def sooner(self, images: int) -> bool:
-        """Whether this many run sooner in streams than as one batch; of more than the largest, as many of it."""
+        """Returns True if this many images finish sooner in streams than as one batch.
+
+        Counts above the largest measured one take that one's answer.
+        """
         return self._sooner[min(images, len(self._sooner) - 1)]
 
     def run(
         self, stream: int, pixels: Pixels, slot: int, want: OutputRequest, results: NDArray[np.float32]
     ) -> BatchReport:
-        """Runs ``pixels[slot]`` in ``stream`` and writes what is wanted to ``results[slot]``."""
+        """Runs ``pixels[slot]`` in ``stream`` and writes the wanted output to ``results[slot]``."""
         self._deliver([slot], [want], [self._streams[stream](pixels, slot)], results)
         self._guard.ran(self._name, 1)
         return BatchReport(1, canary_due=self._guard.is_due(self._name))
 
     def canary(self, stream: int) -> BatchReport:
-        """Looks at the canary in ``stream``. Raises `DeviceFailed`."""
+        """Shows the canary to ``stream``. Raises `DeviceFailed`."""
         return self._guard.check_in_stream(self._name, self._streams[stream])

@@ -1,4 +1,4 @@
-"""Memory of the pipeline: what all batches share, and what each one in flight has for itself."""
+"""Memory of the pipeline: shared by all batches, and owned by each batch in flight."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import torch
 
 from service.models.cuda.device import Device
 
-#: Launches of one batch at most that carry a canary: its parts after an out-of-memory, and one of the canary's own.
+#: Most launches of one batch that carry a canary: its parts after an out-of-memory, and one launch with the canary
+#: alone.
 MOST_CANARIES = 512
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Of one image. ``features`` is ``(C, h, w)``, ``answer`` the number of logits.
+    """Shapes of one image's data. ``features`` is ``(C, h, w)``, ``answer`` the number of logits.
 
-    On the device and on their way features are ``[h, w, C]``, as every network makes them: turned they are by the
-    host, for who asks.
+    On the device and in transfer, features are ``[h, w, C]``, as every network makes them; the host transposes them
+    if they are wanted.
     """
 
     image: tuple[int, int, int]
@@ -28,13 +29,14 @@ class Shapes:
 
     @property
     def laid_out(self) -> tuple[int, int, int]:
-        """The features' sizes in the order of memory."""
+        """The features' shape in the order of memory."""
         channels, height, width = self.features
         return height, width, channels
 
 
 class Shared:
-    """What the captured graphs read and write, always at the same place; only the compute stream touches it."""
+    """Memory that the captured graphs read and write, always at the same address; only the compute stream touches
+    it."""
 
     def __init__(self, device: Device, shapes: Shapes, rows: int) -> None:
         self.rows = rows
@@ -44,7 +46,8 @@ class Shared:
 
 
 class BatchBuffers:
-    """Memory for one batch's pixels and answers, on the device and on the host. A batch has it from start to finish."""
+    """Memory for one batch's pixels and answers, on the device and on the host, from the batch's start to its
+    finish."""
 
     def __init__(self, device: Device, shapes: Shapes, rows: int) -> None:
         self.pixels = device.empty((rows, *shapes.image), torch.uint8)
@@ -58,7 +61,7 @@ class BatchBuffers:
 
 
 def neighbours(slots: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Runs of slots that lie side by side, to be copied as one: (row of the batch, first slot, count)."""
+    """Yields runs of adjacent slots, each to be copied at once: (row of the batch, first slot, count)."""
     row = 0
     while row < len(slots):
         count = 1

@@ -16,7 +16,7 @@ from service.shared.outputs import OutputKind, OutputRequest
 
 
 class InFlightBatch:
-    """What `service.shared.batches.BatchHandle` describes. ``finish`` is the runner's."""
+    """A batch on the device, as a `service.shared.batches.BatchHandle`. ``finish`` is the runner's."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class InFlightBatch:
         self.canaries: list[int] = []
         """The bucket of each launch that carried the canary."""
         self.event: Event | None = None
-        """After the last copy to the host."""
+        """The event after the last copy to the host."""
         self._wanted, self._results = wanted, results
         self._finish = finish
 
@@ -48,13 +48,13 @@ class InFlightBatch:
         return self._finish(self)
 
     def deliver(self, deliver: OutputWriter) -> Callable[[], None] | None:
-        """The answers, to the slots' results; returns what of them is left to do without the device."""
+        """Writes the answers to the slots' results; returns the remaining work that needs no device, or None."""
         images, buffers = len(self.slots), self.buffers
         if not images:
             return None
         logits = buffers.host_answers[:images].numpy()
         if not self.wants_features:
-            # In one go: this thread is the one that keeps the device busy.
+            # In one assignment: this thread must keep the device busy.
             self._results[self.slots, : logits.shape[1]] = logits
             return None
         features = buffers.host_features[:images].permute(0, 3, 1, 2).float().numpy()

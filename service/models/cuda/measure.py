@@ -1,4 +1,4 @@
-"""How long batches take, and how many images a second there are, on a runner that has been prepared."""
+"""Measures the times of batches and the images a second of a prepared runner."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from service.models.cuda.in_flight import InFlightBatch
 from service.models.runtimes import Pixels
 from service.shared.outputs import OutputKind, OutputRequest
 
-#: Times that something is measured.
+#: Number of measurements of each time.
 ROUNDS = 3
-#: A clock that stands still must not make a rate infinite.
+#: Shortest time in seconds: a clock that stands still must not make a rate infinite.
 _SHORTEST = 1e-9
 
 
 class Runner(Protocol):
-    """What is measured: a runner that has been prepared. Arguments are those of `service.engine.device.Runner`."""
+    """A prepared runner that is measured. Its methods are those of `service.engine.device.Runner`."""
 
     in_flight: int
-    """Batches that may be on the device at a time."""
+    """Most batches on the device at a time."""
 
     @property
     def buckets(self) -> Sequence[int]:
@@ -33,7 +33,7 @@ class Runner(Protocol):
 
     @property
     def results(self) -> int:
-        """The length of a slot's results, in float32."""
+        """Length of a slot's results in float32."""
 
     def run(
         self, pixels: Pixels, slots: list[int], wanted: Sequence[OutputRequest], results: NDArray[np.float32]
@@ -45,7 +45,7 @@ class Runner(Protocol):
 
 
 def by_bucket(runner: Runner, image: Pixels) -> dict[int, float]:
-    """Seconds of a batch alone, from slots to results. ``image`` is what it is made of."""
+    """Returns the seconds of one batch of each bucket, from slots to results. ``image`` fills the batch."""
     seconds: dict[int, float] = {}
     for bucket in runner.buckets:
         batch = _batch(runner, image, bucket)
@@ -60,7 +60,7 @@ def by_bucket(runner: Runner, image: Pixels) -> dict[int, float]:
 
 
 def pipelined(runner: Runner, image: Pixels, size: int) -> float:
-    """Images a second, with as many batches in flight as there may be."""
+    """Returns images a second with as many batches in flight as possible."""
     batch, in_flight = _batch(runner, image, size), deque[InFlightBatch]()
     batches = ROUNDS * runner.in_flight
     began = time.perf_counter()

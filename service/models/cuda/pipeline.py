@@ -1,12 +1,12 @@
-"""Batches through a device that copies, computes and answers at the same time.
+"""Runs batches on a device that copies, computes and returns results at the same time.
 
     copy stream      slots → buffers' pixels        │ next batch's
     compute stream        buffers → shared → graph → buffers' answers │ next batch's
     answer stream                                       buffers → host │ next batch's
 
-Each batch in flight has buffers of its own at both ends. In between lies what the graphs were captured
-with, which only the compute stream touches; the copies within the device that this costs are a hundredth of a
-batch. A bucket's rows beyond the batch are padding: the first of them holds the canary.
+Each batch in flight has its own buffers at both ends. The graphs were captured with the shared memory in between,
+which only the compute stream touches; the extra copies within the device take a hundredth of a batch's time. A
+bucket's rows beyond the batch are padding, and the first of them holds the canary.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from service.shared.outputs import OutputRequest
 
 log = logging.getLogger(__name__)
 
-#: Images a batch that are tried first, unless the setting says otherwise.
+#: Images a batch that are tried first, unless the setting gives a number.
 _LARGEST = 256
-#: All buckets read the same weights, so that they are one place to be watched.
+#: All buckets read the same weights, so they count as one place for the canary.
 _DEVICE = "device"
 
 
 class CudaRunner:
-    """A program behind the door that `service.engine.device.Runner` describes. Belongs to one thread from warm-up on.
+    """A program on a CUDA device, as a `service.engine.device.Runner`. Belongs to one thread from warm-up on.
 
-    ``image`` is the slot's (height, width, channels). ``max_batch_size`` None takes the smallest size that brings
-    nearly all there is.
+    ``image`` is the slot's (height, width, channels). ``max_batch_size`` None takes the smallest size with nearly
+    the best throughput.
     """
 
     in_flight = 2
@@ -65,27 +65,27 @@ class CudaRunner:
         explainer: Explainer | None = None,
         fallbacks: Fallbacks | None = None,
     ) -> None:
-        """The first of ``choices`` that works, here and in `warm_up`, is what runs. Raises `StartError`.
+        """Takes the first of ``choices`` that works, here and in `warm_up`. Raises `StartError`.
 
-        ``fallbacks`` hears of everything that did not.
+        ``fallbacks`` records every choice that did not work.
         """
         self._fallbacks = fallbacks or Fallbacks()
         self._deliver = OutputWriter(explainer)
         self.capacity = 0.0
-        """Images a second at the largest batch, as `warm_up` saw it."""
+        """Images a second at the largest batch, measured by `warm_up`."""
         self._wanted = max_batch_size
         self._device = device
         self._canary = canary.image(image)
         self._copying, self._computing, self._answering = (device.stream() for _ in range(3))
         self._choices = deque(choices)
         self._without = ""
-        """What is given up if the program that is there fails."""
+        """What is given up if the present program fails."""
         self._graph_builder = GraphBuilder(device, self._computing, self._canary)
         self._prepared: Prepared | None = None
         self._watch = Watch([_DEVICE])
         self._trust = Trust()
         self._adopted: Tensor | None = None
-        """Over the arena's pixels, if copies can start there."""
+        """A tensor over the arena's pixels, if copies can start there."""
         self._take_program()
 
     def __repr__(self) -> str:
@@ -95,7 +95,7 @@ class CudaRunner:
 
     @property
     def limit(self) -> int:
-        """Images in a forward pass at most; less than ``max_batch_size`` once memory ran out."""
+        """Most images in a forward pass; less than ``max_batch_size`` after memory ran out."""
         return max(self._ready().steps)
 
     @property
@@ -105,13 +105,13 @@ class CudaRunner:
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """Rows that a forward pass may have, ascending."""
+        """Numbers of rows that a forward pass may have, ascending."""
         return tuple(self._ready().steps)
 
     # Getting ready
 
     def _take_program(self) -> None:
-        """The next program that runs an image, with the shapes of what it says."""
+        """Takes the next program that runs one image, and the shapes of its results."""
         while True:
             try:
                 choice = self._choices.popleft()
@@ -122,12 +122,12 @@ class CudaRunner:
             except Exception as error:
                 self._go_on_after(error)
         self.feature_shape = self._shapes.features
-        """The last block's output: channels, height, width."""
+        """Shape of the last block's output: channels, height, width."""
         self.results = max_output_length(self._shapes.answer, self.feature_shape)
         self.max_batch_size = min(self._wanted or _LARGEST, self.runtime.most or _LARGEST)
 
     def _go_on_after(self, error: Exception) -> None:
-        """Returns if another program is left to be tried, else raises."""
+        """Raises ``error`` if no other program is left to be tried."""
         self._prepared = None
         self._blame(error)
         if self._choices:
@@ -141,10 +141,10 @@ class CudaRunner:
         raise error
 
     def warm_up(self) -> None:
-        """Prepares every bucket, up to the largest that fits in memory; seeds the capacity.
+        """Prepares every bucket, up to the largest that fits in memory, and measures the capacity.
 
-        Raises `ConfigurationError` when not even one image fits, or what was prepared computes something else
-        than the network, and nothing is left to be tried.
+        Raises `ConfigurationError` if no program is left: not even one image fits, or the answers are not the
+        network's.
         """
         while True:
             try:
@@ -167,7 +167,7 @@ class CudaRunner:
         )
 
     def _prepare(self) -> None:
-        """Memory and steps for batches of as many images as fit."""
+        """Prepares memory and steps for batches of as many images as fit."""
         largest = self.max_batch_size
         while True:
             try:
@@ -180,7 +180,7 @@ class CudaRunner:
                 if not self._device.out_of_memory(error) or largest == 1:
                     raise
                 log.warning("out of GPU memory at %d images a batch; trying %d", largest, largest // 2)
-            # Outside of the handler: the error's traceback holds on to what was made.
+            # Outside of the handler, since the error's traceback holds the memory.
             largest //= 2
             self._device.release()
 
@@ -189,7 +189,8 @@ class CudaRunner:
         ready.steps = {bucket: step for bucket, step in ready.steps.items() if bucket <= size}
 
     def forward_rate(self, seconds: float, size: int | None = None) -> float:
-        """Images a second of forward passes of ``size``, else the largest, for about ``seconds``, without any copy."""
+        """Returns images a second of forward passes of ``size`` (default: the largest) without copies, in about
+        ``seconds``."""
         size = size or self.limit
         step, images = self._ready().steps[size], 0
         began = time.perf_counter()
@@ -200,12 +201,12 @@ class CudaRunner:
             images += measure.ROUNDS * size
         return images / (time.perf_counter() - began)
 
-    # BatchHandle
+    # Running batches
 
     def run(
         self, pixels: Pixels, slots: list[int], wanted: Sequence[OutputRequest], results: NDArray[np.float32]
     ) -> None:
-        """`start`, and waits."""
+        """Starts a batch and waits for it."""
         rest = self.start(pixels, slots, wanted, results).finish().rest
         if rest is not None:
             rest()
@@ -213,9 +214,10 @@ class CudaRunner:
     def start(
         self, pixels: Pixels, slots: list[int], wanted: Sequence[OutputRequest], results: NDArray[np.float32]
     ) -> InFlightBatch:
-        """Starts ``pixels[slots]`` (uint8 ``[slots, H, W, C]``); what is ``wanted`` goes to ``results[slots]``.
+        """Starts ``pixels[slots]`` (uint8 ``[slots, H, W, C]``); the ``wanted`` outputs go to ``results[slots]``.
 
-        At most `in_flight` at once. Raises `DeviceFailed` when the device is lost, and what the model raised else.
+        At most `in_flight` batches may run at once. Raises `DeviceFailed` if the device is lost, otherwise the
+        model's error.
         """
         buffers = self._ready().free_buffers.popleft()
         try:
@@ -227,17 +229,17 @@ class CudaRunner:
             raise
 
     def canary(self) -> InFlightBatch:
-        """Starts a forward pass for the canary alone. What `start` says of batches is true of it."""
+        """Starts a forward pass with the canary alone. All that `start` says of batches applies."""
         nothing = np.empty((0, self.results), np.float32)
         return self.start(np.empty((0, *self.image), np.uint8), [], [], nothing)
 
     def hurry(self) -> None:
-        """What is on the device cannot be stopped, and takes milliseconds."""
+        """Does nothing: work on the device cannot be stopped, and takes milliseconds."""
 
     def adopt(self, pixels: Pixels) -> Sequence[Fallback]:
-        """Says where batches will come from, uint8 ``[slots, H, W, C]``: copies start there, if they can.
+        """Registers the memory of future batches, uint8 ``[slots, H, W, C]``, so that copies start there.
 
-        Returns what has to be done without because they cannot.
+        Returns what is given up if that is refused.
         """
         adopted = self._device.adopt(pixels)
         if isinstance(adopted, str):
@@ -246,14 +248,14 @@ class CudaRunner:
         return ()
 
     def check(self) -> Memory:
-        """The device's memory, as a sign of its life. Raises `DeviceFailed`."""
+        """Returns the device's memory, as a sign that it works. Raises `DeviceFailed`."""
         try:
             return self._device.memory()
         except RuntimeError as error:
             raise DeviceFailed(str(error).splitlines()[0]) from error
 
     def _start(self, batch: InFlightBatch) -> None:
-        """Puts a batch on the device; in smaller parts, and all later ones too, where memory has run out."""
+        """Puts a batch on the device. If memory runs out, it is split, and all later batches are split as well."""
         while True:
             try:
                 batch.event = self._launch(batch)
@@ -296,7 +298,7 @@ class CudaRunner:
         self._copying.copy(buffers.pixels[:images], buffers.staged_pixels[:images])
 
     def _source(self, pixels: Pixels) -> Tensor | None:
-        """A tensor over ``pixels`` if copies can start there."""
+        """Returns a tensor over ``pixels`` if copies can start there."""
         adopted = self._adopted
         same = (
             adopted is not None and adopted.data_ptr() == pixels.ctypes.data and adopted.shape == pixels.shape
@@ -304,7 +306,7 @@ class CudaRunner:
         return adopted if same else None
 
     def _compute(self, batch: InFlightBatch, row: int, count: int) -> None:
-        """Rows of the batch from ``row`` on, in the smallest bucket that holds ``count``."""
+        """Computes ``count`` rows of the batch from ``row`` on, in the smallest bucket that holds them."""
         ready, buffers, stream = self._ready(), batch.buffers, self._computing
         shared = ready.shared
         bucket, part = bucket_of(count, list(ready.steps)), slice(row, row + count)
@@ -320,7 +322,7 @@ class CudaRunner:
         batch.rows += bucket
 
     def _compute_canary(self, batch: InFlightBatch) -> None:
-        """A forward pass of its own, when many batches in a row had no room for it, or there were none."""
+        """Computes the canary alone, after many batches without room for it or without any batch."""
         ready = self._ready()
         bucket = min(ready.steps)
         self._computing.copy(ready.shared.pixels[0], self._graph_builder.canary)
@@ -362,7 +364,7 @@ class CudaRunner:
         return replace(ran, rows=batch.rows, canary_due=self._watch.due, rest=rest)
 
     def _again(self, batch: InFlightBatch) -> int:
-        """Runs the batch once more. Returns how many answers to the canary are wrong now."""
+        """Runs the batch once more and returns how many answers to the canary are wrong now."""
         self._start(batch)
         batch.wait()
         return self._mismatches(batch)
@@ -376,13 +378,13 @@ class CudaRunner:
         return len(right) - sum(right)
 
     def _give_up(self, buffers: BatchBuffers, error: Exception) -> None:
-        """Frees the buffers, once nothing on the device touches it. Raises `DeviceFailed` if it was the device."""
+        """Frees the buffers once nothing on the device uses them. Raises `DeviceFailed` if the device itself failed."""
         self._blame(error)
         self._settle()
         self._ready().free_buffers.append(buffers)
 
     def _blame(self, error: Exception) -> None:
-        """Raises `DeviceFailed` if ``error`` is the device's."""
+        """Raises `DeviceFailed` if ``error`` comes from the device itself."""
         if isinstance(error, DeviceFailed):
             raise error
         reason = self._device.failure(error)
@@ -390,7 +392,7 @@ class CudaRunner:
             raise DeviceFailed(reason) from error
 
     def _settle(self) -> None:
-        """Waits for everything on the device."""
+        """Waits for all work on the device."""
         for stream in (self._copying, self._computing, self._answering):
             stream.record().wait()
 

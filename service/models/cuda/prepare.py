@@ -1,4 +1,4 @@
-"""A program → one step for each bucket, captured where it can be, and each seen to compute the network."""
+"""Prepares a program: one step for each bucket, captured if possible, and each checked against the network."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from service.shared.buckets import up_to
 
 @dataclass
 class Prepared:
-    """Everything that batches need. ``steps`` go from the shared pixels to the shared answers, by bucket."""
+    """Everything that batches need. ``steps`` map the shared pixels to the shared answers, by bucket."""
 
     shared: Shared
     free_buffers: deque[BatchBuffers]
     steps: dict[int, Work]
     references: dict[int, canary.Logits]
-    """By bucket: the canary's answer when the step was made."""
+    """The canary's answer when the step was made, by bucket."""
 
 
 class GraphBuilder:
-    """Prepares programs on a device, by its compute ``stream``. ``pixels`` are the canary's, uint8 ``[H, W, C]``."""
+    """Prepares programs on a device by its compute ``stream``. ``pixels`` are the canary's, uint8 ``[H, W, C]``."""
 
     def __init__(self, device: Device, stream: Stream, pixels: Pixels) -> None:
         self._device, self._stream = device, stream
         self.canary = device.empty(pixels.shape, torch.uint8)
-        """On the device."""
+        """The canary on the device."""
         stream.copy(self.canary, torch.from_numpy(pixels))
 
     def probe_shapes(self, program: Program) -> Shapes:
-        """One image through ``program``, for the shapes of what comes out."""
+        """Returns the shapes of the results, by running one image through ``program``."""
         found: list[Tensor] = []
         self._stream.run(lambda: found.extend(program.forward(self.canary[None])))
         self._stream.record().wait()
@@ -52,26 +52,26 @@ class GraphBuilder:
         )
 
     def prepare(self, program: Program, shapes: Shapes, largest: int, in_flight: int) -> Prepared:
-        """Memory and steps for batches of up to ``largest`` images, ``in_flight`` of them at once.
+        """Prepares memory and steps for batches of up to ``largest`` images, ``in_flight`` of them at once.
 
-        Raises what `Device.out_of_memory` knows, and `service.models.canary.UntrustedError`.
+        Raises errors that `Device.out_of_memory` recognises, and `service.models.canary.UntrustedError`.
         """
         shared = Shared(self._device, shapes, largest)
         made = deque(BatchBuffers(self._device, shapes, largest) for _ in range(in_flight))
         steps: dict[int, Work] = {}
         references: dict[int, canary.Logits] = {}
-        # The largest first: the others find room in what it took.
+        # The largest comes first: the others fit into the memory that it took.
         for bucket in reversed(up_to(largest)):
             steps[bucket] = self._step(program, shared, bucket)
             references[bucket] = self._reference(program, shared, bucket)
         return Prepared(shared, made, dict(sorted(steps.items())), references)
 
     def _step(self, program: Program, shared: Shared, bucket: int) -> Work:
-        """A forward pass of ``bucket`` rows; the canary is in all of them, and its answers are there."""
+        """Makes a forward pass of ``bucket`` rows. It leaves the canary in each row, and its answers."""
         work: Work = partial(_forward, program, shared, bucket)
         for row in range(bucket):
             self._stream.copy(shared.pixels[row], self.canary)
-        # Twice: libraries look for their best kernel in the first run and take its memory in the second.
+        # Twice: libraries choose their kernel in the first run and allocate its memory in the second.
         for _ in range(2):
             self._stream.run(work)
         self._stream.record().wait()
@@ -94,7 +94,7 @@ def _forward(program: Program, shared: Shared, bucket: int) -> None:
 
 
 def _trusted(program: Program, bucket: int, answers: NDArray[np.float32]) -> canary.Logits:
-    """The canary's answer; raises `canary.UntrustedError` where it is wrong, or another one in another row."""
+    """Returns the canary's answer. Raises `canary.UntrustedError` if it is wrong or differs between rows."""
     reference: canary.Logits = answers[-1].copy()
     if program.expected is not None and not canary.is_right(reference, program.expected, program.precision):
         raise canary.UntrustedError(

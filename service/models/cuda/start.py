@@ -1,4 +1,4 @@
-"""From a loaded model to a runner on CUDA, by the runtime that was decided on."""
+"""Makes a CUDA runner of a loaded model, by the placement's runtime."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def start(
     fallbacks: Fallbacks | None = None,
     given_up: Sequence[str] = (),
 ) -> CudaRunner:
-    """The checkpoint's model on its device, not yet warmed up. Raises `StartError`.
+    """Returns a runner of the checkpoint's model on its device, not yet warmed up. Raises `StartError`.
 
-    ``fallbacks`` hears of what cannot be used; of the ways to run the model, as many are left out as ``given_up`` has
-    reasons, but never the last.
+    ``fallbacks`` records what cannot be used. Each reason in ``given_up`` leaves out one way to run the model, but
+    never the last.
     """
     fallbacks = fallbacks or Fallbacks()
     device = CudaDevice(placement.device)
@@ -47,7 +47,7 @@ def start(
 
 
 def leave_out(found: Sequence[Choice], given_up: Sequence[str], fallbacks: Fallbacks) -> list[Choice]:
-    """``found`` without its first ones, one for each reason, but never without its last."""
+    """Returns ``found`` without its first choices, one for each reason, but never without its last."""
     left = list(found)
     for reason in given_up[: len(found) - 1]:
         fallbacks.note(left.pop(0).without, f"the device failed with it: {reason}")
@@ -55,18 +55,18 @@ def leave_out(found: Sequence[Choice], given_up: Sequence[str], fallbacks: Fallb
 
 
 def settle_numerics() -> None:
-    """fp32 means fp32, where torch's default is TF32 for convolutions; half precision adds up in fp32."""
-    # Not by torch's newer `fp32_precision`: the compiler still asks by the older names, and torch refuses a mixture
-    # (pytorch issue 166387). Products of matrices are fp32 by default.
+    """Makes fp32 convolutions exact (torch's default is TF32), and lets half precision add up in fp32."""
+    # Not torch's newer `fp32_precision`: the compiler still reads the older names, and torch refuses a mixture
+    # (pytorch issue 166387). Matrix products are exact by default.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    # Shapes are few and fixed: trying cuDNN's kernels once for each pays.
+    # Shapes are few and fixed, so trying cuDNN's kernels once for each pays.
     torch.backends.cudnn.benchmark = True
 
 
 def expected_of(checkpoint: Checkpoint) -> canary.Logits:
-    """What the checkpoint's network says to the canary."""
+    """Returns the answer of the checkpoint's network to the canary."""
     has_head = checkpoint.classes is not None
     return canary.expected(loader.load(checkpoint), checkpoint.preprocessing.shape, has_head=has_head)
 
@@ -78,10 +78,10 @@ def choices(
     report: Callable[[str], object],
     fallbacks: Fallbacks,
 ) -> list[Choice]:
-    """What can run the model, what was decided on first, and what always works last.
+    """Returns the ways to run the model: the decided one first, the one that always works last.
 
-    Nothing that only makes it faster may keep the service from serving: our kernels give way to torch's, graphs to
-    kernels one by one, and half precision to fp32.
+    An optimisation must not keep the service from serving: this project's kernels give way to torch's, graphs to
+    single kernels, and half precision to fp32.
     """
     make = _Make(checkpoint, device, report, fallbacks)
     precision = placement.precision
@@ -104,7 +104,7 @@ def choices(
 
 
 class _Make:
-    """The programs of one checkpoint on one device."""
+    """Makes the programs of one checkpoint on one device."""
 
     def __init__(
         self,

@@ -1,11 +1,11 @@
-"""How a model is executed: each runtime offers one or several ways to run a batch, `ModelRunner` picks among them.
+"""How a model is executed: each runtime offers executors of a batch, and `ModelRunner` chooses among them.
 
-service.models.runner      slots, plans, warm-up: the engine's door
+service.models.runner      slots, plans, warm-up: the engine calls it
     │ Executor(pixels, slots) → answers
 eager.py                   torch: the reference, on any device
 openvino.py                OpenVINO on the CPU ◀── conversion.py   torch module → OpenVINO model, by translation.py
-                                               ◀── onnx_runtime.py  more executors, where the extra is installed
-                                               ◀── winograd.py     VGG's convolutions, with fewer products
+                                               ◀── onnx_runtime.py more executors, if the extra is installed
+                                               ◀── winograd.py     VGG's convolutions with fewer products
                                                ◀── artifact.py     a converted or quantised model on disk
                                                ◀── int8.py         OpenVINO model → one of integers
 """
@@ -22,25 +22,25 @@ Pixels = NDArray[np.uint8]
 
 
 class Answer(NamedTuple):
-    """What the model says to one image. Valid until the same executor runs again."""
+    """The model's answer to one image. Valid until the same executor runs again."""
 
     features: NDArray[np.float32]
     """The last block's output, ``[C, h, w]``."""
     logits: NDArray[np.float32]
-    """``[classes]``; empty for a checkpoint without a head."""
+    """Logits ``[classes]``; empty for a checkpoint without a head."""
 
 
 class Executor(Protocol):
-    """One way to run images through the model, on its device."""
+    """One way to run images through the model on its device."""
 
     @property
     def name(self) -> str:
-        """What notes call it; no other executor of the runtime's has it."""
+        """Name in notes, unique within the runtime."""
 
     @property
     def parallelism(self) -> int | None:
-        """None: all images given go through the layers together, as one batch. Else: they go one by one,
-        this many at the same time, so that a multiple of it takes a multiple of the time."""
+        """None if all images go through the layers together, as one batch. Otherwise the number of images that run
+        side by side, each alone; a multiple of it takes a multiple of the time."""
 
     def __call__(self, pixels: Pixels, slots: Sequence[int]) -> list[Answer]:
         """Runs ``pixels[slots]``, uint8 ``[slots, H, W, C]``. The answers are in the order of ``slots``."""
@@ -48,25 +48,26 @@ class Executor(Protocol):
 
 @runtime_checkable
 class Preparable(Protocol):
-    """An executor that has something to compile before its first pass."""
+    """An executor that compiles something before its first pass."""
 
     def prepare(self) -> object:
-        """Does that now, unless it was done."""
+        """Compiles now, unless that was done."""
 
 
 class Stream(Protocol):
-    """One of the ``parallelism`` places of an executor that runs images side by side, to be used without the others."""
+    """One of the ``parallelism`` places of an executor, which can run images independently of the others."""
 
     def __call__(self, pixels: Pixels, slot: int) -> Answer:
-        """Runs ``pixels[slot]``. Each stream may do so in a thread of its own at the same time."""
+        """Runs ``pixels[slot]``, uint8 ``[slots, H, W, C]``. Streams may run at the same time in threads of their
+        own."""
 
 
 @runtime_checkable
 class SupportsStreams(Protocol):
-    """An executor whose places need not begin and end together."""
+    """An executor whose places need not start and end together."""
 
     def streams(self) -> list[Stream]:
-        """As many as the executor's ``parallelism``."""
+        """Returns ``parallelism`` streams."""
 
 
 @runtime_checkable
@@ -74,7 +75,7 @@ class Stoppable(Protocol):
     """An executor that can be stopped in the middle of a batch."""
 
     def stop(self) -> None:
-        """Lets the batch that runs fail soon; does nothing where none does. To be called in any thread."""
+        """Makes the running batch fail soon; does nothing without one. Can be called in any thread."""
 
 
 class Runtime(Protocol):
@@ -84,24 +85,24 @@ class Runtime(Protocol):
 
     @property
     def most(self) -> int | None:
-        """Images in one batch at most; None for any number."""
+        """Most images in one batch; None for any number."""
 
     @property
     def name(self) -> str:
-        """What the setting ``runtime`` calls it."""
+        """The runtime's name in the setting ``runtime``."""
 
     def executors(self) -> list[Executor]:
-        """Every executor worth trying on this host; the first one is good for any number of images."""
+        """Returns every executor worth measuring on this host; the first one takes any number of images."""
 
     def another(self) -> Runtime | None:
-        """The same with memory of its own, to be measured beside it; None where there is no choice or no room."""
+        """Returns a second runtime with its own memory, to be measured beside this one; None without choice or room."""
 
     def settle(self, names: Sequence[str]) -> bool:
-        """No executor but these is going to be used from now on. Returns whether any of them was made anew."""
+        """Keeps only the executors ``names``. Returns True if any of them was compiled anew."""
 
 
 def gather(pixels: Pixels, slots: Sequence[int], staging: Pixels) -> Pixels:
-    """``pixels[slots]`` as one block: a view where the slots are neighbours, else copied into ``staging``."""
+    """Returns ``pixels[slots]`` as one block: a view if the slots are neighbours, else a copy in ``staging``."""
     first, count = slots[0], len(slots)
     if list(slots) == list(range(first, first + count)):
         return pixels[first : first + count]

@@ -1,4 +1,4 @@
-"""Compiled models on the CPU, as runtimes: ``runtime=compile``, and the directory that `imagenet-serve export` made."""
+"""Compiled models on the CPU, as runtimes: ``runtime=compile``, and a directory that `imagenet-serve export` made."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CPU = torch.device("cpu")
 
 
 class Ahead:
-    """A compiled function, for at most ``most`` images at once."""
+    """A compiled function as a runtime, for at most ``most`` images at once."""
 
     def __init__(self, name: str, precision: str, forward: Forward, most: int | None, has_head: bool) -> None:
         self.name, self.precision, self.most = name, precision, most
@@ -31,14 +31,15 @@ class Ahead:
         return None
 
     def settle(self, names: Sequence[str]) -> bool:
-        """There is one executor."""
+        """Does nothing: there is one executor."""
         return False
 
 
 def load(
     model: Uint8Model, checkpoint: Checkpoint, placement: Placement, report: Callable[[str], object]
 ) -> Ahead:
-    """Raises `ConfigurationError` where this host cannot compile, or the artifact is another model's."""
+    """Loads or compiles the model. Raises `ConfigurationError` if this host cannot, or the artifact is another
+    model's."""
     has_head = checkpoint.classes is not None
     if placement.artifact is not None:
         found = package.open_artifact(placement.artifact, checkpoint, _CPU)

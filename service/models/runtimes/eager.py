@@ -1,4 +1,4 @@
-"""torch, layer by layer: the reference that every other runtime is held against, and what always works."""
+"""torch, layer by layer: the reference for every other runtime, and the one that always works."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Eager:
-    """The torch module itself on the CPU, with its batch norms folded. (CUDA has `service.models.cuda`.)
+    """The torch module itself on the CPU, with folded batch norms. (CUDA has `service.models.cuda`.)
 
-    ``model`` belongs to this from now on.
+    ``model`` must not be used afterwards.
     """
 
     name = "eager"
@@ -43,14 +43,14 @@ class Eager:
         return None
 
     def settle(self, names: Sequence[str]) -> bool:
-        """There is one executor."""
+        """Does nothing: there is one executor."""
         return False
 
 
 class BatchExecutor:
-    """One forward pass for all images, by a function of uint8 ``[N, H, W, C]`` on the CPU.
+    """Runs one forward pass for all images, by a function of uint8 ``[N, H, W, C]`` on the CPU.
 
-    It gives features and logits; without a head the latter are not looked at.
+    The function returns features and logits; without a head its logits are ignored.
     """
 
     name = "together"
@@ -72,13 +72,13 @@ class BatchExecutor:
 
 
 def fold_batch_norms(model: nn.Module) -> int:
-    """Folds each batch norm into the convolution right before it, in place, and returns how many there were.
+    """Folds each batch norm into the convolution directly before it, in place, and returns their number.
 
-    ``y = (w * x) * s + b`` is a convolution again, with weights ``w * s``: all norms of a VGG with them, and of
-    a DenseNet those of the stem and ``conv1 → norm2`` of each layer. Its other norms see a concatenation, with
-    a ReLU before the next convolution, and stay. Answers then differ from the unfolded network's by rounding.
+    ``y = (w * x) * s + b`` is a convolution with weights ``w * s``. This folds all norms of a VGG; of a DenseNet,
+    those of the stem and ``conv1 → norm2`` of each layer. A DenseNet's other norms follow a concatenation and
+    precede a ReLU, so they stay. The answers differ from the unfolded network's by rounding.
 
-    Modules that follow each other in the same parent must run in that order; they do in every network here.
+    Neighbouring modules of a parent must run in that order, as they do in every network here.
     """
     folded = 0
     for parent in list(model.modules()):

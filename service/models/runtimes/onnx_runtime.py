@@ -1,7 +1,7 @@
-"""ONNX Runtime as two more ways to run a converted model, where it is installed (the extra ``onnx``).
+"""ONNX Runtime as two more executors of a converted model, if it is installed (the extra ``onnx``).
 
-On a processor with AVX2 and nothing above it, ONNX Runtime's kernels may be the faster ones. The warm-up measures, and
-what the plan does not take is let go.
+On a processor with AVX2 and no newer extension, ONNX Runtime's kernels may be the faster ones. The warm-up measures,
+and executors that the plan does not take are dropped.
 
     onnxruntime          all cores work on the layers of one batch
     onnxruntime apart    every core has an image of its own
@@ -23,17 +23,17 @@ from service.models.runtimes.artifact import Graph
 
 log = logging.getLogger(__name__)
 
-#: ONNX Runtime's own number for errors: in a container it would warn of cores that it may not choose.
+#: ONNX Runtime's log level for errors: in a container it would warn of cores that it may not use.
 _ERRORS = 3
 
 
 def is_installed() -> bool:
-    """Whether the extra is there."""
+    """Returns True if the extra is installed."""
     return find_spec("onnxruntime") is not None and find_spec("onnx") is not None
 
 
 def executors(graph: Graph, cores: int) -> list[BatchExecutor | StreamExecutor]:
-    """Those for ``graph`` on so many ``cores``. Each makes its session when it is first used."""
+    """Returns the executors for ``graph`` on ``cores``. Each makes its session when it is first used."""
     found: list[BatchExecutor | StreamExecutor] = [BatchExecutor(partial(_session, graph, cores))]
     if cores > 1:
         found.append(StreamExecutor(partial(_session, graph, 1), cores))
@@ -54,7 +54,7 @@ def _session(graph: Graph, threads: int) -> Any:
 
 
 class _Executor:
-    #: A plan's time by it counts so many times: it holds the weights once more, which a trifle is not worth.
+    #: Factor on its times in a plan: the executor holds the weights once more, which a small gain does not justify.
     handicap = 1.05
 
     def __init__(self, make: Callable[[], Any]) -> None:
@@ -65,16 +65,16 @@ class _Executor:
         return self._make()
 
     def prepare(self) -> None:
-        """Makes the session. Raises what ONNX Runtime raises, and TypeError."""
+        """Makes the session. Raises any error of ONNX Runtime, and TypeError."""
         _ = self._session
 
     def works(self) -> bool:
-        """Whether there is a session, or could be made one now."""
+        """Returns True if there is a session, or one could be made now."""
         try:
             self.prepare()
             return True
         except Exception as error:
-            # The border of a library that nothing depends on.
+            # The border of a library on which nothing depends.
             log.warning("onnxruntime cannot run this model: %s", (str(error) or repr(error)).splitlines()[-1])
             return False
 
@@ -84,7 +84,7 @@ class _Executor:
 
 
 class BatchExecutor(_Executor):
-    """An `Executor` for any number of images."""
+    """An `Executor` of any number of images as one batch."""
 
     name = "onnxruntime"
     parallelism: int | None = None
@@ -100,7 +100,7 @@ class BatchExecutor(_Executor):
 
 
 class StreamExecutor(_Executor):
-    """An `Executor` for ``cores`` images at a time, each on one of them. It has streams."""
+    """An `Executor` of ``cores`` images at a time, each on one core. It has streams."""
 
     name = "onnxruntime apart"
 

@@ -1,14 +1,14 @@
-"""OpenVINO on the CPU: the same numbers as torch to the fifth digit, at the speed of the processor.
+"""OpenVINO on the CPU: torch's numbers to the fifth digit, at the processor's full speed.
 
-Three ways to run a batch, since none is the best for every model and every number of cores:
+There are three executors, since none is the best for every model and every number of cores:
 
     together       all cores work on the layers of one batch      large layers, few images, many cores
     one            the same for an image alone, its shape fixed   one image: the lowest latency
     apart          every core has an image of its own             small layers: no core waits for another
 
-The last two know their shapes beforehand, which saves a DenseNet copies in its concatenations, and read the
-images where they lie in the arena. An executor is compiled when it is first used, so one that the plan does not take
-costs nothing. No torch here.
+The last two have fixed shapes, which saves a DenseNet copies in its concatenations, and read the images directly
+from the arena. An executor is compiled when it is first used, so an unused one costs nothing. This module imports no
+torch.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from service.models.runtimes.machine import Notes
 
 log = logging.getLogger(__name__)
 
-#: An executor compiles the model once more, with its own copy of the weights. Above this many bytes there is only
-#: one executor: it is VGG's dense layers that are so large, and they want their images together anyway.
+#: Most bytes of weights for several executors, since each compiles the model with its own copy of the weights. Only
+#: VGG's dense layers are larger, and these are fastest with their images together.
 _SMALL = 256 << 20
 
 #: Passes that decide between two graphs.
@@ -41,9 +41,9 @@ _PASSES = 4
 
 
 class OpenVino:
-    """A converted model on this host's processor. ``cores`` is the number of threads that compute.
+    """A converted model on this host's processor. ``cores`` is the number of computing threads.
 
-    Raises `ConfigurationError` for a precision that the processor does not have.
+    Raises `ConfigurationError` for a precision that the processor lacks.
     """
 
     name = "openvino"
@@ -64,14 +64,15 @@ class OpenVino:
                 name = "one" if stream_count == 1 else "apart"
                 executors.append(_StreamExecutor(name, self._compiled(name, 1, stream_count), stream_count))
             executors += self._others()
-        # Those that are there already have compiled what they need.
+        # Existing executors have compiled what they need.
         self._executors = {
             executor.name: self._executors.get(executor.name, executor) for executor in executors
         }
         return list(self._executors.values())
 
     def _others(self) -> list[onnx_runtime.BatchExecutor | onnx_runtime.StreamExecutor]:
-        """Executors of another library, where it is installed: those that were measured, or could be now."""
+        """Returns the executors of ONNX Runtime, if it is installed: those with measured times, or those that work
+        now."""
         if self.precision != "fp32" or not onnx_runtime.is_installed():
             return []
         executors, known = onnx_runtime.executors(self._graph, self._cores), self._notes.read()
@@ -87,7 +88,7 @@ class OpenVino:
         return OpenVino(self._graph, self.precision, self._cores, self._notes)
 
     def settle(self, names: Sequence[str]) -> bool:
-        """Keeps what these executors have compiled, and gives back the memory that compiling took."""
+        """Keeps the compiled models of these executors, and releases the memory that compiling took."""
         self._executors = {name: self._executors[name] for name in names}
         with ThreadPoolExecutor() as threads:
             anew = any([*threads.map(self._keep, self._executors.values())])
@@ -99,7 +100,8 @@ class OpenVino:
         return anew
 
     def _keep(self, executor: _Any) -> bool:
-        """Writes what the executor has compiled into its file and reads it there, unless that was done."""
+        """Writes the compiled model into a file and reloads it from there. Returns False if that was not needed or
+        failed."""
         if not isinstance(executor, _BatchExecutor | _StreamExecutor):
             return False
         if (
@@ -110,7 +112,7 @@ class OpenVino:
             return False
         if self._notes.keep(executor.name, executor.compiled.export_model().getvalue()) is None:
             return False
-        # From its file it takes less memory than as it was compiled: weights are pages there.
+        # Loaded from its file it takes less memory: the weights are pages of the file.
         executor.reset(self._compiled(executor.name, executor.images, executor.stream_count))
         executor.prepare()
         return True
@@ -123,7 +125,7 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": self._cores,
             "NUM_STREAMS": stream_count,
-            # The front-ends decode on the same cores; the kernel knows better which one is free.
+            # The front-ends decode on the same cores, so the kernel places threads better than pinning does.
             "ENABLE_CPU_PINNING": False,
         }
         path = self._notes.blob(name)
@@ -146,14 +148,14 @@ class OpenVino:
 
 @dataclass
 class _Compiled:
-    """``memory`` is the file that the model came from."""
+    """A compiled model; ``memory`` is the mapped file that it was loaded from."""
 
     model: Any
     memory: Any = None
 
 
 class _Lazy:
-    """A compiled model, from the first use on."""
+    """A model that is compiled at its first use."""
 
     def __init__(self, compile: Callable[[], _Compiled]) -> None:
         self._compile = compile
@@ -164,12 +166,12 @@ class _Lazy:
         return self._made.model if self._made else None
 
     def prepare(self) -> openvino.CompiledModel:
-        """Compiles, unless that was done."""
+        """Compiles, unless that was done, and returns the model."""
         self._made = self._made or self._compile()
         return self._made.model
 
     def let_go(self) -> None:
-        """Gives back the pages of the file that compiling has read."""
+        """Releases the pages of the file that compiling has read."""
         if self._made is not None and self._made.memory is not None:
             artifact.forget(self._made.memory)
 
@@ -204,7 +206,7 @@ class _BatchExecutor(_Lazy):
 
 
 class _StreamExecutor(_Lazy):
-    """Each image is a request of its own; ``stream_count`` of them run at once."""
+    """An executor with one request an image; ``stream_count`` of them run at once."""
 
     images: int | None = 1
 
@@ -226,14 +228,14 @@ class _StreamExecutor(_Lazy):
             for single, slot in zip(singles, slots, strict=True):
                 single.start(pixels, slot)
         finally:
-            # Even when one failed: the others read the arena until they are done.
+            # Waited for even if one failed: the others read the arena until they are done.
             errors = [error for single in singles if (error := _finished(single.request))]
         if errors:
             raise errors[0]
         return [single.answer for single in singles]
 
     def streams(self) -> list[Stream]:
-        # The same that a batch uses: images run in streams or as a batch, never both at a time.
+        # The requests of a batch: images run either in streams or as a batch, never both at a time.
         return list(self._requests(self.stream_count))
 
     def stop(self) -> None:
@@ -247,7 +249,7 @@ class _StreamExecutor(_Lazy):
 
 
 class _InferRequest:
-    """A request for one image, and a `Stream`. Its answer always lies in the same memory."""
+    """A request for one image, and a `Stream`. Its answer is always in the same memory."""
 
     def __init__(self, compiled: openvino.CompiledModel) -> None:
         self.request = compiled.create_infer_request()
@@ -282,7 +284,7 @@ def _finished(request: openvino.InferRequest) -> RuntimeError | None:
 
 
 def _answers(request: openvino.InferRequest) -> list[Answer]:
-    """What a request has computed, without copying it."""
+    """Returns a request's answers without copying them."""
     features = request.get_output_tensor(0).data
     has_head = len(request.model_outputs) > 1
     logits = request.get_output_tensor(1).data if has_head else np.empty((len(features), 0), np.float32)
@@ -292,7 +294,7 @@ def _answers(request: openvino.InferRequest) -> list[Answer]:
 def runtime(
     converted: Converted, precision: str, cores: int, image: tuple[int, int, int], notes: Notes | None = None
 ) -> OpenVino:
-    """A converted model in the graph that is the faster one here, as the notes have it or as is measured now."""
+    """Returns a runtime with the graph that is faster on this host, by the notes or by a measurement."""
     notes = notes or Notes()
     measured = notes.read()
     known = measured is not None and measured.graph in converted.graphs
@@ -303,14 +305,14 @@ def runtime(
 
 
 def faster(candidates: Mapping[str, OpenVino], image: tuple[int, int, int]) -> str:
-    """The name of the one that runs one image in the least time here."""
+    """Returns the name of the candidate that runs one image fastest."""
     times = {name: _milliseconds(candidate, image) for name, candidate in candidates.items()}
     log.info("one image: %s", ", ".join(f"{took:.1f} ms by {name}" for name, took in times.items()))
     return min(times, key=lambda name: times[name])
 
 
 def _milliseconds(runtime: OpenVino, image: tuple[int, int, int]) -> float:
-    """The best of a few passes of one image, the first not among them."""
+    """Best time of a few passes with one image, without the first pass."""
     executor, pixels = runtime.executors()[0], np.zeros((1, *image), np.uint8)
     times = []
     for _ in range(_PASSES):
