@@ -1,1 +1,1 @@
-"""How the demo model was made. Nothing in `service` imports from here."""
+"""Training of the demo model. `service` imports nothing from here."""

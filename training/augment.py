@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch at once, on whatever device holds it."""
+"""Augments a whole batch at once, on the device that holds it."""
 
 from __future__ import annotations
 
@@ -14,32 +14,31 @@ from service.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 @dataclass(frozen=True)
 class Crop:
-    """Random resized crop (Szegedy et al., arXiv:1409.4842): share of the area, then aspect ratio."""
+    """Random resized crop (Szegedy et al., arXiv:1409.4842): range of the area's share, range of the aspect ratio."""
 
     area: tuple[float, float] = (0.35, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """float32 ``[N, 3, H, W]`` from uint8 or float pixels in 0..255, as the service normalises them."""
+    """Returns float32 ``[N, 3, H, W]`` of uint8 or float pixels in 0..255, normalised as in the service."""
     mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(1, 3, 1, 1) * 255
     std = torch.tensor(IMAGENET_STD, device=pixels.device).view(1, 3, 1, 1) * 255
     return (pixels.float() - mean) / std
 
 
 def resize(pixels: Tensor, side: int) -> Tensor:
-    """uint8 ``[N, 3, H, W]`` → float32 ``[N, 3, side, side]`` in 0..255, bilinear and antialiased."""
+    """Resizes uint8 ``[N, 3, H, W]`` to float32 ``[N, 3, side, side]`` in 0..255, bilinear and antialiased."""
     if pixels.shape[-1] == side:
         return pixels.float()
     return F.interpolate(pixels.float(), (side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
 def random_crops(pixels: Tensor, side: int, crop: Crop, generator: torch.Generator) -> Tensor:
-    """A random part of every image, half of them mirrored: ``[N, 3, H, W]`` → float32 ``[N, 3, side, side]``.
+    """Cuts a random part of every image and mirrors half of them: ``[N, 3, H, W]`` → float32 ``[N, 3, side, side]``.
 
-    One `grid_sample` for the batch, since every image has its own box. It samples bilinearly without
-    a filter, so ``pixels`` should not be much larger than what is asked for: hand over a copy that
-    was scaled down beforehand.
+    One `grid_sample` serves the batch, since every image has its own box. It samples bilinearly without a filter, so
+    ``pixels`` should not be much larger than ``side``: pass a copy that was scaled down.
     """
     number, device = len(pixels), pixels.device
     uniform = torch.rand((5, number), generator=generator, device=device)

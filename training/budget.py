@@ -1,4 +1,4 @@
-"""How far a run is: counted in steps, or by the clock where the machine's share is not known beforehand."""
+"""Progress of a run: counted in steps, or by the clock on a machine whose speed is not known beforehand."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import time
 
 
 class Budget:
-    """``seconds`` of wall-clock time, of which earlier sittings spent ``spent``.
+    """A budget of ``seconds`` of wall-clock time, of which earlier sittings spent ``spent``.
 
-    The learning rate falls with the time that is left (budgeted training, Li et al., arXiv:1905.04753), so a
-    run on a machine that others use too ends on time and with a rate of zero, however many steps it took.
+    The learning rate follows the time that is left (budgeted training, Li et al., arXiv:1905.04753). So a run on a
+    shared machine ends on time and with a rate of zero, whatever number of steps it took.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -21,15 +21,15 @@ class Budget:
 
     @property
     def spent(self) -> float:
-        """Seconds of this sitting and of those before it."""
+        """Seconds spent by this sitting and earlier ones."""
         return self._before + time.monotonic() - self._started
 
     @property
     def progress(self) -> float:
-        """The share that is spent, 0..1."""
+        """Share of the budget that is spent, 0..1."""
         return min(1.0, self.spent / self.seconds)
 
     def resume(self, spent: float) -> None:
-        """Earlier sittings spent ``spent`` seconds; a new one begins now."""
+        """Begins a new sitting; earlier ones spent ``spent`` seconds."""
         self._before = spent
         self._started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Tiny-ImageNet-200 as four arrays in memory: decoded once into a cache folder, then only mapped.
+"""Tiny-ImageNet-200 as four arrays: decoded once into a cache folder, later only mapped.
 
 The archive holds ``train/<wnid>/*.webp`` and ``val/<wnid>/*.webp``, every image 64x64.
 """
@@ -21,9 +21,9 @@ from service.labels import imagenet_classes
 
 Split = Literal["train", "val"]
 
-#: Side of every image of the data set, pixels.
+#: Side of every image in pixels.
 SIDE = 64
-#: One of so many training images is held out, to fit the temperature of the answers on.
+#: One of so many training images is held out, to fit the temperature.
 _HELD_OUT_EVERY = 50
 
 
@@ -41,21 +41,21 @@ class Images:
         return Images(self.pixels.to(device), self.targets.to(device))
 
     def part(self, held_out: bool) -> Images:
-        """Every 50th image, 10 of a class, which no training sees, or all others."""
+        """Returns the held-out images (every 50th, 10 of a class, never trained on), or all others."""
         chosen = is_held_out(len(self))
         rows = chosen if held_out else ~chosen
         return Images(self.pixels[rows], self.targets[rows])
 
 
 def is_held_out(number: int) -> Tensor:
-    """Of ``number`` training images in the archive's order, which no training sees: bool ``[number]``."""
+    """Returns which of ``number`` training images, in the archive's order, are held out: bool ``[number]``."""
     return torch.arange(number) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
 
 
 def class_order(archive: Path) -> tuple[str, ...]:
-    """The archive's wnids in ImageNet's own order, which is that of the logits.
+    """Returns the archive's wnids in ImageNet's order, which is the order of the logits.
 
-    Raises `ValueError` for a folder that is no class of ImageNet's: the service could not name it.
+    Raises `ValueError` for a folder that is no class of ImageNet, since the service could not name it.
     """
     with zipfile.ZipFile(archive) as content:
         found = {name.split("/")[1] for name in content.namelist() if name.startswith("train/")}
@@ -67,9 +67,9 @@ def class_order(archive: Path) -> tuple[str, ...]:
 
 
 def load(archive: Path, split: Split, classes: tuple[str, ...], cache: Path) -> Images:
-    """The split's images, in the archive's order, decoded only if ``cache`` does not have them yet.
+    """Returns the split's images in the archive's order, decoded only if ``cache`` lacks them.
 
-    Raises `ValueError` where the cache was filled with other classes, or in another order.
+    Raises `ValueError` if the cache was filled with other classes or in another order.
     """
     pixels_file, targets_file = cache / f"{split}-pixels.npy", cache / f"{split}-targets.npy"
     classes_file = cache / f"{split}-classes.txt"
@@ -78,10 +78,11 @@ def load(archive: Path, split: Split, classes: tuple[str, ...], cache: Path) -> 
         pixels, targets = decode(archive, split, classes)
         np.save(pixels_file, pixels)
         np.save(targets_file, targets)
-        classes_file.write_text("\n".join(classes))  # last: its presence says that the cache is whole
+        # written last: its presence says that the cache is complete
+        classes_file.write_text("\n".join(classes))
     if tuple(classes_file.read_text().split()) != classes:
         raise ValueError(f"{cache} was filled with other classes; choose another --cache or remove it")
-    # Mapped, so that several processes share the memory; copy-on-write, so that torch sees no read-only array.
+    # Mapped, so that processes share the memory; copy-on-write, since torch warns of read-only arrays.
     pixels, targets = (np.load(file, mmap_mode="c") for file in (pixels_file, targets_file))
     return Images(torch.from_numpy(pixels), torch.from_numpy(targets))
 
@@ -89,7 +90,7 @@ def load(archive: Path, split: Split, classes: tuple[str, ...], cache: Path) -> 
 def decode(
     archive: Path, split: Split, classes: tuple[str, ...]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Pixels uint8 ``[N, 3, 64, 64]`` and indices into ``classes`` int64 ``[N]``."""
+    """Decodes pixels, uint8 ``[N, 3, 64, 64]``, and indices into ``classes``, int64 ``[N]``."""
     index = {wnid: number for number, wnid in enumerate(classes)}
     with zipfile.ZipFile(archive) as content:
         names = [

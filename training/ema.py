@@ -1,4 +1,4 @@
-"""An exponential moving average of a network, with its batch-norm statistics."""
+"""An exponential moving average of a network, including its batch-norm statistics."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class Average:
-    """``network`` is the average, always in evaluation mode; `update` moves it towards the trained one.
+    """Averages a trained network. ``network`` is the average, always in evaluation mode.
 
-    Running means and variances are averaged like the weights: they belong to the same moments. The
-    decay is smaller in the first steps, so that the random initialisation is soon forgotten.
+    Running means and variances are averaged like the weights, since they belong together. The decay is smaller in
+    the first steps, so that the random initialisation is soon forgotten.
     """
 
     def __init__(self, trained: nn.Module, decay: float) -> None:
@@ -21,12 +21,12 @@ class Average:
 
     @torch.no_grad()
     def update(self, trained: nn.Module, step: int) -> None:
-        """Step number ``step`` (from 0) has just been taken."""
+        """Moves the average towards the network after step number ``step`` (from 0)."""
         decay = min(self._decay, (1 + step) / (10 + step))
         averages, values = _floats(self.network), _floats(trained)
         torch._foreach_lerp_(averages, values, 1 - decay)
 
 
 def _floats(network: nn.Module) -> list[Tensor]:
-    """Parameters and floating-point buffers, without `num_batches_tracked`."""
+    """Returns parameters and floating-point buffers, so not `num_batches_tracked`."""
     return [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]

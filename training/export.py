@@ -1,7 +1,7 @@
-"""The trained network as a checkpoint directory that the service loads like any other.
+"""Exports the trained network as a checkpoint directory for the service.
 
-The format is `service.models.checkpoints.directory`'s; ``config.json`` has one entry more, "training",
-which says what the weights come from and is read by people only.
+The format is that of `service.models.checkpoints.directory`. ``config.json`` has an additional entry "training",
+which tells people how the weights were made.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def export(
     *,
     temperature: float = 1.0,
 ) -> None:
-    """Write ``weights`` of ``network``, whose logits stand for ``wnids``, with the ``temperature`` in the last layer.
+    """Writes ``weights`` of ``network``, whose logits stand for ``wnids``, with ``temperature`` folded into the last
+    layer.
 
     ``training`` is any JSON.
     """
@@ -50,9 +51,9 @@ def export(
 
 
 def half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Floating-point tensors as float16 on the CPU, whole numbers as they are.
+    """Returns floating-point tensors as float16 on the CPU, and integers unchanged.
 
-    The loader makes float32 of them again, so half precision costs rounding and no speed.
+    The loader converts them to float32 again, so half precision costs rounding and no speed.
     """
     return {
         name: tensor.detach().to("cpu", torch.float16 if tensor.is_floating_point() else tensor.dtype)
@@ -61,16 +62,16 @@ def half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def preprocessing() -> Preprocessing:
-    """The whole photograph, with black borders where it is not square, and a filter that averages.
+    """Returns the demo model's preprocessing: the whole photo, padded to a square, resized with antialiasing.
 
-    Tiny-ImageNet's pictures are whole photographs made small. A centre crop, as torchvision's networks
-    like it, shows this one things larger than it knows them: README.md has both on val/ and on photographs.
+    Tiny-ImageNet's images are whole photos made small. A centre crop, usual for torchvision's networks, would show
+    objects larger than this network knows them. README.md compares both on val/ and on photos.
     """
     return Preprocessing(crop=(SIDE, SIDE), fit="pad-resize")
 
 
 def _class_of(wnid: str) -> ClassLabel:
-    """ImageNet's class, with its own index there."""
+    """Returns ImageNet's class of a wnid, with its index in ImageNet."""
     for label in imagenet_classes():
         if label.wnid == wnid:
             return label

@@ -1,4 +1,4 @@
-"""A network, or a part of one, that does not learn here: run forward only, on a CPU by OpenVINO."""
+"""Runs a frozen network, or a part of one, forward only; on a CPU by OpenVINO."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 
 def compiled(module: nn.Module, shape: tuple[int, int, int]) -> Callable[[Tensor], Tensor]:
-    """``module`` in evaluation mode, with the weights that it has now, for float32 inputs ``[N, *shape]`` on the CPU.
+    """Compiles ``module`` in evaluation mode, with its present weights, for float32 ``[N, *shape]`` on the CPU.
 
-    As many threads as torch has in this process.
+    It uses as many threads as torch has in this process.
     """
     from service.models.openvino_import import openvino
 
@@ -33,7 +33,7 @@ def compiled(module: nn.Module, shape: tuple[int, int, int]) -> Callable[[Tensor
 
 
 def evaluated(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The same by torch, for other devices."""
+    """Does the same with torch, for other devices."""
     module.eval()
 
     def run(inputs: Tensor) -> Tensor:

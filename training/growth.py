@@ -1,4 +1,4 @@
-"""Weights of a DenseNet, put into one with more layers in its last block, which gives the same answers at first."""
+"""Grows a DenseNet: puts its weights into one with more layers in the last block, with the same answers at first."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-#: Only what stands behind the last block may be wider: elsewhere new channels would come between old ones.
+#: Weights that read the last block. Only these may be wider: elsewhere new channels would come between old ones.
 _READS_THE_LAST_BLOCK = ("features.norm5.", "classifier.weight")
 
 
 def grown(weights: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``network``'s state dict with ``weights`` in it, whose layers are the first ones of every block.
+    """Returns ``network``'s state dict with ``weights`` in it, whose layers are the first ones of every block.
 
-    A new layer's channels stand after the old ones, so what reads them gets zeros for their weights, and a
-    batch norm keeps its initial values there. Raises `ValueError` for weights that are not of the same kind.
+    A new layer's channels follow the old ones. Weights that read them are zero, and batch norms keep their initial
+    values there. Raises `ValueError` for weights of another kind of network.
     """
     strangers = set(weights).difference(network)
     if strangers:

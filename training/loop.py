@@ -1,8 +1,7 @@
-"""Training, step by step, from a state that a file can hold.
+"""Trains step by step, from a state that a file can hold.
 
-Randomness has no state of its own: the order of an epoch comes from (seed, epoch) and the crops of
-a batch from (seed, step, process). A run that is stopped and resumed from its last checkpoint therefore ends
-with the weights of one that never stopped.
+Random numbers are derived and not stored: the order of an epoch from (seed, epoch), the crops of a batch from (seed,
+step, process). So a run that is stopped and resumed ends with the weights of a run that never stopped.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ ALONE = Team()
 
 @dataclass(frozen=True)
 class Progress:
-    """After a step: how many are done, which share of the whole that is, the epoch's number, and the loss."""
+    """Progress after a step: steps done, share of the whole, number of the epoch, image side and loss."""
 
     step: int
     share: float
@@ -46,9 +45,9 @@ class Progress:
 class Trainer:
     """A network, its optimiser and its average, ``step`` steps into a recipe.
 
-    ``start`` are weights to begin with, in place of random ones, also those of a network with fewer layers in its
-    last block. ``taught``, float ``[len(images), classes]``, are a teacher's logits for ``images``. With a ``budget``
-    the clock says how far the run is, without one the number of steps. ``precision`` is what convolutions multiply in.
+    ``start`` are weights to begin with instead of random ones, also of a network with fewer layers in its last
+    block. ``taught``, float ``[len(images), classes]``, are a teacher's logits for ``images``. With a ``budget``,
+    progress goes by the clock, otherwise by the number of steps. ``precision`` is that of convolutions.
     """
 
     def __init__(
@@ -97,13 +96,13 @@ class Trainer:
 
     @property
     def epoch(self) -> int:
-        """The pass over the data that the next step belongs to, from 0."""
+        """Number of the pass over the data that the next step belongs to, from 0."""
         return self.step // self.steps_per_epoch
 
     def run_epoch(self) -> Iterator[Progress]:
-        """What is left of the current epoch, or of the budget, one step at a time."""
+        """Runs the rest of the current epoch, or of the budget, one step at a time."""
         self.network.train()
-        self._stage = None  # whoever looked at the network between two epochs may have changed its mode
+        self._stage = None  # an evaluation between two epochs may have changed the network's mode
         epoch = self.epoch
         order = torch.randperm(len(self.images), generator=self._generator(epoch, "cpu")).to(self._device)
         first = self.step % self.steps_per_epoch
@@ -122,7 +121,8 @@ class Trainer:
             yield Progress(self.step, self.progress, epoch, stage.side, loss, rate)
 
     def _enter(self, stage: Stage) -> None:
-        """Freeze what ``stage`` wants: it gets no gradients, and its batch norms keep their statistics."""
+        """Freezes the layers that ``stage`` names: they get no gradients, and their batch norms keep their
+        statistics."""
         if stage == self._stage:
             return
         self._stage = stage
@@ -135,7 +135,7 @@ class Trainer:
             self._frozen = compiled(front, shape) if self._device.type == "cpu" else evaluated(front)
 
     def _parts(self, frozen: str | None) -> tuple[nn.Sequential, nn.Sequential]:
-        """``features`` up to ``frozen``, and after it."""
+        """Splits ``features`` behind the layer ``frozen``."""
         parts = list(self.network.features.named_children())
         end = [name for name, _ in parts].index(frozen) + 1 if frozen is not None else 0
         first, second = (nn.Sequential(*(part for _, part in some)) for some in (parts[:end], parts[end:]))
@@ -150,7 +150,7 @@ class Trainer:
         return self.network.forward_head(F.relu(back(features), inplace=True))
 
     def _chance(self) -> torch.Generator:
-        """For the crops of this step: the same ones each time."""
+        """Returns the generator of this step's crops, equal in every run."""
         return self._generator(1_000_000 + self.step * self.team.size + self.team.rank, self._device)
 
     def _take_step(self, inputs: Tensor, rows: Tensor, rate: float) -> Tensor:
@@ -168,7 +168,7 @@ class Trainer:
         return loss.detach()
 
     def _loss(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Of the labels, and of the teacher's answers where there are any."""
+        """Returns the loss against the labels, mixed with that against the teacher's answers if there are any."""
         smoothing = self.recipe.label_smoothing
         loss = F.cross_entropy(logits, self.images.targets[rows], label_smoothing=smoothing)
         if self._taught is None:
@@ -180,13 +180,13 @@ class Trainer:
         return torch.Generator(device).manual_seed(self.recipe.seed * 1_000_000_007 + purpose)
 
     def save(self, file: Path) -> None:
-        """Everything that `restore` wants; the file is whole at every moment."""
+        """Writes everything that `restore` needs. The file is complete at every moment."""
         partial = file.with_suffix(".partial")
         torch.save({"recipe": asdict(self.recipe), **self._state()}, partial)
         os.replace(partial, file)
 
     def restore(self, file: Path) -> None:
-        """Go on where `save` was called. Raises `ValueError` if that was under another recipe."""
+        """Continues where `save` was called. Raises `ValueError` for another recipe."""
         saved = torch.load(file, map_location=self._device, weights_only=True)
         if saved["recipe"] != asdict(self.recipe):
             raise ValueError(f"{file} belongs to another recipe; choose another --out or remove it")
@@ -209,7 +209,7 @@ class Trainer:
 
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """SGD with Nesterov's momentum; norms and biases do not decay."""
+    """Returns SGD with Nesterov's momentum; norms and biases have no weight decay."""
     decaying = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     free = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
     groups = [
@@ -228,7 +228,7 @@ def answers(
     batch_size: int = 250,
     precision: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """Logits, float32 ``[N, classes]``, of images as the service looks at them, at ``side`` pixels."""
+    """Returns logits, float32 ``[N, classes]``, of whole images at ``side`` pixels."""
     network.eval()
     found = []
     for first in range(0, len(images), batch_size):
@@ -239,7 +239,7 @@ def answers(
 
 
 def accuracy(logits: Tensor, targets: Tensor, *, top: int = 5) -> tuple[float, float]:
-    """Top-1 and top-``top`` in percent."""
+    """Returns top-1 and top-``top`` accuracy in percent."""
     right = logits.topk(top).indices == targets[:, None]
     hits = torch.stack([right[:, 0].sum(), right.sum()])
     first_right, among_top = (100 * hits / len(targets)).tolist()

@@ -1,4 +1,4 @@
-"""The recipe as data: which network, how many epochs at which size, how fast. No tensor here."""
+"""The recipe as data: the network, epochs and image sizes, learning rates. No tensor."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from service.models.configuration import DenseNetConfig
 
-#: 64x64 input goes through blocks at 32, 16, 8 and 4 pixels. Layers cost by their area, so most stand
-#: where pictures are small: the last four layers, at 4 pixels, are a fifth of the weights and some percent of the
-#: time. They are wide (growth 64) and few, since concatenation, norm and ReLU are bound by memory. A bottleneck of 2
-#: in place of 4 saves 40 % of a step.
+#: The demo model's network. An input of 64x64 passes blocks at 32, 16, 8 and 4 pixels. A layer costs by its area, so
+#: most layers are where maps are small: the last four, at 4 pixels, have a fifth of the weights and take a few
+#: percent of the time. Layers are wide (growth 64) and few, since concatenation, norm and ReLU are memory-bound. A
+#: bottleneck of 2 instead of 4 saves 40 % of a step.
 NETWORK = DenseNetConfig(
     blocks=(1, 4, 8, 8),
     growth_rate=64,
@@ -25,10 +25,10 @@ NETWORK = DenseNetConfig(
 
 @dataclass(frozen=True)
 class Stage:
-    """``epochs`` at images of ``side`` pixels, cropped from at least ``area`` of the picture.
+    """A part of a recipe: ``epochs`` at images of ``side`` pixels, cropped from at least ``area`` of the picture.
 
-    After each epoch the network is tried at ``tried`` pixels, or at ``side``. What stands in ``features`` up to
-    ``frozen`` stays as it is: pictures are largest there, so it costs most, and what it finds is most general.
+    After each epoch the network is evaluated at ``tried`` pixels, or at ``side``. The layers of ``features`` up to
+    ``frozen`` are not trained: maps are largest there, so they cost most, and their features are the most general.
     """
 
     epochs: float
@@ -40,7 +40,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights beside the data. Learning rates are SGD's, per batch."""
+    """Everything beside the data that decides the weights. Learning rates are SGD's, per batch."""
 
     stages: tuple[Stage, ...] = (
         Stage(5, 32, 0.35),
@@ -57,9 +57,9 @@ class Recipe:
     label_smoothing: float = 0.1
     ema_decay: float = 0.998
     seed: int = 0
-    #: The share of the loss that a teacher's soft answers have where there are any; the labels have the rest.
+    #: Share of a teacher's soft answers in the loss, if there is a teacher; the labels have the rest.
     teacher_share: float = 0.6
-    #: The teacher's logits are divided by this (Hinton et al., arXiv:1503.02531).
+    #: Divisor of the teacher's logits (Hinton et al., arXiv:1503.02531).
     teacher_temperature: float = 1.5
 
     @property
@@ -67,7 +67,7 @@ class Recipe:
         return sum(stage.epochs for stage in self.stages)
 
     def stage(self, progress: float) -> Stage:
-        """The stage that a share ``progress`` (0..1) of the whole belongs to."""
+        """Returns the stage at the share ``progress`` (0..1) of the whole."""
         epoch = progress * self.epochs
         for stage in self.stages:
             if epoch < stage.epochs:
@@ -76,9 +76,9 @@ class Recipe:
         return self.stages[-1]
 
     def learning_rate(self, progress: float) -> float:
-        """After a share ``progress`` (0..1) of all steps: one cycle (Smith and Topin, arXiv:1708.07120).
+        """Returns the learning rate at the share ``progress`` (0..1) of the whole.
 
-        A linear rise, then a cosine to zero.
+        It is one cycle (Smith and Topin, arXiv:1708.07120): a linear rise, then a cosine to zero.
         """
         if progress < self.warm_up:
             return self.peak_learning_rate * (0.02 + 0.98 * progress / self.warm_up)
@@ -86,9 +86,9 @@ class Recipe:
         return self.peak_learning_rate * (1 + math.cos(math.pi * done)) / 2
 
 
-#: From weights that are good already: one cycle more. Crops at 48 pixels show things as large as whole pictures
-#: at 64 do, at 56 % of the price (Touvron et al., arXiv:1906.06423). The first two blocks, which cost two thirds of
-#: a step, stay for the first half, and the first one to the end.
+#: One more cycle from trained weights. Crops at 48 pixels show things as large as whole pictures at 64 do, at 56 %
+#: of the cost (Touvron et al., arXiv:1906.06423). The first two blocks take two thirds of a step; both are frozen
+#: for the first half, and the first one to the end.
 REFINING = Recipe(
     stages=(
         Stage(4.5, 48, 0.35, tried=64, frozen="transition2"),

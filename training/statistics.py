@@ -1,4 +1,4 @@
-"""Batch norms' statistics from whole images: what the service shows, and crops at another size do not have."""
+"""Recomputes batch norms' statistics from whole images, which the service shows and crops do not match."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from torch import nn
 from training.augment import normalise, resize
 from training.data import Images
 
-#: Evenly spread over the training images; so many are in one batch.
+#: Number of images, evenly spread over the training set, and images in one batch.
 _IMAGES, _BATCH = 2000, 250
 
 
 def renewed(network: nn.Module, images: Images, side: int) -> nn.Module:
-    """A copy in evaluation mode whose batch norms have the mean and variance of whole ``images`` at ``side`` pixels.
+    """Returns a copy in evaluation mode whose batch norms have the statistics of whole ``images`` at ``side``
+    pixels.
 
-    An average of weights needs that even at one size: its layers' outputs are not the average of theirs
+    An average of weights needs this even at one size: its layers' outputs are not the average of the others' outputs
     (Izmailov et al., arXiv:1803.05407).
     """
     result = copy.deepcopy(network).eval()

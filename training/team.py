@@ -1,7 +1,7 @@
 """Several processes that train one network, each with its share of every batch.
 
-On a CPU that others use too, processes of one thread beat one process of many threads by far: they
-meet once a step, to average gradients, where threads meet at every operator and wait for the slowest.
+On a shared CPU, processes of one thread beat one process of many threads by far. Processes meet once a step, to
+average gradients; threads meet at every operator and wait for the slowest.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Team:
-    """``rank`` of ``size`` processes. All hold the same weights, since all take the same steps."""
+    """Process ``rank`` of ``size``. All processes hold the same weights, since all take the same steps."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that measures, writes and talks."""
+        """True for the process that measures, writes and logs."""
         return self.rank == 0
 
     def join(self, meeting: Path) -> None:
-        """Meet the others over the file ``meeting``, which must not have been used before."""
+        """Joins the others through the file ``meeting``, which must be unused."""
         if self.size > 1:
             dist.init_process_group(
                 "gloo", init_method=f"file://{meeting.resolve()}", rank=self.rank, world_size=self.size
             )
 
     def leave(self) -> None:
-        """Part when everyone is done. Without it the meeting's threads may outlive the interpreter and abort it."""
+        """Waits for all and ends the group. Without this, its threads may outlive the interpreter and abort it."""
         if self.size > 1:
             dist.barrier()
             dist.destroy_process_group()
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Every process gets the mean of all. The same bits everywhere, so that weights stay equal."""
+        """Gives every process the mean of all gradients, the same bits everywhere, so that weights stay equal."""
         if self.size == 1:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -54,7 +54,7 @@ class Team:
             gradient.copy_(mean.view(gradient.shape))
 
     def agree(self, value: float) -> float:
-        """The leader's ``value``, everywhere."""
+        """Returns the leader's ``value`` in every process."""
         if self.size == 1:
             return value
         told = torch.tensor([value], dtype=torch.float64)

@@ -1,6 +1,6 @@
-"""Train the demo model: ``python -m training.train --data ZIP --out DIR``.
+"""Trains the demo model: ``python -m training.train --data ZIP --out DIR``.
 
-Stopped and started again with the same arguments, it goes on from ``DIR/checkpoint.pt``.
+Started again with the same arguments, it resumes from ``DIR/checkpoint.pt``.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from training.recipe import NETWORK, REFINING, Recipe
 from training.statistics import renewed
 from training.team import Team
 
-#: Steps between two writes of the checkpoint: what a kill costs at most.
+#: Steps between two checkpoints: the most that a kill costs.
 CHECKPOINT_STEPS = 300
-#: Steps between two log lines where there is no terminal to draw a bar on.
+#: Steps between two log lines without a terminal.
 LOG_STEPS = 100
 
-#: The file in OUT over which the processes of a team meet.
+#: The file in OUT through which the processes of a team meet.
 MEETING = "meeting"
 
 log = logging.getLogger("training")
@@ -48,7 +48,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     data.load(arguments.data, "train", data.class_order(arguments.data), arguments.cache)
     if arguments.teacher:
-        _taught(arguments)  # like the images: made here, before several processes want them
+        _taught(arguments)  # made here, as the images are, before several processes need them
     if arguments.workers == 1:
         run(0, arguments)
         return
@@ -57,14 +57,14 @@ def main() -> None:
 
 
 def _taught(arguments: argparse.Namespace) -> Tensor:
-    """The teacher's logits for the images that are trained on."""
+    """Returns the teacher's logits for the images that are trained on."""
     classes = data.class_order(arguments.data)
     images = data.load(arguments.data, "train", classes, arguments.cache)
     return teacher.answers(images, len(classes), arguments.cache)[~data.is_held_out(len(images))]
 
 
 def run(rank: int, arguments: argparse.Namespace) -> None:
-    """Process number ``rank`` of ``arguments.workers``, from the first step or the last checkpoint."""
+    """Runs process number ``rank`` of ``arguments.workers``, from the first step or the last checkpoint."""
     team = Team(rank, arguments.workers)
     if team.size > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // team.size))
@@ -97,12 +97,12 @@ def run(rank: int, arguments: argparse.Namespace) -> None:
 def train(
     trainer: Trainer, held_out: data.Images, out: Path
 ) -> Iterator[tuple[nn.Module, float, dict[str, float]]]:
-    """Run the recipe to its end, from ``out/checkpoint.pt`` if there is one; after every epoch, how the average does.
+    """Runs the recipe to its end, from ``out/checkpoint.pt`` if it exists, and yields results after every epoch.
 
-    That is the average with its statistics from whole images, the temperature which makes its probabilities mean
-    something, and its accuracy at the epoch's size, on ``held_out``, which no training sees, with the epoch's
-    seconds; after a resumption those since then. ``out/history.jsonl`` keeps the figures too. Only the process that
-    leads has any.
+    A result is: the average with its statistics from whole images; the temperature that calibrates its
+    probabilities; and its accuracy at the epoch's size with the epoch's seconds (after a resumption, the seconds
+    since). Temperature and accuracy are measured on ``held_out``, which is never trained on. ``out/history.jsonl``
+    keeps the figures. Only the leading process yields results.
     """
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
@@ -132,7 +132,7 @@ def train(
 
 
 def shown(steps: Iterable[Progress]) -> Iterator[Progress]:
-    """The same steps, with a bar on a terminal and a line now and then elsewhere."""
+    """Yields the steps and shows them: as a bar on a terminal, otherwise as a log line now and then."""
     return _with_bar(steps) if sys.stderr.isatty() else _with_lines(steps)
 
 
