@@ -40,21 +40,21 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How bytes become pixels for one checkpoint. Sizes are ``(height, width)``, as arrays have them.
+    """A checkpoint's preprocessing, from bytes to pixels. Sizes are ``(height, width)``, as arrays have them.
 
     ``fit``, with the model's input size in ``crop``:
 
     - ``resize-crop`` (torchvision, timm): resize with Pillow, then cut the centre. ``resize`` is the short
-      side, or a pair that is taken as it is, or None for no resize. What is too small gets black borders.
+      side, or an exact pair, or None for no resize. An image smaller than the crop gets black borders.
     - ``crop-resize`` (Keras ``crop_to_aspect_ratio``): cut the centre of the right shape, then resize.
     - ``pad-resize`` (Keras ``pad_to_aspect_ratio``): black borders to the right shape, then resize.
-    - ``stretch`` (Keras with neither): resize and let the shape go.
+    - ``stretch`` (Keras with neither): resize and distort.
 
-    The last three resize as torch does, have no ``resize``, and round to grey levels like Keras's
+    The last three resize as torch does, ignore ``resize``, and round to grey levels like Keras's
     ``preprocessor(x)`` on integer images. ``mean`` and ``std`` are of pixels scaled to [0, 1]; Keras's
     ``scale`` and ``offset`` are ``1 / 255 / std`` and ``-mean / std``.
 
-    Raises `CheckpointError` for what is none of this.
+    Raises `CheckpointError` for invalid or unknown values.
     """
 
     resize: int | Size | None = 256

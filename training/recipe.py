@@ -40,7 +40,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything beside the data that decides the weights. Learning rates are SGD's, per batch."""
+    """All that decides the weights beside the data. Learning rates are SGD's, per batch."""
 
     stages: tuple[Stage, ...] = (
         Stage(5, 32, 0.35),

@@ -12,7 +12,7 @@ from typing import Literal
 Size = tuple[int, int]
 
 #: Start-of-frame markers, all thirteen kinds: C0 to CF without DHT (C4), the reserved JPG (C8) and DAC (CC).
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 #: Markers without a length: TEM, the restarts and start of image.
 _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 #: TIFF's tags of width and height, and its 16-bit and 32-bit types.
@@ -65,7 +65,7 @@ def _jpeg(head: bytes) -> Size | None:
     at = 2
     while at + 9 <= len(head) and head[at] == 0xFF:
         marker = head[at + 1]
-        if marker in _FRAMES:
+        if marker in FRAMES:
             return int.from_bytes(head[at + 7 : at + 9], "big"), int.from_bytes(head[at + 5 : at + 7], "big")
         if marker == 0xFF or marker in _ALONE:
             at += 1 if marker == 0xFF else 2

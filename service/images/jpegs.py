@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import struct
 
+from service.images.dimensions import FRAMES
+
 #: Start of frame: baseline, extended (its 8 bits are checked) and progressive, each Huffman coded.
 _PLAIN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN, _APP1, _APP14 = 0xDA, 0xE1, 0xEE
 #: Sampling factors of luma while chroma has 1 x 1: 4:4:4, 4:2:2, 4:2:0.
 _SAMPLINGS = frozenset({0x11, 0x21, 0x22})
@@ -31,7 +32,7 @@ def plain(data: bytes) -> tuple[int, int] | None:
         body = data[at + 4 : at + 2 + length]
         if marker == _SCAN:
             return size
-        if marker in _FRAMES:
+        if marker in FRAMES:
             size = _frame(body) if marker in _PLAIN_FRAMES and size is None else None
             if size is None:
                 return None

@@ -31,7 +31,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import PIL
 from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
@@ -43,8 +42,6 @@ LARGEST_WHOLE = 4_000_000
 
 #: Fraction bits of Pillow's fixed point: 32 bits less 8 of a grey level and 2 of head room (``PRECISION_BITS``).
 PRECISION_BITS = 32 - 8 - 2
-
-_PILLOW = int(PIL.__version__.split(".", 1)[0])
 
 #: Integers up to here are exact in float32, the type in which Pillow keeps a box.
 _EXACT_FLOAT32 = 2**24
@@ -184,14 +181,11 @@ def _box(first: float, last: float, window: Window, exact: bool = True) -> _Box:
 
 
 def _rows_first(source: tuple[int, int], made: tuple[int, int]) -> bool:
-    """Whether Pillow shrinks the height before it touches the width; sizes are ``(width, height)``.
+    """Returns True if Pillow resizes the height before the width; sizes are ``(width, height)``.
 
-    Pillow 13 (pull request 9549): when the height loses more than twice the pixels that the width loses.
-    Pillow 12.3 (pull request 9524): when a shrinking image is more than 100 times as high as wide.
+    Pillow does (since 13, pull request 9549) if the height loses more than twice the pixels that the width loses.
     """
     lost = (source[0] - made[0], source[1] - made[1])
-    if _PILLOW < 13:
-        return lost[1] > 0 and source[1] > 100 * source[0]
     return lost[1] > 0 and lost[1] > 2 * lost[0]
 
 

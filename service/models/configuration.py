@@ -82,17 +82,6 @@ class VGGConfig:
         stages = tuple((width,) * count for width, count in zip(filters, repeats, strict=True))
         return cls(stages=stages, **others)
 
-    @classmethod
-    def from_letters(cls, letters: Sequence[int | str], **others: Any) -> VGGConfig:
-        """Makes a configuration from torchvision's ``cfgs`` notation: filters in order, and ``"M"`` where a stage
-        ends."""
-        if not letters or letters[-1] != "M":
-            raise CheckpointError("a VGG's layers end with the max-pool 'M' of their last stage")
-        stages: list[tuple[int, ...]] = [()]
-        for letter in letters[:-1]:
-            stages = [*stages, ()] if letter == "M" else [*stages[:-1], (*stages[-1], int(letter))]
-        return cls(stages=tuple(stages), **others)
-
     @property
     def width(self) -> int:
         """Channels of the last stage's map."""

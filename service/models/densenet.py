@@ -19,7 +19,7 @@ from service.models.stems import build_stem
 class DenseLayer(nn.Module):
     """Makes ``growth_rate`` more channels from the maps of all earlier layers."""
 
-    def __init__(self, inputs: int, bottleneck: int, growth_rate: int, drop_rate: float) -> None:
+    def __init__(self, inputs: int, bottleneck: int, growth_rate: int) -> None:
         super().__init__()
         inner = bottleneck * growth_rate
         self.norm1 = nn.BatchNorm2d(inputs)
@@ -28,21 +28,20 @@ class DenseLayer(nn.Module):
         self.norm2 = nn.BatchNorm2d(inner)
         self.relu2 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(inner, growth_rate, kernel_size=3, padding=1, bias=False)
-        self.drop_rate = drop_rate
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         narrowed = self.conv1(self.relu1(self.norm1(torch.cat(maps, 1))))
         made: Tensor = self.conv2(self.relu2(self.norm2(narrowed)))
-        return F.dropout(made, self.drop_rate, self.training) if self.drop_rate else made
+        return made
 
 
 class DenseBlock(nn.ModuleDict):
     """A block of dense layers: ``float [N, inputs, H, W]`` → ``float [N, inputs + layers * growth_rate, H, W]``."""
 
-    def __init__(self, layers: int, inputs: int, bottleneck: int, growth_rate: int, drop_rate: float) -> None:
+    def __init__(self, layers: int, inputs: int, bottleneck: int, growth_rate: int) -> None:
         super().__init__()
         for number in range(layers):
-            layer = DenseLayer(inputs + number * growth_rate, bottleneck, growth_rate, drop_rate)
+            layer = DenseLayer(inputs + number * growth_rate, bottleneck, growth_rate)
             self.add_module(f"denselayer{number + 1}", layer)
 
     def forward(self, first: Tensor) -> Tensor:
@@ -70,12 +69,12 @@ class DenseNet(nn.Module):
     ``torchvision.models.densenet121()`` and its siblings get.
     """
 
-    def __init__(self, configuration: DenseNetConfig, *, drop_rate: float = 0.0) -> None:
+    def __init__(self, configuration: DenseNetConfig) -> None:
         super().__init__()
         self.features = build_stem(configuration)
         width = configuration.stem_width
         for number, layers in enumerate(configuration.blocks, start=1):
-            block = DenseBlock(layers, width, configuration.bottleneck, configuration.growth_rate, drop_rate)
+            block = DenseBlock(layers, width, configuration.bottleneck, configuration.growth_rate)
             self.features.add_module(f"denseblock{number}", block)
             width += layers * configuration.growth_rate
             if number < len(configuration.blocks):
@@ -126,9 +125,6 @@ class DenseNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def build(configuration: DenseNetConfig, *, drop_rate: float = 0.0) -> DenseNet:
-    """Builds the network in float32, initialised like torchvision's from torch's current random state.
-
-    ``drop_rate`` matters in training only: an evaluated network has no dropout.
-    """
-    return DenseNet(configuration, drop_rate=drop_rate)
+def build(configuration: DenseNetConfig) -> DenseNet:
+    """Builds the network in float32, initialised like torchvision's from torch's current random state."""
+    return DenseNet(configuration)

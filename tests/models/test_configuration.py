@@ -20,16 +20,13 @@ def test_json_and_back(name: str) -> None:
     assert from_json(to_json(configuration)) == configuration
 
 
-def test_a_vgg_in_the_words_of_three_libraries() -> None:
+def test_a_vgg_in_the_words_of_keras_hub() -> None:
     vgg11 = VARIANTS["vgg11"].configuration
-    letters: list[int | str] = [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"]
-    assert VGGConfig.from_letters(letters) == vgg11
     assert VGGConfig.from_stackwise([1, 1, 2, 2, 2], [64, 128, 256, 512, 512]) == vgg11
 
 
 def test_a_stage_may_have_no_layers() -> None:
-    configuration = VGGConfig.from_letters([4, "M", "M", 6, "M", "M"])
-    assert configuration.stages == ((4,), (), (6,), ())
+    configuration = VGGConfig(stages=((4,), (), (6,), ()))
     assert (configuration.width, configuration.map_size((33, 47))) == (6, (2, 2))
 
 
@@ -65,8 +62,6 @@ def test_a_billion_layers_are_a_message() -> None:
         VGGConfig.from_stackwise([10**9], [64])
     with pytest.raises(CheckpointError, match="number of layers"):
         DenseNetConfig((10**12,))
-    with pytest.raises(CheckpointError, match="end with the max-pool"):
-        VGGConfig.from_letters([64, "M", 64])
 
 
 POOL, LAST = {"layer": "pool"}, {"layer": "linear", "name": "0", "inputs": 64, "outputs": 1000}

@@ -52,7 +52,6 @@ class Decoder:
         """The reason why this front-end killed it; None if it did not."""
         self.pid: int | None = None
         """Process id; None until the keeper has forked it."""
-        self.replies = 0
         self._keeper = keeper
         self._layout = layout
         self._replied, self._gone = replied, gone
@@ -187,7 +186,6 @@ class Decoder:
         except OSError:
             frame = b""
         if frame:
-            self.replies += 1
             self._replied(self, frame)
         else:
             self._gone(self)

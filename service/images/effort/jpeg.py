@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from service.errors import InvalidImage
+from service.images.dimensions import FRAMES
 
 #: Most scans. Encoders write three or four baseline scans and some ten progressive ones. Each costs a pass over its
 #: blocks, even if it is empty and ten bytes long.
@@ -20,7 +21,6 @@ MAX_STRAY = 65_536
 
 #: A marker other than a restart. In coded data, FF is followed by 00; FF before a marker is fill.
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _START, _END, _SCAN, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
 
 
@@ -43,7 +43,7 @@ def judge(data: bytes) -> None:
             continue
         body = at + 2
         at += max(2, int.from_bytes(data[at:body], "big"))
-        if marker in _FRAMES:
+        if marker in FRAMES:
             height, width = (int.from_bytes(data[body + 1 + k : body + 3 + k], "big") for k in (0, 2))
             pixels = max(pixels, width * height)
         elif marker == _SCAN:
@@ -69,7 +69,7 @@ def kind(data: bytes) -> str | None:
     at = 2
     while (found := _MARKER.search(data, at)) is not None:
         marker, body = data[found.end() - 1], found.end() + 2
-        if marker in _FRAMES and body + 6 <= len(data):
+        if marker in FRAMES and body + 6 <= len(data):
             bits, layers = data[body], data[body + 5]
             if bits != 8:
                 return f"a JPEG of {bits} bits a sample"

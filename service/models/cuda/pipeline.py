@@ -79,7 +79,7 @@ class CudaRunner:
         self._copying, self._computing, self._answering = (device.stream() for _ in range(3))
         self._choices = deque(choices)
         self._without = ""
-        """What is given up if the present program fails."""
+        """Name of the feature that is given up if the present program fails."""
         self._graph_builder = GraphBuilder(device, self._computing, self._canary)
         self._prepared: Prepared | None = None
         self._watch = Watch([_DEVICE])

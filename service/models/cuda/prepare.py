@@ -21,7 +21,10 @@ from service.shared.buckets import up_to
 
 @dataclass
 class Prepared:
-    """Everything that batches need. ``steps`` map the shared pixels to the shared answers, by bucket."""
+    """A prepared program: all that batches need.
+
+    ``steps`` map the shared pixels to the shared answers, by bucket.
+    """
 
     shared: Shared
     free_buffers: deque[BatchBuffers]

@@ -1,4 +1,4 @@
-"""How a model is executed: each runtime offers executors of a batch, and `ModelRunner` chooses among them.
+"""Execution of models: each runtime offers executors of a batch, and `ModelRunner` chooses among them.
 
 service.models.runner      slots, plans, warm-up: the engine calls it
     │ Executor(pixels, slots) → answers

@@ -146,8 +146,7 @@ def notes(directory: Path, cores: int, precision: str, largest: int | None) -> N
 
 
 def processor() -> dict[str, str]:
-    """What decides a model's speed beside the number of cores: the processor's model and extensions, and limits on
-    their use."""
+    """Returns what decides a model's speed beside the number of cores: model, extensions, and limits on their use."""
     return {
         "machine": platform.machine(),
         "model": host.cpu_model(),

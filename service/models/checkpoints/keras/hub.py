@@ -41,7 +41,9 @@ def read(folder: Folder, document: dict[str, Any], *, legacy_head: bool = False)
     """
     configuration, image_size = _configuration(folder, document)
     arrays, sha256 = _backbone_arrays(folder)
-    state_dict = keras_layers.backbone(arrays, configuration, folder.name)
+    convolutions = keras_layers.layers(arrays, "conv2d")
+    norms = keras_layers.layers(arrays, "batch_normalization")
+    state_dict = keras_layers.of_layers(convolutions, norms, configuration, folder.name)
     task = _task(folder, configuration)
     if task is not None:
         configuration, tensors = read_head(folder, configuration, task, legacy_head=legacy_head)

@@ -46,11 +46,6 @@ def layers(arrays: dict[str, Array], kind: str, prefix: str = "layers/") -> list
     return [found[number] for number in sorted(found)]
 
 
-def backbone(arrays: dict[str, Array], configuration: Configuration, name: str) -> dict[str, Tensor]:
-    """Does what `of_layers` does for arrays by their paths."""
-    return of_layers(layers(arrays, "conv2d"), layers(arrays, "batch_normalization"), configuration, name)
-
-
 def of_layers(
     convolved: list[Layer], normed: list[Layer], configuration: Configuration, name: str
 ) -> dict[str, Tensor]:
