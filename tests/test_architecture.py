@@ -61,6 +61,17 @@ FORBIDDEN = [
 ]
 
 
+#: Rooms whose docstrings are held to the rule below.
+PLAIN = ("service/models", "service/images", "service/preprocess.py", "training")
+#: First words of a docstring that begins with neither a verb nor a noun: the sentence has no subject of its own.
+RIDDLES = {
+    "After", "And", "As", "At", "Because", "Before", "Behind", "Below", "Beside", "Between", "But", "By",
+    "Everything", "For", "From", "How", "If", "Is", "It", "Its", "Nobody", "Not", "Of", "Once", "Or", "Same",
+    "So", "Somebody", "Something", "Such", "That", "Then", "There", "These", "They", "Those", "Unless", "Until",
+    "What", "When", "Where", "Whether", "Which", "Who", "Why", "With", "Without",
+}  # fmt: skip
+
+
 def module_name(path: Path) -> str:
     """What ``path`` is imported as."""
     parts = path.relative_to(ROOT).with_suffix("").parts
@@ -212,13 +223,50 @@ def test_a_front_end_never_imports_torch() -> None:
 
 
 def test_nothing_happens_at_import_but_in_the_one_module_that_says_so() -> None:
-    """No module of ours starts a thread, opens a file for writing or reads the environment when imported."""
+    """Importing the whole program starts no thread and loads no metrics library."""
     code = (
         "import sys, threading, service.cli.main, service.frontend.process, service.supervisor.supervisor;"
         "import service.engine.process;"
         "print(threading.active_count(), 'prometheus_client' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "1 False\n"
+
+
+def first_words(source: str) -> Iterator[tuple[int, str]]:
+    """Yields the line and the beginning of each docstring, those of attributes included."""
+    for node in ast.walk(ast.parse(source)):
+        body = getattr(node, "body", None)
+        for statement in body if isinstance(body, list) else []:
+            value = statement.value if isinstance(statement, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield statement.lineno, " ".join(value.value.split()[:2])
+
+
+def is_riddle(words: str) -> bool:
+    """Returns True for "What it does", "Whether there is one" and "The same for files"."""
+    return words.split(" ")[0].rstrip(",:;.") in RIDDLES or words.rstrip(",:;.") == "The same"
+
+
+@pytest.mark.parametrize("room", PLAIN)
+def test_a_docstring_begins_with_a_verb_or_a_noun(room: str) -> None:
+    path = ROOT / room
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    found = [
+        f"{file.relative_to(ROOT)}:{line}: {words}"
+        for file in files
+        for line, words in first_words(file.read_text())
+        if is_riddle(words)
+    ]
+    assert files
+    assert not found, "say what is returned, read or raised: " + "; ".join(found)
+
+
+def test_a_riddle_is_seen_wherever_it_stands() -> None:
+    source = '"""What."""\nclass A:\n    size = 0\n    """Whether."""\n    def f(self):\n        """The same, later."""'
+    assert [line for line, words in first_words(source) if is_riddle(words)] == [1, 4, 6]
+    assert not any(
+        map(is_riddle, ("Returns the size.", "Size in bytes", "True if it is there", "A file", "The size"))
+    )
 
 
 def test_images_reach_a_model_by_one_admission() -> None:
