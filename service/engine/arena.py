@@ -1,25 +1,24 @@
-"""The arena: every request's memory, and with it the right to be served.
+"""The arena: shared memory with a slot for each admitted image.
 
-A slot is a piece of the arena for one image. Taking it is admission, so one idea stands for the queue
-limit, the semaphore, the request table and the buffer allocator. Byte map, each part on a page of its own:
+A front-end admits an image by taking a slot. So the arena is the queue limit, the semaphore, the request table and the
+buffer allocator in one. Byte map, each part on a page of its own:
 
     gauges   float64 [Gauge]            written by the engine, read by anyone
     arrivals uint64  [256]              images offered, counted by each front-end in its own cell
     decoding float64 [256, Decoding]    what decoding costs, each front-end in its own row
     owners   uint8   [slots]            0 free · 1…254 the front-end that holds it
-    records  RECORD  [slots]            what is wanted; deadline and times, in seconds of the monotonic clock; outcome
+    records  RECORD  [slots]            wanted output, deadline, times (seconds of the monotonic clock), outcome
     results  float32 [slots, results]   the model's answer, written by the engine
     pixels   uint8   [slots, H, W, C]   the image, written by the front-end
 
-Who may touch a slot's bytes:
+The holder of a slot, who alone may touch its bytes:
 
-    free ──take──▶ front-end ──submit──▶ engine ──reply──▶ front-end ──release──▶ free
+    free ──acquire──▶ front-end ──submit──▶ engine ──reply──▶ front-end ──release──▶ free
 
-The owner byte names the front-end from *take* to *release*; which of the two sides holds the slot in
-between follows from the one reply that every submission gets. ``owners`` is the only truth about
-what is free: a process may be killed between any two instructions, and its byte still tells whose the
-slot was. Only *take* needs a lock, since two front-ends may want the same free byte; the kernel
-drops that lock when its holder dies.
+The owner byte names the front-end from *acquire* to *release*. Every submission gets exactly one reply, from which
+follows whether the front-end or the engine holds the slot in between. Only ``owners`` decides which slots are free: a
+process may be killed between any two instructions, and its byte still names the owner. Only *acquire* needs a lock,
+since two front-ends may want the same free byte. The kernel releases that lock when its holder dies.
 """
 
 from __future__ import annotations
@@ -44,14 +43,14 @@ from service.shared.transport import anonymous_memory
 #: Front-ends are told apart by one byte; 0 means free.
 MOST_FRONTENDS = 254
 
-#: Over the link, a slot's number plus this is about the file in it, to be decoded, and not about its image.
+#: A number on the link that is a slot's number plus this concerns the encoded file in the slot, not its image.
 FILE = 1 << 24
 
 _PAGE = mmap.PAGESIZE
 
 
 class Outcome(IntEnum):
-    """How the engine handed a slot back."""
+    """The outcome with which the engine returns a slot."""
 
     OK = 0
     EXPIRED = 1
@@ -60,47 +59,48 @@ class Outcome(IntEnum):
 
 
 class Gauge(IntEnum):
-    """What the engine tells everyone, each a float64."""
+    """The float64 values that the engine publishes."""
 
     QUEUE_DEPTH = 0
     BUSY_RATIO = 1
     CAPACITY = 2
-    """Images a second that the device manages."""
+    """The device's throughput in images a second."""
     SATURATION = 3
     """Arrivals over capacity."""
     BUSY_SINCE = 4
-    """When the oldest of the batches that run was handed to the device, 0 when none does."""
+    """The time at which the oldest running batch was handed to the device; 0 if none runs."""
     MEMORY_USED = 5
-    """Bytes of the device's own memory that anyone uses."""
+    """Used bytes of the device's own memory, all processes together."""
     MEMORY_TOTAL = 6
-    """0 for a device that has none of its own."""
+    """The device's own memory in bytes; 0 if it has none."""
     RUNNING = 7
-    """Images on the device."""
+    """The number of images on the device."""
     PASS = 8
-    """Seconds that a forward pass takes lately, 0 before the first."""
+    """Seconds of a recent forward pass; 0 before the first."""
     MAX_BATCH_SIZE = 9
     DECODE_MEMORY = 10
-    """Bytes that the decoding of all front-ends may take; infinite where nothing limits it."""
+    """Bytes that all front-ends together may use for decoding; infinite without a limit."""
     FILES = 11
-    """More files that the engine would decode now; 0 where it decodes none."""
+    """The number of further files that the engine would decode now; 0 if it decodes none."""
     ARRIVALS = 12
-    """Images a second that were offered, smoothed."""
+    """Arriving images a second, smoothed."""
     DECODE_CAPACITY = 13
-    """Images a second that all decoders manage; 0 before any was decoded."""
+    """The throughput of all decoders in images a second; 0 before the first image."""
     DECODE_BUSY = 14
-    """Share of time that they are busy, images that are not done as well."""
+    """The share of time for which decoders are busy, unfinished images included."""
 
 
 class Decoding(IntEnum):
-    """What each front-end tells of its decoding, each a float64. Images and seconds only grow."""
+    """The float64 values that each front-end publishes about its decoding. All but THREADS and MEMORY only grow."""
 
     IMAGES = 0
+    """Decoded images."""
     SECONDS = 1
-    """Time that its threads have spent on them."""
+    """Seconds that were spent on the decoded images."""
     THREADS = 2
-    """Decoders, or threads that decode; 0 once it has gone."""
+    """The number of decoders; 0 once the front-end is gone."""
     BUSY = 3
-    """Time that they have spent, on images that are not done as well. Only grows."""
+    """Seconds that were spent on all images, unfinished ones included."""
     MEMORY = 4
     """Bytes that large images have reserved."""
 
@@ -124,7 +124,7 @@ RECORD = np.dtype(
 )
 
 
-#: A record's bytes and parts of it, for one slot at a time: NumPy takes a microsecond for each field.
+#: The layout of `RECORD` for `struct`, for access to one slot: NumPy takes a microsecond for each field.
 _RECORD = struct.Struct("@ddddIHBBi4x")
 _DEADLINE = struct.Struct("@d")
 _TIMES = struct.Struct("@dd")
@@ -152,7 +152,7 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Geometry:
-    """What decides the arena's size. ``results`` is the length of the longest answer in float32."""
+    """The sizes that decide the arena's layout. ``results`` is the length of the longest answer in float32."""
 
     slots: int
     height: int
@@ -169,10 +169,9 @@ class Geometry:
 
 
 class Arena:
-    """A mapping of the shared memory, in any process that has its descriptor.
+    """A mapping of the shared memory in one process.
 
-    Construct with `create` (the engine) or with a descriptor that came from there (a front-end).
-    The arena owns the descriptor.
+    The engine makes it with `create`, a front-end with the descriptor that the engine sent. It owns the descriptor.
     """
 
     def __init__(self, descriptor: int, geometry: Geometry) -> None:
@@ -200,7 +199,7 @@ class Arena:
 
     @classmethod
     def create(cls, geometry: Geometry) -> Arena:
-        """A new arena, every slot free."""
+        """A new arena in which every slot is free."""
         arena = cls(anonymous_memory(_size(geometry)), geometry)
         arena.gauges[Gauge.DECODE_MEMORY] = math.inf
         return arena
@@ -214,12 +213,12 @@ class Arena:
 
     @property
     def free(self) -> int:
-        """Slots that nobody holds."""
+        """The number of free slots."""
         end = self._owners_at + self.geometry.slots
         return self._memory[self._owners_at : end].count(0)
 
     def acquire(self, owner: int) -> int | None:
-        """A free slot, now ``owner``'s; None when there is none."""
+        """Gives a free slot to ``owner`` and returns its number; None if no slot is free."""
         fcntl.lockf(self.descriptor, fcntl.LOCK_EX, 1)
         try:
             at = self._memory.find(b"\0", self._owners_at, self._owners_at + self.geometry.slots)
@@ -232,7 +231,7 @@ class Arena:
 
     @contextlib.contextmanager
     def deciding_about_memory(self) -> Iterator[None]:
-        """Nobody else does, inside the block."""
+        """Holds the lock on decisions about decode memory until the block ends."""
         fcntl.lockf(self.descriptor, fcntl.LOCK_EX, 1, 1)
         try:
             yield
@@ -240,70 +239,70 @@ class Arena:
             fcntl.lockf(self.descriptor, fcntl.LOCK_UN, 1, 1)
 
     def release(self, slot: int) -> None:
-        """Makes ``slot`` free. Only whoever holds it may."""
+        """Makes ``slot`` free. Only its holder may call this."""
         self._memory[self._owners_at + slot] = 0
 
     def record(self, slot: int) -> Record:
-        """What is noted of ``slot``."""
+        """The record of ``slot``."""
         return Record._make(_RECORD.unpack_from(self._memory, self._records_at + slot * _RECORD.size))
 
     def deadline(self, slot: int) -> float:
-        """When ``slot`` has to be answered."""
+        """The deadline of ``slot``, in seconds of the monotonic clock."""
         deadline, _ = _TIMES.unpack_from(self._memory, self._records_at + slot * _RECORD.size)
         return float(deadline)
 
     def wanted(self, slot: int) -> OutputRequest:
-        """What ``slot`` asks for."""
+        """The output that ``slot`` asks for."""
         (code,) = _WANTED.unpack_from(self._memory, self._records_at + slot * _RECORD.size + _WANTED_AT)
         return from_code(code)
 
     def record_admission(self, slot: int, deadline: float, bulk: bool) -> None:
-        """When ``slot`` will have to be answered, and how urgent it is, so that newcomers know who is before them."""
+        """Writes the deadline and the class of ``slot``, so that `due_by` counts it for later arrivals."""
         at = self._records_at + slot * _RECORD.size
         _DEADLINE.pack_into(self._memory, at, deadline)
         self._memory[at + _BULK_AT] = bulk
 
     def is_bulk(self, slot: int) -> bool:
-        """Whether ``slot`` waits for everybody else."""
+        """True if ``slot`` holds a bulk request."""
         return bool(self._memory[self._records_at + slot * _RECORD.size + _BULK_AT])
 
     def due_by(self, deadline: float) -> int:
-        """How many slots that somebody holds have to be answered by ``deadline``, but for bulk ones, which wait."""
+        """The number of taken slots with a deadline of at most ``deadline``, without bulk ones, which run last."""
         ahead = (self.owners != 0) & (self.records["deadline"] <= deadline) & (self.records["bulk"] == 0)
         return int(np.count_nonzero(ahead))
 
     def record_submission(self, slot: int, deadline: float, submitted: float, wanted: OutputRequest) -> None:
-        """The front-end's part of the record."""
+        """Writes the front-end's part of the record."""
         at = self._records_at + slot * _RECORD.size
         _TIMES.pack_into(self._memory, at, deadline, submitted)
         _WANTED.pack_into(self._memory, at + _WANTED_AT, to_code(wanted))
 
     def record_file(self, slot: int, length: int) -> None:
-        """The slot's pixels begin with a file of ``length`` bytes."""
+        """Notes that the slot's pixels begin with an encoded file of ``length`` bytes."""
         _WANTED.pack_into(self._memory, self._records_at + slot * _RECORD.size + _WANTED_AT, length)
 
     def file(self, slot: int) -> int:
-        """The file's length in bytes, from `record_file` until the slot is submitted."""
+        """The length of the file in the slot, in bytes; valid from `record_file` until the slot is submitted."""
         (length,) = _WANTED.unpack_from(self._memory, self._records_at + slot * _RECORD.size + _WANTED_AT)
         return int(length)
 
     def record_finish(
         self, slot: int, started: float, finished: float, batch: int, batch_size: int, outcome: Outcome
     ) -> None:
-        """The engine's part of the record, for a slot that was in a batch."""
+        """Writes the engine's part of the record, for a slot that was in a batch."""
         at = self._records_at + slot * _RECORD.size + _FINISH_AT
         _FINISH.pack_into(self._memory, at, started, finished, batch, batch_size, outcome)
 
     def record_outcome(self, slot: int, outcome: Outcome) -> None:
-        """The engine's part of the record, for a slot that was in none."""
+        """Writes the engine's part of the record, for a slot that was in no batch."""
         self._memory[self._records_at + slot * _RECORD.size + _OUTCOME_AT] = outcome
 
     def held_by(self, owner: int) -> list[int]:
-        """Every slot of ``owner``'s."""
+        """All slots that ``owner`` holds."""
         return [int(slot) for slot in np.flatnonzero(self.owners == owner)]
 
     def close(self) -> None:
-        """Gives the descriptor back. The mapping goes with the last view of it."""
+        """Closes the descriptor. The mapping ends with the last view of it."""
         os.close(self.descriptor)
 
 

@@ -1,19 +1,19 @@
-"""The batching policy: which requests run together, and when. It decides and does nothing else.
+"""The batching policy: the requests that run together, and the time at which they run. Pure decisions.
 
-No clock, no thread, no socket, no tensor: time comes in as an argument (seconds, any monotonic
-clock), decisions go out as values. `EngineCore` acts on them.
+It has no clock, thread, socket or tensor. Times are arguments (seconds of any monotonic clock), decisions are return
+values. `EngineCore` acts on them.
 
 The rules, each of which tests/engine/test_batcher.py proves on random schedules:
 
 1. Every request leaves exactly once: in a batch, as expired, or as cancelled.
 2. A batch never holds more than ``max_batch_size`` requests, and never one past its deadline.
 3. The earliest deadline goes first; of equal deadlines, the earliest arrival.
-4. With ``max_queue_delay`` 0, nobody waits while the device is free. With more, a partial batch
-   waits until its oldest request has waited that long, a full one not at all.
+4. With ``max_queue_delay`` 0, no request waits while the device is free. With more, a partial batch
+   waits until its oldest request has waited that long; a full batch does not wait.
 5. Bulk requests run only while no other request waits, in batches of their own of at most
    ``max_bulk_batch_size``. Rule 3 holds among them.
-6. Nobody starves: a bulk request that has waited for `AGEING` seconds, or for half of its time to the
-   deadline, is bulk no more.
+6. No request starves: a bulk request that has waited for `AGEING` seconds, or for half of its time to
+   the deadline, becomes an ordinary one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AGEING = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One image that waits: its slot, and when it came and expires, in seconds."""
+    """A waiting image: its slot, its deadline and its arrival, in seconds."""
 
     slot: int
     deadline: float
@@ -36,15 +36,15 @@ class Request:
 
     @property
     def ages_at(self) -> float:
-        """When a bulk request becomes one like any other."""
+        """The time at which a bulk request becomes an ordinary one."""
         return self.arrived + min(AGEING, max(0.0, self.deadline - self.arrived) / 2)
 
 
 class _Queue:
-    """Requests of one class in the order of their deadlines, of equal ones in that of their arrival."""
+    """Requests of one class, ordered by deadline, then by arrival."""
 
     def __init__(self) -> None:
-        # In order of arrival, and the truth about who waits; the heap may still name some who left.
+        # The waiting requests by slot, in the order of arrival. The heap may still hold requests that have left.
         self.waiting: dict[int, Request] = {}
         self._by_deadline: list[tuple[float, int, Request]] = []
 
@@ -56,7 +56,7 @@ class _Queue:
         heapq.heappush(self._by_deadline, (request.deadline, arrival, request))
 
     def first(self) -> Request | None:
-        """The request of the earliest deadline, without those that left before it."""
+        """The waiting request with the earliest deadline. Drops requests that have left from the heap."""
         while self._by_deadline:
             request = self._by_deadline[0][2]
             if self.waiting.get(request.slot) is request:
@@ -72,24 +72,27 @@ class _Queue:
         return request
 
     def oldest(self) -> float:
-        """When the one came that has waited longest."""
+        """The arrival of the request that has waited longest."""
         return min(request.arrived for request in self.waiting.values())
 
 
 class Batcher:
-    """Requests in, batches out. The device's owner calls `next_batch` whenever the device is free."""
+    """The queue of one engine. The device's owner calls `next_batch` whenever the device is free."""
 
     def __init__(
         self, max_batch_size: int, max_queue_delay: float = 0.0, max_bulk_batch_size: int | None = None
     ) -> None:
-        """``max_bulk_batch_size`` None is ``max_batch_size``."""
+        """``max_queue_delay`` is in seconds. ``max_bulk_batch_size`` None means ``max_batch_size``.
+
+        Raises `ValueError` for a size below 1.
+        """
         if max_batch_size < 1 or (max_bulk_batch_size is not None and max_bulk_batch_size < 1):
             raise ValueError("a batch's size must be at least 1")
         self.max_batch_size = max_batch_size
         self.max_queue_delay = max_queue_delay
         self.max_bulk_batch_size = min(max_bulk_batch_size or max_batch_size, max_batch_size)
         self._queue, self._bulk = _Queue(), _Queue()
-        #: Of the bulk requests: when each ages, its number of arrival, and itself; it may have left meanwhile.
+        #: A heap of bulk requests: (time of ageing, number of arrival, request). Some may have left.
         self._ageing: list[tuple[float, int, Request]] = []
         self._late: list[Request] = []
         self._arrivals = 0
@@ -101,7 +104,7 @@ class Batcher:
         return f"<Batcher {len(self)} waiting, {self.max_batch_size} a batch>"
 
     def add(self, request: Request) -> None:
-        """Lets ``request`` wait. Raises ValueError when its slot waits already."""
+        """Queues ``request``. Raises `ValueError` if its slot waits already."""
         slot = request.slot
         known = slot in self._queue.waiting or slot in self._bulk.waiting
         if known or any(late.slot == slot for late in self._late):
@@ -114,7 +117,7 @@ class Batcher:
             self._queue.add(request, self._arrivals)
 
     def cancel(self, slot: int) -> bool:
-        """Lets ``slot`` leave without running; False when it does not wait here."""
+        """Removes ``slot`` from the queue; False if it does not wait."""
         for queue in (self._queue, self._bulk):
             if queue.waiting.pop(slot, None) is not None:
                 return True
@@ -124,15 +127,16 @@ class Batcher:
         return found
 
     def expire(self, now: float) -> list[Request]:
-        """Lets everyone leave whose deadline has come, earliest first."""
+        """Removes and returns all requests whose deadline has come, the earliest first."""
         self._set_late_aside(now)
         late, self._late = self._late, []
         return sorted(late, key=lambda request: request.deadline)
 
     def next_batch(self, now: float, room: int | None = None) -> list[Request]:
-        """What a free device should run now, earliest deadline first; empty when it should wait.
+        """Removes and returns the requests that a free device should run now, the earliest deadline first.
 
-        With ``room`` not more than that. Whoever is late is never part of it, and leaves with the next `expire`.
+        Empty if the device should wait. ``room`` is a further limit on their number. Expired requests are left to the
+        next `expire`.
         """
         self._age(now)
         self._set_late_aside(now)
@@ -145,7 +149,7 @@ class Batcher:
         return [queue.pop() for _ in range(min(len(queue), largest))]
 
     def next_deadline(self) -> float | None:
-        """When to look again though nothing arrives: the first expiry, or the end of the queue delay."""
+        """The time of the next decision if nothing arrives: the first expiry or the end of the queue delay."""
         firsts = [request for queue in (self._queue, self._bulk) if (request := queue.first()) is not None]
         if not firsts:
             return None

@@ -1,51 +1,52 @@
-"""When the canary runs: before the next batch where a model says that it is due, and while nobody asks anything.
+"""The schedule of the canary, the known image by which a device is checked: pure rules, without a clock or a device.
 
-A rule without a clock or a device. What is due, and what the canary has to answer, is the model's affair.
+The canary runs before the next batch if the model says that it is due, and while the device is idle. The model decides
+when it is due and checks its answer.
 """
 
 from __future__ import annotations
 
 from service.shared.batches import BatchReport
 
-#: Seconds in which nothing ran before the canary does. A model has a few places to be looked at, each in its turn.
+#: Seconds for which a device must be idle before a canary that is not due runs.
 PAUSE = 0.5
-#: Of a device that has nothing else to do, the part of the time that the canary takes at most: so rarely does it keep
-#: waiting who comes then.
+#: The largest share of an idle device's time for such canaries, so that arriving requests rarely wait for one.
 SHARE = 1 / 32
 
 
 class Canary:
-    """Of one device, and of its streams if it has any, which are due each for itself."""
+    """The schedule of one device and of its streams, if it has any. Each of the two has its own due canary."""
 
     def __init__(self, now: float) -> None:
         self._due = {False: False, True: False}
-        """By whether it is the streams' that is."""
+        """True if a canary is due, by the key ``in_stream``."""
         self._out = {False: False, True: False}
+        """True while a canary runs, by the key ``in_stream``."""
         self._quiet_since = now
         self._pause = PAUSE
         self.yields = False
-        """Whether the one that runs is to end when somebody comes: it was not due."""
+        """True while a canary runs that was not due, and should end when a request arrives."""
 
     def started(self, in_stream: bool) -> None:
-        """The canary runs."""
+        """Notes that the canary runs."""
         self._out[in_stream] = True
 
     def ended(self, ran: BatchReport | None, in_stream: bool, seconds: float, now: float) -> None:
-        """The canary has run for ``seconds``; ``ran`` is None when it failed."""
+        """Notes that the canary has run for ``seconds``; ``ran`` is None if it failed."""
         self._out[in_stream] = False
         self.yields = False
         self._pause = max(PAUSE, seconds / SHARE)
         self.ran(ran, in_stream, now)
 
     def ran(self, ran: BatchReport | None, in_stream: bool, now: float) -> None:
-        """Takes note of a batch; ``ran`` is None for one that failed."""
+        """Notes that a batch has run; ``ran`` is None if it failed."""
         self._due[in_stream] = ran is not None and ran.canary_due
         self._quiet_since = now
 
     def is_due(self, in_streams: bool) -> bool:
-        """Whether it runs before any other batch there."""
+        """True if the canary must run before the next batch."""
         return self._due[in_streams] and not self._out[in_streams]
 
     def is_welcome(self, now: float) -> bool:
-        """Whether a device that has nothing to do had nothing for long enough."""
+        """True if the device has been idle for long enough to run a canary that is not due."""
         return now - self._quiet_since >= self._pause

@@ -1,7 +1,7 @@
-"""Which of several engines gets the next image: pure arithmetic over what each has shown.
+"""The choice of the engine for the next image: pure arithmetic over each engine's measurements.
 
-The one that would be through with it first, by what it has before it and by its measured pace. So a device that is
-twice as fast gets twice as much, and one that is held up gets nothing until it has caught up.
+The image goes to the engine that would finish it first, by its queue and its measured rates. So a device that is twice
+as fast gets twice as many images, and one that is delayed gets none until it has caught up.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from service.engine.estimate import QueueState, ServiceRates
 
 
 class Offer(NamedTuple):
-    """An engine that could take an image."""
+    """The state of an engine that could take an image."""
 
     pace: ServiceRates
     backlog: QueueState
     room: bool
-    """Whether it has a place for this one."""
+    """True if it has a free slot for this image."""
 
 
 def finish(offer: Offer) -> float:
-    """Seconds until the device would have run an image that comes now, behind all that it has."""
+    """Seconds until the device would have run an image that arrives now, after all that are queued."""
     pace, backlog = offer.pace, offer.backlog
     left = max(0.0, pace.seconds - backlog.running_for) if backlog.running else 0.0
     waiting = max(0, backlog.images - backlog.running)
@@ -30,7 +30,7 @@ def finish(offer: Offer) -> float:
 
 
 def in_order(offers: Sequence[Offer], turn: int) -> list[int]:
-    """The places of those that have room, the best first. Equal ones take turns: ``turn`` counts the images."""
+    """The indices of the offers with room, the best first. Equal ones take turns by ``turn``, the count of images."""
     count = len(offers)
     places = [place for place, offer in enumerate(offers) if offer.room]
     return sorted(

@@ -1,6 +1,6 @@
-"""The front-end's door to the engines of one model. Lives on one event loop; never imports torch.
+"""The front-end's client of the engines of one model. Used on one event loop; never imports torch.
 
-client ──choice──▶ connection ──▶ engine        one for each engine; `service.engine.connection` has a slot's life
+client ──choice──▶ connection ──▶ engine        one connection for each engine; it draws a slot's life
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from service.engine.slot import Answer, Slot
 from service.errors import DeadlineExceeded, EngineFailed, NotReady, Overloaded
 from service.shared.transport import Link
 
-#: Seconds between two looks for a slot that another front-end may have released.
-_LOOK_AGAIN = 0.005
-#: Retry-After in seconds, at least and at most, and how far it is spread so that clients do not return together.
+#: Seconds between two attempts to acquire a slot, since another front-end may release one unnoticed.
+_POLL = 0.005
+#: The least and the largest Retry-After in seconds, and the share by which it is randomly longer, so that clients do
+#: not return together.
 _SHORTEST_RETRY, _LONGEST_RETRY, _SPREAD = 1.0, 60.0, 0.25
 
 
 class EngineClient:
-    """Slots of the engines that are there now. Construct, `attach` each; an engine that fails leaves by itself."""
+    """Hands out slots of the attached engines. `attach` adds an engine; an engine that fails is dropped."""
 
     def __init__(
         self,
@@ -36,37 +37,38 @@ class EngineClient:
         threads: int = 0,
         memory: DecodeMemory | None = None,
     ) -> None:
-        """``threads`` decode, in processes or threads; 0 where nobody counts them. ``memory`` is theirs."""
+        """``threads`` is the number of this front-end's decoders (0: unknown), ``memory`` the decoders' memory."""
         self.clock = clock
         self.memory = memory or DecodeMemory()
         self._threads = threads
         self._connections: list[Connection] = []
         self._turn = 0
-        """Images that wanted a slot: engines that are equally good take turns."""
+        """The number of images so far; equally good engines take turns by it."""
         self._cancelled: Callable[[], None] = lambda: None
         self._again: Callable[[], None] = lambda: None
         self._waiting: set[asyncio.Future[None]] = set()
-        """Of those whose engine has failed: they look again when anything has changed."""
+        """The futures of requests that wait for an engine; a change of the engines completes them."""
         self._last = False
-        """Whether no other engine is going to come."""
+        """True if no other engine will be attached."""
 
     def __repr__(self) -> str:
         return f"<EngineClient {[one.arena for one in self._connected] or 'not connected'}>"
 
     def on_cancelled(self, callback: Callable[[], None]) -> None:
-        """``callback`` is called for every image whose client went away before the model ran."""
+        """Sets the function that is called for every image whose client disconnected before the model ran."""
         self._cancelled = callback
 
     def on_resubmitted(self, callback: Callable[[], None]) -> None:
-        """``callback`` is called for every image that is submitted once more since its engine died."""
+        """Sets the function that is called for every image that is submitted again because its engine died."""
         self._again = callback
 
     def attach(
         self, arena: Arena, link: Link, number: int, standby: bool = False, model: Hashable = None
     ) -> Connection:
-        """Serves from ``arena``, too, from now on, as front-end ``number``. To be called on the event loop.
+        """Adds an engine with its ``arena`` and ``link``, as front-end ``number``. Call it on the event loop.
 
-        ``model`` is what the engine computes: images go from one that has died to one of the same.
+        A ``standby`` gets images only while there is no other engine. Engines of equal ``model`` give equal answers, so
+        an image of one that died may go to another.
         """
         connection = Connection(arena, link, number, self._cancelled, self._threads, standby, model)
         self._connections = [*self._connected, connection]
@@ -77,12 +79,12 @@ class EngineClient:
         return connection
 
     def expect_no_other(self) -> None:
-        """Nobody waits for another engine any more: the service ends."""
+        """Ends all waiting for another engine, since the service ends."""
         self._last = True
         self._wake()
 
     def detach(self) -> None:
-        """Lets go of every engine; whoever waits for one gets `EngineFailed`."""
+        """Leaves all engines. Requests that wait for one get `EngineFailed`."""
         for connection in self._connections:
             connection.leave_engine()
         self._connections = []
@@ -90,13 +92,13 @@ class EngineClient:
 
     @property
     def asked(self) -> list[Connection]:
-        """Those that new images go to: the standby where there is no other."""
+        """The connections for new images: those without standby, or the standby if there is no other."""
         living = self._connected
         return [connection for connection in living if not connection.standby] or living
 
     @property
     def connections(self) -> list[Connection]:
-        """Those whose engines have not closed their ends."""
+        """The connections whose engines live."""
         return self._connected
 
     @property
@@ -105,32 +107,34 @@ class EngineClient:
 
     @property
     def connected(self) -> bool:
-        """Whether there is an engine that has not closed its end."""
+        """True if an engine lives."""
         return any(not connection.failed for connection in self._connections)
 
     @property
     def pending(self) -> int:
-        """Slots that this front-end has with engines."""
+        """The number of this front-end's slots that engines hold."""
         return sum(len(connection.submitted) for connection in self._connections)
 
     def record_arrivals(self, images: int = 1) -> None:
-        """Counts ``images`` as arrived, admitted or not: what an autoscaler follows. Bulk ones are not to be counted:
-        they take what is left, however much that is."""
+        """Counts ``images`` as arrived, admitted or not; an autoscaler follows the count.
+
+        Bulk images are not counted, since they only use the capacity that is left.
+        """
         connection = self._in_order(False)[0]
         connection.arena.arrivals[connection.number] += np.uint64(images)
 
     def check_capacity(self, deadline: float = math.inf, bulk: bool = False) -> None:
-        """Raises what `acquire` would, without taking: before a body is read that nobody could serve."""
+        """Raises what `acquire` would raise, without taking a slot, so that no body is read in vain."""
         connections = self._ready()
         if not any(connection.arena.free > connection.reserve(bulk) for connection in connections):
             raise self._overloaded(connections)
         self._check_deadline_feasible(self._in_order(bulk)[0], deadline, bulk)
 
     def acquire(self, deadline: float = math.inf, bulk: bool = False) -> Slot:
-        """A slot, to be used in a ``with`` statement. ``bulk`` waits for everybody else.
+        """Takes a slot, to be used in a ``with`` statement. A ``bulk`` image runs after all others.
 
-        Raises `Overloaded` when none is free or the answer would come after the ``deadline`` (seconds of the
-        client's clock), `NotReady` or `EngineFailed` when there is no engine.
+        Raises `Overloaded` if no slot is free or the answer would come after the ``deadline`` (seconds of the client's
+        clock), `NotReady` or `EngineFailed` if there is no engine.
         """
         self._turn += 1
         connections = self._in_order(bulk)
@@ -142,7 +146,10 @@ class EngineClient:
         raise self._overloaded(connections)
 
     async def admit(self, deadline: float, bulk: bool = False) -> Slot:
-        """`acquire`, for a request that `check_capacity` has let in: an engine that has died since is waited for."""
+        """Takes a slot as `acquire` does, but waits for an engine's successor until ``deadline``.
+
+        For requests that `check_capacity` has let in.
+        """
         while True:
             try:
                 return self.acquire(deadline, bulk)
@@ -150,7 +157,7 @@ class EngineClient:
                 await self._another(deadline)
 
     async def acquire_in_turn(self, deadline: float, bulk: bool = False) -> Slot:
-        """A slot, waiting for one until ``deadline``: for the second and later images of one request."""
+        """Takes a slot and waits for one until ``deadline``; for the second and later images of a request."""
         while True:
             try:
                 slot = self.acquire(bulk=bulk)
@@ -161,7 +168,7 @@ class EngineClient:
                     raise DeadlineExceeded(
                         "the deadline passed before there was room for every image"
                     ) from None
-                await asyncio.sleep(_LOOK_AGAIN)
+                await asyncio.sleep(_POLL)
             except EngineFailed:
                 await self._another(deadline)
 
@@ -180,14 +187,14 @@ class EngineClient:
                 number = _acquire_from(connection, deadline, bulk)
                 if number is not None:
                     return connection, number
-            await self._wait_for_slots(self._patience(deadline), _LOOK_AGAIN)
+            await self._wait_for_slots(self._patience(deadline), _POLL)
 
     def record_resubmission(self) -> None:
         """See `service.engine.slot.Others`."""
         self._again()
 
     async def _another(self, deadline: float) -> None:
-        """Waits until there may be an engine. Raises `DeadlineExceeded`, and `EngineFailed` where none will come."""
+        """Waits for a change of the engines. Raises `DeadlineExceeded`, or `EngineFailed` if no engine will come."""
         if self._last:
             raise EngineFailed("the engine failed while it held this request")
         await self._wait_for_slots(self._patience(deadline))
@@ -199,7 +206,7 @@ class EngineClient:
         return patience
 
     async def _wait_for_slots(self, *seconds: float) -> None:
-        """Returns when an engine has come, when none will, or after the least of ``seconds``."""
+        """Waits for a change of the engines, for the least of ``seconds`` at most."""
         loop = asyncio.get_running_loop()
         news: asyncio.Future[None] = loop.create_future()
         self._waiting.add(news)
@@ -215,9 +222,11 @@ class EngineClient:
             _settle(news)
 
     def _ready(self) -> list[Connection]:
-        """Engines that may be asked: the standby where there is no other. Never empty."""
+        """The connections for new images, never empty. Raises `EngineFailed` or `NotReady` if there are none."""
         connections = self._connections
-        if len(connections) == 1 and not connections[0].failed:  # as a rule, and asked thrice for each image
+        if (
+            len(connections) == 1 and not connections[0].failed
+        ):  # the usual case: this runs three times an image
             return connections
         if asked := self.asked:
             return asked
@@ -226,7 +235,7 @@ class EngineClient:
         raise NotReady("the model is not loaded yet")
 
     def _in_order(self, bulk: bool) -> list[Connection]:
-        """Who may take the next image, the best first; all of them where none has room. Never empty."""
+        """The connections with room for the next image, the best first; all of them if none has room."""
         connections = self._ready()
         if len(connections) == 1:
             return connections
@@ -235,12 +244,12 @@ class EngineClient:
         return [connections[place] for place in order] or connections
 
     def _check_deadline_feasible(self, connection: Connection, deadline: float, bulk: bool) -> None:
-        """Raises `Overloaded` for a ``deadline`` that cannot be met. One that has passed is no matter of load."""
+        """Raises `Overloaded` if the queue makes ``deadline`` impossible. A deadline in the past is left to others."""
         now = self.clock()
         patience = deadline - now
         arena = connection.arena
         taken = arena.geometry.slots - arena.free
-        # Only who could be too late behind everybody needs to know exactly who is ahead.
+        # The exact number of images ahead is only counted if the deadline would be missed behind all taken slots.
         if patience <= 0 or connection.wait(taken, now) <= patience:
             return
         ahead = taken if bulk else arena.due_by(deadline)
@@ -257,7 +266,7 @@ class EngineClient:
 
 
 def _acquire_from(connection: Connection, deadline: float, bulk: bool) -> int | None:
-    """A place with that engine; None where there is no room."""
+    """Takes a slot of that engine; None if it has no room."""
     arena = connection.arena
     room = not bulk or arena.free > connection.reserve(bulk)
     number = arena.acquire(connection.number) if room else None

@@ -1,12 +1,12 @@
-"""One engine, as a front-end sees it: the arena that they share, the link, and which slots the engine has.
+"""A front-end's connection to one engine: the shared arena, the link, and the slots that the engine holds.
 
-What becomes of a slot, seen from here:
+The life of a slot, seen from the front-end:
 
-    take ──▶ ours ──fill──▶ ours, a decoder writes ──submit──▶ the engine's ──reply──▶ ours ──leave──▶ free
+    acquire ──▶ ours ──fill──▶ ours, a decoder writes ──submit──▶ the engine's ──reply──▶ ours ──leave──▶ free
 
-Whoever leaves early (hang-up, deadline, error) owes nothing: the slot comes free at once when it is ours, when the
-decoder has written its last byte, or when the engine has handed it back after it was told of the cancellation. Never
-earlier, so nobody writes into another's image.
+A request may leave early (disconnect, deadline, error). Its slot becomes free at once if the front-end holds it, after
+the decoder's last byte if one writes, or after the engine's reply if the engine holds it. Never earlier, so that no
+process writes into another request's image.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from service.shared.outputs import OutputRequest
 from service.shared.transport import Link
 from service.shared.writing import FileWriting, Writing
 
-#: One slot in so many is never a bulk request's: a queue full of them would refuse everybody else.
+#: One in so many slots is kept from bulk requests, which could otherwise fill the queue and block all others.
 _RESERVED = 2
-#: The weight of the newest image in what decoding one takes.
+#: The weight of the newest image in the smoothed decode time.
 _NEWEST = 0.1
 
 
 class Connection:
-    """One engine, from `attach` to its death. Knows which slots it has, and who waits for them."""
+    """The connection to one engine, from `EngineClient.attach` to the engine's end."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class Connection:
         standby: bool = False,
         model: Hashable = None,
     ) -> None:
-        """``standby``: it is asked while no other engine of its model is there.
+        """``number`` is this front-end's in the arena; ``cancelled`` is called for each cancelled image.
 
-        Engines of equal ``model`` answer alike.
+        ``threads``, ``standby`` and ``model``: see `EngineClient`.
         """
         self.arena = arena
         self.model = model
@@ -51,33 +51,33 @@ class Connection:
         self.standby = standby
         self.failed = False
         self.decoding = 0
-        """Images that threads write, or are going to."""
+        """The number of images that decoders write or have queued."""
         self._decode_seconds = 0.0
         self._threads = threads
         arena.decoding[number, Decoding.THREADS] = threads
-        #: Slots that the engine has. None where nobody waits for the reply any more.
+        #: The slots that the engine holds, with the future of the reply; None if the request has left.
         self.submitted: dict[int, asyncio.Future[None] | None] = {}
         self._hung_up: set[int] = set()
         self._files: dict[int, FileWriting] = {}
-        """Slots whose files the engine decodes."""
+        """The writes of slots whose files the engine decodes."""
         self._link = link
         self._loop = asyncio.get_running_loop()
         self._cancelled = cancelled
 
     def reserve(self, bulk: bool) -> int:
-        """Slots that stay free for those who are not bulk."""
+        """The number of slots that must stay free when a request of this class takes one."""
         return self.arena.geometry.slots // _RESERVED if bulk else 0
 
     def listen(self) -> None:
-        """Hears the engine's replies from now on. Without, the caller has to see to it."""
+        """Begins to receive the engine's replies on the event loop."""
         self._loop.add_reader(self._link.fileno(), self._receive_messages)
 
     def wait(self, ahead: int, now: float) -> float:
-        """Seconds until an image would be answered that comes behind ``ahead`` others."""
+        """Seconds until the answer to an image that arrives behind ``ahead`` others."""
         return seconds_until_answered(*self._state(ahead, now))
 
     def offer(self, bulk: bool, now: float) -> Offer:
-        """What choosing between this engine and others goes by."""
+        """The engine's state for the choice between engines (`service.engine.choice`)."""
         free = self.arena.free
         pace, backlog = self._state(self.arena.geometry.slots - free, now)
         return Offer(pace, backlog, free > self.reserve(bulk))
@@ -90,7 +90,7 @@ class Connection:
         return pace, QueueState(ahead, int(gauge(Gauge.RUNNING)), running_for, self.decoding)
 
     def decoded(self, seconds: float | None) -> None:
-        """Takes note of an image that a thread was occupied with for ``seconds``; None for one given up before."""
+        """Records that a decoder was occupied with an image for ``seconds``; None if it was given up before."""
         self.decoding -= 1
         if seconds is None:
             return
@@ -100,18 +100,19 @@ class Connection:
         mine[Decoding.SECONDS] += seconds
 
     def takes_files(self) -> bool:
-        """Whether an image would be decoded sooner in the engine than here."""
+        """True if the engine takes files and all decoders here are busy."""
         busy = 0 < self._threads <= self.decoding
         return busy and not self.failed and self.arena.gauges.item(Gauge.FILES) > len(self._files)
 
     def send_file(self, slot: int, length: int, otherwise: Callable[[], Writing]) -> Writing:
-        """The engine decodes the file in ``slot``; what it will not, ``otherwise`` does."""
+        """Lets the engine decode the file in ``slot``. If it refuses, ``otherwise`` begins a write here."""
         self.arena.record_file(slot, length)
         writing = self._files[slot] = FileWriting(self._loop, otherwise)
         self._send(slot + FILE)
         return writing
 
     def submit(self, slot: int, wanted: OutputRequest, now: float, deadline: float) -> asyncio.Future[None]:
+        """Hands ``slot`` to the engine. The future ends with its reply, or raises `EngineFailed`."""
         if self.failed:
             raise EngineFailed("the engine failed while it was needed")
         self.arena.record_submission(slot, deadline, now, wanted)
@@ -121,7 +122,10 @@ class Connection:
         return reply
 
     def leave(self, slot: int, writing: Writing | None, hung_up: bool) -> None:
-        """The owner wants no more of ``slot``: it comes free now, after its thread, or after the engine."""
+        """Frees ``slot``: at once, after the ``writing`` decoder, or after the engine's reply.
+
+        ``hung_up`` says that the client has disconnected.
+        """
         if slot not in self.submitted:
             self._count(hung_up)
             if writing is None:
@@ -139,14 +143,14 @@ class Connection:
             self._cancelled()
 
     def leave_engine(self) -> None:
-        """Lets go of an engine that may go on, and takes back what was held here: nobody may write there any more."""
+        """Closes the connection to an engine that may live on. No decoder may write into its slots any more."""
         for writing in self._files.values():
             writing.fail(EngineFailed("the engine was left while it decoded this image"))
         self._files.clear()
         self.fail()
 
     def fail(self) -> None:
-        """The engine has gone, and its arena with it: whoever waits is told, nothing is released."""
+        """Ends the connection after the engine's end. All waiting requests get `EngineFailed`; no slot is released."""
         if self.failed:
             return
         self.failed = True

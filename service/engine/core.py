@@ -1,15 +1,14 @@
-"""The engine's loop: slot numbers in from the front-ends, batches to the device, slot numbers back.
+"""The engine's loop: receives slot numbers from front-ends, runs batches on the device, and returns the numbers.
 
-Runs the same in a process of its own (production) and in a thread (tests, macOS). One thread runs
-this loop and never computes; `DeviceThread` computes and does nothing else, so that a deadline or a
-hang-up is seen while a batch runs.
+It runs in a process (production) or in a thread (tests, macOS). The loop's thread never computes, and `DeviceThread`
+does nothing but compute, so that deadlines and cancellations are seen while a batch runs.
 
-The next batch grows while the current one runs and is closed at the moment the device is free: late
-enough to hold everyone who came in the meantime, and forming it takes microseconds. A device that copies
-and computes at the same time is free while fewer than ``Runner.in_flight`` batches are on it.
+The next batch grows while the current one runs, and is closed when the device becomes free: then it holds all requests
+that came meanwhile, and forming it takes microseconds. A device that copies and computes at the same time counts as
+free while fewer than ``Runner.in_flight`` batches are on it.
 
-A device with streams (a processor whose cores each compute an image of their own) takes single images while it
-is at work: each stream gets the next one as soon as it is free, so that none waits for the end of a batch.
+A device with streams (a CPU whose cores each compute an image of their own) takes single images while it is busy: each
+stream gets the next image as soon as it is free, so that no image waits for the end of a batch.
 """
 
 from __future__ import annotations
@@ -34,35 +33,35 @@ from service.shared.transport import Link
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two updates of the gauges, and so the longest that the loop sleeps.
+#: Seconds between two updates of the gauges, and the longest sleep of the loop.
 _GAUGES_EVERY = 0.25
 
 
 class Source(Protocol):
-    """Whatever the loop can wait for."""
+    """An object with a descriptor that the loop can wait for."""
 
     def fileno(self) -> int: ...
 
 
 @dataclass(eq=False)
 class FrontEnd:
-    """A front-end as the engine sees it: its number in the arena, its link, and the slots it has with us."""
+    """A front-end as the engine sees it: its number in the arena, its link, and its slots that the engine holds."""
 
     number: int
     link: Link
     submitted: set[int] = field(default_factory=set)
     files: set[int] = field(default_factory=set)
-    """Slots whose files are being decoded here."""
+    """The slots whose files the engine decodes."""
     gone: bool = False
 
     @property
     def owed(self) -> bool:
-        """Whether it has slots with us."""
+        """True if the engine holds slots of it."""
         return bool(self.submitted or self.files)
 
 
 class EngineCore:
-    """Owns the queue and the device. Construct, `attach` front-ends, `serve`."""
+    """The loop that owns the queue and the device. `attach` adds front-ends, `serve` runs it."""
 
     def __init__(
         self,
@@ -92,7 +91,7 @@ class EngineCore:
         self._selector = selectors.DefaultSelector()
         self._front_ends: dict[int, FrontEnd] = {}
         self._running: dict[int, Batch] = {}
-        """What is on the device, by number."""
+        """The batches on the device, by number, the oldest first."""
         self._busy_until = 0.0
         self._batches = 0
         self._gauges_due = 0.0
@@ -102,43 +101,43 @@ class EngineCore:
         self._beat_due = 0.0
         self._stopping = False
         arena.gauges[Gauge.MAX_BATCH_SIZE] = batcher.max_batch_size
-        # Readers have a capacity from the first request on.
+        # The first request already finds a capacity.
         self._update_gauges(clock())
 
     def attach(self, number: int, link: Link) -> None:
-        """Serves the front-end ``number`` (1…254, unused) at the other end of ``link``."""
+        """Adds the front-end ``number`` (1…254, unused) at the other end of ``link``."""
         front_end = FrontEnd(number, link)
         self._front_ends[number] = front_end
         self._selector.register(link, selectors.EVENT_READ, lambda: self._receive_messages(front_end))
 
     def watch(self, source: Source, callback: Callable[[], None]) -> None:
-        """Calls ``callback`` in the loop whenever ``source`` is readable: the supervisor's channel."""
+        """Calls ``callback`` in the loop whenever ``source``, such as the supervisor's channel, is readable."""
         self._selector.register(source, selectors.EVENT_READ, callback)
 
     def every_second(self, heartbeat: Callable[[], object]) -> None:
-        """Calls ``heartbeat`` in the loop about once a second, as well as every other: the sign that the loop turns."""
+        """Adds a function that the loop calls about once a second, as a sign that it turns."""
         self._heartbeats.append(heartbeat)
 
     def when_overdue(self, longest: float, callback: Callable[[float], object]) -> None:
-        """Calls ``callback`` in the loop, once, when a batch has run for ``longest`` seconds: the model hangs.
+        """Calls ``callback`` once in the loop when a batch has run for ``longest`` seconds, which means that it hangs.
 
-        The device's thread cannot be interrupted; only the end of its process ends it.
+        The device's thread cannot be interrupted; only the end of the process ends it.
         """
         self._longest, self._overdue = longest, callback
 
     def allow_pictures(self, free: float) -> None:
-        """Pictures may take ``free`` bytes while they are decoded, beside what they have already."""
+        """Publishes that decoding may take ``free`` bytes beside those that are reserved already."""
         reserved = float(self._arena.decoding[:, Decoding.MEMORY].sum())
         self._arena.gauges[Gauge.DECODE_MEMORY] = free + reserved
 
     def stop(self) -> None:
-        """Ends `serve` after the batch that runs. To be called in the loop, from a watched callback."""
+        """Ends `serve` after the running batches. Call it in the loop, from a callback."""
         self._stopping = True
 
     def serve(self) -> None:
-        """Runs until `stop`. Every submission gets exactly one reply unless its front-end has gone.
+        """Runs until `stop`. Every submission gets exactly one reply, unless its front-end is gone.
 
-        Raises `DeviceFailed`, with work unanswered: the front-ends learn it from their links' end.
+        Raises `DeviceFailed` with work unanswered; the front-ends see it by the end of their links.
         """
         self.begin()
         try:
@@ -148,7 +147,7 @@ class EngineCore:
             self.end()
 
     def begin(self) -> None:
-        """`serve` is this, `step` again and again, and `end`."""
+        """Starts the device's threads and registers them with the loop."""
         self._device.start()
         if self._threads:
             self._threads.start()
@@ -158,18 +157,18 @@ class EngineCore:
             self._selector.register(self._files, selectors.EVENT_READ, self._collect_decoded_files)
 
     def end(self) -> None:
-        """After what runs."""
+        """Waits for running batches, stops the threads and closes all links."""
         if self._files:
             self._files.stop()
         if self._threads:
-            self._threads.stop()  # first: they tell the device of their ends
+            self._threads.stop()  # before the device, whose pipe their last batches write to
         self._device.stop()
         for front_end in self._front_ends.values():
             front_end.link.close()
         self._selector.close()
 
     def step(self, patience: float) -> None:
-        """Waits for at most ``patience`` seconds for something to happen, and does what follows from it."""
+        """Runs one turn of the loop: waits for events for at most ``patience`` seconds and handles them."""
         for key, _ in self._selector.select(patience):
             key.data()
         now = self._clock()
@@ -194,7 +193,7 @@ class EngineCore:
             self._overdue(now - since)
 
     def _poll_timeout(self) -> float:
-        """Seconds until something is due though nothing arrives."""
+        """Seconds until the next step if nothing arrives."""
         now = self._clock()
         due = self._gauges_due
         deadline = self._batcher.next_deadline()
@@ -227,7 +226,7 @@ class EngineCore:
         self._files.submit(slot)
 
     def _collect_decoded_files(self) -> None:
-        """Files are pixels now, or are to be decoded by whoever sent them."""
+        """Replies to front-ends whose files are decoded, or refused and thus theirs to decode."""
         assert self._files is not None
         for slot, decoded in self._files.collect():
             front_end = next(one for one in self._front_ends.values() if slot in one.files)
@@ -257,12 +256,12 @@ class EngineCore:
             self._hurry()
 
     def _cancel(self, front_end: FrontEnd, slot: int) -> None:
-        """The client has gone. A slot whose batch runs is answered with its batch."""
+        """Removes the slot of a disconnected client from the queue. If its batch runs, it returns with its batch."""
         if self._batcher.cancel(slot):
             self._reply([slot], Outcome.CANCELLED)
 
     def _remove_frontend(self, front_end: FrontEnd) -> None:
-        """Takes back every slot of a front-end that died, but for those whose batch runs: `_finish` does."""
+        """Releases all slots of a front-end that ended; those whose batch runs are released after it (`_finish`)."""
         log.info("front-end %d has gone", front_end.number)
         self._selector.unregister(front_end.link)
         front_end.link.close()
@@ -284,20 +283,28 @@ class EngineCore:
             self._reply(expired, Outcome.EXPIRED)
 
     def _dispatch(self, now: float) -> None:
+        """Starts waiting requests while the device is free. There are four cases:
+
+        1. Neither a stream nor the device is free: the end of a batch leads here again.
+        2. The canary is due: it runs before any request.
+        3. Requests may run: one image in a stream, or a batch on the whole device.
+        4. The batcher lets a partial batch wait (``max_queue_delay``): `_poll_timeout` leads here again.
+        """
         while len(self._batcher):
             threads = self._streams_for_next()
-            # With images in streams, a batch would have to wait for all of them: the next one takes a stream as well.
-            free = threads.free if threads else len(self._running) < self._device.in_flight
-            if free and self._canary.is_due(threads is not None):
+            free = bool(threads.free) if threads else len(self._running) < self._device.in_flight
+            if not free:
+                return
+            if self._canary.is_due(threads is not None):
                 self._run([], threads, now)
                 continue
-            requests = self._batcher.next_batch(now, 1 if threads else None) if free else []
+            requests = self._batcher.next_batch(now, 1 if threads else None)
             if not requests:
                 return
             self._run(requests, threads, now)
 
     def _run_canary(self, now: float) -> None:
-        """Nobody waits for it where nothing else is to be run."""
+        """Runs the canary on an idle device, if it is due or the device has been idle for long enough."""
         if self._running or len(self._batcher) or self._stopping:
             return
         if self._threads and self._canary.is_due(True):
@@ -309,7 +316,7 @@ class EngineCore:
             self._canary.yields = True
 
     def _run(self, requests: list[Request], threads: StreamThreads | None, now: float) -> None:
-        """Hands a batch to a stream or to the whole device; one without requests is the canary."""
+        """Hands a batch to a stream or to the whole device. A batch without requests is the canary."""
         self._batches += 1
         wanted = [self._arena.wanted(request.slot) for request in requests]
         stream = threads.free.pop() if threads else None
@@ -325,7 +332,12 @@ class EngineCore:
         self._arena.gauges[Gauge.RUNNING] = sum(len(batch.slots) for batch in self._running.values())
 
     def _streams_for_next(self) -> StreamThreads | None:
-        """Where the next image runs if not in a batch: in a stream where others do, else where that is sooner."""
+        """The stream threads if the next image should run alone; None if it should run in a batch.
+
+        1. Images run in streams: alone as well, since a batch would have to wait for all of them.
+        2. A batch runs: in the next batch.
+        3. The device is idle: alone, if streams would finish the whole queue sooner than a batch.
+        """
         if self._threads is None or self._streams is None:
             return None
         if self._running:
@@ -353,10 +365,10 @@ class EngineCore:
         else:
             self._canary.ran(batch.ran, in_stream, now)
         if not self._device.failed:
-            self._dispatch(now)  # the device first: what is finished can wait for microseconds
+            self._dispatch(now)  # before the answers leave, so that the device is not idle meanwhile
         if isinstance(batch.error, DeviceFailed):
             self._batch_ran(batch)
-            return  # the engine ends, and another one runs the same images
+            return  # the engine ends; the front-ends submit these images to another one
         outcome = Outcome.OK if batch.error is None else Outcome.FAILED
         size = len(batch.slots) - len(batch.late)
         for slot in batch.slots:
@@ -367,19 +379,21 @@ class EngineCore:
             self._arena.gauges[Gauge.PASS] = self._load.seconds
         if size or batch.is_canary:
             self._busy_until = max(self._busy_until, batch.finished)
-            self._batch_ran(batch)  # before the answers leave: whoever has one finds it counted
+            self._batch_ran(batch)  # before the answers leave, so that an answered image is always counted
         self._return_slots(batch.slots)
 
     def _record_batch(self, batch: Batch, size: int, full: bool) -> None:
-        """``full``: it ended with every stream at work."""
+        """Records the load of a batch of ``size`` images. ``full``: it ended while all streams were busy."""
         if self._streams is not None and batch.stream is not None:
             self._load.record_stream(batch.finished - batch.started, self._streams.count, full)
-        elif batch.finished > self._busy_until:  # not one whose answers took longer than a later one's
-            # Of batches that overlap, each counts for as long as it had the device to itself.
+        elif (
+            batch.finished > self._busy_until
+        ):  # skips a batch whose answers took longer than those of a later one
+            # Batches may overlap: each counts for the time since the end of the one before it.
             self._load.record_batch(size, batch.finished - max(batch.started, self._busy_until))
 
     def _reply(self, slots: list[int], outcome: Outcome) -> None:
-        """Hands back what never ran."""
+        """Returns slots that never ran, with their outcome."""
         for slot in slots:
             self._arena.record_outcome(slot, outcome)
         self._return_slots(slots)

@@ -1,7 +1,7 @@
-"""The memory for decoding large images, which all front-ends share, whatever engines there are.
+"""The memory for decoding large images, which all front-ends share.
 
-Each front-end writes what it has reserved into its row of every arena that it is joined to, so that any arena shows
-all of it. The newest engine says how much there is: it was measured with all the others there.
+Each front-end writes its reserved bytes into its row of every connected engine's arena, so that each arena shows the
+sum. The limit is the newest engine's, since it was measured while all the others had their memory.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from service.engine.connection import Connection
 
 
 class DecodeMemory:
-    """This front-end's part. Each of its decoders may take ``thread_memory`` bytes without asking."""
+    """One front-end's view of it. Each decoder may take ``thread_memory`` bytes without a reservation."""
 
     def __init__(self, thread_memory: int = 0) -> None:
         self._thread_memory = thread_memory
         self._reserved = 0
-        """Bytes that images here have reserved, whatever engines there are."""
+        """The bytes that this front-end's images have reserved."""
         self._busy = 0.0
         self._connections: list[Connection] = []
 
@@ -26,7 +26,7 @@ class DecodeMemory:
         return f"<DecodeMemory {self._reserved} reserved>"
 
     def join(self, connection: Connection) -> None:
-        """A new engine is there."""
+        """Adds the arena of a new engine."""
         self._connections = [one for one in self._connections if not one.failed] + [connection]
         connection.arena.decoding[connection.number, Decoding.MEMORY] = self._reserved
 
@@ -36,7 +36,7 @@ class DecodeMemory:
 
     @property
     def memory_limit(self) -> float:
-        """Bytes that one image may reserve at most."""
+        """The largest number of bytes that one image may reserve."""
         newest = self._newest
         if newest is None:
             return math.inf
@@ -44,7 +44,7 @@ class DecodeMemory:
         return float(newest.arena.gauges[Gauge.DECODE_MEMORY]) - threads * self._thread_memory
 
     def acquire(self, size: int) -> bool:
-        """Reserves ``size`` bytes for decoding, if all front-ends together still fit their limit."""
+        """Reserves ``size`` bytes for decoding; False if all front-ends together would exceed the limit."""
         newest = self._newest
         if newest is None:
             self._reserve(size)
@@ -57,12 +57,14 @@ class DecodeMemory:
         return True
 
     def release(self, size: int) -> None:
-        """Gives back what was taken."""
+        """Gives ``size`` reserved bytes back."""
         self._reserve(-size)
 
     def record_busy(self, seconds: float) -> None:
-        """Tells everyone that the decoders here have been busy for ``seconds``, since they began."""
-        self._connections = [one for one in self._connections if not one.failed]  # nor keep their arenas
+        """Publishes that this front-end's decoders have been busy for ``seconds`` since its start."""
+        self._connections = [
+            one for one in self._connections if not one.failed
+        ]  # so that failed arenas are freed
         for connection in self._connections:
             connection.arena.decoding[connection.number, Decoding.BUSY] += seconds - self._busy
         self._busy = seconds

@@ -1,7 +1,7 @@
-"""The threads that own the device: batches in, finished batches out, a byte on a pipe for each.
+"""The threads that run batches on the device. A byte on a pipe announces each finished batch.
 
-`DeviceThread` runs batches, in the one `service.engine.owner.Owner` that also loaded the model and warmed it up;
-`StreamThreads` runs single images side by side where a device can.
+`DeviceThread` runs batches in the same thread (`service.engine.owner.Owner`) that loaded the model and warmed it up.
+`StreamThreads` runs single images side by side, on devices that can.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from service.shared.outputs import OutputRequest
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks at a batch that runs, while another may still arrive beside it.
+#: Seconds between two checks whether a running batch is done, while another batch may still join it on the device.
 _POLL = 1e-4
-#: Seconds between two looks at the device itself.
+#: Seconds between two checks of the device itself.
 _CHECK_EVERY = 0.5
 
 
 class Streams(Protocol):
-    """A device in parts: each stream runs one image at a time and takes the next one without waiting for the others."""
+    """The parts of a device that run single images independently of each other."""
 
     count: int
 
     def sooner(self, images: int) -> bool:
-        """Whether this many, on a device that has nothing else to do, run sooner in streams than as one batch."""
+        """True if an idle device finishes this many images sooner in streams than as one batch."""
 
     def run(
         self,
@@ -49,14 +49,14 @@ class Streams(Protocol):
         want: OutputRequest,
         results: NDArray[np.float32],
     ) -> BatchReport:
-        """What `Runner.start` starts, done, for one image. Other threads run other streams at the same time."""
+        """Runs one image as `Runner.start` does, and waits for its end. Other threads run other streams meanwhile."""
 
     def canary(self, stream: int) -> BatchReport:
-        """What `Runner.canary` starts, done, in one stream. Raises `DeviceFailed`."""
+        """Runs the canary in one stream and waits for its end. Raises `DeviceFailed`."""
 
 
 class Runner(Protocol):
-    """What the engine wants of a model. `service.models` has the real ones, tests/fakes.py a hostile one."""
+    """The engine's interface to a model. `service.models` implements it, and tests/fakes.py with a hostile fake."""
 
     max_batch_size: int
     results: int
@@ -64,11 +64,11 @@ class Runner(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """Batches that may be on the device at once. They finish in the order in which they were started."""
+        """The number of batches that may be on the device together. They finish in the order of their starts."""
 
     @property
     def streams(self) -> Streams | None:
-        """None where a batch always has the whole device; with streams, ``in_flight`` is 1."""
+        """The device's streams; None if a batch always has the whole device. With streams, ``in_flight`` is 1."""
 
     def start(
         self,
@@ -77,31 +77,34 @@ class Runner(Protocol):
         wanted: Sequence[OutputRequest],
         results: NDArray[np.float32],
     ) -> BatchHandle:
-        """Starts ``pixels[slots]`` (uint8 ``[slots, H, W, C]``); what is ``wanted`` goes to ``results[slots]``.
+        """Starts a batch of ``pixels[slots]``, uint8 ``[slots, H, W, C]``. Results go to ``results[slots]``.
 
-        A device that only computes while it is waited for has done everything when this returns.
+        ``wanted`` is the output of each slot. A synchronous device has computed everything when this returns.
         """
 
     def canary(self) -> BatchHandle:
-        """Starts a pass over a known image. Its answer is compared with the right one when the pass is finished, which
-        raises `DeviceFailed` for a device that is not to be trusted."""
+        """Starts a pass over a known image.
+
+        `BatchHandle.finish` compares its answer with the right one, and raises `DeviceFailed` if the device cannot be
+        trusted.
+        """
 
     def hurry(self) -> None:
-        """Somebody waits: lets the canary that runs end early, if that can be. Called in another thread."""
+        """Ends a running canary early if possible, since a request waits. Called from another thread."""
 
     def check(self) -> Memory:
-        """The device's memory, as a sign of its life. Raises `DeviceFailed`."""
+        """Checks that the device works and returns its memory. Raises `DeviceFailed`."""
 
 
 @dataclass
 class Batch:
-    """Requests that run together, or without any the canary. Times are seconds of the monotonic clock."""
+    """Requests that run together; without requests, the canary. Times are seconds of the monotonic clock."""
 
     number: int
     requests: list[Request]
     wanted: list[OutputRequest]
     stream: int | None = None
-    """Where this one image runs on its own; None for a batch that has the whole device."""
+    """The stream of a single image; None for a batch on the whole device."""
     handed_over: float = 0.0
     started: float = 0.0
     finished: float = 0.0
@@ -110,7 +113,7 @@ class Batch:
     """None for a batch that failed."""
     slots: list[int] = field(init=False)
     late: list[int] = field(default_factory=list)
-    """Of the slots: those that expired between the loop's decision and the device's start, and do not run."""
+    """The slots that expired between the loop's decision and the start on the device; they do not run."""
 
     def __str__(self) -> str:
         return "the canary" if self.is_canary else f"a batch of {len(self.requests)}"
@@ -120,11 +123,11 @@ class Batch:
 
     @property
     def is_canary(self) -> bool:
-        """Whether nobody asked for it."""
+        """True if it has no requests."""
         return not self.requests
 
     def start(self, now: float) -> tuple[list[int], list[OutputRequest]]:
-        """What is to be run now: the slots whose deadline has not come, and what is wanted of them."""
+        """Notes the start and returns the slots that have not expired, with the output that each wants."""
         self.started = now
         pairs = [
             (request.slot, wanted)
@@ -139,11 +142,12 @@ class Batch:
 
 
 class DeviceThread:
-    """Runs batches in the order in which they come. ``fileno()`` becomes readable when one has finished.
+    """Runs batches in the order in which they are submitted. ``fileno()`` becomes readable when one has finished.
 
-    cuDNN's tuning, CUDA's current device and OpenMP's teams belong to a thread, so that it is ``owner``, which has
-    made and warmed up ``runner``; None is for a runner that does not mind. ``failed`` says why the device is not to
-    be used any more; it is set before the last ``fileno()`` becomes readable.
+    The thread is that of ``owner``, which made and warmed up ``runner``, since cuDNN's tuning, CUDA's current device
+    and OpenMP's teams belong to a thread. With None it is a new thread, for runners without such state. ``failed`` is
+    the reason why the device must not be used any more; it is set before ``fileno()`` becomes readable for the last
+    time.
     """
 
     def __init__(
@@ -179,15 +183,15 @@ class DeviceThread:
         self._jobs.put(batch)
 
     def collect(self) -> Batch | None:
-        """The batch that has finished; None when only ``failed`` was set. Once for each time it is readable."""
+        """Returns a finished batch, or None if only ``failed`` was set. Call it once for each byte on the pipe."""
         os.read(self._wake_read, 1)
         return self._done.get()
 
     def stop(self) -> None:
-        """Lets the thread end after what it was given, and waits for that unless the device failed."""
+        """Ends the thread after the submitted batches. Waits for its end unless the device failed."""
         self._jobs.put(None)
         if self.failed:
-            return  # whatever a broken device still does, nobody waits for it; the process ends
+            return  # a broken device may never finish its batch; the process ends anyway
         self._ended()
         self._rest.stop()
         os.close(self._wake_read)
@@ -209,7 +213,7 @@ class DeviceThread:
             self._finish()
 
     def _poll(self) -> None:
-        """Nothing has arrived: the oldest batch may be done, and an idle device may have failed."""
+        """Finishes the oldest batch if it is done; checks an idle device from time to time."""
         if self._running:
             if self._running[0][1].done():
                 self._finish()
@@ -235,7 +239,7 @@ class DeviceThread:
         self._running.append((batch, running))
 
     def _skip(self, batch: Batch) -> None:
-        """It does not run. Answers come in the order of their batches."""
+        """Reports a batch that does not run, after all earlier ones, so that the order stays."""
         batch.finished = batch.finished or batch.started
         while self._running:
             self._finish()
@@ -246,7 +250,7 @@ class DeviceThread:
         try:
             batch.ran = running.finish()
         except Exception as error:
-            # The same border.
+            # The border of this thread, as in `_begin`.
             self._fail(batch, error)
         batch.finished = self._clock()
         self.failed = self.failed or _distrust(batch)
@@ -278,9 +282,9 @@ class DeviceThread:
 
 
 class RestThread:
-    """Does what is left of answers when the device is done with them (`BatchReport.rest`); ``tell`` hears of each end.
+    """Completes answers without the device (`BatchReport.rest`), then passes each batch to ``tell``.
 
-    Until then their batch counts as running, so that no more is left lying here than the device may have in flight.
+    Until then the batch counts as running, so that no more batches can wait here than the device may have in flight.
     """
 
     def __init__(self, tell: Callable[[Batch], None]) -> None:
@@ -295,7 +299,7 @@ class RestThread:
         self._jobs.put(batch)
 
     def stop(self) -> None:
-        """Lets the thread end after what it was given, and waits for that."""
+        """Ends the thread after the submitted batches, and waits for its end."""
         self._jobs.put(None)
         if self._thread.is_alive():
             self._thread.join()
@@ -316,14 +320,13 @@ class RestThread:
 
 
 class StreamThreads:
-    """A thread for each stream. The caller gives a stream one image at a time; ``tell`` is called with each batch
-    that has ended."""
+    """A thread for each stream. The caller gives a stream one image at a time; finished batches go to ``tell``."""
 
     def __init__(
         self, streams: Streams, arena: Arena, clock: Callable[[], float], tell: Callable[[Batch], None]
     ) -> None:
         self.free = list(range(streams.count))
-        """Streams that have nothing to do. Belongs to the one who submits."""
+        """The idle streams. Only the thread that submits may use it."""
         self._streams = streams
         self._arena = arena
         self._clock = clock
@@ -341,7 +344,7 @@ class StreamThreads:
         self._jobs.put(batch)
 
     def stop(self) -> None:
-        """Lets the threads end after what they were given, and waits for that."""
+        """Ends the threads after the submitted batches, and waits for their end."""
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
@@ -370,7 +373,7 @@ class StreamThreads:
 
 
 def _distrust(batch: Batch) -> str:
-    """Why the device is not to be used any more, as far as this batch tells."""
+    """The reason in this batch why the device must not be used any more; empty if there is none."""
     if isinstance(batch.error, DeviceFailed):
         return str(batch.error)
     return batch.ran.distrust if batch.ran is not None else ""

@@ -1,10 +1,10 @@
-"""When an image that comes now would be answered: pure arithmetic over what was measured.
+"""The estimated time of an answer to an image that arrives now: pure arithmetic over measurements.
 
-    answered = max(the device is through with what is ahead, this image is decoded) + one forward pass
+    answered = max(the device has finished the images ahead, this image is decoded) + one forward pass
 
-Of what is ahead only full batches count, at the capacity that was measured, so that the estimate is rather too
-short than too long: who is admitted too boldly gets a 504 at the deadline, who is refused too boldly loses an
-answer that there was time for.
+Of the images ahead only full batches count, at the measured capacity, so the estimate is too short rather than too
+long. An image that is admitted by an estimate too short gets 504 at its deadline. One that is refused by an estimate
+too long loses an answer that was possible.
 """
 
 from __future__ import annotations
@@ -13,32 +13,34 @@ from typing import NamedTuple
 
 
 class ServiceRates(NamedTuple):
-    """What was measured. Seconds, and images a second; 0 before anything was."""
+    """The measured rates. All are 0 before the first measurement."""
 
     seconds: float
-    """A forward pass, lately."""
+    """Seconds of a recent forward pass."""
     capacity: float
+    """Images a second of the device."""
     max_batch_size: int
     decode: float
-    """An image in a decoding thread, lately."""
+    """Seconds that a decoder takes for an image."""
     threads: int
+    """The number of decoders."""
 
 
 class QueueState(NamedTuple):
-    """What is there already."""
+    """The images ahead of a new one."""
 
     images: int
-    """Admitted and to be answered not later than this one; those that run are among them."""
+    """The admitted images with an earlier or the same deadline, the running ones included."""
     running: int
-    """Images in the batch that runs."""
+    """The images in the running batch."""
     running_for: float
-    """Seconds since it was started."""
+    """Seconds since the running batch was started."""
     decoding: int
-    """Images that this front-end decodes, or is going to."""
+    """The images that this front-end decodes or has queued for decoding."""
 
 
 def seconds_until_answered(pace: ServiceRates, backlog: QueueState) -> float:
-    """Seconds from now; 0 where nothing is ahead or nothing was measured, so that nobody is refused for it."""
+    """Seconds from now until the answer; 0, which refuses nothing, if no image is ahead or nothing is measured."""
     if not backlog.images or not pace.seconds or not pace.capacity:
         return 0.0
     left = max(0.0, pace.seconds - backlog.running_for) if backlog.running else 0.0

@@ -1,7 +1,7 @@
-"""The engine's own decoder: files out of slots, pixels back into them, where a device decodes faster than cores.
+"""The engine's own decoder, for devices that decode faster than cores: reads files from slots, writes pixels there.
 
-A front-end puts a file where the pixels are going to be and says so; the reply is whether they are there now. What
-this thread refuses, or fails at, the front-end decodes itself, from the bytes that it still has.
+A front-end writes an encoded file into a slot's pixels and sends the slot. The reply says whether the slot now holds
+pixels. If the engine refuses or fails, the front-end decodes the bytes, which it still has.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from service.engine.arena import Arena
 
 log = logging.getLogger(__name__)
 
-#: Files that are decoded together at most, and that may wait: beyond that, the front-ends' own decoders are quicker.
+#: The largest number of files that are decoded together, and that may wait; with more, front-ends are faster.
 MOST_TOGETHER, MOST_WAITING = 32, 64
-#: Batches in a row that fail as a whole, after which it is closed for good.
+#: The number of failed batches in a row after which the decoder is closed for good.
 _LAST_STRAW = 3
 
 
 class FileDecoder(Protocol):
-    """What decodes. Belongs to one thread."""
+    """A decoder of files that belongs to one thread."""
 
     def decode(self, files: Sequence[bytes]) -> list[NDArray[np.uint8] | None]:
-        """The prepared pixels, uint8 ``[H, W, 3]``, of each file; None for one that it does not take."""
+        """The prepared pixels, uint8 ``[H, W, 3]``, of each file; None for a file that it refuses."""
 
 
 class FileDecodeThread:
-    """A thread that decodes. ``fileno()`` becomes readable when some files are done."""
+    """The thread that decodes files. ``fileno()`` becomes readable when some are done."""
 
     def __init__(
         self, decoder: FileDecoder, arena: Arena, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.open = True
-        """False once it has failed too often."""
+        """False once the decoder has failed too often."""
         self._decoder, self._arena, self._clock = decoder, arena, clock
         self._failures = 0
         self._jobs: SimpleQueue[int | None] = SimpleQueue()
@@ -57,11 +57,11 @@ class FileDecodeThread:
         return self._wake_read
 
     def submit(self, slot: int) -> None:
-        """The slot holds a file; it is this thread's until it is collected."""
+        """Hands over a slot that holds a file; it belongs to this thread until `collect` returns it."""
         self._jobs.put(slot)
 
     def collect(self) -> list[tuple[int, bool]]:
-        """Slots that are done, each with whether it holds pixels now."""
+        """The finished slots, each with True if it now holds pixels."""
         os.read(self._wake_read, 4096)
         found = []
         while True:
@@ -108,7 +108,7 @@ class FileDecodeThread:
                 )
             self._failures = 0
         except Exception as error:
-            # The border of a library: these files go the other way, and so does everything if it happens again.
+            # The border of a library: the front-ends decode these files, and after `_LAST_STRAW` failures all files.
             self._failures += 1
             self.open = self._failures < _LAST_STRAW
             end = "" if self.open else "; it gets no more"

@@ -1,10 +1,10 @@
-"""How busy the engine is: pure arithmetic over counts and times, for metrics, Retry-After and autoscaling."""
+"""The engine's load: pure arithmetic over counts and times, for metrics, Retry-After and autoscaling."""
 
 from __future__ import annotations
 
 import math
 
-#: Seconds over which rates are smoothed: an autoscaler's scrape interval, so that no burst falls between two.
+#: The time constant of smoothed rates in seconds: an autoscaler's scrape interval, so that no burst goes unseen.
 _WINDOW = 10.0
 #: The weight of the newest batch in the measured capacity.
 _NEWEST = 0.1
@@ -13,18 +13,18 @@ _NEWEST = 0.1
 class LoadMeter:
     """Smoothed arrivals, busy time and costs. Times are seconds of one monotonic clock.
 
-    ``capacity`` is in images a second of a device that never rests. Warm-up seeds it, so that it is
-    never learnt from users; after that, full batches only: a small one says what little was asked
-    for, not what is possible. A smaller batch counts when it shows that more is possible.
+    ``capacity`` is in images a second of a device that is never idle. Warm-up gives its first value, so that it is
+    never learnt from users. Afterwards full batches update it. A smaller batch shows the demand rather than the
+    capacity, so it counts only if it is faster than the capacity so far.
 
-    ``decode_capacity`` is in images a second of decoding threads that never rest, from the time that they
-    take for an image now, beside whatever else runs on this machine. 0 before anything was decoded.
+    ``decode_capacity`` is in images a second of decoders that are never idle, from the time that they take for an image
+    now, beside all else that runs on this machine. It is 0 before the first image.
     """
 
     def __init__(self, now: float, capacity: float, max_batch_size: int) -> None:
         self.capacity = capacity
         self.seconds = 0.0
-        """What a forward pass takes lately, whatever its size; 0 before the first."""
+        """The smoothed seconds of a forward pass of any size; 0 before the first."""
         self.decode_capacity = 0.0
         self.arrival_rate = 0.0
         self.busy_ratio = 0.0
@@ -35,18 +35,18 @@ class LoadMeter:
         self._decoded = self._decode_seconds = self._decode_mean = 0.0
         self._decode_seen = 0.0
         self.decode_busy = 0.0
-        """Share of time that decoders are busy."""
+        """The share of time for which decoders are busy."""
 
     @property
     def saturation(self) -> float:
-        """Arrivals over the capacity of the narrower side, device or decoding: 1 is as much as can be served.
+        """Arrivals over the smaller capacity, the device's or the decoders'; at 1 no more can be served.
 
-        Decoders that are busy with few images that take long are full as well, though little arrives.
+        It is at least the decoders' busy share, since a few slow images can occupy them as well.
         """
         return saturation(self.arrival_rate, self.capacity, self.decode_capacity, self.decode_busy)
 
     def record_batch(self, images: int, seconds: float) -> None:
-        """Takes note of one forward pass that had the whole device."""
+        """Records a forward pass on the whole device."""
         self._busy += seconds
         if seconds <= 0:
             return
@@ -56,8 +56,10 @@ class LoadMeter:
             self._learn(rate)
 
     def record_stream(self, seconds: float, streams: int, full: bool) -> None:
-        """Takes note of one image in one of ``streams``. ``full``: all of them were at work, so that it shows
-        what is possible; a stream alone is faster."""
+        """Records an image in one of ``streams``.
+
+        Only if all streams were busy (``full``) does it show the capacity, since a stream alone is faster.
+        """
         self._busy += seconds / streams
         self._record_seconds(seconds)
         if full and seconds > 0:
@@ -78,10 +80,10 @@ class LoadMeter:
         threads: float = 0.0,
         decode_busy: float = 0.0,
     ) -> None:
-        """Brings the rates up to ``now``.
+        """Updates the rates to the time ``now``.
 
-        Since the beginning, ``arrivals`` images were offered and ``decoded`` of them decoded, for which threads
-        have spent ``decode_seconds``, and ``decode_busy`` with those that are not done. There are ``threads`` now.
+        Sums since the beginning: ``arrivals`` and ``decoded`` images, ``decode_seconds`` spent on the decoded ones, and
+        ``decode_busy`` seconds spent on all, unfinished ones included. ``threads`` is the present number of decoders.
         """
         elapsed = now - self._at
         if elapsed <= 0:
@@ -105,6 +107,6 @@ class LoadMeter:
 
 
 def saturation(arrivals: float, capacity: float, decode_capacity: float, decode_busy: float) -> float:
-    """`LoadMeter.saturation`, of rates in images a second and a share of time."""
+    """The saturation (see `LoadMeter.saturation`) from rates in images a second and a share of time."""
     narrowest = min((rate for rate in (capacity, decode_capacity) if rate), default=0.0)
     return max(arrivals / narrowest if narrowest else 0.0, decode_busy)

@@ -1,4 +1,4 @@
-"""One thread that does what it is given, one after the other: whatever belongs to a thread stays with it."""
+"""One thread that runs functions one after the other, for state that belongs to a thread, such as CUDA's."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ Result = TypeVar("Result")
 
 
 class Owner:
-    """The thread ``name``, which begins with the first call and never keeps the process from ending."""
+    """The thread ``name``. It starts with the first call, and is a daemon that does not keep the process alive."""
 
     def __init__(self, name: str) -> None:
         self._jobs: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
     def call(self, function: Callable[[], Result]) -> Result:
-        """What ``function`` returns, or raises, in the thread."""
+        """Runs ``function`` in the thread, and returns or raises what it does."""
         return self._give(function).result()
 
     def start(self, function: Callable[[], None]) -> Callable[[], None]:
-        """Lets the thread begin with ``function``; what is returned waits for its end."""
+        """Begins to run ``function`` in the thread. Returns a function that waits for its end."""
         return self._give(function).result
 
     def _give(self, function: Callable[[], Result]) -> Future[Result]:
@@ -39,6 +39,6 @@ class Owner:
             try:
                 future.set_result(function())
             except BaseException as error:
-                # The border of a thread: whoever waits for the result gets it.
+                # The border of a thread: the future passes the error to the caller.
                 future.set_exception(error)
-            del function, future  # a model that is let go must not stay here until the next call
+            del function, future  # else a model would stay in memory here until the next call

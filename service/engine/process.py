@@ -1,6 +1,6 @@
-"""The engine's life: find the weights, load, warm up, serve. The only place where HTTP's side meets the model.
+"""The engine's life: finds the weights, loads the model, warms it up and serves.
 
-The model's rooms are imported inside `main`, so that the supervisor, which forks from here, stays small.
+The modules of the models are imported inside `main`, so that the supervisor, which forks from here, stays small.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Exit code of an engine that said why it cannot start: starting it again would not help.
+#: The exit code of an engine that reported why it cannot start; another start would not help.
 CANNOT_START = 3
-#: Exit code of an engine whose device failed under it. Another one has a new context and loads the weights again.
+#: The exit code of an engine whose device failed. A new engine has a new context and loads the weights again.
 DEVICE_FAILED = 4
-#: Seconds that any batch may take, and times that it may take what warm-up saw of the largest: above what a host that
-#: swaps or a throttled container makes of it, below what an operator waits for.
+#: A batch hangs if it takes more than this many seconds, and more than this many times the largest batch of warm-up:
+#: longer than under swapping or throttling, shorter than an operator's patience.
 SHORTEST_LIMIT, _TIMES_WARM = 30.0, 20.0
 #: Seconds between two reports of a download's progress.
 _REPORT_EVERY = 0.2
-#: Slots unless the setting says: enough for a few hundred clients at once, and for eight full batches.
+#: The least number of slots, and the least number of full batches that they hold, under queue_capacity=auto.
 _FEWEST_SLOTS, _BATCHES_OF_SLOTS = 256, 8
 
-#: How far behind all other processes a shadow stands.
+#: The niceness of a shadow, which runs after all other processes.
 _LAST = 10
-#: A batch of bulk images is at most this part of the largest: whoever comes meanwhile waits for its end.
+#: The largest batch divided by this is the largest batch of bulk images, for whose end other requests may have to wait.
 _BULK_SHARE = 4
 
 
@@ -67,12 +67,12 @@ def main(
     standby: bool = False,
     shadow: bool = False,
 ) -> None:
-    """Runs an engine until the supervisor says stop or dies. Ends with `CANNOT_START` after saying why.
+    """Runs an engine until the supervisor orders its end or dies. If it cannot start, it reports the reason and exits
+    with `CANNOT_START`; if its device fails, with `DEVICE_FAILED`.
 
-    ``given_up`` has a sentence for each engine before this one whose device failed while it was getting ready: of the
-    ways to run the model, so many are left out. ``name`` is for the log. ``device``, of several, is what
-    this process is confined to. A ``standby`` leaves time to spare to the engine that is asked.
-    A ``shadow`` answers nobody: it lets every other process go first, and its batches are not counted.
+    ``given_up`` has a sentence for each earlier engine whose device failed during the start; as many ways to run the
+    model are skipped. ``name`` is for the log. ``device`` is the one of several to which this process is confined. A
+    ``standby`` does no work in spare time. A ``shadow`` runs at a low priority, and its batches are not counted.
     """
     if device is not None:
         confine(device)
@@ -117,13 +117,13 @@ def main(
 
 
 def _seen(arena: Arena) -> Seen:
-    """What `SpareTime` looks at."""
+    """The arrivals so far, and True while the engine has work; for `SpareTime`."""
     busy = arena.gauges[Gauge.RUNNING] or arena.gauges[Gauge.QUEUE_DEPTH]
     return int(arena.arrivals.sum()), bool(busy)
 
 
 def _end(channel: Channel, error: DeviceFailed) -> NoReturn:
-    # Said before anything is taken down: on a broken device even that may take its time.
+    # Reported before anything is closed, since closing may hang on a broken device.
     channel.send("distrusted", message=str(error))
     log.critical("the device is not to be trusted, so this engine ends: %s", error)
     raise SystemExit(DEVICE_FAILED) from None
@@ -132,7 +132,7 @@ def _end(channel: Channel, error: DeviceFailed) -> NoReturn:
 def _prepare(
     settings: Settings, channel: Channel, given_up: Sequence[str]
 ) -> tuple[ModelRunner | CudaRunner, ModelCard, Arena, FileDecodeThread | None]:
-    """The model, warmed up, its description, the memory that its images will be in, and what decodes here."""
+    """Loads and warms up the model. Returns it with its card, the arena of its images, and the file decoder, if any."""
     runner, card = _load(settings, channel, given_up)
     if card.untrained:
         log.warning("weights=%s: this model is UNTRAINED and its answers mean nothing", card.weights)
@@ -147,7 +147,7 @@ def _prepare(
 
 
 def _file_decode_thread(card: ModelCard, arena: Arena) -> tuple[FileDecodeThread | None, list[Fallback]]:
-    """What decodes plain JPEGs here; or what there is to tell, since it never keeps the service from serving."""
+    """The thread that decodes plain JPEGs on the GPU, or None and a fallback: the service can do without it."""
     try:
         import torch
 
@@ -155,7 +155,7 @@ def _file_decode_thread(card: ModelCard, arena: Arena) -> tuple[FileDecodeThread
 
         decoder = open_decoder(card.preprocessing, torch.device(card.device))
     except Exception as error:
-        # The border of a library that may be missing, old, or without its device.
+        # The border of a library that may be missing or old, or may not find its device.
         return None, [Fallbacks().note("decode=gpu", error)]
     log.info(
         "plain JPEGs of up to %d bytes are decoded on %s while no core is free",
@@ -183,7 +183,7 @@ def _load(
 
 
 def longest_batch(size: int, capacity: float) -> float:
-    """Seconds after which a batch is taken for hung. ``capacity`` is in images a second at the largest ``size``."""
+    """Seconds after which a batch counts as hung. ``capacity`` is in images a second at the largest ``size``."""
     return max(SHORTEST_LIMIT, _TIMES_WARM * size / capacity if capacity else 0.0)
 
 
@@ -205,7 +205,7 @@ def _geometry(settings: Settings, runner: ModelRunner | CudaRunner, card: ModelC
 
 
 def obey(core: EngineCore, channel: Channel) -> None:
-    """Does what the supervisor says over ``channel``: serve another front-end, measure free memory, or stop."""
+    """Executes an order of the supervisor: connect a front-end, measure free memory, or stop."""
     received = channel.receive()
     if received is None:
         log.error("the supervisor has gone")
@@ -221,7 +221,7 @@ def obey(core: EngineCore, channel: Channel) -> None:
 
 
 def _counter(metrics: Metrics) -> Callable[[Batch], None]:
-    """Counts every batch that ran, and what the canary answered."""
+    """A function that counts every finished batch, and the canary's answers."""
 
     def batch_ran(batch: Batch) -> None:
         told = batch.ran or batch.error
@@ -250,7 +250,7 @@ def _counter(metrics: Metrics) -> Callable[[Batch], None]:
 
 
 class _Progress:
-    """Tells the supervisor how far a download is, a few times a second."""
+    """Reports the progress of a download to the supervisor, a few times a second."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel

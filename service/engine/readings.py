@@ -1,7 +1,7 @@
-"""What all engines together say of the load, from their arenas: arithmetic for the scrape.
+"""The load of all engines together, from their arenas, for a scrape.
 
-What is offered and what is possible are summed over the engines of one model. The model that is nearest to its limit
-speaks for the service: an autoscaler that follows it brings room to whoever lacks it.
+Arrivals and capacities are summed over the engines of one model. The service's saturation is that of the model nearest
+to its limit, so that an autoscaler adds capacity for the model that lacks it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from service.observability.readings import Readings
 
 
 class Source(NamedTuple):
-    """An engine's arena, and the model that is served from it."""
+    """An engine's arena and its model."""
 
     card: ModelCard
     arena: Arena
     asked: bool = True
-    """Whether new images go there: not to a standby beside others, nor to a version that is kept or leaves."""
+    """True if new images go there; False for a standby beside others, and for a version that does not answer."""
 
 
 def readings(sources: Sequence[Source]) -> Readings:
-    """The sum, the mean or the largest, as each is meant. Zeros without an engine."""
+    """Combines the engines' gauges by sum, mean or maximum. All values are zero without an engine."""
     if not sources:
         return Readings()
 

@@ -1,8 +1,8 @@
-"""A place for one image: filled by a decoder, answered by the engine whose arena it is in.
+"""A slot for one image: filled by a decoder, answered by the engine whose arena it is in.
 
-An engine that dies leaves its arena behind, which this process has mapped: the pixels are copied into a place of
-another engine, the standby or the one that comes back, and submitted once more. An image that was with two engines
-when they died goes to no third, for it may be what they died of.
+This process has the arena mapped even after its engine died. Then the pixels are copied into a slot of another engine
+(the standby, or the successor) and submitted again. An image that two engines held when they died is not submitted a
+third time, since it may be the cause.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from service.shared.writing import Decoders, Encoded, FileWriting, Work, Writing
 
 log = logging.getLogger(__name__)
 
-#: Engines that may die while they have an image: with one more it is answered 503.
+#: The number of engines that may die while they hold an image; after one more it is answered 503.
 _MOST_DEATHS = 1
-#: Attributes of an enumeration's class are slow to find.
+#: As plain numbers, since the attributes of an enumeration are slow to look up.
 _OK, _EXPIRED = int(Outcome.OK), int(Outcome.EXPIRED)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the engine made of one image. Durations in seconds."""
+    """The engine's answer to one image. Durations are seconds."""
 
     result: NDArray[np.float32]
-    """What was wanted, float32 ``[length]``, a copy."""
+    """The wanted output, float32 ``[length]``, a copy."""
     queue: float
     inference: float
     batch: int
     batch_size: int
     finished: float
-    """When the batch was done, on the monotonic clock."""
+    """The end of the batch, in seconds of the monotonic clock."""
 
 
 class Others(Protocol):
@@ -51,17 +51,17 @@ class Others(Protocol):
     async def acquire_elsewhere(
         self, failed: Connection, deadline: float, bulk: bool
     ) -> tuple[Connection, int]:
-        """A place with another engine than the one that has ``failed``, waiting for one until ``deadline``.
+        """A slot of another engine than the ``failed`` one, with the same model. Waits for one until ``deadline``.
 
-        Raises `DeadlineExceeded`, and `EngineFailed` where no other is going to come.
+        Raises `DeadlineExceeded`, or `EngineFailed` if no other engine will come.
         """
 
     def record_resubmission(self) -> None:
-        """An image is submitted once more."""
+        """Counts an image that is submitted again."""
 
 
 class Slot:
-    """A place in the arena for one image, and the right to be answered. Use it in a ``with`` statement."""
+    """An admitted image's slot. Use it in a ``with`` statement, whose end frees the slot."""
 
     def __init__(
         self, connection: Connection, number: int, clock: Callable[[], float], others: Others
@@ -71,7 +71,7 @@ class Slot:
         self._clock = clock
         self._others = others
         self._deaths = 0
-        """Engines that have died while they had this image."""
+        """The number of engines that died while they held this image."""
         self._writing: Writing | None = None
         self._left = False
 
@@ -84,18 +84,18 @@ class Slot:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._left:  # a guard around several tasks may leave after the one that used the slot
+        if self._left:  # a guard around several tasks may leave again after the task that used the slot
             return
         self._left = True
         hung_up = kind is not None and issubclass(kind, asyncio.CancelledError)
         self._connection.leave(self.number, self._writing, hung_up)
 
     def belongs_to(self, engines: Others) -> bool:
-        """Whether it is a place with one of those ``engines``."""
+        """True if the slot belongs to one of those ``engines``."""
         return self._others is engines
 
     def record_admission(self, deadline: float, bulk: bool) -> None:
-        """When the image will have to be answered, and how urgent it is."""
+        """Writes the image's deadline and class into the arena."""
         self._connection.arena.record_admission(self.number, deadline, bulk)
 
     @property
@@ -107,7 +107,7 @@ class Slot:
     async def fill(self, decoders: Decoders, work: Work, deadline: float) -> None:
         """Lets one of ``decoders`` run ``work(pixels)``. Raises what it raises, or `DeadlineExceeded`.
 
-        The slot stays taken until nobody writes into it, however early the caller leaves.
+        The slot stays taken until no decoder writes into it, however early the caller leaves.
         """
         loop = asyncio.get_running_loop()
         self._writing = writing = self._begin(decoders, work)
@@ -120,7 +120,7 @@ class Slot:
             self._deaths += 1
 
     def _begin(self, decoders: Decoders, work: Work) -> Writing:
-        """In the engine, if no decoder is free here and it takes such files; else by one of ``decoders``."""
+        """Begins the write: in the engine if it takes the file and no decoder is free, else in ``decoders``."""
         connection = self._connection
 
         def by_decoder() -> Writing:
@@ -136,11 +136,11 @@ class Slot:
     async def answer(
         self, deadline: float, length: int, wanted: OutputRequest = OutputKind.CLASSIFY
     ) -> Answer:
-        """Submits the slot for what is ``wanted`` and waits for the engine's reply, ``length`` float32 of it.
+        """Submits the slot for the output ``wanted``, waits for the reply and returns ``length`` float32 of it.
 
-        An engine that dies is followed by another. Raises `DeadlineExceeded` at the ``deadline`` (seconds of the
-        client's clock) whatever the engines do, `EngineFailed` when a second one died or no other will come,
-        `InternalError` when the model failed.
+        If the engine dies, the image is submitted to another one. Raises `DeadlineExceeded` at the ``deadline``
+        (seconds of the client's clock) in any case, `EngineFailed` if a second engine dies or no other will come, and
+        `InternalError` if the model fails.
         """
         submitted = self._clock()
         while not await self._replied(wanted, submitted, deadline):
@@ -151,7 +151,7 @@ class Slot:
         return self._read(length)
 
     async def _replied(self, wanted: OutputRequest, submitted: float, deadline: float) -> bool:
-        """Whether the engine has replied; False when it is dead."""
+        """Submits the slot and waits. True when the engine has replied, False if it is dead."""
         connection = self._connection
         if connection.failed:
             return False
@@ -170,7 +170,7 @@ class Slot:
         return True
 
     async def _move(self, deadline: float) -> None:
-        """To another engine, pixels and all. Nobody else has the old place: its owner's byte says whose it is."""
+        """Moves the image to a slot of another engine. The old slot's owner byte keeps others from its pixels."""
         old, number = self._connection, self.number
         bulk = old.arena.is_bulk(number)
         self._connection, self.number = await self._others.acquire_elsewhere(old, deadline, bulk)

@@ -1,4 +1,4 @@
-"""Work for an engine that nobody asks anything: a step at a time, and none while somebody is there."""
+"""Work for an idle engine: one step at a time, and none while there are requests."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterator
 
 log = logging.getLogger(__name__)
 
-#: Seconds without a request after which there is time to spare, and between two looks.
+#: Seconds without a request after which the engine counts as idle, and between two checks.
 PATIENCE, _LOOK = 30.0, 1.0
 
-#: What was seen: how many requests have come until now, and whether any is under way.
+#: An observation: the number of requests so far, and True while any is under way.
 Seen = tuple[int, bool]
 
 
 class SpareTime:
-    """A thread that takes the steps of ``work`` whenever nothing new has been ``seen`` for ``patience`` seconds."""
+    """A thread that runs steps of ``work`` while ``seen`` has not changed for ``patience`` seconds.
+
+    ``look`` is the time between two observations, in seconds.
+    """
 
     def __init__(
         self,
@@ -36,7 +39,7 @@ class SpareTime:
         self._thread.start()
 
     def stop(self) -> None:
-        """Returns after the step that is being taken."""
+        """Ends the thread after its present step, and waits for its end."""
         self._stop.set()
         self._thread.join()
 
@@ -44,7 +47,7 @@ class SpareTime:
         try:
             self._spend()
         except Exception:
-            # The border of this thread: what it does is worth nothing to who is served.
+            # The border of this thread: its work is optional, and its failure must not affect requests.
             log.exception("work in spare time failed")
 
     def _spend(self) -> None:
@@ -57,7 +60,7 @@ class SpareTime:
                 return
 
     def _finishes(self, last: Seen) -> bool:
-        """Takes steps until somebody comes. Returns whether there are no more."""
+        """Runs steps until a request arrives. True if there are no more steps."""
         while not self._stop.is_set() and self._seen() == last:
             try:
                 next(self._work)
