@@ -1,1 +1,1 @@
-"""HTTP: routes, errors, schemas. Knows the engine's client, never a tensor."""
+"""The HTTP interface: routes, errors, schemas. It uses the engine's client and never imports torch."""

@@ -1,10 +1,10 @@
-"""A request to a model, from its admission to the model's answer. Every route that shows a model images uses it.
+"""A request to a model, from its admission to the model's answer. Every route that classifies images uses it.
 
     Admission ──async with──▶ counted, and there is room ──receive──▶ body read ──infer──▶ slot, decoder, engine
-        │                          │                                  └─ a client that hangs up cancels from here on
+        │                          │                                  └─ from here on a disconnect cancels the task
         which model, until when    429 before the body is read
 
-Whatever the block ends with, the slot goes back and nobody watches the connection any more.
+However the block ends, the slot is freed and the watch for a disconnect ends.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from service.shared.writing import Work
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: Seconds before a task watches for the client's hang-up: faster requests save its cost.
+#: Seconds before a task begins to watch for a disconnect, so that faster requests save its cost.
 _UNWATCHED = 0.01
 
 
 class Admission:
-    """A request to a model: what it may use, and until when. ``async with`` admits it.
+    """A request to a model: the model and the deadline. ``async with`` admits it.
 
-    It is constructed first, so that a route can refuse wrong parameters before anything is counted.
+    Construction and admission are two steps, so that a route can refuse wrong parameters before anything is counted.
     """
 
     def __init__(
         self, context: Context, exchange: Exchange, name: str | None = None, request: Request | None = None
     ) -> None:
-        """For the model of that ``name``, the default one without, until `Exchange.due`.
+        """``name`` is the model's name; None means the default one. The deadline is `Exchange.due`.
 
-        Raises `NotReady`, `NotFound`. Without a ``request`` nobody watches for a hang-up.
+        Raises `NotReady`, `NotFound`. Without a ``request`` there is no watch for a disconnect.
         """
         self.context = context
         self.exchange = exchange
         self.served = exchange.ask(context, name)
         self.deadline = exchange.due
-        """When the answer has to be there, in seconds of the monotonic clock."""
+        """The deadline of the answer, in seconds of the monotonic clock."""
         self._request = request
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -60,14 +60,13 @@ class Admission:
 
     @classmethod
     def of(cls, request: Request, name: str | None = None) -> Self:
-        """The admission that an HTTP request asks for. Raises `InvalidParameter` for its headers, `NotReady`,
-        `NotFound`."""
+        """The admission of an HTTP request. Raises `InvalidParameter` for its headers, `NotReady`, `NotFound`."""
         context, exchange = context_of(request), exchange_of(request)
         exchange.deadline(request, context.settings.request_timeout_ms)
         return cls(context, exchange, name, request)
 
     async def __aenter__(self) -> Self:
-        """Counts an image as offered to the model. Raises `Overloaded` when there is no room, or not in time."""
+        """Counts an arrival. Raises `Overloaded` if no slot is free, or the answer would miss the deadline."""
         if not self.exchange.bulk:
             self.served.client.record_arrivals()
         self.served.client.check_capacity(self.deadline, self.exchange.bulk)
@@ -86,13 +85,13 @@ class Admission:
             raise ClientDisconnect from None
 
     async def receive(self, body: Awaitable[T]) -> T:
-        """What ``body`` reads of the request. Raises what it raises."""
+        """Awaits ``body``, which reads the request, and returns its result. Raises what it raises."""
         content = await body
         self.received()
         return content
 
     def received(self) -> None:
-        """The body has been read, in the stage ``receive``: whatever else the connection says is its end."""
+        """Notes the end of the stage ``receive``, and begins to watch for a disconnect after `_UNWATCHED` seconds."""
         self.exchange.stages["receive"] = time.monotonic() - self.exchange.started
         if self._request is not None:
             self._task = asyncio.current_task()
@@ -110,7 +109,7 @@ class Admission:
         self._task.cancel()
 
     async def infer(self, work: Work, length: int, wanted: OutputRequest = OutputKind.CLASSIFY) -> Answer:
-        """Takes a slot, lets ``work`` fill it, and waits for ``length`` float32 of what is ``wanted`` of the model.
+        """Takes a slot, lets ``work`` fill it, and returns ``length`` float32 of the output ``wanted``.
 
         Raises `Overloaded`, and what `infer_in` raises.
         """
@@ -120,7 +119,7 @@ class Admission:
     async def infer_in(
         self, slot: Slot, work: Work, length: int, wanted: OutputRequest = OutputKind.CLASSIFY
     ) -> Answer:
-        """The same in a ``slot`` that was taken. Raises `NotANumber`, what ``work`` raises and what slots raise."""
+        """Does what `infer` does in a taken ``slot``. Raises `NotANumber`, and what ``work`` and `Slot` raise."""
         metrics = self.context.metrics
         began = time.monotonic()
         await slot.fill(self.context.decoders, work, self.deadline)
@@ -140,10 +139,10 @@ class Admission:
         return answer
 
     async def infer_each(self, items: Sequence[T], infer: Callable[[T, Slot], Awaitable[R]]) -> list[R]:
-        """What ``infer`` makes of every item, each in a slot of its own, in order.
+        """Runs ``infer`` for every item, each in a slot of its own, and returns the results in order.
 
-        The first slot is admission: without one, or none in time, this raises `Overloaded` before anything was done.
-        The others are taken in turn. The first error cancels the rest and is raised itself, not as a group.
+        Raises `Overloaded` if there is no slot for the first item in time. The other items wait for their slots. The
+        first error cancels all other items and is raised itself, not as a group.
         """
         client, bulk = self.served.client, self.exchange.bulk
         if not bulk:
@@ -153,7 +152,7 @@ class Admission:
             with slot or await client.acquire_in_turn(self.deadline, bulk) as place:
                 return await infer(item, place)
 
-        # The first slot is held here as well, in case the task that should use it is cancelled before it begins.
+        # This block frees the first slot even if the task that should use it is cancelled before it begins.
         with await client.admit(self.deadline, bulk) as first:
             try:
                 async with asyncio.TaskGroup() as group:
@@ -166,12 +165,12 @@ class Admission:
         return [task.result() for task in tasks]
 
     async def logits(self, works: Sequence[Work]) -> NDArray[np.float32]:
-        """The logits of every image that ``works`` put into slots, float32 ``[N, classes]``, in order.
+        """The logits of the N images that ``works`` put into slots, float32 ``[N, classes]``, in order.
 
-        All or nothing: the first `RequestError` is raised, with the image's number if there are several.
+        Raises the first `RequestError` of any image, with the image's number if there are several.
         """
         classes = len(self.served.card.classes)
-        if len(works) == 1:  # without a group of tasks: most requests have one image
+        if len(works) == 1:  # most requests: saves the group of tasks
             return (await self.infer(works[0], classes)).result[np.newaxis]
 
         async def one(numbered: tuple[int, Work], slot: Slot) -> NDArray[np.float32]:

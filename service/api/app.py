@@ -1,4 +1,4 @@
-"""The application: routes, middleware and error handling around one `Context`."""
+"""The ASGI application: routes, middleware and error handling around one `Context`."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ _DESCRIPTION = (
     "ImageNet classification with a VGG or a DenseNet. Every error is an RFC 9457 problem document."
 )
 
-#: What a page of another origin may send beside what every form can, and what its script gets to read.
-#: The last three are what tracers in a browser add by themselves (W3C Trace Context and Baggage).
+#: CORS: headers that a script of another origin may send, and headers that it may read. Tracers in browsers add the
+#: last three of the first list (W3C Trace Context and Baggage).
 _FROM_SCRIPTS = [
     "Authorization",
     "Content-Encoding",
@@ -61,7 +61,7 @@ _TO_SCRIPTS = [
 
 
 def create_app(context: Context, keys: Keys | None = None) -> ASGIApp:
-    """The ASGI application of one front-end. ``keys`` None serves everyone."""
+    """The ASGI application of one front-end. Without ``keys`` it serves everyone."""
     app = create_api(context.settings, guarded=keys is not None)
     for layer in reversed(
         _around(context, keys, app.router)
@@ -72,23 +72,25 @@ def create_app(context: Context, keys: Keys | None = None) -> ASGIApp:
 
 
 def create_api(settings: Settings, *, guarded: bool = False) -> FastAPI:
-    """Every route that ``settings`` ask for, and what the schema says of them; nothing yet of who may ask.
+    """The FastAPI application with all routes of ``settings`` and their schema, without any middleware.
 
-    ``guarded``: the service needs API keys.
+    ``guarded`` says that the service needs API keys, which the schema then describes.
     """
     app = FastAPI(
         title="imagenet-serve",
         version=__version__,
         description=_DESCRIPTION,
         generate_unique_id_function=_operation_id,
-        docs_url=None,  # FastAPI's pages take their scripts from another host
+        docs_url=None,  # FastAPI's own pages load scripts from another host
         redoc_url=None,
         redirect_slashes=False,
-        # Relative to the schema's own address, so that a prefix which a proxy strips is kept.
+        # Relative to the schema's own URL, so that a prefix that a proxy strips is kept.
         servers=[{"url": settings.root_path or "."}],
         root_path_in_servers=False,
     )
-    for router in compat.routers(settings):  # first: a platform may name its routes as ours are named
+    for router in compat.routers(
+        settings
+    ):  # first, since a platform's route may have the path of one of the service's
         app.include_router(router)
     for room in (predict, features, explain, models, control, open_inference):
         app.include_router(room.router, dependencies=[Depends(known_only)])
@@ -101,7 +103,7 @@ def create_api(settings: Settings, *, guarded: bool = False) -> FastAPI:
 
 
 def _around(context: Context, keys: Keys | None, router: Router) -> list[Middleware]:
-    """What stands around every route, the outermost first."""
+    """The middleware around all routes, the outermost first."""
     probes = compat.probes(context.settings)
     around = [Middleware(Envelope, context=context, probes=probes)]
     if context.settings.listed_cors_origins:

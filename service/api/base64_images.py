@@ -1,4 +1,4 @@
-"""Pictures as base64 in JSON: `{"image": "…"}` of `POST /predict`, and what the compatible contracts share."""
+"""Images as base64 in JSON: `{"image": "…"}` of `POST /predict`, and the parts that the other contracts share."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.api import body, documents
 from service.errors import EmptyBody, InvalidParameter, PayloadTooLarge
 
-#: What stands before the base64 of a data URL (RFC 2397).
+#: The head of a data URL, before its base64 (RFC 2397).
 _DATA_URL = re.compile(r"data:[^,;]{0,100}(?:;[^,;]{0,100}){0,4};base64,", re.IGNORECASE)
-#: From the alphabet for URLs to the usual one (RFC 4648): clients send either.
+#: Translates base64's alphabet for URLs into the usual one (RFC 4648), since clients send either.
 _USUAL_ALPHABET = str.maketrans("-_", "+/")
 
 
@@ -29,17 +29,17 @@ class ImageDocument(BaseModel):
 
 
 def is_json(request: Request) -> bool:
-    """Whether the body calls itself JSON."""
+    """True if the request's Content-Type is JSON."""
     return body.media_type(request) == "application/json"
 
 
 def json_limit(max_upload_bytes: int, images: int = 1) -> int:
-    """Bytes of a JSON body that holds ``max_upload_bytes`` of pictures as base64, in ``images`` places."""
+    """The largest JSON body, in bytes, for ``images`` images of together ``max_upload_bytes`` as base64."""
     return 4 * -(-max_upload_bytes // 3) + body.ENVELOPE + 1024 * images
 
 
 def parse_image_document(raw: bytes) -> ImageDocument:
-    """The body of `POST /predict` as JSON. Raises `InvalidParameter` with the first thing that is wrong."""
+    """Parses the JSON body of `POST /predict`. Raises `InvalidParameter` with the first fault."""
     try:
         documents.check(raw)
         return ImageDocument.model_validate_json(raw)
@@ -48,17 +48,17 @@ def parse_image_document(raw: bytes) -> ImageDocument:
 
 
 def first_complaint(errors: ValidationError) -> str:
-    """One sentence for the first of ``errors``, without what was sent."""
+    """One sentence for the first of ``errors``, which does not repeat the client's input."""
     first = errors.errors(include_input=False, include_url=False)[0]
     place = ".".join(map(str, first["loc"]))[:100]
     return f"{place or 'the body'}: {first['msg']}"[:300]
 
 
 def decode_base64(text: str, name: str, limit: int) -> bytes:
-    """The bytes that ``text`` stands for: base64 in either alphabet, padded or not, or a data URL of it.
+    """Decodes ``text``: base64 in either alphabet, padded or not, or a data URL of it.
 
-    Raises `PayloadTooLarge` past ``limit`` bytes, before they are decoded, `EmptyBody`, and `InvalidParameter`
-    for what is no base64; ``name`` is what the field is called.
+    Raises `PayloadTooLarge` above ``limit`` bytes, before they are decoded, `EmptyBody`, and `InvalidParameter` for
+    anything but base64. Their messages call the field ``name``.
     """
     header = _DATA_URL.match(text)
     if header is None and text[:5].lower() == "data:":
@@ -82,7 +82,7 @@ def decode_base64(text: str, name: str, limit: int) -> bytes:
 
 
 def _decode_wrapped(encoded: str, name: str) -> bytes:
-    """Base64 in lines, as the command ``base64`` and MIME write it."""
+    """Decodes base64 in lines, as the command ``base64`` and MIME write it."""
     joined = "".join(encoded.split())
     try:
         return binascii.a2b_base64(joined + "=" * (-len(joined) % 4), strict_mode=True)

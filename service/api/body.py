@@ -1,4 +1,4 @@
-"""From a request's bytes to the images in it. Limits hold while the bytes arrive; nothing touches a disk."""
+"""Reads request bodies and finds the images in them. Limits hold while the bytes arrive; no disk is used."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from service.errors import (
 from service.images.decode import HEADER_BYTES, judge_header
 from service.options import wording
 
-#: Parts that are no image: a form may have a few fields, not thousands.
+#: The largest number of a form's parts that are no images.
 _OTHER_PARTS = 16
-#: A multipart Content-Type is 100 characters long; its parser takes seconds for a megabyte.
+#: Characters of a Content-Type that are parsed: a usual one has 100, and parsing a megabyte would take seconds.
 _LONGEST_TYPE = 1000
-#: Characters of a file's name that an answer repeats: what file systems allow.
+#: Characters of a file's name that an answer repeats: as many as file systems allow.
 _LONGEST_NAME = 255
-#: Parts of a form with one image.
+#: The largest number of parts of a form with one image.
 _MOST = 1 + _OTHER_PARTS
-#: Seconds; no deadline is as far away, but for that of a route which has none.
+#: Seconds above which a deadline counts as none; only routes without a deadline have such.
 _EVER = 1e6
 _RAW_TYPES = ("image/", "application/octet-stream")
 
@@ -53,21 +53,23 @@ class Part:
     data: memoryview = field(default_factory=lambda: memoryview(b""))
 
 
-#: Looks at the first bytes of a body that is still arriving, and raises what would be its answer anyway.
+#: Checks the first bytes of a body that is still arriving, and raises the error that the whole body would get.
 Look = Callable[[bytes], None]
 
 
 def media_type(request: Request) -> str:
-    """The body's type in small letters, without parameters; "" where the client names none."""
+    """The request's media type in lower case, without parameters; empty if the client names none."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def read(request: Request, limit: int, look: Look | None = None, *, spare: int = 0) -> bytes:
-    """The whole body, without its Content-Encoding. ``look`` gets its first `HEADER_BYTES` or more, once, if there is
-    more to come. ``spare`` bytes may come on top of ``limit``, for what is around the images.
+    """Reads the whole body and undoes its Content-Encoding.
 
-    Raises `PayloadTooLarge` past them, before the rest is read, `DeadlineExceeded` when it has not
-    come by the request's deadline, `IntakeFull` when the service holds too much, and whatever ``look`` raises.
+    ``look`` is called once with the first `HEADER_BYTES` or more, if the rest has not arrived. ``spare`` bytes are
+    allowed beyond ``limit``, for a form's own lines.
+
+    Raises `PayloadTooLarge` above these, before the rest is read, `DeadlineExceeded` if the body is not complete by the
+    request's deadline, `IntakeFull` if the service holds too many bytes, and what ``look`` raises.
     """
     if (digits(request.headers.get("content-length", "")) or 0) > limit + spare:
         raise _too_large(limit)
@@ -106,7 +108,7 @@ async def _receive(request: Request, limit: int, look: Look | None, share: Share
         size += len(chunk)
         if size > limit + spare:
             raise _too_large(limit)
-        if chunk:  # a chunk may be one byte, and a list of ten million of them large
+        if chunk:  # the last message of a body is often empty
             share.grow(len(chunk))
             chunks.append(chunk)
         if not message.get("more_body", False):
@@ -117,11 +119,10 @@ async def _receive(request: Request, limit: int, look: Look | None, share: Share
 
 
 async def one_image(request: Request, limit: int, *, any_type: bool = False) -> bytes | memoryview:
-    """The image of ``/predict``: the raw body, or the multipart part named ``file``.
+    """Reads the image of ``/predict``: the raw body, or the multipart part named ``file``.
 
-    With ``any_type`` a raw body is an image whatever its Content-Type says.
-
-    One that cannot be served, by type or dimensions, is refused from its first kilobytes.
+    With ``any_type`` a raw body of any Content-Type counts as an image. An image of a wrong type or of too many pixels
+    is refused by its first kilobytes. Raises `RequestError`, and what `read` raises.
     """
     content_type = request.headers.get("content-type", "")
     max_pixels = context_of(request).settings.max_image_pixels
@@ -149,7 +150,7 @@ async def one_image(request: Request, limit: int, *, any_type: bool = False) -> 
 
 
 async def named_parts(request: Request, limit: int) -> list[Part]:
-    """The parts of a form with one picture, in order. ``limit`` is the picture's, in bytes."""
+    """Reads the parts of a form with one image, in order. ``limit`` is that of the image, in bytes."""
     content_type = request.headers.get("content-type", "")
     parts = parse(content_type, await read(request, limit + ENVELOPE), most=_MOST)
     for part in parts:
@@ -159,7 +160,7 @@ async def named_parts(request: Request, limit: int) -> list[Part]:
 
 
 async def several_images(request: Request, limit: int, most: int) -> list[Part]:
-    """The parts named ``files`` of ``/predict/batch``, in order. ``limit`` bytes for all of them together."""
+    """Reads the parts named ``files`` of ``/predict/batch``: at most ``most``, of ``limit`` bytes in all."""
     content_type = request.headers.get("content-type", "")
     if not content_type.lower().startswith("multipart/"):
         raise UnsupportedMediaType("several images travel as multipart/form-data, in parts named 'files'")
@@ -181,7 +182,7 @@ def too_many(count: int, most: int) -> TooManyImages:
 def parse(content_type: str, body: bytes, most: int) -> list[Part]:
     """The parts of a multipart body, as views of it.
 
-    Raises `MalformedMultipart`, or `TooManyImages` when there are more than ``most`` parts.
+    Raises `MalformedMultipart`, or `TooManyImages` for more than ``most`` parts.
     """
     collector = _collect(content_type, body, most)
     if not collector.complete:
@@ -190,7 +191,7 @@ def parse(content_type: str, body: bytes, most: int) -> list[Part]:
 
 
 def _begun(content_type: str, start: bytes, most: int) -> list[Part]:
-    """The parts in the first bytes of a multipart body; what there is of the last one."""
+    """The parts in the first bytes of a multipart body; the last one may be incomplete."""
     return _collect(content_type, start, most).parts
 
 
@@ -213,12 +214,12 @@ def _collect(content_type: str, body: bytes, most: int) -> _Collector:
         )
         parser.write(body)
     except FormParserError:
-        raise MalformedMultipart("the body is not what its boundary says") from None
+        raise MalformedMultipart("the body does not follow the boundary in its Content-Type") from None
     return collector
 
 
 class _Collector:
-    """Gathers the parser's callbacks. It is given the whole body at once, so a part's data is one piece."""
+    """Collects the parts from the parser's callbacks. The parser gets the body in one piece, and so does each part."""
 
     def __init__(self, body: bytes, most: int) -> None:
         self.parts: list[Part] = []

@@ -1,4 +1,4 @@
-"""Large answers, gzip for the clients that ask for it (RFC 9110, Accept-Encoding)."""
+"""Compresses large answers with gzip for clients that ask for it (RFC 9110, Accept-Encoding)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from starlette.responses import Response
 from service.api.context import Context
 from service.api.inference import in_a_thread
 
-#: Bytes from which packing pays: below, the packet is as many and the CPU is lost.
+#: Bytes of an answer from which on compression pays; a smaller one takes hardly fewer packets.
 _WORTH_IT = 4096
-#: zlib's fastest: features are numbers, which higher levels make little smaller and much slower.
+#: zlib's fastest level: higher ones make the numbers of features little smaller and take much longer.
 _LEVEL = 1
-#: zlib's word for the gzip format.
+#: zlib's number for the gzip format.
 _GZIP = 16 + zlib.MAX_WBITS
 _CODING = re.compile(r"(?:^|,)\s*(gzip|\*)\s*(?:;\s*q\s*=\s*([0-9.]+)\s*)?(?=,|$)", re.IGNORECASE)
 
 
 async def packed(request: Request, context: Context, response: Response, deadline: float) -> Response:
-    """``response``, or the same as gzip where it is large and the client takes that."""
+    """Returns ``response``, compressed if it is large and the client accepts gzip."""
     response.headers["vary"] = "Accept-Encoding"
     content = bytes(response.body)
     if len(content) < _WORTH_IT or not takes_gzip(request.headers.get("accept-encoding", "")):
@@ -34,7 +34,7 @@ async def packed(request: Request, context: Context, response: Response, deadlin
 
 
 def takes_gzip(accept_encoding: str) -> bool:
-    """Whether a header Accept-Encoding allows gzip: by its own name if it is there, else by ``*``."""
+    """True if the header Accept-Encoding allows gzip, by its name or else by ``*``."""
     weights = {name.lower(): _weight(weight) for name, weight in _CODING.findall(accept_encoding)}
     return weights.get("gzip", weights.get("*", 0.0)) > 0
 

@@ -1,4 +1,4 @@
-"""What a front-end knows, in one object that every route gets."""
+"""The state of a front-end, in one object that every route gets."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from service.shared.orders import Orders
 from service.shared.status import Status
 from service.shared.writing import Decoders
 
-#: Room for a multipart body's own lines around an image of exactly ``max_upload_bytes``.
+#: Bytes allowed for a multipart body's own lines, beside an image of ``max_upload_bytes``.
 ENVELOPE = 64 * 1024
 
-#: Seconds without a byte of a download or another phase, after which a start is taken for hung. No single step of a
-#: start is known to take this long: not the read of the largest checkpoint, not one kernel's compilation.
+#: Seconds without progress after which a start counts as hung. No single step is known to take as long, neither reading
+#: the largest checkpoint nor compiling a kernel.
 START_PATIENCE = 600.0
 
 
 @dataclass
 class Context:
-    """A front-end's view of the service. Lives on its event loop."""
+    """A front-end's view of the service. Used on its event loop."""
 
     settings: Settings
     metrics: Metrics
@@ -39,25 +39,25 @@ class Context:
     models: Models = field(default_factory=Models)
     status: Status = field(default_factory=Status)
     tracing: Tracing | None = None
-    """None when nobody asked for traces."""
+    """None if the environment asks for no traces."""
     supervisor: int | None = None
-    """The process above all others of the service; None where nobody measures it."""
+    """The pid of the root of the service's process tree; None if its usage is not measured."""
     orders: Orders | None = None
-    """What clients may order of the supervisor; None without one."""
+    """The channel for clients' orders to the supervisor; None without a supervisor."""
     shadow: Shadow | None = None
-    """What a second model is shown of the images; None without one."""
+    """The comparison with a second model; None without one."""
     progressed: float = field(default_factory=time.monotonic)
-    """When the start last got on, by the monotonic clock."""
+    """The time of the start's last progress, in seconds of the monotonic clock."""
 
     intake: Intake = field(init=False)
-    """What may be held of requests at a time."""
+    """The budget for bytes of requests."""
 
     def __post_init__(self) -> None:
         largest = self.settings.max_upload_bytes + ENVELOPE
         self.intake = Intake(budget(memory_limit(), self.settings.resolved_frontends, largest))
 
     def hear(self, status: Status) -> None:
-        """The supervisor's news."""
+        """Takes a new status from the supervisor."""
         if (status.state, status.detail, status.progress) != (
             self.status.state,
             self.status.detail,
@@ -67,11 +67,11 @@ class Context:
         self.status = status
 
     def check_alive(self) -> None:
-        """Raises what `/livez` answers when only a restart would help: a start that does not get on."""
+        """Raises `NotReady`, which `/livez` answers, if the start hangs so that only a restart would help."""
         silence = time.monotonic() - self.progressed
         if self.status.state in ("starting", "loading", "warming") and silence > START_PATIENCE:
             raise NotReady(
-                f"the start has not got on for {silence:.0f} s; the service is {self.status.state}: "
+                f"the start has made no progress for {silence:.0f} s; the service is {self.status.state}: "
                 f"{self.status.detail}"
             )
 
@@ -81,23 +81,23 @@ class Context:
 
     @property
     def connected(self) -> bool:
-        """Whether every model has an engine that has not closed its end."""
+        """True if every model has a living engine."""
         return self.models.complete
 
     @property
     def state(self) -> str:
-        """The supervisor's word, but for what this front-end knows sooner: that the engine has gone."""
+        """The state that the supervisor sent, or "failed" if this front-end has already seen an engine's end."""
         if self.status.state == "ready" and not self.connected:
             return "failed"
         return self.status.state
 
     def check_ready(self) -> None:
-        """Raises what `/readyz` answers while no new traffic should come here."""
+        """Raises the error that `/readyz` answers while no new traffic should come here."""
         if self.draining:
             raise Draining("the service is draining and about to end")
         if self.connected and self.status.state == "ready":
             if self.decoders.stuck:
-                raise NotReady("the decoders are stuck: pictures wait, and none has been begun for seconds")
+                raise NotReady("the decoders are stuck: images wait, and none has been begun for seconds")
             return
         if self.models.current() is not None:
             raise EngineFailed("the engine has failed and is being started again")
@@ -106,19 +106,21 @@ class Context:
         )
 
     def served(self, name: str | None = None) -> Served:
-        """The model of that name, the default one without a name. Raises `NotReady` before anything is loaded,
-        `NotFound` for another name."""
+        """The model of that name; None means the default one.
+
+        Raises `NotReady` before a model is loaded, `NotFound` for an unknown name.
+        """
         default = self.models.current()
         if default is None:
             raise NotReady(f"the service is {self.status.state}; /healthz says how far it is")
         return default if name is None else self.models.named(name)
 
     def model(self, name: str | None = None) -> ModelCard:
-        """What is loaded. Raises what `served` does."""
+        """The card of that model. Raises what `served` raises."""
         return self.served(name).card
 
     def recipe(self, card: ModelCard) -> Recipe:
-        """How pictures are prepared for a model."""
+        """The recipe by which images are prepared for a model."""
         settings = self.settings
         return Recipe(
             card.preprocessing,

@@ -1,7 +1,7 @@
-"""`POST /models/load` and `/models/rollback`: another version of a model, while it serves.
+"""`POST /models/load` and `/models/rollback`: change the version of a model while it serves.
 
-Whoever may ask for this may name any file that the service can read, so it is for operators: with an API key, or
-where the setting says that everybody who reaches the port is one.
+A client of these routes can name any file that the service can read. So they are for operators: clients with an API
+key, or all clients if the setting ``model_control`` is open.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from service.options import wording
 from service.options.nearest import did_you_mean
 from service.shared.orders import Orders
 
-#: Bytes of a body: names and numbers.
+#: The largest body, in bytes.
 _MOST = 64 * 1024
 _JSON = "application/json"
-#: Seconds in which a load that cannot even begin has been refused.
+#: Seconds within which the supervisor refuses a load that cannot begin.
 _MOMENT = 0.2
 
 Asked = TypeVar("Asked", LoadRequest, RollbackRequest)
@@ -40,17 +40,17 @@ router = APIRouter(prefix="/models", tags=["models"], responses=_PROBLEMS)
 
 
 def _takes(model: type[LoadRequest] | type[RollbackRequest]) -> dict[str, Any]:
-    """The request body for the schema: it is read by hand, within its limit."""
+    """The schema of the request body, which FastAPI does not know, since `_document` reads it within a limit."""
     return {"requestBody": {"content": {_JSON: {"schema": model.model_json_schema()}}}}
 
 
 @router.post("/load", response_model=SwitchResponse, openapi_extra=_takes(LoadRequest))
 async def load(request: Request) -> Response:
-    """Loads a model beside the one that serves; when it has shown that it can answer, it takes its place.
+    """Loads a model beside the one that serves, checks it, and then replaces the old one.
 
-    No request is lost or refused for it: those that came before the switch are answered by the old model. What is
-    not given stays as it is. The answer comes after the switch; a load that fails changes nothing. With `"wait":
-    false` the answer is 202 at once, and `/healthz` tells how far it is.
+    No request is lost or refused: those that arrived before the switch are answered by the old model. Settings that
+    are not given stay as they are. The answer comes after the switch. A load that fails changes nothing. With
+    `"wait": false` the answer is 202 at once, and `/healthz` shows the progress.
     """
     orders = _allowed(request)
     wanted = await _document(request, LoadRequest)
@@ -68,14 +68,14 @@ async def load(request: Request) -> Response:
 
 @router.post("/rollback", response_model=SwitchResponse, openapi_extra=_takes(RollbackRequest))
 async def rollback(request: Request) -> Response:
-    """Lets the model answer again that did before the last switch, at once: its engine is kept for a time."""
+    """Goes back at once to the model before the last switch, whose engine is kept for a while."""
     orders = _allowed(request)
     wanted = await _document(request, RollbackRequest)
     return reply(await orders.give("rollback", wanted.name))
 
 
 def _allowed(request: Request) -> Orders:
-    """Raises `Forbidden` for whoever may not change what is served, `NotReady` where nobody can."""
+    """The channel for orders. Raises `Forbidden` if the client has no right to it, `NotReady` without a supervisor."""
     context = context_of(request)
     control = context.settings.model_control
     if control == "off":
@@ -83,18 +83,18 @@ def _allowed(request: Request) -> Orders:
     if control == "keys" and context.settings.api_keys_file is None:
         raise Forbidden(
             "switching models takes an API key, and this service has none: set api_keys_file, or model_control=open "
-            "if everybody who reaches the port may do it"
+            "if all clients may do it"
         )
     if context.orders is None:
-        raise NotReady("there is no supervisor to do it")
+        raise NotReady("there is no supervisor that could switch models")
     return context.orders
 
 
 async def _document(request: Request, model: type[Asked]) -> Asked:
-    """The body's JSON object; nothing is one without anything in it. Raises what is wrong with it, in words."""
+    """Parses the body; an empty one counts as an empty JSON object. Raises `RequestError`."""
     exchange_of(request).deadline(request, context_of(request).settings.request_timeout_ms)
     raw = await body.read(request, _MOST)
-    # A page of another origin cannot send this type without asking first.
+    # This type protects against other sites' pages: a browser sends it across origins only if CORS allows it.
     if raw and body.media_type(request) != _JSON:
         raise UnsupportedMediaType(f"the body has to be {_JSON}")
     documents.check(raw)

@@ -1,4 +1,4 @@
-"""`GET /docs`: Swagger UI over `/openapi.json`, from files of our own. FastAPI's loads its from a CDN."""
+"""`GET /docs`: Swagger UI over `/openapi.json`, from the package's own files; FastAPI's page loads them from a CDN."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _READ = ["GET", "HEAD"]
 
 @router.api_route("/docs", methods=_READ)
 async def docs() -> Response:
-    """The page itself."""
+    """Serves the page."""
     return Response((_FOLDER / "index.html").read_bytes(), media_type="text/html", headers=HEADERS)
 
 
 @router.api_route("/docs/{name}", methods=_READ)
 async def docs_file(name: str, request: Request) -> Response:
-    """A script or the style sheet; the large ones as they lie there, packed, for who can unpack them."""
+    """Serves a script or the style sheet. Large ones are stored as gzip and sent so if the client accepts it."""
     if name not in _FILES:
         raise HTTPException(404)
     headers = {**HEADERS, "Content-Type": _FILES[name]}

@@ -1,22 +1,22 @@
-"""JSON that clients send: how much of it may be taken apart in one go.
+"""The limit on JSON that clients send.
 
-Parsing holds the interpreter's lock from the first byte to the last, so that the event loop stands still however
-many threads there are. A long string costs next to nothing. Values cost, and lists and objects cost more, since the
-garbage collector looks at each.
+Parsing holds the interpreter's lock from the first byte to the last, and blocks the event loop even from another
+thread. A long string costs next to nothing. Values cost more, and lists and objects most, since the garbage collector
+visits each.
 """
 
 from __future__ import annotations
 
 from service.errors import PayloadTooLarge
 
-#: What a comma, a list and an object cost, in commas: measured, a document of `_MOST` takes some 100 ms.
+#: The cost of a list and of an object, where a comma costs 1 (measured).
 _LIST, _OBJECT = 4, 16
-#: An image of 224 x 224 pixels as nested lists, two as flat ones.
+#: The largest cost of a document, about 100 ms: one image of 224 x 224 pixels as nested lists, or two as flat ones.
 _MOST = 400_000
 
 
 def check(document: bytes | memoryview) -> None:
-    """Raises `PayloadTooLarge` for JSON whose values would hold up everybody else."""
+    """Raises `PayloadTooLarge` for JSON that would block the event loop for too long."""
     raw = bytes(document)
     if len(raw) > _MOST // _OBJECT and (
         raw.count(b",") + _LIST * raw.count(b"[") + _OBJECT * raw.count(b"{") > _MOST

@@ -1,4 +1,4 @@
-"""The one table from error to status, and the problem document (RFC 9457) that goes out."""
+"""The table from errors to HTTP statuses, and the problem documents (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.NotEnoughMemory: 507,
 }
 
-#: An error and its status to the document that a contract of another server has for it.
+#: Maps an error and its status to the error document of another server's contract.
 ErrorDocument = Callable[[errors.ServiceError, int], dict[str, Any]]
 
-#: The Open Inference Protocol's errors have a shape of their own.
+#: Paths of the Open Inference Protocol, whose errors have their own form.
 _OPEN_INFERENCE = re.compile(r"/v2(/|$)")
-#: Refused before any work was done; counted by reason.
+#: Statuses of requests that are refused before any work; counted by reason.
 _REJECTIONS = frozenset({401, 413, 415, 429, 503})
-#: Characters of a wrong value that its answer repeats.
+#: Characters of a wrong value that the error message repeats.
 _SHOWN = 40
-#: Seconds after which an engine that is being loaded or replaced is worth another try.
+#: Retry-After in seconds while an engine is loaded or replaced.
 _RETRY_UNAVAILABLE = 1
 
 
@@ -81,7 +81,7 @@ def problem(error: errors.ServiceError, request_id: str) -> dict[str, Any]:
 
 
 def respond(request: Request, error: errors.ServiceError) -> Response:
-    """The response for ``error``, counted."""
+    """Counts ``error`` and returns the response for it."""
     status = status_of(error)
     metrics = context_of(request).metrics
     if status in _REJECTIONS and not request.scope.get("probe"):
@@ -99,7 +99,7 @@ def respond(request: Request, error: errors.ServiceError) -> Response:
 
 
 def headers_of(error: errors.ServiceError) -> dict[str, str]:
-    """What the response to ``error`` says beside its document."""
+    """The headers of the response to ``error``."""
     status = status_of(error)
     if isinstance(error, errors.Overloaded):
         return {"Retry-After": str(math.ceil(error.retry_after))}
@@ -111,12 +111,12 @@ def headers_of(error: errors.ServiceError) -> dict[str, str]:
 
 
 def defect() -> errors.InternalError:
-    """What a client is told of an exception that nobody meant to raise; the log has the rest."""
+    """The error that a client gets for an unexpected exception, whose details only the log has."""
     return errors.InternalError("something went wrong inside the service; its log has the reason")
 
 
 def _unfit(request: Request, item: Any) -> str:
-    """What a parameter should have been, in words."""
+    """The message for a wrong query parameter, which names the allowed values."""
     name, value = str(item["loc"][-1]), str(item["input"])
     parameters = request.scope["route"].dependant.query_params
     info = next((one.field_info for one in parameters if one.alias == name), None)
@@ -125,7 +125,7 @@ def _unfit(request: Request, item: Any) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Lets every error that leaves a route become a problem document."""
+    """Installs the handlers that turn every error of a route into a problem document."""
 
     async def on_service_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, errors.ServiceError)

@@ -1,6 +1,6 @@
-"""One request and its response: the id, the clock, what is measured, and what is logged of it.
+"""The state of one request, and the middleware around all requests: ids, times, metrics, the access log.
 
-`Envelope` is plain ASGI on purpose: Starlette's ``BaseHTTPMiddleware`` hides a client's hang-up.
+The middleware is plain ASGI, since Starlette's ``BaseHTTPMiddleware`` hides a client's disconnect.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from service.settings import Settings
 
 log = logging.getLogger("service.access")
 
-#: What an echoed request id may hold; anything else is replaced, so that no log line can be forged.
+#: The request ids that are echoed. Others are replaced, so that no client can forge a log line.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _STAGES_HERE = {"receive", "respond"}
-#: What people read; other probes and scrapes come every few seconds for ever, and say nothing that metrics do not.
+#: The probe that people read. The other probes and scrapes come every few seconds and are logged at level debug only.
 _FOR_PEOPLE = "/healthz"
 _PRIORITY, _PRIORITIES = "x-priority", ("interactive", "bulk")
-#: nginx's number for a client that went away before it was answered.
+#: nginx's status for a client that disconnected before it was answered.
 _CLIENT_GONE = 499
-#: On every answer: what is JSON or a picture of somebody's must not become a script in a browser.
+#: A header of every answer, which keeps a browser from running JSON or an image as a script.
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
@@ -48,33 +48,33 @@ class Exchange:
 
     id: str
     started: float
-    """When its first byte came, as far as the server under us says so."""
+    """The arrival of its first byte, or of the request if the HTTP server does not say."""
     stages: dict[str, float] = field(default_factory=dict)
     finished: float | None = None
-    """When the model was done with it; what follows is the stage ``respond``."""
+    """The end of the model's work, at which the stage ``respond`` begins."""
     batch: int | None = None
     status: int = 0
     """0 until the response has begun."""
     server_timing: str = ""
     due: float = math.inf
-    """When the answer has to be there, once `deadline` was asked: the body has to be there by then, too."""
+    """The deadline of the body and of the answer; set by `deadline`."""
     bulk: bool = False
-    """Whether it waits for everybody else, once `deadline` was asked."""
+    """True for the lower priority; set by `deadline`."""
     gone: bool = False
-    """Whether the client hung up before it was answered."""
+    """True if the client disconnected before it was answered."""
     counted: bool = False
-    """Whether the metrics have it."""
+    """True once the metrics have counted it."""
     trace: Trace | None = None
     """None unless the request is traced."""
     share: Share | None = None
-    """What is held of its body; None before that is read."""
+    """The bytes of its body in the intake's budget; None before the body is read."""
     served: Served | None = None
-    """The model that it is for, in the version that it goes on with to its end; None before that is asked for."""
+    """The version of the model that answers it to its end; set by `ask`."""
 
     def ask(self, context: Context, name: str | None = None) -> Served:
-        """The model of that ``name``, the default without one: the first time as it is served now, then the same.
+        """The model of that ``name`` (None: the default one), in the version that answers at the first call.
 
-        Raises `NotReady`, `NotFound`. `leave` has to follow.
+        Raises `NotReady`, `NotFound`. `leave` must follow.
         """
         if self.served is None:
             self.served = context.served(name)
@@ -82,15 +82,15 @@ class Exchange:
         return self.served
 
     def leave(self) -> None:
-        """Nothing more is wanted of the model."""
+        """Ends the request's use of the model's version."""
         if self.served is not None:
             self.served.uses -= 1
             self.served = None
 
     def deadline(self, request: Request, timeout_ms: float) -> float:
-        """When the answer has to be there: ``timeout_ms`` after the first byte, or earlier if the client asks.
+        """Sets and returns the deadline: ``timeout_ms`` after the first byte, or earlier if the client asks.
 
-        Takes note of the request's priority as well. Raises `InvalidParameter` for a header that cannot be.
+        Sets the priority as well. Raises `InvalidParameter` for an invalid header.
         """
         self.bulk = _is_bulk(request)
         asked = request.headers.get("x-request-timeout-ms")
@@ -100,7 +100,7 @@ class Exchange:
         return self.due
 
     def note(self, stages: dict[str, float], answer: Answer) -> None:
-        """One of its images is done. Of several, the last one to finish stands for the request."""
+        """Records the stages of a finished image. Of several images, the last one gives the request's stages."""
         if self.trace is not None:
             self.trace.images.append(Image(stages, answer.finished, answer.batch, answer.batch_size))
         if self.finished is None or answer.finished >= self.finished:
@@ -108,7 +108,7 @@ class Exchange:
             self.finished, self.batch = answer.finished, answer.batch
 
     def timings(self) -> dict[str, float]:
-        """Milliseconds for the answer's body; the same go into ``Server-Timing``."""
+        """The stages in milliseconds, for the answer's body. Sets ``Server-Timing`` to the same values."""
         milliseconds = {name: self.stages.get(name, 0.0) for name in ("decode", "queue", "inference")}
         milliseconds["total"] = time.monotonic() - self.started
         timings = {name: round(1000 * seconds, 3) for name, seconds in milliseconds.items()}
@@ -123,7 +123,7 @@ def exchange_of(request: Request) -> Exchange:
 
 
 class Envelope:
-    """Around every route and all other middleware: request ids, timing, metrics, the access log, the end of a drain."""
+    """The outermost middleware: request ids, timing, metrics, the access log, the end of a drain."""
 
     def __init__(self, app: ASGIApp, context: Context, probes: frozenset[str] = frozenset()) -> None:
         """``probes`` are a hosting platform's own paths beside the service's."""
@@ -148,7 +148,9 @@ class Envelope:
                 exchange.status = message["status"]
                 message["headers"] = [*message["headers"], *self._headers(exchange)]
             elif not message.get("more_body"):
-                self._count(scope, exchange)  # first: whoever has the answer finds it counted
+                self._count(
+                    scope, exchange
+                )  # before the end of the answer, so that an answered request is counted
             await send(message)
 
         try:
@@ -156,7 +158,7 @@ class Envelope:
         except ClientDisconnect:
             exchange.status = _CLIENT_GONE
         except asyncio.CancelledError:
-            # Either the hang-up came as the block of an `Admission` ended, or drain_timeout_ms is over.
+            # There are two cases: a disconnect at the end of an `Admission`'s block, or the end of drain_timeout_ms.
             if exchange.gone:
                 exchange.status = _CLIENT_GONE
             elif exchange.status:
@@ -165,7 +167,7 @@ class Envelope:
                 error = Draining("the service ended before the answer was there (drain_timeout_ms)")
                 await respond(Request(scope), error)(scope, receive, send_with_headers)
         except Exception:
-            # The border of a request: a defect is logged here, and answered without its innards.
+            # The border of a request: the log gets the defect, the client a message without details.
             log.exception("request %s failed", exchange.id)
             if exchange.status:
                 raise
@@ -186,7 +188,7 @@ class Envelope:
         return headers
 
     def _count(self, scope: Scope, exchange: Exchange) -> None:
-        """Once for each request."""
+        """Counts the request, unless it is counted already."""
         if exchange.counted:
             return
         exchange.counted = True
@@ -201,7 +203,7 @@ class Envelope:
         metrics = self._context.metrics
         if exchange.finished is not None:
             exchange.stages["respond"] = now - exchange.finished
-        for stage in exchange.stages.keys() & _STAGES_HERE:  # those of the images were observed with them
+        for stage in exchange.stages.keys() & _STAGES_HERE:  # `Admission` observes the stages of images
             metrics.stage_duration.labels(stage).observe(exchange.stages[stage])
         if exchange.trace is not None and self._context.tracing is not None:
             self._context.tracing.end(
@@ -224,13 +226,13 @@ def _asked_by_machines(scope: Scope) -> bool:
 
 
 def _is_bulk(request: Request) -> bool:
-    """Whether the request waits for everybody else: by the header, or because its key or its route says so."""
+    """True if the request has the lower priority, by its header, its key or its route."""
     fixed = request.scope.get("bulk", False) or request.scope["path"] in _bulk_routes(request)
     return asks_for_bulk(request.headers.get(_PRIORITY, "interactive")) or fixed
 
 
 def asks_for_bulk(priority: str) -> bool:
-    """Whether a request's own ``priority`` is bulk. Raises `InvalidParameter` for a word that is none."""
+    """True if a request's own ``priority`` is bulk. Raises `InvalidParameter` for an unknown word."""
     asked = priority.strip().lower()
     if asked not in _PRIORITIES:
         raise InvalidParameter(f"X-Priority must be {' or '.join(_PRIORITIES)}")
@@ -250,7 +252,7 @@ def _request_id(headers: dict[bytes, bytes]) -> str:
 
 
 def new_id() -> str:
-    """A request's id: unique, not secret, so without a system call. The generator is seeded anew in every fork."""
+    """A new request id: unique but not secret, so it needs no system call. Every fork seeds the generator anew."""
     return f"{random.getrandbits(128):032x}"
 
 

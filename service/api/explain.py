@@ -1,4 +1,4 @@
-"""`POST /explain`: a photo in, what each part of it said for one class out."""
+"""`POST /explain`: the contribution of each part of a photo to one class."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ from service.shared.ranking import activate
 router = APIRouter(tags=["explain"])
 
 _PNG = "image/png"
-#: By family: a DenseNet's head is pooling and one dense layer, so its map is exact. See `service.models.explain`.
+#: The method of each family. A DenseNet's head is pooling and one dense layer, so its map is exact; see
+#: `service.models.explain`.
 _METHODS = {"densenet": "cam", "vgg": "grad-cam"}
 
 ClassId = Annotated[
-    int | None, Query(ge=0, description="Which class, as /labels names it; the top one unless given.")
+    int | None,
+    Query(ge=0, description="The class_id of the class, as in /labels; the top class unless given."),
 ]
 
 
@@ -41,11 +43,11 @@ ClassId = Annotated[
     openapi_extra=upload("file"),
 )
 async def explain(request: Request, class_id: ClassId = None, model: ModelName = None) -> Response:
-    """Where the model looked: a class activation map (DenseNet) or Grad-CAM (VGG) of one class.
+    """Explains one class by a class activation map (DenseNet) or Grad-CAM (VGG).
 
-    Batched with everyone else's images. With `Accept: image/png` the upright photo with the map laid over it,
-    1,024 pixels at most; else the map's cells in units of the class's logit, below 0 for what speaks against it,
-    and the part of the photo that they lie on.
+    The answer holds the map's cells in units of the class's logit, negative for parts that speak against it, and the
+    part of the photo that they cover. With `Accept: image/png` it is the upright photo with the map drawn over it,
+    1,024 pixels at most. The image is batched with those of other requests.
     """
     admission = Admission.of(request, model)
     limit = admission.context.settings.max_upload_bytes
@@ -70,7 +72,7 @@ async def explain(request: Request, class_id: ClassId = None, model: ModelName =
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a photo's parts said for one class. ``grid`` is float32 ``[height, width]``, in units of the logit."""
+    """The contributions of a photo's parts to one class: ``grid``, float32 ``[h, w]``, in units of the logit."""
 
     label: ClassLabel
     probability: float
@@ -78,7 +80,7 @@ class Explanation:
     box: tuple[float, float, float, float]
     timings: dict[str, float]
     picture: bytes | None
-    """The PNG, where one was asked for."""
+    """The PNG; None unless it was asked for."""
 
 
 async def explain_image(
@@ -88,7 +90,11 @@ async def explain_image(
     *,
     drawn: bool = False,
 ) -> Explanation:
-    """Admits the request, then lets ``receive`` read its image, and asks the model for a class's map."""
+    """Admits the request, reads its image with ``receive`` and explains a class (None: the top one).
+
+    With ``drawn`` the result has a PNG. Raises `NotFound` for a model without classes, `InvalidParameter` for an
+    unknown ``class_id``, and what `Admission` raises.
+    """
     context, served = admission.context, admission.served
     model = served.classifier()
     wanted = Explain(None if class_id is None else _index(model.classes, class_id))

@@ -1,4 +1,4 @@
-"""`POST /features`: a photo in, the backbone's view of it out."""
+"""`POST /features`: the backbone's output for one image."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _TASKS = {"avg": OutputKind.FEATURES_AVG, "max": OutputKind.FEATURES_MAX, "none"
 Pooling = Annotated[
     Literal["avg", "max", "none"] | None,
     Query(
-        description="How positions become one: their mean, their largest, or all of them as they are. Unless given as "
-        "the checkpoint itself does it: avg for most."
+        description="The pooling over positions: their mean (avg), their maximum (max), or none. Unless given it is "
+        "the checkpoint's own, which is avg for most."
     ),
 ]
 
@@ -38,10 +38,10 @@ Pooling = Annotated[
     openapi_extra=upload("file"),
 )
 async def features(request: Request, pooling: Pooling = None, model: ModelName = None) -> Response:
-    """The last convolutional block's output of one image, before the classifier.
+    """Returns the output of the last convolutional block for one image.
 
-    Batched with everyone else's images. With `Accept: application/x-npy` the array itself, float32, in
-    NumPy's format; its shape is `[channels]`, or `[channels, height, width]` without pooling.
+    Its shape is `[channels]`, or `[channels, height, width]` without pooling. With `Accept: application/x-npy` the
+    answer is the float32 array in NumPy's format. The image is batched with those of other requests.
     """
     admission = Admission.of(request, model)
     context, exchange, card = admission.context, admission.exchange, admission.served.card

@@ -1,4 +1,4 @@
-"""Liveness, readiness, the state in words, and the scrape. None of them waits for the model."""
+"""Liveness, readiness, the state in words, and the metrics. None of these routes waits for the model."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ router = APIRouter(tags=["health"])
 
 @router.get("/livez", responses={503: {"model": Problem, "content": {"application/problem+json": {}}}})
 async def livez(request: Request) -> Live:
-    """200 unless a restart would help: this front-end's event loop turns, and a start gets on.
+    """Returns 200 unless a restart would help: the event loop turns, and a start makes progress.
 
-    A start gets on while a download moves, however long it takes.
+    A download that moves counts as progress, however long it takes.
     """
     context_of(request).check_alive()
     return Live()
@@ -26,14 +26,14 @@ async def livez(request: Request) -> Live:
 
 @router.get("/readyz", responses={503: {"model": Problem, "content": {"application/problem+json": {}}}})
 async def readyz(request: Request) -> Ready:
-    """200 while new traffic should come here: the model is warm, the engine is there, nothing drains."""
+    """Returns 200 while new traffic should come here: the model is warm, the engine lives, no drain has begun."""
     context_of(request).check_ready()
     return Ready()
 
 
 @router.get("/healthz")
 async def healthz(request: Request) -> Health:
-    """The state in words, for people. Always 200."""
+    """Returns the state in words, for people, always with status 200."""
     context = context_of(request)
     document = context.status.to_json()
     document["state"] = context.state
@@ -42,15 +42,15 @@ async def healthz(request: Request) -> Health:
 
 @router.get("/version")
 async def version() -> Version:
-    """What is running."""
+    """Returns the version of the service and of Python."""
     return Version(**build_information())
 
 
 @router.get("/metrics", response_class=Response)
 def metrics(request: Request) -> Response:
-    """Prometheus' text format, or OpenMetrics if asked for; one scrape of any front-end shows the whole service.
+    """Returns the whole service's metrics in Prometheus' text format, or as OpenMetrics if asked for.
 
-    Runs in a thread: reading every process's files must not hold up the event loop.
+    Runs in a thread, since it reads the files of all processes.
     """
     context = context_of(request)
     status, answering = context.status, context.models.answering

@@ -1,4 +1,4 @@
-"""Which names the service answers to: against DNS rebinding, where a foreign page reaches a local service."""
+"""The host names that the service answers to; a protection against DNS rebinding by other sites' pages."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from service.errors import MisdirectedRequest
 
 
 class Hosts:
-    """Middleware: a request has to name one of ``allowed``; ``*.example.com`` stands for every name under it.
+    """Middleware that refuses requests whose host is none of ``allowed``; ``*.example.com`` means all names under it.
 
-    Probes and the scrape come with a pod's address for a name, and pass.
+    Probes and scrapes name a pod's address and are let through.
     """
 
     def __init__(self, app: ASGIApp, allowed: Iterable[str], probes: frozenset[str] = frozenset()) -> None:
-        """``probes`` are paths that a hosting platform asks by a name of its own."""
+        """``probes`` are paths that a hosting platform asks under its own host name."""
         self._app = app
         self._open = OPEN | probes
         self._names = {name.lower() for name in allowed}

@@ -1,4 +1,4 @@
-"""What the routes that show images to a model share beside `service.api.admission`: schema, threads, answers."""
+"""Shared parts of the inference routes beside `service.api.admission`: schema, threads, answers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from service.observability.card import ModelCard
 
 T = TypeVar("T")
 
-#: A query parameter of every route that asks a model.
+#: The query parameter of every inference route that chooses the model.
 ModelName = Annotated[
-    str | None, Query(description="Which of several models, by its name; the default one unless given.")
+    str | None, Query(description="The name of one of several models; the default one unless given.")
 ]
 
-#: For the schema: what such a route may answer beside 200.
+#: The error responses of an inference route, for the schema.
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "content": {"application/problem+json": {}}}
     for status in (400, 404, 413, 415, 422, 429, 500, 503, 504)
@@ -33,9 +33,9 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 def upload(part: str, *, several: bool = False, json: type[BaseModel] | None = None) -> dict[str, Any]:
-    """The request body for the schema: it is read by hand, so that limits hold while it arrives.
+    """The schema of the request body, which FastAPI does not know, since `service.api.body` reads it within limits.
 
-    ``json`` is the model of a JSON body, where one is taken as well.
+    ``part`` is the form's part with the image. ``json`` is the model of a JSON body, if the route takes one.
     """
     image = {"type": "string", "format": "binary"}
     field = {"type": "array", "items": image} if several else image
@@ -49,7 +49,7 @@ def upload(part: str, *, several: bool = False, json: type[BaseModel] | None = N
 
 
 async def in_a_thread(context: Context, work: Callable[[], T], deadline: float) -> T:
-    """``work()`` in one of the decoding threads. Raises what it raises, or `DeadlineExceeded`."""
+    """Runs ``work`` in a decoding thread and returns its result. Raises what it raises, or `DeadlineExceeded`."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
@@ -65,7 +65,7 @@ async def in_a_thread(context: Context, work: Callable[[], T], deadline: float) 
         try:
             result, error = work(), None
         except Exception as raised:
-            # The border of a thread: it is raised again where the work is awaited.
+            # The border of a thread: the error is raised again where the work is awaited.
             result, error = None, raised
         loop.call_soon_threadsafe(settle, result, error)
 
@@ -80,11 +80,11 @@ async def in_a_thread(context: Context, work: Callable[[], T], deadline: float) 
 
 
 def head(exchange: Exchange, model: ModelCard) -> dict[str, Any]:
-    """How every answer begins."""
+    """The first fields of every answer."""
     return {"request_id": exchange.id, "model": model.name, "weights": model.weights}
 
 
 def reply(document: dict[str, Any] | list[Any]) -> Response:
-    """``document`` as JSON, without the cost of a schema's second look at it: by pydantic's own serializer, which
-    takes a fifth of the standard library's time."""
+    """A JSON response. FastAPI's validation of the answer is skipped, and pydantic's serializer takes a fifth of the
+    time of the standard library's."""
     return Response(to_json(document, inf_nan_mode="null"), media_type="application/json")

@@ -1,4 +1,4 @@
-"""Bodies with a Content-Encoding, within the limit of a body without one."""
+"""Undoes the Content-Encoding of a body, within the limit of a body without one."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import zlib
 
 from service.errors import InvalidParameter, PayloadTooLarge, UnsupportedMediaType
 
-#: zlib's word for "gzip or zlib, whichever it is".
+#: zlib's number for gzip or zlib, recognised by the data.
 _EITHER = 32 + zlib.MAX_WBITS
-#: RFC 9110 8.4.1: the last is an old name of the first.
+#: RFC 9110, 8.4.1; x-gzip is an old name of gzip.
 _KNOWN = ("gzip", "deflate", "x-gzip")
 
 
 def check(encoding: str) -> str:
-    """What a header Content-Encoding names; empty for a body as it is. Raises `UnsupportedMediaType`."""
+    """The encoding that the header Content-Encoding names; empty for none. Raises `UnsupportedMediaType`."""
     encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
         return ""
@@ -23,9 +23,9 @@ def check(encoding: str) -> str:
 
 
 def inflate(body: bytes, encoding: str, limit: int) -> bytes:
-    """``body`` without its encoding: all members of a gzip file.
+    """Decompresses ``body``, all members of a gzip file included.
 
-    Raises `PayloadTooLarge` past ``limit`` bytes, before there are more, and `InvalidParameter`.
+    Raises `PayloadTooLarge` above ``limit`` bytes, before more are decompressed, and `InvalidParameter`.
     """
     pieces: list[bytes] = []
     left = limit

@@ -1,10 +1,9 @@
-"""How many bytes of requests a front-end may hold at a time: bodies that arrive or wait for their answer, and heads.
+"""The budget for bytes of requests that a front-end may hold: heads, and bodies that arrive or wait for their answer.
 
-    room(n) ──▶ taken: the bytes are counted        ──▶ refused: nobody who stalls could make room
+    take(n) ──▶ True: the bytes are counted        ──▶ False: no stalled body could make room
 
-A body is counted as it arrives, since a length that is only declared costs nothing. When there is no room, those
-whose bodies have not moved for a while lose theirs first: a client that stopped in the middle must not keep out
-one that sends.
+A body's bytes are counted when they arrive, since a declared length costs nothing. When the budget is full, bodies that
+have not moved for a while are dropped first, so that a client that has stalled does not keep out one that sends.
 """
 
 from __future__ import annotations
@@ -16,26 +15,26 @@ from contextlib import suppress
 
 from service.errors import IntakeFull
 
-#: Bytes for each front-end where memory is plenty: forty photos of a telephone.
+#: The largest budget of a front-end in bytes: forty photos of a telephone.
 _PLENTY = 128 << 20
-#: The part of the memory limit that all front-ends may use for it together.
+#: The memory limit divided by this is the budget of all front-ends together.
 _PART = 8
-#: Bodies of the largest size that always have room, whatever the memory: one that arrives and one that is unpacked.
+#: The least budget in bodies of the largest size: one that arrives and one that is decompressed.
 _FEWEST = 2
-#: Seconds without a byte after which a body has stalled.
+#: Seconds without a byte after which a body counts as stalled.
 _STALLED = 1.0
-#: Bytes held at a time after which free memory is handed back to the system, and the part of them still held then.
+#: Free memory is handed back to the system when a peak of at least so many bytes has shrunk to this share.
 _WORTH_TRIMMING, _LEFT = 16 << 20, 1 / 8
 
 
 def budget(memory: int | None, frontends: int, largest: int) -> int:
-    """Bytes for one of ``frontends``, from the memory limit (None: unknown) and the ``largest`` body."""
+    """The budget of one of ``frontends`` in bytes, from the memory limit (None: unknown) and the ``largest`` body."""
     part = _PLENTY if memory is None else memory // _PART // frontends
     return max(_FEWEST * largest, min(_PLENTY, part))
 
 
 class Intake:
-    """The budget. Lives on the event loop. ``clock`` counts seconds."""
+    """The budget of one front-end, ``most`` bytes. Used on the event loop. ``clock`` returns seconds."""
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.most = most
@@ -43,13 +42,14 @@ class Intake:
         self._peak = 0
         self._clock = clock
         self._arriving: dict[Share, None] = {}
-        """Bodies that are not there yet, the one that moved last at the end."""
+        """The incomplete bodies; the one that moved last is at the end."""
 
     def __repr__(self) -> str:
         return f"<Intake {self.held:,} of {self.most:,} bytes>"
 
     def take(self, size: int, asking: Share | None = None) -> bool:
-        """Counts ``size`` bytes more, if there is room for them or somebody who stalls makes it."""
+        """Counts ``size`` more bytes. False if they do not fit even after stalled bodies other than ``asking``'s are
+        dropped."""
         while self.held + size > self.most:
             if not self._drop_one(asking):
                 return False
@@ -58,14 +58,14 @@ class Intake:
         return True
 
     def give(self, size: int) -> None:
-        """``size`` bytes are free again."""
+        """Gives ``size`` bytes back."""
         self.held -= size
         if self._peak > _WORTH_TRIMMING and self.held <= _LEFT * self._peak:
             self._peak = self.held
             hand_back()
 
     def share(self, on_dropped: Callable[[], None]) -> Share:
-        """The part of one body. ``on_dropped`` is called if it loses its place."""
+        """A new body's share. ``on_dropped`` is called if the body is dropped."""
         return Share(self, on_dropped)
 
     def _drop_one(self, asking: Share | None) -> bool:
@@ -90,7 +90,7 @@ class Intake:
 
 
 class Share:
-    """What one request holds. `grow` as it arrives, `settle` when it is there, `release` in the end."""
+    """The bytes of one request: `grow` while it arrives, `settle` when it is complete, `release` at its end."""
 
     __slots__ = ("_intake", "_on_dropped", "dropped", "moved", "size")
 
@@ -102,7 +102,7 @@ class Share:
         self.dropped = False
 
     def grow(self, size: int) -> None:
-        """``size`` bytes more have come. Raises `IntakeFull`."""
+        """Counts ``size`` more bytes. Raises `IntakeFull`."""
         if self.dropped or not self._intake.take(size, self):
             raise IntakeFull(
                 f"uploads of more than {self._intake.most >> 20} MiB are being received; try again in a moment"
@@ -111,22 +111,22 @@ class Share:
         self._intake._moved(self)
 
     def settle(self) -> None:
-        """All of it has come: from now on it is the service's to work on."""
+        """Notes that the body is complete, so that it cannot be dropped any more."""
         self._intake._settled(self)
 
     def shrink(self, size: int) -> None:
-        """``size`` bytes are not needed after all."""
+        """Gives ``size`` of its bytes back."""
         self.size -= size
         self._intake.give(size)
 
     def drop(self) -> None:
-        """Loses its place to somebody else."""
+        """Gives all bytes back, for another body's sake."""
         self.dropped = True
         self.release()
         self._on_dropped()
 
     def release(self) -> None:
-        """Nothing is held any more. May be called again."""
+        """Gives all bytes back. May be called again."""
         self._intake._settled(self)
         size, self.size = self.size, 0
         if size:
@@ -134,6 +134,6 @@ class Share:
 
 
 def hand_back() -> None:
-    """Gives free memory to the system. glibc keeps what was freed below something that is still used."""
+    """Gives free memory back to the system. glibc would keep free memory that lies below a used block."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,6 +1,6 @@
-"""API keys from a file, one a line; empty lines and lines that begin with # are passed over.
+"""API keys from a file, one a line; empty lines and lines that begin with # are ignored.
 
-A line ``KEY bulk`` is a key whose requests wait for everybody else, as ``X-Priority: bulk`` asks.
+A line ``KEY bulk`` is a key whose requests have the lower priority, as with ``X-Priority: bulk``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from service.errors import ConfigurationError, Unauthorized
 
 
 class Keys:
-    """The keys of a file, read again when the file has changed. Raises `ConfigurationError` without one."""
+    """The keys of a file, read again when the file changes. Raises `ConfigurationError` if it holds no key."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -33,7 +33,7 @@ class Keys:
         return f"<Keys {len(self._keys)}>"
 
     def admit(self, offered: bytes) -> bool:
-        """Whether ``offered`` is one of the keys. Takes the same time however much of it is right."""
+        """True if ``offered`` is one of the keys. Takes constant time, so that it reveals nothing about a key."""
         self._refresh()
         found = False
         for key in self._keys:
@@ -41,16 +41,15 @@ class Keys:
         return found
 
     def is_bulk(self, offered: bytes) -> bool:
-        """Whether the key ``offered``, which was admitted, is one for bulk requests."""
+        """True if the admitted key ``offered`` is a bulk key."""
         return offered in self._bulk
 
     def any(self) -> bytes:
-        """One that is good, for a client that this host starts itself."""
+        """A valid key, for a client that this host starts itself."""
         return self._keys[0]
 
     def _refresh(self) -> None:
-        """Reads the file if it has changed. While it cannot be read, as in the middle of a rotation, the
-        keys that were good stay good."""
+        """Reads the file if it has changed. While it cannot be read, as during a rotation, the old keys stay valid."""
         try:
             status = self._path.stat()
             version = (status.st_mtime_ns, status.st_size, status.st_ino)
@@ -64,23 +63,23 @@ class Keys:
 
 
 def keys_in(data: bytes) -> tuple[list[bytes], frozenset[bytes]]:
-    """The keys in a file's bytes, and those of them that are for bulk requests."""
+    """The keys in a file's bytes, and those of them that are bulk keys."""
     lines = [line.split() for line in data.splitlines() if line.strip() and not line.startswith(b"#")]
     bulk = frozenset(words[0] for words in lines if words[1:] == [b"bulk"])
     return [words[0] if words[0] in bulk else b" ".join(words) for words in lines], bulk
 
 
-#: What the orchestrator and the scraper ask for without a key.
+#: Paths that need no key, since the orchestrator and the scraper have none.
 OPEN = frozenset({"/livez", "/readyz", "/metrics"})
-#: The page, Swagger UI and the schema: files that are the same for everybody, and ask for the key themselves.
+#: Paths of static files, which need no key: the page and Swagger UI ask the user for one.
 _STATIC = re.compile(r"/|/page/.+|/docs|/docs/.+|/openapi\.json")
 
 
 class Guard:
-    """Middleware: nobody without a key gets further, but to probes, the scrape and what is static."""
+    """Middleware that refuses requests without a key, except for probes, the metrics and static files."""
 
     def __init__(self, app: ASGIApp, keys: Keys, probes: frozenset[str] = frozenset()) -> None:
-        """``probes`` are paths that a hosting platform asks without a key."""
+        """``probes`` are paths of a hosting platform that need no key."""
         self._app = app
         self._open = OPEN | probes
         self._keys = keys
@@ -105,7 +104,7 @@ class Guard:
 
 
 def describe_keys(app: FastAPI) -> None:
-    """Puts the two ways to send a key into the schema, so that Swagger UI offers *Authorize*."""
+    """Adds the two ways to send a key to the schema, so that Swagger UI offers *Authorize*."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What HTTP wants of every route and FastAPI leaves open: HEAD, OPTIONS, and a slash at the end."""
+"""HEAD, OPTIONS and a trailing slash for every route, which FastAPI does not handle."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-#: What there may be at a path.
+#: The methods that a route may have.
 _ASKED = ("GET", "POST", "PUT", "DELETE", "PATCH")
 
 
 class Methods:
-    """Middleware in front of ``router``, whichever way it is reached.
+    """Middleware for the routes of ``router``.
 
-    HEAD is GET without its content (9110 9.3.2). OPTIONS says which methods there are, as load balancers ask to see
-    whether somebody is there. ``/predict/`` is ``/predict``: a redirect would lose the body, and a proxy's prefix.
+    HEAD is answered as GET without its content (RFC 9110, 9.3.2). OPTIONS lists the methods; load balancers send it as
+    a health check. ``/predict/`` is answered as ``/predict``, since a redirect would lose the body and a prefix.
     """
 
     def __init__(self, app: ASGIApp, router: Router) -> None:

@@ -1,4 +1,4 @@
-"""What is loaded, what could be, and what the classes are called."""
+"""The routes that describe models: the loaded ones, the variants, and the classes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _UNKNOWN: dict[int | str, dict[str, Any]] = {
 
 @router.get("/model")
 async def model(request: Request) -> ModelInfo:
-    """The model that answers `/predict`."""
+    """Returns the card of the model that answers `/predict`."""
     return _described(context_of(request).model())
 
 
@@ -49,25 +49,25 @@ def _described(card: ModelCard) -> ModelInfo:
 
 @router.get("/models/loaded")
 async def loaded_models(request: Request) -> list[ModelInfo]:
-    """Every model that answers, the default first."""
+    """Returns the cards of all models that answer, the default one first."""
     return [_described(served.card) for served in context_of(request).models.answering]
 
 
 @router.get("/models/loaded/{model_name}", responses=_UNKNOWN)
 async def loaded_model(request: Request, model_name: str) -> ModelInfo:
-    """One of several models, by its name."""
+    """Returns the card of one of several models."""
     return _described(context_of(request).model(model_name))
 
 
 @router.get("/models/loaded/{model_name}/labels", responses=_UNKNOWN)
 async def labels_of(request: Request, model_name: str) -> list[Label]:
-    """Every class that it knows, in the order of its logits."""
+    """Returns all classes of one of several models, in the order of its logits."""
     return _labels(context_of(request).model(model_name))
 
 
 @router.get("/models")
 async def models(request: Request) -> list[VariantInfo]:
-    """The twelve variants that the setting `model` takes."""
+    """Returns the twelve variants, the values of the setting `model`."""
     names = {served.card.name for served in context_of(request).models.answering}
     return [
         VariantInfo(
@@ -86,7 +86,7 @@ async def models(request: Request) -> list[VariantInfo]:
 
 @router.get("/labels")
 async def labels(request: Request) -> list[Label]:
-    """Every class that the model knows, in the order of its logits."""
+    """Returns all classes of the model, in the order of its logits."""
     return _labels(context_of(request).model())
 
 

@@ -1,4 +1,4 @@
-"""The service under a prefix, behind a proxy: ``https://example.com/classify/predict`` with root_path=/classify."""
+"""The service behind a proxy's prefix: ``https://example.com/classify/predict`` with root_path=/classify."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class Mount:
-    """The outermost: takes ``root_path`` off a request's path where a proxy has left it there.
-
-    Some proxies strip the prefix and some do not; both reach the same routes.
-    """
+    """The outermost ASGI application: strips ``root_path`` from a request's path, unless the proxy has done so."""
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
         self._app = app

@@ -1,7 +1,4 @@
-"""Numbers that clients send in headers: one way to read them, one error for what is none.
-
-In JSON, pydantic reads them, within the bounds that the models have.
-"""
+"""Parses numbers in clients' headers. (pydantic parses those in JSON.)"""
 
 from __future__ import annotations
 
@@ -9,12 +6,12 @@ import math
 
 from service.errors import InvalidParameter
 
-#: Digits of a number at most: what has more is beyond every limit, and turning it into an int takes its time.
+#: The largest number of digits that are parsed: longer numbers exceed every limit, and parsing them takes long.
 _DIGITS = 18
 
 
 def digits(text: str) -> int | None:
-    """A whole number in ASCII digits, 10**18 for any that has more of them; None for everything else."""
+    """Parses a whole number in ASCII digits; 10**18 for longer ones, None for anything else."""
     if not text.isascii() or not text.isdecimal():
         return None
     text = text.lstrip("0") or "0"
@@ -22,7 +19,7 @@ def digits(text: str) -> int | None:
 
 
 def whole(text: str, name: str, most: int) -> int:
-    """A whole number from 0 to ``most``. Raises `InvalidParameter` that names it."""
+    """Parses a whole number from 0 to ``most``. Raises `InvalidParameter` with the ``name``."""
     number = digits(text)
     if number is None or number > most:
         raise InvalidParameter(f"{name} must be a whole number from 0 to {most}")
@@ -30,7 +27,7 @@ def whole(text: str, name: str, most: int) -> int:
 
 
 def positive(text: str, name: str) -> float:
-    """A number above 0, with a fraction or without. Raises `InvalidParameter` that names it."""
+    """Parses a number above 0. Raises `InvalidParameter` with the ``name``."""
     try:
         number = float(text) if text.isascii() and "_" not in text else 0.0
     except ValueError:

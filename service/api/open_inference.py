@@ -1,9 +1,9 @@
-"""`/v2`: the Open Inference Protocol, as KServe and Triton's clients speak it.
+"""`/v2`: the Open Inference Protocol of KServe's and Triton's clients.
 
-Inputs are `image` (BYTES, encoded pictures) or `pixels` (UINT8, prepared as the model wants them); outputs
-`probabilities` and `logits` (FP32), or with the classification extension `score:index:label`, the index being a
-place in those tensors. A request is served whole or not at all: one bad picture is the request's error. Errors have
-the protocol's own shape, `{"error": "..."}`, and the statuses of every other route.
+The input is `image` (BYTES, encoded images) or `pixels` (UINT8, preprocessed). The outputs are `probabilities` and
+`logits` (FP32), or with the classification extension `score:index:label`, whose index is a column of these tensors. One
+unusable image fails the whole request. Errors have the protocol's form, `{"error": "..."}`, and the statuses of the
+other routes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from service.observability.card import ModelCard
 from service.shared.ranking import activate, top
 from service.shared.writing import Work
 
-#: For the schema: every error here is the protocol's ``{"error": "…"}``.
+#: The error responses for the schema; each is the protocol's ``{"error": "…"}``.
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"description": "an object with the key `error`"}
     for status in (400, 404, 413, 415, 422, 429, 500, 503, 504)
@@ -37,7 +37,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"], responses=_PROBLEMS)
 
-#: There is one, and clients may leave it out.
+#: The only version of every model; clients may omit it.
 VERSION = "1"
 _OUTPUTS = ("probabilities", "logits")
 _JSON_LENGTH = "inference-header-content-length"
@@ -55,21 +55,21 @@ _INFER_BODY = {
 
 @router.get("/health/live")
 async def live(request: Request) -> dict[str, bool]:
-    """200 unless a restart would help, as `/livez`."""
+    """Returns 200 unless a restart would help, as `/livez` does."""
     context_of(request).check_alive()
     return {"live": True}
 
 
 @router.get("/health/ready")
 async def ready(request: Request) -> dict[str, bool]:
-    """200 while new traffic should come here, as `/readyz`."""
+    """Returns 200 while new traffic should come here, as `/readyz` does."""
     context_of(request).check_ready()
     return {"ready": True}
 
 
 @router.get("")
 async def server() -> dict[str, Any]:
-    """Who answers, and which of the protocol's extensions it knows."""
+    """Returns the server's name and version, and the protocol's extensions that it supports."""
     extensions = ["classification", "binary_tensor_data"]
     return {"name": "imagenet-serve", "version": __version__, "extensions": extensions}
 
@@ -77,7 +77,7 @@ async def server() -> dict[str, Any]:
 @router.get("/models/{model_name}")
 @router.get("/models/{model_name}/versions/{model_version}", include_in_schema=False)
 async def model_metadata(request: Request, model_name: str, model_version: str = VERSION) -> dict[str, Any]:
-    """The model's inputs and outputs. Its name is the one that `/model` has."""
+    """Returns the model's inputs and outputs. Its name is that in `/model`."""
     card = named(context_of(request), model_name, model_version)
     return described(card)
 
@@ -85,7 +85,7 @@ async def model_metadata(request: Request, model_name: str, model_version: str =
 @router.get("/models/{model_name}/ready")
 @router.get("/models/{model_name}/versions/{model_version}/ready", include_in_schema=False)
 async def model_ready(request: Request, model_name: str, model_version: str = VERSION) -> dict[str, Any]:
-    """200 while this model should be asked."""
+    """Returns 200 while this model is ready."""
     context = context_of(request)
     context.check_ready()
     return {"name": named(context, model_name, model_version).name, "ready": True}
@@ -94,7 +94,7 @@ async def model_ready(request: Request, model_name: str, model_version: str = VE
 @router.post("/models/{model_name}/infer", openapi_extra=_INFER_BODY)
 @router.post("/models/{model_name}/versions/{model_version}/infer", include_in_schema=False)
 async def infer(request: Request, model_name: str, model_version: str = VERSION) -> Response:
-    """Pictures, or pixels that are prepared already, to probabilities, logits or classes."""
+    """Classifies encoded images or preprocessed pixels, to probabilities, logits or classes."""
     admission = Admission.of(request, model_name)
     context, model = admission.context, check_asked(admission.served, model_version)
     async with admission:
@@ -114,7 +114,7 @@ async def infer(request: Request, model_name: str, model_version: str = VERSION)
 
 
 def described(card: ModelCard) -> dict[str, Any]:
-    """The model's inputs and outputs, as the protocol describes them."""
+    """The model's inputs and outputs in the protocol's form."""
     return {
         "name": card.name,
         "versions": [VERSION],
@@ -130,18 +130,18 @@ def described(card: ModelCard) -> dict[str, Any]:
 
 
 def named(context: Context, name: str, version: str) -> ModelCard:
-    """The model, if that is its name. Raises `NotReady`, `NotFound`."""
+    """The card of the model of that name and version. Raises `NotReady`, `NotFound`."""
     return _versioned(context.model(name), version)
 
 
 def check_asked(served: Served, version: str) -> ModelCard:
-    """The model of an inference. Raises `NotFound` for another version, or for a model without classes."""
+    """The card of an inference's model. Raises `NotFound` for another version, or for a model without classes."""
     _versioned(served.card, version)
     return served.classifier()
 
 
 def deadline_of(asked: InferRequest, admission: Admission) -> float:
-    """When the answer has to be there: the request's own parameter may be earlier than what admitted it."""
+    """The deadline: that of the admission, or an earlier one by the request's parameter ``timeout``."""
     if asked.parameters and asked.parameters.timeout:
         return min(admission.deadline, admission.exchange.started + asked.parameters.timeout / 1e6)
     return admission.deadline
@@ -154,7 +154,7 @@ def _versioned(card: ModelCard, version: str) -> ModelCard:
 
 
 async def _read(request: Request, admission: Admission) -> tuple[InferRequest, list[Work]]:
-    """What is asked, and what fills a slot with each image."""
+    """Reads the request, and the work that fills a slot for each of its images."""
     context, served = admission.context, admission.served
     raw = await body.read(request, context.settings.max_upload_bytes + ENVELOPE)
 
@@ -163,16 +163,14 @@ async def _read(request: Request, admission: Admission) -> tuple[InferRequest, l
         check_outputs(asked, len(served.card.classes))
         return asked, works_of(context, served, given)
 
-    # In a thread: JSON may hold a million numbers.
+    # In a thread, since JSON may hold a million numbers.
     return await in_a_thread(context, parse, admission.deadline)
 
 
 def works_of(context: Context, served: Served, given: dict[str, Tensor]) -> list[Work]:
-    """What fills a slot with each image of the one input. Raises `RequestError` for an input that cannot be."""
+    """The work that fills a slot for each image of the input. Raises `RequestError` for an unusable input."""
     if len(given) != 1 or not given.keys() <= {"image", "pixels"}:
-        raise MissingFile(
-            "give one input: 'image' (BYTES, pictures) or 'pixels' (UINT8, as the model sees them)"
-        )
+        raise MissingFile("give one input: 'image' (BYTES, encoded images) or 'pixels' (UINT8, preprocessed)")
     (tensor,) = given.values()
     count, most = next(iter(tensor.shape), 0), context.settings.max_images_per_request
     if count > most:
@@ -186,7 +184,7 @@ def works_of(context: Context, served: Served, given: dict[str, Tensor]) -> list
 
 
 def check_outputs(asked: InferRequest, classes: int) -> None:
-    """Raises `InvalidParameter` for an output that there is not."""
+    """Raises `InvalidParameter` for an unknown output or an unsupported parameter of one."""
     for output in asked.outputs or ():
         parameters = output.parameters or OutputParameters()
         if output.name not in _OUTPUTS:
@@ -202,11 +200,12 @@ def check_outputs(asked: InferRequest, classes: int) -> None:
 
 
 def _set(outputs: Sequence[InferOutput]) -> list[InferOutput]:
-    """What is asked for twice in the same way is answered once."""
+    """The outputs without exact repetitions."""
     return [output for place, output in enumerate(outputs) if output not in outputs[:place]]
 
 
 def outputs_of(asked: InferRequest, logits: NDArray[np.float32], model: ModelCard) -> list[Output]:
+    """The outputs that the request asks for (none named: all), from logits float32 ``[N, classes]``."""
     everything_binary = bool(asked.parameters and asked.parameters.binary_data_output)
     outputs = []
     for wanted in _set(asked.outputs or ()) or [InferOutput(name=name) for name in _OUTPUTS]:

@@ -1,7 +1,7 @@
-"""`GET /`: the page to try the model in a browser, its files (the folder ``page`` beside this one), and its samples.
+"""`GET /`: the page to try the model in a browser, its files (the folder ``page`` beside this module) and its samples.
 
-The page takes nothing from another host, and its policy holds the browser to that. It addresses its files
-relative to itself, so that a prefix set by a proxy is kept.
+The page loads nothing from other hosts, which its content security policy enforces. Its links are relative, so that a
+proxy's prefix is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ router = APIRouter(include_in_schema=False)
 _FOLDER = Path(__file__).parent / "page"
 _FILES = StaticFiles(directory=_FOLDER)
 
-#: Fixed here: Python asks the host's table, and a script of another type than these is not run under ``nosniff``.
+#: Media types of the files. Python's own table depends on the host, and ``nosniff`` blocks scripts of other types.
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -30,13 +30,13 @@ _TYPES = {
     ".svg": "image/svg+xml",
 }
 
-#: Of everything that a browser shows.
+#: The headers of all files for a browser.
 HEADERS = {
-    # blob: is the picture that the visitor brings, data: what the browser draws itself.
+    # blob: is for the visitor's own image, data: for images that the browser draws.
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; script-src 'self'; "
     "style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
-    # With its ETag: an upgraded service must not meet the scripts of the one before it.
+    # The browser asks with the ETag each time, so that an upgraded service does not get its predecessor's scripts.
     "Cache-Control": "no-cache",
 }
 _READ = ["GET", "HEAD"]
@@ -44,20 +44,20 @@ _READ = ["GET", "HEAD"]
 
 @router.api_route("/", methods=_READ)
 async def page(request: Request) -> Response:
-    """The page itself."""
+    """Serves the page."""
     return await _file("index.html", request)
 
 
 @router.api_route("/page/samples.json", methods=_READ)
 async def sample_list() -> Response:
-    """``[{"name", "url"}]``, the addresses relative to ``/page/``."""
+    """Returns the samples, ``[{"name", "url"}]``, with URLs relative to ``/page/``."""
     listed = [{"name": name, "url": f"samples/{quote(path.name)}"} for name, path in samples()]
     return JSONResponse(listed, headers=HEADERS)
 
 
 @router.api_route("/page/limits.json", methods=_READ)
 async def limits(request: Request) -> Response:
-    """What one upload may be, so that the page can say it before a picture is sent."""
+    """Returns the limits of an upload, so that the page can check them before it sends an image."""
     settings = context_of(request).settings
     names = ("max_upload_bytes", "max_image_pixels", "max_images_per_request")
     return JSONResponse({name: getattr(settings, name) for name in names}, headers=HEADERS)
@@ -65,7 +65,7 @@ async def limits(request: Request) -> Response:
 
 @router.api_route("/page/samples/{name}", methods=_READ)
 async def sample(name: str) -> Response:
-    """A sample's bytes."""
+    """Serves a sample."""
     for _, path in samples():
         if path.name == name:
             return FileResponse(path, headers=HEADERS)
@@ -74,7 +74,7 @@ async def sample(name: str) -> Response:
 
 @router.api_route("/page/{name}", methods=_READ)
 async def page_file(name: str, request: Request) -> Response:
-    """A script, a style sheet or a drawing of the page."""
+    """Serves a script, a style sheet or a drawing of the page."""
     return await _file(name, request)
 
 

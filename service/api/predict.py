@@ -21,9 +21,11 @@ from service.shared.ranking import Ranking
 
 router = APIRouter(tags=["predict"])
 
-TopK = Annotated[int | None, Query(ge=1, description="How many classes; the setting top_k unless given.")]
+TopK = Annotated[
+    int | None, Query(ge=1, description="The number of classes; the setting top_k unless given.")
+]
 Activation = Annotated[
-    Literal["softmax", "none"], Query(description="none answers with logits in place of probabilities.")
+    Literal["softmax", "none"], Query(description="none gives logits in place of probabilities.")
 ]
 
 
@@ -37,7 +39,7 @@ Activation = Annotated[
 async def predict(
     request: Request, top_k: TopK = None, activation: Activation = "softmax", model: ModelName = None
 ) -> Response:
-    """One image, as a form's part `file`, as the raw body, or as base64 in JSON, to its best classes."""
+    """Classifies one image, given as a form's part `file`, as the raw body, or as base64 in JSON."""
     limit = context_of(request).settings.max_upload_bytes
     return await _predict(request, top_k, activation, model, lambda: body.one_image(request, limit))
 
@@ -47,7 +49,7 @@ router.put("/predict", include_in_schema=False)(predict)
 
 
 async def predict_any_type(request: Request, top_k: int | None) -> Response:
-    """`predict`, but that a raw body may be of any declared type: the bytes decide."""
+    """Does what `predict` does, but accepts a raw body of any Content-Type."""
     limit = context_of(request).settings.max_upload_bytes
     return await _predict(
         request, top_k, "softmax", None, lambda: body.one_image(request, limit, any_type=True)
@@ -85,10 +87,10 @@ async def _predict(
 async def predict_batch(
     request: Request, top_k: TopK = None, activation: Activation = "softmax", model: ModelName = None
 ) -> Response:
-    """Several images, as a form's parts `files`, to one result each, in order.
+    """Classifies several images, given as a form's parts `files`, and returns one result for each, in order.
 
-    An image that cannot be used, or that the model has no numbers for, gets its own error and changes nothing
-    for the others.
+    An image that cannot be decoded, or for which the model's output is not finite, gets an error of its own. The other
+    images are not affected.
     """
     admission = Admission.of(request, model)
     card, ranking = _ask(admission, top_k, activation)
@@ -113,7 +115,7 @@ async def predict_batch(
 
 
 async def _from_json(request: Request, admission: Admission, ranking: Ranking) -> tuple[bytes, Ranking]:
-    """The picture in a JSON body, and the ranking that the body asks for in place of the query's."""
+    """Reads the image in a JSON body, and the ranking that the body asks for in place of the query's."""
     limit = admission.context.settings.max_upload_bytes
     raw = await body.read(request, base64_images.json_limit(limit))
     if not raw:
@@ -128,6 +130,6 @@ async def _from_json(request: Request, admission: Admission, ranking: Ranking) -
 
 
 def _ask(admission: Admission, top_k: int | None, activation: str) -> tuple[ModelCard, Ranking]:
-    """What is asked for. Raises `NotFound` for a model without classes, `InvalidParameter`."""
+    """The model's card and the ranking. Raises `NotFound` for a model without classes, `InvalidParameter`."""
     model = admission.served.classifier()
     return model, Ranking.of(model.classes, top_k, admission.context.settings.top_k, activation)

@@ -1,4 +1,4 @@
-"""A query parameter that a route does not know is refused: one that is misspelled would do nothing, in silence."""
+"""Refuses unknown query parameters, since a misspelt one would otherwise be ignored in silence."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from fastapi.routing import APIRoute
 from service.errors import InvalidParameter
 from service.options.nearest import did_you_mean, one_of
 
-#: Probes: an orchestrator may add parameters of its own, as a scraper to /metrics and a cache to the pages.
+#: Probes, to which an orchestrator may add parameters of its own.
 _PROBES = frozenset({"/v2/health/live", "/v2/health/ready"})
 
 
 async def known_only(request: Request) -> None:
-    """A dependency of the routes about images and the model. Raises `InvalidParameter`."""
+    """Raises `InvalidParameter` for an unknown query parameter; a dependency of the routes about images and models."""
     if request.scope["path"] in _PROBES:
         return
     if not request.query_params:

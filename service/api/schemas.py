@@ -1,4 +1,4 @@
-"""What goes out, as the schema and /docs show it."""
+"""The bodies of requests and answers, as the schema and /docs show them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Prediction(BaseModel):
-    """One class. ``probability`` with ``activation=softmax``, ``logit`` with ``activation=none``."""
+    """One class, with a ``probability``, or with ``activation=none`` a ``logit``."""
 
     class_id: int = Field(examples=[285])
     wnid: str | None = Field(
@@ -20,7 +20,7 @@ class Prediction(BaseModel):
 
 
 class Timings(BaseModel):
-    """Where the time went, in milliseconds; `Server-Timing` says the same."""
+    """The time of each stage in milliseconds, as in `Server-Timing`."""
 
     decode: float = Field(examples=[2.1])
     queue: float = Field(examples=[0.4])
@@ -39,7 +39,7 @@ class PredictResponse(BaseModel):
 
 
 class FeaturesResponse(BaseModel):
-    """The backbone's output for one image, nested as ``shape`` says."""
+    """The backbone's output for one image, as nested lists of the given ``shape``."""
 
     request_id: str
     model: str
@@ -50,7 +50,7 @@ class FeaturesResponse(BaseModel):
 
 
 class ExplainResponse(BaseModel):
-    """What each part of a photo said for one class."""
+    """The contribution of each part of a photo to one class."""
 
     request_id: str
     model: str = Field(examples=["densenet121"])
@@ -60,22 +60,22 @@ class ExplainResponse(BaseModel):
     label: str = Field(examples=["Egyptian cat"])
     probability: float = Field(examples=[0.8312])
     method: Literal["cam", "grad-cam"] = Field(
-        description="cam (Zhou et al. 2016) is exact: its mean and the class's bias make the logit. "
-        "grad-cam (Selvaraju et al. 2017) is the same to first order."
+        description="cam (Zhou et al. 2016) is exact: its mean plus the class's bias is the logit. "
+        "grad-cam (Selvaraju et al. 2017) is so to first order."
     )
     grid: list[list[float]] = Field(
-        description="Rows of cells from the top, in units of the logit; below 0 speaks against the class."
+        description="Rows of cells from the top, in units of the logit; negative ones speak against the class."
     )
     box: tuple[float, float, float, float] = Field(
         examples=[[0.0, 0.125, 1.0, 0.875]],
-        description="Where the grid lies on the upright photo: left, top, right, bottom in fractions of it; "
-        "beyond 0 and 1 where the model was given a border.",
+        description="The part of the upright photo that the grid covers: left, top, right, bottom as fractions of its "
+        "sides; outside 0 to 1 if a border was added.",
     )
     timings_ms: Timings
 
 
 class Problem(BaseModel):
-    """RFC 9457. ``code`` is for programs, ``detail`` for people."""
+    """A problem document (RFC 9457). ``code`` is for programs, ``detail`` for people."""
 
     type: str
     title: str
@@ -86,7 +86,7 @@ class Problem(BaseModel):
 
 
 class BatchItem(BaseModel):
-    """One image of a batch: ``predictions`` where ``status`` is 200, ``error`` elsewhere."""
+    """The result for one image of a batch: ``predictions`` if ``status`` is 200, else ``error``."""
 
     filename: str
     status: int = Field(examples=[200])
@@ -104,7 +104,7 @@ class BatchResponse(BaseModel):
 
 
 class Label(BaseModel):
-    """One class that the model knows."""
+    """One class of the model."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -123,14 +123,14 @@ class Accuracy(BaseModel):
 
 
 class FallbackInfo(BaseModel):
-    """Something optional that the service goes on without: what it is, and why it cannot be had."""
+    """An optional feature that the service goes on without, and the reason."""
 
     what: str
     why: str
 
 
 class ModelInfo(BaseModel):
-    """What is loaded."""
+    """The card of a loaded model."""
 
     name: str
     family: str
@@ -165,7 +165,7 @@ class VariantInfo(BaseModel):
 
 
 class Health(BaseModel):
-    """The state in words, and how long each phase of the start took, in seconds."""
+    """The state in words. ``phases`` are the seconds of each phase of the start."""
 
     state: Literal["starting", "loading", "warming", "ready", "draining", "failed"]
     detail: str
@@ -176,12 +176,15 @@ class Health(BaseModel):
     engines: list[EngineInfo]
     switch: SwitchInfo | None
     shadow: ShadowInfo | None
-    switches: dict[str, int] = Field(description="How many changes of a model ended, by outcome.")
+    switches: dict[str, int] = Field(description="The number of ended changes of a model, by outcome.")
 
 
 class EngineInfo(BaseModel):
-    """An engine. ``role``: `current` answers, `coming` is loaded, `kept` is for a rollback, `leaving` finishes what it
-    has, `shadow` answers nobody."""
+    """One engine.
+
+    Roles: `current` answers, `coming` is being loaded, `kept` is for a rollback, `leaving` finishes its requests,
+    `shadow` is only compared.
+    """
 
     model: str
     weights: str
@@ -192,23 +195,25 @@ class EngineInfo(BaseModel):
 
 
 class ShadowInfo(BaseModel):
-    """What a second model makes of a share of the images."""
+    """The comparison of a second model with the one that answers, on a share of the images."""
 
     weights: str
     state: Literal["waiting", "loading", "serving", "ending", "ended", "given up"]
-    reason: str = Field(description="Why it was given up.")
+    reason: str = Field(description="The reason why it was given up, if it was.")
     verdict: Literal["collecting", "agrees", "mostly agrees", "differs"]
     compared: int
-    missed: int = Field(description="Images that it had no room for, or gave no answer to.")
+    missed: int = Field(description="Images for which it had no free slot, or gave no answer.")
     agreement: float | None = Field(description="The share of images to which both give the same top class.")
     mean_difference: float | None = Field(
-        description="Of the largest difference of any class's probability, the mean."
+        description="The mean, over images, of the largest difference of any class's probability."
     )
-    times_slower: float | None = Field(description="Its batches against those of the model that answers.")
+    times_slower: float | None = Field(
+        description="The time of its batches divided by that of the model that answers."
+    )
 
 
 class SwitchInfo(BaseModel):
-    """The change of a model that is under way, or how the last one ended."""
+    """The present change of a model, or the outcome of the last one."""
 
     stage: Literal["making room", "loading", "checking", "switched", "failed", "rolled_back"]
     model: str
@@ -220,22 +225,24 @@ class SwitchInfo(BaseModel):
 
 
 class LoadRequest(BaseModel):
-    """What to load. A setting that is not given stays as it is; with none, the same weights are read again."""
+    """The model to load. Settings that are not given stay as they are; without any, the same weights are read again."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    name: str | None = Field(None, description="Which of several models; the default one unless given.")
+    name: str | None = Field(
+        None, description="The name of one of several models; the default one unless given."
+    )
     model: str | None = Field(None, description="One of the twelve variants.", examples=["densenet121"])
     weights: str | None = Field(None, min_length=1, max_length=4096, examples=["/models/new.safetensors"])
-    labels: str | None = Field(None, description="A file of labels; null for those of the weights.")
+    labels: str | None = Field(None, description="A file of labels; null means the labels of the weights.")
     precision: Literal["auto", "fp32", "fp16", "bf16"] | None = None
     runtime: str | None = None
     max_batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] | None = None
-    other_classes: bool = Field(False, description="Whether the new model may have other classes.")
+    other_classes: bool = Field(False, description="Allow a new model with other classes.")
     least_agreement: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="Of the known images, the share that has to get the same top class from both models."
+        0.0, description="The least share of known images to which both models must give the same top class."
     )
-    wait: bool = Field(True, description="Whether the answer comes after the switch.")
+    wait: bool = Field(True, description="Answer after the switch, not at once.")
 
     def settings(self) -> dict[str, Any]:
         """The service's settings that were given, by name."""
@@ -245,11 +252,13 @@ class LoadRequest(BaseModel):
 
 
 class RollbackRequest(BaseModel):
-    """Which model goes back to the version before."""
+    """The model that goes back to its previous version."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    name: str | None = Field(None, description="Which of several models; the default one unless given.")
+    name: str | None = Field(
+        None, description="The name of one of several models; the default one unless given."
+    )
 
 
 class Named(BaseModel):
@@ -258,19 +267,19 @@ class Named(BaseModel):
 
 
 class SwitchResponse(BaseModel):
-    """What answers now, and what did before."""
+    """The model that answers now, and the one before."""
 
     model: str
     weights: str
     previous: Named
-    seconds: float | None = Field(None, description="From the request to the switch.")
+    seconds: float | None = Field(None, description="The time from the request to the switch.")
     agreement: float | None = Field(
         None, description="The share of the known images that both models give the same top class."
     )
 
 
 class Version(BaseModel):
-    """What is running. ``revision`` is empty unless the image's build named it."""
+    """The running version. ``revision`` is empty unless the image's build set it."""
 
     version: str = Field(examples=["0.1.0"])
     revision: str
@@ -284,6 +293,6 @@ class Live(BaseModel):
 
 
 class Ready(BaseModel):
-    """New traffic is welcome."""
+    """The service takes new traffic."""
 
     status: Literal["ready"] = "ready"

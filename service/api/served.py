@@ -1,4 +1,4 @@
-"""The models that a front-end can ask, in their versions: each with its description and the door to its engines."""
+"""The versions of models that a front-end is connected to, each with its card and its client of the engines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.shared.board import Board
 
 @dataclass(eq=False)
 class Served:
-    """One version of a model. ``uses`` counts the requests that go on with it to their end."""
+    """One version of a model. ``place`` is the model's number; ``uses`` counts the requests that use this version."""
 
     place: int
     version: int
@@ -29,24 +29,22 @@ class Served:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody here waits for it any more."""
+        """True if no request here uses it or waits for it."""
         return not self.uses and not self.client.pending
 
     def classifier(self) -> ModelCard:
-        """The description of a model that has classes. Raises `NotFound` for a checkpoint without a head."""
+        """The card, for a model with classes. Raises `NotFound` for a checkpoint without a head."""
         if not self.card.classes:
-            raise NotFound(
-                "this checkpoint has no classifier: it serves /features, and nothing guesses in its place"
-            )
+            raise NotFound("this checkpoint has no classifier; it serves /features only")
         return self.card
 
     def picture(self, data: bytes | memoryview, drawn: bool = False) -> Picture:
-        """``data``, to fill a slot with. ``drawn`` keeps the photo, too."""
+        """The work that fills a slot with the image ``data``. With ``drawn`` it also keeps the photo."""
         return Picture(data, self.recipe, drawn)
 
 
 class Models:
-    """Every version that this front-end is joined to. The supervisor's ``board`` says which of them answer."""
+    """All versions that this front-end is connected to. The supervisor's ``board`` holds those that answer."""
 
     def __init__(self, board: Board | None = None) -> None:
         self._board = board or Board()
@@ -56,48 +54,48 @@ class Models:
         return f"<Models {list(self._served.values())}>"
 
     def get(self, place: int, version: int) -> Served | None:
-        """That version, if this front-end has ever been joined to one of its engines."""
+        """That version, if this front-end has ever been connected to one of its engines."""
         return self._served.get((place, version))
 
     def add(self, served: Served) -> Served:
-        """From now on it can be asked, as soon as the board shows it."""
+        """Adds a version, which answers as soon as the board holds it."""
         self._served[served.place, served.version] = served
         return served
 
     def remove(self, served: Served) -> None:
-        """It is never asked again."""
+        """Removes a version for good."""
         served.client.detach()
         self._served.pop((served.place, served.version), None)
 
     def current(self, place: int = 0) -> Served | None:
-        """The version of a model that answers now; None before there is one. The first model is the default."""
+        """The version of a model that answers now; None before there is one. Model 0 is the default."""
         return self._served.get((place, self._board.version(place)))
 
     @property
     def answering(self) -> list[Served]:
-        """The version of each model that answers now, the default first."""
+        """The version of each model that answers now, the default model first."""
         places = sorted({place for place, _ in self._served} - {Board.shadow})
         return [served for place in places if (served := self.current(place)) is not None]
 
     @property
     def shadow(self) -> Served | None:
-        """The model that answers nobody, if there is one."""
+        """The shadow's version, if there is one."""
         return self.current(Board.shadow)
 
     @property
     def complete(self) -> bool:
-        """Whether every model of the service can be asked, as far as this front-end knows."""
+        """True if every model of the service has a living engine, as far as this front-end knows."""
         answering = self.answering
         known = len(answering) >= max(1, self._board.models)
         return known and all(served.client.connected for served in answering)
 
     @property
     def all(self) -> Sequence[Served]:
-        """Those that end or are kept as well."""
+        """All versions, those that end or are kept included."""
         return list(self._served.values())
 
     def named(self, name: str) -> Served:
-        """The model of that name. Raises `NotFound` that lists those that there are."""
+        """The model of that name. Raises `NotFound`, whose message lists the names."""
         answering = self.answering
         for served in answering:
             if served.card.name == name:

@@ -1,7 +1,7 @@
-"""A share of the images goes to a second model as well, when its answer is on its way. Nobody waits for it.
+"""The shadow: a second model that gets a share of the images after they are answered, for a comparison.
 
-Only images of the default model to its classes, where both models see the same pixels and know as many classes. The
-shadow's engine gets them as bulk work; what it has no room for, it misses.
+It gets images that the default model has classified, if both models have the same preprocessing and number of classes.
+They are bulk work for the shadow's engine; images for which it has no free slot are counted as missed.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _PATIENCE = 30.0
 
 
 class Shadow:
-    """Lives on the event loop. ``tally`` is what was seen since somebody took it."""
+    """Sends images to the shadow and compares its answers. Used on the event loop. ``tally`` holds the sums."""
 
     def __init__(self, models: Models, metrics: Metrics, share: float) -> None:
-        """``share`` of the images, 0 to 1."""
+        """``share`` is that of the images that the shadow gets, 0 to 1."""
         self.tally = Tally()
         self._models = models
         self._metrics = metrics
@@ -43,7 +43,7 @@ class Shadow:
         return f"<Shadow of {self._share:.0%}, {len(self._tasks)} under way>"
 
     def look_on(self, slot: Slot, answer: Answer) -> None:
-        """An image in ``slot`` was answered. Copies its pixels if it is one of the share; the rest happens later."""
+        """Copies the pixels of an answered image to the shadow, if it belongs to the share. Does not wait."""
         self._due += self._share
         if self._due < 1:
             return
@@ -95,7 +95,7 @@ class Shadow:
 
 
 def _comparable(usual: Served, shadow: Served) -> bool:
-    """Whether both models see the same pixels and answer with as many numbers."""
+    """True if both models get the same pixels and have the same number of classes."""
     ours, theirs = usual.card, shadow.card
     return (
         ours.image == theirs.image

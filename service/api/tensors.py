@@ -1,10 +1,10 @@
 """The Open Inference Protocol's tensors on the wire: JSON, and the binary tensor data extension.
 
     body = JSON, then each binary input's bytes in the order of the inputs
-    BYTES elements: uint32 length (little-endian), then so many bytes
+    a BYTES element = uint32 length (little-endian), then so many bytes
 
-https://github.com/kserve/open-inference-protocol, and Triton's protocol folder for the extensions. Bytes in,
-arrays out and back: nothing here knows of HTTP or of a model.
+Sources: https://github.com/kserve/open-inference-protocol, and Triton's protocol folder for the extensions. The module
+converts between bytes and arrays, independently of HTTP and of the model.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ _LENGTH = struct.Struct("<I")
 Bytes = bytes | memoryview
 
 _JSON_LENGTH = "Inference-Header-Content-Length"
-#: Characters of a name or id, dimensions of a shape, inputs or outputs of a request: far above what anybody has.
+#: The limits on characters of a name, dimensions of a shape, and inputs or outputs of a request.
 _NAME, _DIMENSIONS, _TENSORS = 128, 8, 16
-#: Microseconds of a timeout: eleven days, above what `request_timeout_ms` may be.
+#: The largest timeout in microseconds: eleven days, more than `request_timeout_ms` allows.
 _EVER = 10**12
-#: Of anything that is counted: elements, bytes, classes.
+#: A number of elements, bytes or classes.
 Size = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Name = Annotated[str, Field(max_length=_NAME)]
 
 
 class InputParameters(BaseModel):
-    """``binary_data_size``: the tensor follows the JSON, this many bytes of it."""
+    """An input's parameters. With ``binary_data_size`` the tensor's bytes, as many, follow the JSON."""
 
     binary_data_size: Size | None = None
     shared_memory_region: Name | None = None
 
 
 class InferInput(BaseModel):
-    """One input. ``data`` is flat or nested; pictures are base64 there."""
+    """One input. ``data`` is flat or nested; encoded images are base64."""
 
     name: Name
     datatype: Name = Field(examples=["BYTES"])
@@ -58,7 +58,7 @@ class InferInput(BaseModel):
 
 
 class OutputParameters(BaseModel):
-    """``classification`` k asks for the k best classes in place of the tensor."""
+    """An output's parameters. ``classification`` k asks for the k best classes in place of the tensor."""
 
     binary_data: bool | None = None
     classification: Size = 0
@@ -66,21 +66,21 @@ class OutputParameters(BaseModel):
 
 
 class InferOutput(BaseModel):
-    """One output that is wanted; all of them where none is named."""
+    """One wanted output."""
 
     name: Name
     parameters: OutputParameters | None = None
 
 
 class InferParameters(BaseModel):
-    """``timeout`` in microseconds, as Triton has it."""
+    """A request's parameters. ``timeout`` is in microseconds, as in Triton."""
 
     binary_data_output: bool = False
     timeout: Annotated[int, Field(ge=0, le=_EVER)] | None = None
 
 
 class InferRequest(BaseModel):
-    """What is asked. Fields that this does not know are passed over, as the protocol wants it."""
+    """An inference request; no ``outputs`` means all. Unknown fields are ignored, as the protocol requires."""
 
     id: Name | None = None
     parameters: InferParameters | None = None
@@ -89,7 +89,7 @@ class InferRequest(BaseModel):
 
 
 def request_schema() -> dict[str, Any]:
-    """`InferRequest` for the schema: in one piece, since it is read by hand and its parts are named nowhere else."""
+    """The JSON schema of `InferRequest` without references, since FastAPI does not know its parts."""
     schema = InferRequest.model_json_schema()
     parts = schema.pop("$defs")
 
@@ -105,7 +105,7 @@ def request_schema() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input with its bytes, or the values that JSON had for it."""
+    """An input with its bytes, or with its values in JSON."""
 
     name: str
     datatype: str
@@ -114,9 +114,9 @@ class Tensor:
 
 
 def parse(body: bytes, json_length: str | None) -> tuple[InferRequest, dict[str, Tensor]]:
-    """The request and its inputs by name. ``json_length`` is the header Inference-Header-Content-Length.
+    """Parses a request and its inputs, by name. ``json_length`` is the header Inference-Header-Content-Length.
 
-    Raises `InvalidParameter` with the first thing that is wrong.
+    Raises `InvalidParameter` with the first fault.
     """
     length = len(body) if json_length is None else whole(json_length, _JSON_LENGTH, len(body))
     documents.check(memoryview(body)[:length])
@@ -134,12 +134,12 @@ def parse(body: bytes, json_length: str | None) -> tuple[InferRequest, dict[str,
         data, rest = _data(given, rest)
         tensors[given.name] = Tensor(given.name, given.datatype, tuple(given.shape), data)
     if rest:
-        raise InvalidParameter(f"{len(rest)} bytes more than the inputs' binary_data_size say")
+        raise InvalidParameter(f"the body has {len(rest)} bytes more than the inputs' binary_data_size")
     return request, tensors
 
 
 def _data(given: InferInput, rest: memoryview) -> tuple[memoryview | list[Any], memoryview]:
-    """An input's data, and what follows it."""
+    """An input's data, and the rest of the binary part."""
     parameters = given.parameters or InputParameters()
     if parameters.shared_memory_region is not None:
         raise InvalidParameter(f"{given.name}: shared memory is not offered; send the tensor")
@@ -154,7 +154,7 @@ def _data(given: InferInput, rest: memoryview) -> tuple[memoryview | list[Any], 
 
 
 def pictures(tensor: Tensor) -> list[Bytes]:
-    """The elements of a BYTES tensor ``[N]`` or ``[N, 1]``; in JSON each is base64. Raises `InvalidParameter`."""
+    """The N elements of a BYTES tensor ``[N]`` or ``[N, 1]``; in JSON each is base64. Raises `InvalidParameter`."""
     _expect(tensor, "BYTES", (-1,) if len(tensor.shape) == 1 else (-1, 1))
     elements = _flat(tensor.data) if isinstance(tensor.data, list) else _split(tensor.name, tensor.data)
     if len(elements) != tensor.shape[0]:
@@ -186,12 +186,12 @@ def _decoded(name: str, element: Any) -> Bytes:
         return base64.b64decode(element, validate=True)
     except (TypeError, ValueError, binascii.Error):
         raise InvalidParameter(
-            f"{name}: in JSON a picture is a string of base64; the binary tensor extension takes its bytes as they are"
+            f"{name}: in JSON an image is a string of base64; the binary tensor extension takes its bytes as they are"
         ) from None
 
 
 def pixels(tensor: Tensor, image: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """A UINT8 tensor as the images ``[N, *image]``. Raises `InvalidParameter`."""
+    """The images of a UINT8 tensor, uint8 ``[N, *image]``. Raises `InvalidParameter`."""
     _expect(tensor, "UINT8", (-1, *image))
     if isinstance(tensor.data, memoryview):
         if len(tensor.data) != math.prod(tensor.shape):
@@ -202,7 +202,7 @@ def pixels(tensor: Tensor, image: tuple[int, int, int]) -> NDArray[np.uint8]:
     values = tensor.data
     for _ in tensor.shape[1:]:
         values = _flat(values)
-    # NumPy would make room for the longest string as often as there are elements, so it is shown numbers alone.
+    # Only numbers reach NumPy: of strings it would allocate the longest one's length for every element.
     numbers = len(values) == math.prod(tensor.shape) and all(type(value) is int for value in values)
     if not numbers or not all(0 <= value <= 255 for value in values):
         raise InvalidParameter(
@@ -212,7 +212,7 @@ def pixels(tensor: Tensor, image: tuple[int, int, int]) -> NDArray[np.uint8]:
 
 
 def _expect(tensor: Tensor, datatype: str, shape: tuple[int, ...]) -> None:
-    """-1 in ``shape`` stands for any length."""
+    """Raises `InvalidParameter` for another datatype or shape; -1 in ``shape`` means any length."""
     fits = len(tensor.shape) == len(shape) and all(
         wanted in (-1, given) for wanted, given in zip(shape, tensor.shape, strict=False)
     )
@@ -232,7 +232,7 @@ class Output:
 
 
 def encode(head: Mapping[str, Any], outputs: Sequence[Output]) -> tuple[bytes, int | None]:
-    """The response's body, and the length of its JSON where binary tensors follow it. ``head`` comes first in it."""
+    """The response's body, and the length of its JSON if binary tensors follow it. The JSON begins with ``head``."""
     entries, binary = [], []
     for output in outputs:
         datatype, shape, flat = described(output)
@@ -259,5 +259,5 @@ def described(output: Output) -> tuple[str, list[int], NDArray[np.float32] | lis
 
 
 def joined(elements: Sequence[bytes]) -> bytes:
-    """BYTES elements as the binary extension has them, each behind its length."""
+    """The bytes of BYTES elements in the binary extension, each after its length."""
     return b"".join(_LENGTH.pack(len(element)) + element for element in elements)

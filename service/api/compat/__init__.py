@@ -1,4 +1,4 @@
-"""The contracts of other servers, one file each; none is served unless the setting ``compat`` names it."""
+"""The HTTP interfaces of other servers, one file each. Each is served only if the setting ``compat`` names it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from service.api.compat import huggingface, sagemaker, torchserve, v1, vertex
 from service.settings import Settings
 
 _MAKERS = {
-    "vertex": vertex.router,  # first: its routes are the platform's choice, and may be named as ours are
+    "vertex": vertex.router,  # first: the platform chooses its paths, which may be those of other routes
     "torchserve": torchserve.router,
     "tfserving": v1.tfserving_router,
     "kserve-v1": v1.kserve_router,
@@ -18,13 +18,13 @@ _MAKERS = {
 
 
 def routers(settings: Settings) -> list[APIRouter]:
-    """The routes of the contracts that ``settings`` names."""
+    """The routes of the contracts in ``settings``."""
     chosen = settings.listed_compat
     return [make(settings) for name, make in _MAKERS.items() if name in chosen]
 
 
 def probes(settings: Settings) -> frozenset[str]:
-    """Paths that a platform asks for its own sake: without a key, by any host name, and never in the access log."""
+    """The paths of platforms' probes, which need no key, accept any host name and are logged at level debug only."""
     paths = {
         "torchserve": "/ping",
         "sagemaker": "/ping",
@@ -35,5 +35,5 @@ def probes(settings: Settings) -> frozenset[str]:
 
 
 def takes_predict(settings: Settings) -> bool:
-    """Whether `POST /predict` is the platform's own predict route, with a contract of its own."""
+    """True if `POST /predict` is Vertex AI's predict route, with another contract."""
     return "vertex" in settings.listed_compat and settings.vertex_predict_route == "/predict"

@@ -1,4 +1,4 @@
-"""What the compatible contracts share: admission, the picture in the body, logits, and errors in a contract's form."""
+"""Shared parts of the contracts: admission, the images in the body, logits, and errors in a contract's form."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from service.errors import (
 from service.observability.card import ModelCard
 from service.shared.ranking import activate, top
 
-#: The one version that a model has.
+#: The only version of every model.
 VERSION = "1"
 
 
 def only_error(error: ServiceError, status: int) -> dict[str, Any]:
-    """The form that TF-Serving, KServe, Vertex AI and Hugging Face share: ``{"error": "…"}``."""
+    """The error document of TF-Serving, KServe, Vertex AI and Hugging Face: ``{"error": "…"}``."""
     return {"error": str(error)}
 
 
 class CompatRequest(Admission):
-    """A request by another server's contract: its body in the forms that the contracts have, and its answer."""
+    """A request under another server's contract: reads its body and forms its answer."""
 
     def __init__(self, context: Context, exchange: Exchange, name: str | None, request: Request) -> None:
         super().__init__(context, exchange, name, request)
@@ -46,11 +46,11 @@ class CompatRequest(Admission):
 
     @property
     def model(self) -> ModelCard:
-        """The model that it is for."""
+        """The card of the request's model."""
         return self.served.card
 
     async def json(self) -> dict[str, JsonValue]:
-        """The body, a JSON object. Raises `EmptyBody`, `MalformedRequest`, `PayloadTooLarge`."""
+        """Reads the body, a JSON object. Raises `RequestError` for a body that is none or too large."""
         settings = self.context.settings
         limit = base64_images.json_limit(settings.max_upload_bytes, settings.max_images_per_request)
         raw = await body.read(self.request, limit)
@@ -71,7 +71,7 @@ class CompatRequest(Admission):
         return document
 
     async def pictures(self, encoded: Sequence[tuple[str, str]]) -> list[bytes]:
-        """The bytes of base64 strings, given with their names. ``max_upload_bytes`` holds for all of them together."""
+        """Decodes pairs (name, base64). ``max_upload_bytes`` limits all of them together."""
         most = self.context.settings.max_images_per_request
         if len(encoded) > most:
             raise body.too_many(len(encoded), most)
@@ -86,7 +86,7 @@ class CompatRequest(Admission):
         return await in_a_thread(self.context, decode, self.deadline)
 
     async def file(self, parts: Sequence[str]) -> bytes | memoryview:
-        """The picture of a form, in the first of ``parts`` that it has, or the raw body of any other type."""
+        """Reads the image: the only form part whose name is in ``parts``, or the raw body of any other type."""
         limit = self.context.settings.max_upload_bytes
         if body.media_type(self.request) != "multipart/form-data":
             raw = await body.read(self.request, limit)
@@ -102,14 +102,14 @@ class CompatRequest(Admission):
         return images[0]
 
     async def logits_of(self, images: Sequence[bytes | memoryview]) -> NDArray[np.float32]:
-        """The logits of every image, float32 ``[N, classes]``: all of them, or the first one's error."""
+        """The logits of N images, float32 ``[N, classes]``. Raises the first error of any image."""
         self.received()
         logits = await self.logits([self.served.picture(image) for image in images])
         self.exchange.timings()
         return logits
 
     def best(self, logits: NDArray[np.float32], k: int | None = None) -> list[tuple[int, float]]:
-        """The ``k`` best classes of logits ``[classes]``: place in the model's classes, and probability."""
+        """The ``k`` best classes of logits ``[classes]`` (None: the setting), as (index, probability)."""
         count = min(k or self.context.settings.top_k, len(self.model.classes))
         probabilities = activate(logits, self.model.activation)
         return [(int(index), float(probabilities[index])) for index in top(logits, count)]
@@ -120,7 +120,7 @@ class CompatRequest(Admission):
         return values
 
     def classes(self, logits: NDArray[np.float32], k: int | None = None) -> list[dict[str, Any]]:
-        """The best classes as `/predict` names them."""
+        """The best classes in the form of `/predict`."""
         return [
             {
                 "class_id": self.model.classes[index].class_id,
@@ -133,15 +133,14 @@ class CompatRequest(Admission):
 
 
 def speak(request: Request, document: ErrorDocument) -> None:
-    """Lets every error of ``request`` from here on have the form that ``document`` gives it."""
+    """Gives every later error of ``request`` the form of ``document``."""
     request.scope["error_document"] = document
 
 
 def asked(
     request: Request, document: ErrorDocument, name: str | None = None, version: str | None = None
 ) -> CompatRequest:
-    """A request for a model with classes, whose errors have the form that ``document`` gives them. ``async with``
-    admits it.
+    """A request to a model with classes, whose errors have the form of ``document``. ``async with`` admits it.
 
     Raises `NotFound` for a ``name`` or ``version`` that is not loaded, `NotReady`.
     """
@@ -153,13 +152,13 @@ def asked(
 
 
 def check_version(model: ModelCard, version: str | None) -> None:
-    """Raises `NotFound` for a version that the protocols do not have here."""
+    """Raises `NotFound` for any version but `VERSION`; None means that one."""
     if version not in (None, VERSION, f"{VERSION}.0"):
         raise NotFound(f"{model.name} has no version {version[:50]!r}; it has {VERSION}")
 
 
 def whole_number(value: JsonValue, name: str, most: int) -> int | None:
-    """``value`` as a count of 1…``most``, None where it is null. Raises `InvalidParameter`."""
+    """``value`` as a whole number of 1…``most``; None for null. Raises `InvalidParameter`."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:

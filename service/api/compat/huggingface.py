@@ -31,7 +31,7 @@ def router(settings: Settings) -> APIRouter:
 
 
 async def classify_inputs(request: Request) -> Response:
-    """A picture to its best classes."""
+    """Classifies one image."""
     async with flow.asked(request, flow.only_error) as work:
         images, top_k = await _asked_for(work)
         logits = await work.logits_of(images)
@@ -40,7 +40,7 @@ async def classify_inputs(request: Request) -> Response:
 
 
 async def _asked_for(work: flow.CompatRequest) -> tuple[list[bytes | memoryview], int | None]:
-    """The picture in the body, and how many classes the answer has; None for the setting ``top_k``."""
+    """The image in the body, and the number of classes of the answer (None: the setting ``top_k``)."""
     if not base64_images.is_json(work.request):
         return [await work.file(("file", "data"))], None
     document = await work.json()

@@ -24,14 +24,16 @@ from service.settings import Settings
 def router(settings: Settings) -> APIRouter:
     """The routes of this contract."""
     routes = APIRouter(tags=["SageMaker"])
-    if "torchserve" not in settings.listed_compat:  # which answers the same question with a document
+    if (
+        "torchserve" not in settings.listed_compat
+    ):  # TorchServe's /ping has the same path, and answers with a document
         routes.get("/ping")(ping)
     routes.post("/invocations", response_model=PredictResponse)(invocations)
     return routes
 
 
 async def ping(request: Request) -> Response:
-    """200 while new traffic should come here."""
+    """Returns 200 while new traffic should come here."""
     try:
         context_of(request).check_ready()
     except Unavailable:
@@ -40,5 +42,5 @@ async def ping(request: Request) -> Response:
 
 
 async def invocations(request: Request, top_k: predict.TopK = None) -> Response:
-    """What `POST /predict` does; an image of any declared type is recognised by its bytes."""
+    """Classifies one image as `POST /predict` does, whatever its declared type."""
     return await predict.predict_any_type(request, top_k)

@@ -35,7 +35,7 @@ from service.observability.card import ModelCard
 from service.settings import Settings
 
 _PARTS = ("data", "body")
-#: TorchServe's exceptions, for the errors that it has too; the first that fits.
+#: The names of TorchServe's exceptions by class of error; the first class that fits counts.
 _TYPES: tuple[tuple[type[ServiceError], str], ...] = (
     (NotFound, "ModelNotFoundException"),
     (RequestError, "BadRequestException"),
@@ -59,7 +59,7 @@ def router(settings: Settings) -> APIRouter:
 
 
 async def ping(request: Request) -> Response:
-    """TorchServe's health check."""
+    """Answers TorchServe's health check."""
     try:
         context_of(request).check_ready()
     except Unavailable:
@@ -68,21 +68,21 @@ async def ping(request: Request) -> Response:
 
 
 async def predictions(request: Request, model_name: str, model_version: str | None = None) -> Response:
-    """A picture to the probabilities of its best classes, by label."""
+    """Classifies one image, to the probabilities of its best classes by label."""
     async with flow.asked(request, _error, model_name, model_version) as work:
         logits = await work.logits_of([await _picture(work)])
     return reply(by_label(work.model, work.best(logits[0])))
 
 
 async def explanations(request: Request, model_name: str, model_version: str | None = None) -> Response:
-    """A picture to the map of where the model looked for its best class."""
+    """Explains the best class of one image by a map."""
     work = flow.asked(request, _error, model_name, model_version)
     explained = await explain_image(work, None, lambda: _picture(work))
     return reply(explained.grid.tolist())
 
 
 def by_label(model: ModelCard, best: list[tuple[int, float]]) -> dict[str, float]:
-    """Probabilities by label; of two classes with one label the second is named with its wnid or number."""
+    """The probabilities by label. Of two classes with the same label, the second gets its wnid or class_id added."""
     found: dict[str, float] = {}
     for index, probability in best:
         entry = model.classes[index]

@@ -1,4 +1,4 @@
-"""The V1 data plane over REST: TF-Serving's, and KServe's, which differ in how a model is described.
+"""The V1 data plane over REST, of TF-Serving and of KServe, which describe a model in different ways.
 
     GET  /v1/models                          KServe only: {"models": ["densenet121"]}
     GET  /v1/models/{model}[/versions/1]     TF-Serving: {"model_version_status": [{"version": "1", "state":
@@ -51,7 +51,7 @@ def kserve_router(settings: Settings) -> APIRouter:
 
 
 def _add_shared(routes: APIRouter, status: Any) -> None:
-    # First: a model's name may hold a colon, so that its route would take this one's path as well.
+    # These come first: a model's name may hold a colon, so that the other routes would match their paths as well.
     for path in (_MODEL, _VERSIONED):
         routes.post(path + ":predict", include_in_schema=path == _MODEL)(predict_instances)
     for path in (_MODEL, _VERSIONED):
@@ -61,7 +61,7 @@ def _add_shared(routes: APIRouter, status: Any) -> None:
 async def tfserving_status(
     request: Request, model_name: str, model_version: str | None = None
 ) -> dict[str, Any]:
-    """Whether the model can be asked."""
+    """Returns the state of the model."""
     flow.speak(request, flow.only_error)
     context = context_of(request)
     flow.check_version(context.model(model_name), model_version)
@@ -77,7 +77,7 @@ async def tfserving_status(
 async def tfserving_metadata(
     request: Request, model_name: str, model_version: str | None = None
 ) -> dict[str, Any]:
-    """What the model takes and gives, as TF-Serving describes a signature."""
+    """Returns the model's inputs and outputs as a signature of TF-Serving."""
     flow.speak(request, flow.only_error)
     model = context_of(request).served(model_name).classifier()
     flow.check_version(model, model_version)
@@ -102,7 +102,7 @@ async def tfserving_metadata(
 
 
 async def kserve_models(request: Request) -> dict[str, list[str]]:
-    """The models that are loaded."""
+    """Returns the names of the loaded models."""
     flow.speak(request, flow.only_error)
     context = context_of(request)
     context.model()
@@ -112,7 +112,7 @@ async def kserve_models(request: Request) -> dict[str, list[str]]:
 async def kserve_status(
     request: Request, model_name: str, model_version: str | None = None
 ) -> dict[str, Any]:
-    """200 while the model can be asked."""
+    """Returns 200 while the model is ready."""
     flow.speak(request, flow.only_error)
     context = context_of(request)
     flow.check_version(context.model(model_name), model_version)
@@ -121,7 +121,7 @@ async def kserve_status(
 
 
 async def predict_instances(request: Request, model_name: str, model_version: str | None = None) -> Response:
-    """Pictures as base64 to probabilities, or to the best classes. One bad picture is the request's error."""
+    """Classifies images given as base64. One unusable image fails the whole request."""
     async with flow.asked(request, flow.only_error, model_name, model_version) as work:
         images = await work.pictures(encoded_instances(await work.json()))
         logits = await work.logits_of(images)
@@ -129,7 +129,7 @@ async def predict_instances(request: Request, model_name: str, model_version: st
 
 
 def encoded_instances(document: dict[str, JsonValue]) -> list[tuple[str, str]]:
-    """Name and base64 of each picture in ``instances``. Raises `MissingFile`, `InvalidParameter`."""
+    """The pairs (name, base64) of the images in ``instances``. Raises `MissingFile`, `InvalidParameter`."""
     instances = document.get("instances")
     if not isinstance(instances, list) or not instances:
         raise MissingFile('"instances" has to be a list with a picture: {"instances": [{"b64": "BASE64"}]}')
@@ -149,7 +149,7 @@ def _encoded(item: JsonValue, place: int) -> str:
 
 
 def predictions(work: flow.CompatRequest, logits: NDArray[np.float32], k: int | None = None) -> list[Any]:
-    """One prediction for each row of ``logits``, in the form that the setting ``v1_predictions`` names."""
+    """One prediction for each row of ``logits``, in the form of the setting ``v1_predictions``."""
     if work.context.settings.v1_predictions == "classes" or k is not None:
         return [work.classes(row, k) for row in logits]
     return [work.probabilities(row) for row in logits]

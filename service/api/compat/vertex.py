@@ -25,7 +25,7 @@ from service.settings import Settings
 
 
 def router(settings: Settings) -> APIRouter:
-    """The routes of this contract, where the platform wants them."""
+    """The routes of this contract, at the paths that the platform chooses."""
     routes = APIRouter(tags=["Vertex AI"])
     routes.get(settings.vertex_health_route)(vertex_health)
     routes.post(settings.vertex_predict_route)(vertex_predict)
@@ -33,14 +33,14 @@ def router(settings: Settings) -> APIRouter:
 
 
 async def vertex_health(request: Request) -> dict[str, str]:
-    """200 while new traffic should come here."""
+    """Returns 200 while new traffic should come here."""
     flow.speak(request, flow.only_error)
     context_of(request).check_ready()
     return {"status": "ready"}
 
 
 async def vertex_predict(request: Request) -> Response:
-    """Instances to predictions; `parameters.top_k` asks for the best classes in place of every probability."""
+    """Classifies instances. `parameters.top_k` asks for the best classes in place of all probabilities."""
     top_k = None
     async with flow.asked(request, flow.only_error) as work:
         images: list[bytes] | list[bytes | memoryview]

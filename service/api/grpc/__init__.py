@@ -1,4 +1,4 @@
 """The Open Inference Protocol over gRPC, in each front-end, beside HTTP.
 
-Nothing here is imported unless ``grpc_port`` is set: grpcio and protobuf are an extra.
+This package is imported only if ``grpc_port`` is set, since grpcio and protobuf are an extra.
 """

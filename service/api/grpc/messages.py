@@ -1,4 +1,4 @@
-"""Between the protocol's messages and what `/v2` works with: a request as data, tensors by name, outputs."""
+"""Converts between the protocol's messages and the requests, tensors and outputs of `/v2`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _INT64_MAX = 2**63 - 1
 
 
 def parse(message: Any) -> tuple[InferRequest, dict[str, Tensor]]:
-    """The request and its inputs by name. Raises `InvalidParameter` with the first thing that is wrong."""
+    """The request and its inputs by name. Raises `InvalidParameter` with the first fault."""
     raw = list(message.raw_input_contents)
     if raw and len(raw) != len(message.inputs):
         raise InvalidParameter(
@@ -51,7 +51,7 @@ def parse(message: Any) -> tuple[InferRequest, dict[str, Tensor]]:
 
 
 def response(head: dict[str, str], outputs: Sequence[Output], raw: bool) -> Any:
-    """The answer: tensors in ``raw_output_contents`` for a client that sent its own so, else typed."""
+    """The answer's message, with tensors in ``raw_output_contents`` if ``raw``, else typed."""
     answer = _Response(**head)
     for output in outputs:
         datatype, shape, flat = tensors.described(output)
@@ -67,7 +67,7 @@ def response(head: dict[str, str], outputs: Sequence[Output], raw: bool) -> Any:
 
 
 def _typed(tensor: Any) -> memoryview | list[Any]:
-    """A tensor's typed contents: pictures as the binary extension has them, pixels as numbers."""
+    """A tensor's typed contents: encoded images in the form of the binary extension, pixels as numbers."""
     if tensor.datatype == "BYTES":
         return memoryview(tensors.joined(list(tensor.contents.bytes_contents)))
     return list(tensor.contents.uint_contents)
@@ -84,7 +84,7 @@ def _output(output: Any) -> OutputParameters:
 
 
 def _number(parameters: Any, name: str) -> int:
-    """A whole number among ``parameters``, 0 where there is none. Raises `InvalidParameter`."""
+    """A whole number among ``parameters``, 0 if it is absent. Raises `InvalidParameter`."""
     if name not in parameters:
         return 0
     choice = parameters[name].WhichOneof("parameter_choice")

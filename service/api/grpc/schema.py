@@ -1,8 +1,8 @@
 """The protocol's messages as data: `GRPCInferenceService` of package ``inference``.
 
-Names and numbers are the Open Inference Protocol's, which KServe's and Triton's clients share. The classes are made at
-run time, in a pool of their own: no generated code that fits one version of protobuf, and no quarrel with a client's
-own copy of the same package in one process. https://github.com/kserve/open-inference-protocol
+Names and numbers are those of the Open Inference Protocol, https://github.com/kserve/open-inference-protocol, which
+KServe's and Triton's clients share. The classes are made at run time in a pool of their own. So there is no generated
+code that fits only one version of protobuf, and no conflict with a client's copy of the package in the same process.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _SCALARS = {
     "float": _Field.TYPE_FLOAT,
     "double": _Field.TYPE_DOUBLE,
 }
-#: ``name: type``; ``*`` stands for repeated, ``{}`` for a map from string, ``|`` for one of the first oneof. A field's
-#: number is its place, from 1. A dot leads into the message before it.
+#: The fields of each message as ``name: type``, numbered from 1 in their order. ``*`` means repeated, ``{}`` a map from
+#: string, ``|`` a member of the message's oneof. A dot in a message's name means that it is nested.
 _MESSAGES: Final[dict[str, str]] = {
     "ServerLiveRequest": "",
     "ServerLiveResponse": "live: bool",

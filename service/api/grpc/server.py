@@ -3,8 +3,8 @@
     ServerLive · ServerReady · ModelReady · ServerMetadata · ModelMetadata · ModelInfer
     grpc.health.v1.Health (Check, Watch) · server reflection
 
-Every front-end listens on the same port (SO_REUSEPORT), so the kernel shares connections out. An error's status is the
-HTTP status of the same error by `_CODES`; metrics count it under that number, so that one dashboard shows both doors.
+Every front-end listens on the same port (SO_REUSEPORT), so the kernel distributes the connections. `_CODES` maps an
+error's HTTP status to gRPC's. The metrics count the HTTP status, so that one dashboard shows both protocols.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from service.settings import Settings
 
 log = logging.getLogger("service.access")
 
-#: HTTP's statuses in gRPC's words; any other is INTERNAL.
+#: gRPC's status codes by HTTP status; any other is INTERNAL.
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -48,25 +48,25 @@ _CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-#: nginx's number for a client that went away, as in HTTP's access log.
+#: nginx's status for a client that disconnected, as in HTTP's access log.
 _CLIENT_GONE = 499
-#: How gRPC clients with a retry policy are told when to come again (proposal A6), and everybody else.
+#: Metadata that say when to try again: for clients with a retry policy (gRPC proposal A6), and for all others.
 _PUSHBACK, _RETRY_AFTER = "grpc-retry-pushback-ms", "retry-after"
-#: Calls that one front-end takes at a time; each holds its message in memory.
+#: The largest number of concurrent calls of one front-end; each holds its message in memory.
 _CALLS = 256
-#: Numbers of an answer that is written in less time than a thread takes to begin.
+#: The largest number of values that are encoded on the event loop; for so few, a thread would take longer to start.
 _SMALL = 4096
 _HEALTH = "grpc.health.v1.Health"
-#: Seconds between two looks at the state for `Health.Watch`.
+#: Seconds between two checks of the state for `Health.Watch`.
 _WATCH = 0.5
-#: Asked by orchestrators; everything else wants a key where keys are wanted.
+#: Methods that need no key, since orchestrators have none.
 _OPEN = frozenset({f"/{schema.SERVICE}/ServerLive", f"/{schema.SERVICE}/ServerReady"})
 
 Handler = Callable[[Any, "Call"], Awaitable[Any]]
 
 
 class Call:
-    """One call: its exchange, and gRPC's own context."""
+    """The state of one call: its `Exchange`, and gRPC's own context."""
 
     def __init__(self, settings: Settings, grpc_context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self.grpc = grpc_context
@@ -78,7 +78,7 @@ class Call:
 
 
 class GrpcServer:
-    """One front-end's door for gRPC. Construct on the event loop, `start`, `stop`."""
+    """The gRPC server of one front-end. Construct it on the event loop, then `start` and `stop` it."""
 
     def __init__(self, context: Context, keys: Keys | None, port: int) -> None:
         settings = context.settings
@@ -94,18 +94,18 @@ class GrpcServer:
         )
         self._server.add_generic_rpc_handlers((self._inference(), self._health()))
         names = (schema.SERVICE, _HEALTH, reflection.SERVICE_NAME)
-        for known in (health_pb2, reflection_pb2):  # reflection describes what this pool holds
+        for known in (health_pb2, reflection_pb2):  # so that reflection can describe them too
             schema.POOL.AddSerializedFile(known.DESCRIPTOR.serialized_pb)
         reflection.enable_server_reflection(names, self._server, pool=schema.POOL)
         self.port: int = self._listen(f"{_bracketed(settings.host)}:{port}", settings)
-        """Where it listens; another than was asked for only if that was 0."""
+        """The port that it listens on; a free one if 0 was asked for."""
 
     async def start(self) -> None:
-        """Takes calls from now on; before the model is there they get UNAVAILABLE."""
+        """Begins to take calls. Before the model is ready they get UNAVAILABLE."""
         await self._server.start()
 
     async def stop(self, grace: float) -> None:
-        """Takes no new call, and gives those that run ``grace`` seconds."""
+        """Takes no new calls and gives running ones ``grace`` seconds."""
         await self._server.stop(grace)
 
     def _listen(self, address: str, settings: Settings) -> int:
@@ -152,7 +152,7 @@ class GrpcServer:
     async def _serve(
         self, route: str, handler: Handler, request: Any, grpc_context: grpc.aio.ServicerContext[Any, Any]
     ) -> Any:
-        """The border of a call: keys, ids, what is counted and logged, and errors in gRPC's words."""
+        """Runs ``handler`` for a call: checks the key, counts and logs, and turns errors into gRPC's statuses."""
         call = Call(self._context.settings, grpc_context)
         call.exchange.status = 200
         try:
@@ -181,7 +181,7 @@ class GrpcServer:
         offered = key.strip() if scheme.lower() == "bearer" else str(call.metadata.get("x-api-key", ""))
         if not self._keys.admit(offered.encode()):
             raise Unauthorized(
-                "this service wants an API key: metadata authorization: Bearer KEY, or x-api-key"
+                "this service needs an API key: send the metadata authorization: Bearer KEY, or x-api-key"
             )
         call.exchange.bulk |= self._keys.is_bulk(offered.encode())
 
@@ -274,7 +274,7 @@ class GrpcServer:
 
 
 class _Pair:
-    """The certificate and its key, read again for new connections when the files have changed."""
+    """The certificate and its key, read again for new connections when the files change."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self._files = (key, certificate)
@@ -285,7 +285,7 @@ class _Pair:
         return grpc.ssl_server_certificate_configuration([(key, certificate)])
 
     def read_again(self) -> Any:
-        """None while nothing has changed, or the files cannot be read: then the last pair stays."""
+        """The new pair; None if the files have not changed or cannot be read, so that the last pair stays."""
         last = self._last
         try:
             configuration = self.read()
@@ -299,7 +299,7 @@ def _unknown_service() -> Any:
 
 
 async def _abort(call: Call, error: ServiceError) -> None:
-    """Ends the call with the error's status; of one that may be tried again, with how long to wait."""
+    """Ends the call with the error's status and, if another try may succeed, the time to wait."""
     code = _CODES.get(status_of(error), grpc.StatusCode.INTERNAL)
     metadata: list[tuple[str, str]] = [("x-request-id", call.exchange.id)]
     if isinstance(error, Overloaded):
