@@ -1,12 +1,12 @@
-"""How often ``decode=fast`` and ``decode=exact`` lead to the same answer.
+"""Agreement of ``decode=fast`` with ``decode=exact``: the share of equal answers.
 
     python -m benchmarks.agreement --photos FOLDER [--views 10] [--models demo densenet121 vgg16]
 
 Every photo gives a few views (random crops of 60 to 100 % of a side, some mirrored), enlarged to each size and saved
 as a JPEG of quality 90; both decoders see the same bytes. The demo model is trained and answers about photographs;
 the large ones have random weights, whose logits lie so close together that any change of the pixels shows. The demo
-model pads its photos, which fast decoding leaves alone, so here it is given what torchvision's preset does: the short
-side to 73, then the centre of 64 x 64.
+model pads its photos, which fast decoding leaves alone, so here it is given what torchvision's preset does: the
+short side to 73, then the centre of 64 x 64.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ from service.preprocess import Preprocessing, prepare
 from service.settings import available_cores
 from service.shared.outputs import OutputKind
 
-#: And which share of the views is made of that size: a JPEG of 12 megapixels takes half a second to write.
+#: Sizes of the JPEGs, and the share of the views that is made of each: a JPEG of 12 megapixels takes half a second
+#: to write.
 _SIZES = {(500, 375): 1.0, (1600, 1200): 1.0, (4000, 3000): 0.3}
 _LIMIT = 50_000_000
 _BATCH = 16
 
 
 def views(photos: list[Path], size: tuple[int, int], each: int) -> Iterator[bytes]:
-    """``each`` JPEGs of ``size`` of every photo."""
+    """Yields ``each`` JPEGs of ``size`` of every photo."""
     for path in photos:
         with Image.open(path) as opened:
             photo = opened.convert("RGB")
@@ -55,7 +56,7 @@ def views(photos: list[Path], size: tuple[int, int], each: int) -> Iterator[byte
 
 
 class Model:
-    """A checkpoint and what it makes of both decoders' pixels."""
+    """A checkpoint, to be run on both decoders' pixels."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -69,7 +70,7 @@ class Model:
         self._classes = len(checkpoint.classes or ())
 
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 ``[N, H, W, 3]`` → float32 ``[N, classes]``."""
+        """Returns float32 ``[N, classes]`` of uint8 ``[N, H, W, 3]``."""
         results = np.empty((len(pixels), self._runner.results), np.float32)
         for start in range(0, len(pixels), _BATCH):
             slots = list(range(start, min(start + _BATCH, len(pixels))))
@@ -85,7 +86,7 @@ def decoded(images: list[bytes], spec: Preprocessing, fast: bool) -> NDArray[np.
 
 
 def row(model: Model, size: tuple[int, int], images: list[bytes]) -> dict[str, Any]:
-    """One line of the table."""
+    """Returns one line of the table."""
     exact, fast = (decoded(images, model.spec, choice) for choice in (False, True))
     before, after = model.logits(exact), model.logits(fast)
     return {

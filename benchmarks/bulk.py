@@ -1,10 +1,11 @@
-"""What bulk work costs interactive clients, and what it gets: a real server under both at once.
+"""The cost of bulk work for interactive clients, and its throughput: a real server under both at once.
 
     python -m benchmarks.bulk [--model densenet121 --weights random] [--seconds 15] [--rounds 2]
 
-First the server's own capacity (closed loop). Then, in turns, interactive requests at half of it (open loop, Poisson)
-alone and beside a closed loop of bulk requests (``X-Priority: bulk``). The load generators run on the same cores, in
-processes of their own, so what is left for bulk is the capacity less the interactive rate, and not the whole of either.
+First the server's own capacity (closed loop). Then, in turns, interactive requests at half of it (open loop,
+Poisson) alone and beside a closed loop of bulk requests (``X-Priority: bulk``). The load generators run on the same
+cores, in processes of their own, so what is left for bulk is the capacity less the interactive rate, and not the
+whole of either.
 """
 
 from __future__ import annotations

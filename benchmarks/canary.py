@@ -1,11 +1,11 @@
-"""What the canary costs: the same engine with it and without, in turns, under load and with a client now and then.
+"""The cost of the canary: an engine with and without it, in turns, under load and with an occasional client.
 
     python -m benchmarks.canary [--models null densenet121=demo densenet121=random:0] [--turns 6] [--seconds 3]
 
 No HTTP and no decoding: what is measured is the engine's loop and the model. Under load, clients ask one image after
-the other. Each turn with the canary is followed by one without, and both are compared by the CPU that an image takes,
-which the machine's other work decides less than the rate. The client now and then pauses for some random time before
-each image, so that it meets a device that has been idle, or the canary on it.
+the other. Each turn with the canary is followed by one without, and both are compared by the CPU that an image
+takes, which the machine's other work decides less than the rate. The client now and then pauses for some random time
+before each image, so that it meets a device that has been idle, or the canary on it.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from service.shared.outputs import OutputKind
 from service.shared.transport import Channel, Link, socket_pair
 
 _SLOTS, _CLIENTS = 64, 16
-#: Seconds that the client now and then pauses, on average.
+#: Mean pause of the occasional client in seconds.
 _PAUSE = 0.6
 
 
 class Switched(Canary):
-    """A canary that may be kept in."""
+    """A canary that can be switched off."""
 
     out = True
 
@@ -56,7 +56,7 @@ class Switched(Canary):
 
 
 class Site:
-    """An engine in a thread, and a client on the loop."""
+    """An engine in a thread, and its client on the loop."""
 
     def __init__(self, runner: Any, image: tuple[int, int, int], owner: Owner) -> None:
         self.arena = Arena.create(Geometry(_SLOTS, *image, runner.results))
@@ -101,7 +101,7 @@ async def _ask(client: EngineClient) -> float:
 
 
 async def _busy(client: EngineClient, seconds: float) -> tuple[float, float]:
-    """Images a second, and milliseconds of this process's CPU for each."""
+    """Returns images a second, and milliseconds of this process's CPU for each."""
     ends, images = time.perf_counter() + seconds, 0
 
     async def one() -> None:
@@ -116,7 +116,7 @@ async def _busy(client: EngineClient, seconds: float) -> tuple[float, float]:
 
 
 async def _now_and_then(client: EngineClient, seconds: float, chance: random.Random) -> list[float]:
-    """Milliseconds of each image."""
+    """Returns the milliseconds of each image."""
     ends, took = time.perf_counter() + seconds, []
     while time.perf_counter() < ends:
         await asyncio.sleep(chance.expovariate(1 / _PAUSE))
@@ -165,7 +165,8 @@ async def _measure(
 
 
 def _passes(runner: Any, image: tuple[int, int, int], rounds: int = 40) -> dict[str, Any]:
-    """A pass of one image beside the canary's, in turns, and what one canary in 65 passes comes to."""
+    """Returns the time of a pass with one image and with the canary, in turns, and the share of one canary in 65
+    passes."""
     pixels = np.random.default_rng(0).integers(0, 256, (1, *image), np.uint8)
     results = np.zeros((1, runner.results), np.float32)
     times: tuple[list[float], list[float]] = ([], [])
@@ -183,7 +184,7 @@ def _passes(runner: Any, image: tuple[int, int, int], rounds: int = 40) -> dict[
 
 
 def measure(name: str, turns: int, seconds: float, idle: float) -> list[dict[str, Any]]:
-    """The row of one model: ``null``, or a variant and its weights."""
+    """Returns the row of one model: ``null``, or a variant and its weights."""
     owner = Owner("device")
     if name == "null":
         runner, image, passes = NullRunner(8), (224, 224, 3), {}

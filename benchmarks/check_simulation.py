@@ -1,4 +1,4 @@
-"""The simulation beside the real server: the same three times, the same arrivals a second, on loopback.
+"""The simulation compared with the real server: equal times and equal arrivals a second, on loopback.
 
     pip install simpy
     python -m benchmarks.check_simulation [--seconds 15]
@@ -26,7 +26,7 @@ _SHARES = (0.3, 0.5, 0.7, 0.9, 1.2)
 
 
 def compare(pod: Pod, share: float, seconds: float) -> dict[str, Any]:
-    """One row: the real server and the simulation at ``share`` of the pod's capacity."""
+    """Returns one row: the real server and the simulation at ``share`` of the pod's capacity."""
     rate = share * pod.capacity
     tally, batch = _really(pod, rate, seconds)
     outcome = simulate(pod, rate, 20 * seconds)
@@ -51,7 +51,7 @@ def _mean_batch(outcome: Outcome) -> float:
 
 
 def _really(pod: Pod, rate: float, seconds: float) -> tuple[loadgen.Tally, float]:
-    """Open loop against a server with the pod's times and settings; with its mean batch size."""
+    """Runs an open loop against a server with the pod's times and settings; returns its tally and mean batch size."""
     times = {"FIXED": pod.fixed, "IMAGE": pod.image, "DECODE": pod.decode}
     environment = {f"BENCHMARK_{name}_MS": str(1000 * value) for name, value in times.items()}
     settings = {"frontends": 1, "max_batch_size": pod.max_batch_size, "queue_capacity": pod.queue_capacity}

@@ -1,10 +1,10 @@
-"""The server alone: CPU per request of the whole process tree, null model, decoding replaced by nothing.
+"""The cost of the server alone: CPU per request of the whole process tree, with a null model and no decoding.
 
     python -m benchmarks.cost [--seconds 6] [--clients 16] [--front-ends 1 2] [--grpc]
 
-What is left is HTTP, admission, the hand-over to a decoding thread and to the engine and back, top-k, JSON,
-metrics and the access log (on, as by default, into a file). The load generator is not part of the tree; it
-runs on the same cores.
+What is left is HTTP, admission, the hand-over to a decoding thread and to the engine and back, top-k, JSON, metrics
+and the access log (on, as by default, into a file). The load generator is not part of the tree; it runs on the same
+cores.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from service.settings import available_cores
 
 
 def measure(form: bool, clients: int, seconds: float, **settings: Any) -> dict[str, Any]:
-    """One row. ``settings`` are the service's."""
+    """Returns one row. ``settings`` are the service's."""
     photo = bench.synthetic_photo(500, 375)
     with processes.serve(null=True, decode=False, **settings) as server:
         upload = bench.Upload(form=form)
@@ -48,7 +48,7 @@ def measure(form: bool, clients: int, seconds: float, **settings: Any) -> dict[s
 
 
 def measure_grpc(clients: int, seconds: float, **settings: Any) -> dict[str, Any]:
-    """The row of `ModelInfer` with the same photo, asking for the five best classes."""
+    """Returns the row of `ModelInfer` with the same photo, asking for the five best classes."""
     photo = bench.synthetic_photo(500, 375)
     port = processes.free_port()
     with processes.serve(null=True, decode=False, grpc_port=port, **settings) as server:
@@ -73,7 +73,7 @@ def measure_grpc(clients: int, seconds: float, **settings: Any) -> dict[str, Any
 
 
 async def _call_for(port: int, name: str, photo: bytes, clients: int, seconds: float) -> list[float]:
-    """Latencies in seconds of ``clients`` connections that call again and again for ``seconds``."""
+    """Returns latencies in seconds of ``clients`` connections that call repeatedly for ``seconds``."""
     import grpc.aio
 
     from service.api.grpc import schema

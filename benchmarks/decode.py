@@ -24,7 +24,8 @@ from service.cli.bench.run import synthetic_photo
 from service.preprocess import Preprocessing, prepare
 
 SIZES = ((500, 375), (1600, 1200), (4000, 3000))
-#: A camera's, and what is usual on the web: the entropy code is half as long, and that is what no scale shortens.
+#: JPEG qualities of a camera and of the web. At 75 the entropy code, which no scaled decode shortens, is half as
+#: long.
 QUALITIES = (90, 75)
 _SPEC = Preprocessing()
 _LIMIT = 50_000_000
@@ -34,7 +35,7 @@ Decode = Callable[[bytes, np.ndarray[Any, Any]], None]
 
 
 def plain(data: bytes, out: np.ndarray[Any, Any]) -> None:
-    """Pillow without any care: the baseline."""
+    """Decodes with Pillow in the plainest way: the baseline."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     scale = 256 / min(image.size)
     width, height = (int(side * scale) for side in image.size)
@@ -52,7 +53,7 @@ def fast(data: bytes, out: np.ndarray[Any, Any]) -> None:
 
 
 def eighth(data: bytes, out: np.ndarray[Any, Any]) -> None:
-    """libjpeg's smallest scale and nothing else: reading the entropy code, which no decoder can leave out."""
+    """Decodes at libjpeg's smallest scale: reads the whole entropy code, which no decoder can skip, and little else."""
     image = Image.open(io.BytesIO(data))
     image.draft("RGB", (1, 1))
     image.load()
@@ -62,7 +63,7 @@ KINDS: dict[str, Decode] = {"plain Pillow": plain, "exact": exact, "fast": fast,
 
 
 def milliseconds(decode: Decode, photos: list[bytes], seconds: float) -> float:
-    """CPU milliseconds for one image."""
+    """Returns CPU milliseconds for one image."""
     out = np.empty((224, 224, 3), np.uint8)
     done, began = 0, time.thread_time()
     while (spent := time.thread_time() - began) < seconds or done < len(photos):
@@ -72,7 +73,7 @@ def milliseconds(decode: Decode, photos: list[bytes], seconds: float) -> float:
 
 
 def measure(photos: list[bytes], seconds: float) -> dict[str, float]:
-    """The best round of each kind, in CPU milliseconds."""
+    """Returns the best round of each kind, in CPU milliseconds."""
     rounds = [
         {name: milliseconds(decode, photos, seconds / _ROUNDS) for name, decode in KINDS.items()}
         for _ in range(_ROUNDS)
@@ -81,7 +82,7 @@ def measure(photos: list[bytes], seconds: float) -> dict[str, float]:
 
 
 def row(name: str, photos: list[bytes], seconds: float) -> dict[str, Any]:
-    """One line of the table."""
+    """Returns one line of the table."""
     found = measure(photos, seconds)
     size = sum(map(len, photos)) / len(photos)
     return {

@@ -1,4 +1,4 @@
-"""What decoding in processes costs and brings: the hop alone, images a second, and how quickly the event loop answers.
+"""The cost and gain of decoding in processes: the hop alone, images a second, and the event loop's latency.
 
     python -m benchmarks.decoders [--seconds 5]
 
@@ -37,15 +37,15 @@ from service.images.decoders.pool import Pool
 from service.images.decoders.threads import Threads
 from service.preprocess import Preprocessing
 
-#: Pixels of the photos, and clients at once.
+#: Size of the photos, and number of clients.
 CASES = (((500, 375), 1), ((500, 375), 16), ((4000, 3000), 1), ((4000, 3000), 8))
 _PAUSE = 0.005
-#: Pictures in the measurement of the hop, and how many are on the way at once.
+#: Pictures in the measurement of the hop, and pictures at a time.
 _HOPS, _AT_A_TIME = 16_000, 16
 
 
 class Prober(threading.Thread):
-    """Asks `/livez` until it is told to end."""
+    """Asks `/livez` repeatedly until it is ended."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Prober(threading.Thread):
 
 
 def measure(size: tuple[int, int], clients: int, seconds: float) -> dict[str, Any]:
-    """One row."""
+    """Returns one row."""
     photo = bench.synthetic_photo(*size)
     with processes.serve(null=True, frontends=1) as server:
         upload = bench.Upload()
@@ -91,7 +91,7 @@ def measure(size: tuple[int, int], clients: int, seconds: float) -> dict[str, An
 
 
 def hop(kind: str) -> dict[str, Any]:
-    """One row: ``threads`` or ``processes``. In a process of its own, since it forks."""
+    """Returns one row: ``threads`` or ``processes``. Runs in a process of its own, since it forks."""
     command = [sys.executable, "-m", "benchmarks.decoders", "--hop", kind]
     row: dict[str, Any] = json.loads(
         subprocess.run(command, capture_output=True, check=True, text=True).stdout

@@ -1,4 +1,4 @@
-"""One engine against two: images a second of the whole service, with a device that takes what one says.
+"""One engine against two: images a second of the whole service, with a device of a given speed.
 
     python -m benchmarks.devices [--seconds 5] [--image-ms 20] [--engines 1 2]
 
@@ -19,7 +19,7 @@ from service.settings import available_cores
 
 
 def measure(engines: int, seconds: float, image_ms: float) -> dict[str, Any]:
-    """One row: a closed loop with clients enough for every engine."""
+    """Returns one row: a closed loop with enough clients for every engine."""
     photo = bench.synthetic_photo(500, 375)
     null = image_ms > 0
     settings: dict[str, Any] = {"device": ",".join(["cpu"] * engines), "frontends": 1}

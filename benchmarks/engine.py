@@ -29,13 +29,13 @@ from service.observability.metrics import Metrics, clean_up, prepare
 from service.shared.outputs import OutputKind
 from service.shared.transport import Channel, Link, socket_pair
 
-#: Slots that each front-end keeps under way.
+#: Slots that each front-end keeps in flight.
 _WINDOW = 64
 _GEOMETRY = Geometry(slots=1024, height=224, width=224, channels=3, results=1000)
 
 
 def engine(arena: Arena, end: socket.socket, spent: Connection, max_batch_size: int) -> None:
-    """The engine process, as `service.engine.process.main` sets it up."""
+    """Runs the engine process, set up as by `service.engine.process.main`."""
     channel = Channel(end)
     count = _counter(Metrics.declare())
     began: list[float] = []
@@ -53,7 +53,7 @@ def engine(arena: Arena, end: socket.socket, spent: Connection, max_batch_size: 
 
 
 def front_end(arena: Arena, end: socket.socket, number: int, seconds: float, done: Connection) -> None:
-    """Keeps `_WINDOW` slots under way for ``seconds``; says how many came back and what CPU that took."""
+    """Keeps `_WINDOW` slots in flight for ``seconds``; sends how many came back and the CPU seconds."""
     link = Link(end)
     slots = [slot for _ in range(_WINDOW) if (slot := arena.acquire(number)) is not None]
     finished, cpu, stop = 0, 0.0, float("inf")
@@ -69,7 +69,7 @@ def front_end(arena: Arena, end: socket.socket, number: int, seconds: float, don
     while under_way:
         select.select([link], [], [])
         returned = list(link.receive() or ())
-        if stop == float("inf"):  # the engine is there
+        if stop == float("inf"):  # the engine is running
             stop, cpu = time.monotonic() + seconds, time.process_time()
         finished += len(returned)
         if time.monotonic() < stop:
@@ -80,7 +80,7 @@ def front_end(arena: Arena, end: socket.socket, number: int, seconds: float, don
 
 
 def measure(front_ends: int, seconds: float, max_batch_size: int = 64) -> dict[str, Any]:
-    """One row: rate, the engine's CPU per slot, and what that means for one core."""
+    """Returns one row: rate, the engine's CPU per slot, and the resulting limit of one core."""
     context = multiprocessing.get_context("fork")
     metrics = prepare()
     arena = Arena.create(_GEOMETRY)

@@ -1,12 +1,12 @@
-"""The first thirty minutes on a GPU: one command, in the order in which trust grows; a short table last.
+"""The first thirty minutes on a GPU: one command that runs steps of growing scope and prints a short table.
 
     python -m benchmarks.gpu [--minutes 30] [--weights random:0] [--models densenet121 vgg16 ...] [--again STEP ...]
                              [--state FILE] [--allow-no-gpu]
 
 Each step has a verdict and a time; a failing one does not keep the next from running, and leaves in the state's file
-what is needed to understand it elsewhere. Run again, the command goes on after the last step that is there; ``--again``
-repeats some, or all. What does not fit into the time is left out and named. Beside what was measured stands what
-`benchmarks.paper.expected` expects of this GPU. Exit code 1 when a step failed, or without CUDA.
+what is needed to understand it elsewhere. Run again, the command goes on after the last step that is there;
+``--again`` repeats some, or all. What does not fit into the time is left out and named. Beside what was measured
+stands what `benchmarks.paper.expected` expects of this GPU. Exit code 1 when a step failed, or without CUDA.
 
 Steps (`benchmarks.gpu_steps`):
 """
@@ -32,20 +32,20 @@ from service.settings import available_cores
 Row = dict[str, Any]
 
 _STATE = Path("build/gpu-first-run.json")
-#: Lines of the last table, its head included.
+#: Most lines of the last table, its head included.
 _LONGEST = 40
-#: Lines of an error's story that are kept.
+#: Lines that are kept of an error's traceback.
 _STORY = 40
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was asked for."""
+    """The run that was asked for."""
 
     models: Sequence[str]
     weights: str
     deadline: float
-    """Of the monotonic clock."""
+    """Monotonic time at which the run must end."""
 
     def left(self) -> float:
         return self.deadline - time.monotonic()
@@ -53,20 +53,20 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """What a step came to. ``verdict`` is passed, FAILED, or left out."""
+    """The outcome of a step. ``verdict`` is passed, FAILED, or left out."""
 
     verdict: str
     says: str = ""
-    """In a line."""
+    """The result in one line."""
     rows: list[Row] = field(default_factory=list)
     seconds: float = 0.0
     story: list[str] = field(default_factory=list)
-    """Of a failure: the traceback and the last lines of the log."""
+    """The traceback and the last lines of the log after a failure."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """``run`` is given the plan and the outcomes of the steps before, by name. ``needs`` is in seconds."""
+    """A step. ``run`` takes the plan and the outcomes of earlier steps by name. ``needs`` is in seconds."""
 
     name: str
     about: str
@@ -75,7 +75,7 @@ class Step:
 
 
 class State:
-    """The outcomes, kept in a file after each step, so that a run that was cut off goes on."""
+    """The outcomes, kept in a file after each step, so that an interrupted run can be resumed."""
 
     def __init__(self, path: Path, device: str) -> None:
         self._path, self._device = path, device
@@ -98,7 +98,7 @@ class State:
 
 
 def go(steps: Sequence[Step], plan: Plan, state: State, again: Sequence[str]) -> None:
-    """Runs what is not there yet, or is to be run again, or was left out or failed."""
+    """Runs the steps that have not passed yet, and those in ``again``."""
     for step in steps:
         known = state.outcomes.get(step.name)
         if known is not None and known.verdict == "passed" and not {step.name, "all"} & {*again}:
@@ -116,7 +116,7 @@ def _one(step: Step, plan: Plan, before: dict[str, Outcome]) -> Outcome:
     try:
         outcome = step.run(plan, before)
     except Exception as error:
-        # One that fails is a line of the table; the others are still worth their time.
+        # A failed step is a line of the table; the others still run.
         first = str(error).splitlines()[0] if str(error) else ""
         story = traceback.format_exception(error)
         outcome = Outcome(
@@ -127,7 +127,7 @@ def _one(step: Step, plan: Plan, before: dict[str, Outcome]) -> Outcome:
 
 
 def summary(steps: Sequence[Step], outcomes: dict[str, Outcome]) -> list[Row]:
-    """The last table: a line a step, then the figures beside what was expected and what is aimed at."""
+    """Returns the last table, a line a step."""
     lines: list[Row] = [
         {
             "step": step.name,
@@ -142,7 +142,7 @@ def summary(steps: Sequence[Step], outcomes: dict[str, Outcome]) -> list[Row]:
 
 
 def publish(steps: Sequence[Step], state: State, weights: str) -> None:
-    """All tables, the short one last; JSON beside them."""
+    """Publishes all tables, the short one last, and JSON beside them."""
     tables = {name: outcome.rows for name, outcome in state.outcomes.items() if outcome.rows}
     short = summary(steps, state.outcomes)
     notes = [

@@ -1,4 +1,4 @@
-"""Whether a device computes the network: every bucket of a runner against the plain network in fp32 on the CPU."""
+"""Checks that a device computes the network: every bucket of a runner against the network in fp32 on the CPU."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ Pixels = NDArray[np.uint8]
 Logits = NDArray[np.float32]
 
 _SAMPLES = Path(__file__).parent.parent / "samples"
-#: Share of the images, of those whose fp32 margin exceeds the error, that must keep their top class.
+#: Share of the images with an fp32 margin above the error that must keep their top class.
 LEAST_AGREEMENT = 0.999
 
 
 @dataclass
 class Check:
-    """Of one runner, over all its buckets."""
+    """The result of a check of one runner, over all its buckets."""
 
     images: int = 0
     distance: float = 0.0
     """The largest ``‖out - ref‖ / ‖ref‖`` of any image in any bucket."""
     worst_bucket: int = 0
     clear: int = 0
-    """Images whose margin exceeds the error."""
+    """Number of images whose margin exceeds the error."""
     agree: int = 0
-    """Of those, the ones with the same top class."""
+    """Number of these images that keep their top class."""
     padding: bool = True
-    """Whether real rows are the same to the bit whatever is in the padding."""
+    """True if the padding does not change a bit of the real rows."""
 
     def passed(self, precision: str) -> bool:
         agreed = not self.clear or self.agree >= LEAST_AGREEMENT * self.clear
@@ -58,7 +58,7 @@ class Check:
 
 
 def photos(count: int, shape: tuple[int, int, int]) -> Pixels:
-    """Windows of the sample photographs and of made ones, uint8 ``[count, H, W, 3]``, each another one."""
+    """Returns different windows of the sample photos and of generated ones, uint8 ``[count, H, W, 3]``."""
     files = [*(path.read_bytes() for path in sorted(_SAMPLES.glob("*.jpg"))), synthetic_photo(900, 700)]
     sources = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in files]
     chance = np.random.default_rng(5)
@@ -75,7 +75,7 @@ def photos(count: int, shape: tuple[int, int, int]) -> Pixels:
 
 @torch.inference_mode()
 def reference(checkpoint: Checkpoint, pixels: Pixels) -> Logits:
-    """float32 ``[N, classes]`` by the plain network, on the CPU in fp32."""
+    """Returns float32 ``[N, classes]`` of the plain network on the CPU in fp32."""
     model = loader.load(checkpoint)
     parts = [model(torch.from_numpy(pixels[start : start + 16])) for start in range(0, len(pixels), 16)]
     answer: Logits = torch.cat(parts).numpy()
@@ -83,7 +83,7 @@ def reference(checkpoint: Checkpoint, pixels: Pixels) -> Logits:
 
 
 def check(runner: CudaRunner, pixels: Pixels, expected: Logits) -> Check:
-    """Every bucket, full and with padding. ``pixels`` and ``expected`` repeat in buckets that are larger."""
+    """Checks every bucket, full and with padding. ``pixels`` and ``expected`` repeat in larger buckets."""
     found, largest = Check(), runner.limit
     index = np.arange(largest) % len(pixels)
     arena, wanted = pixels[index], expected[index]
@@ -111,9 +111,9 @@ def _judge(found: Check, bucket: int, got: Logits, wanted: Logits) -> None:
 
 
 def _padding_is_padding(runner: CudaRunner, arena: Pixels, classes: int) -> bool:
-    """The largest bucket just too large, after other batches have left their pixels in its padding.
+    """Compares the largest bucket, not quite full, after other batches have left their pixels in its padding.
 
-    Of the padding, the first row is the canary's: there have to be two at least.
+    The padding needs at least two rows, since the first one is the canary's.
     """
     largest = runner.limit
     images = max((size for size in runner.buckets if size < largest), default=0) + 1

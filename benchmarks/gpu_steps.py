@@ -1,4 +1,4 @@
-"""The steps of `benchmarks.gpu`, from what the machine is to how fast it serves."""
+"""The steps of `benchmarks.gpu`, from the machine's description to the speed of serving."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from service.shared.batches import DeviceFailed
 from service.shared.fallback import Fallbacks
 from service.shared.outputs import OutputKind
 
-#: Of these there are goals, in images a second in fp16 on one H100 or H200, and with these the server is loaded.
+#: Models with goals, in images a second in fp16 on one H100 or H200; the server is loaded with these.
 GOALS = {"densenet121": 20_000, "vgg16": 12_000}
-#: Requests a second over HTTP with 16 cores, by lanes that decode.
+#: Goals in requests a second over HTTP with 16 cores, by the setting ``decode``.
 SERVED_GOALS = {"exact": 10_000, "gpu": 14_000}
 _PHOTOS, _SECONDS, _WARM_UP, _LOAD = 16, 1.5, 3.0, 0.8
 _BUCKETS = (1, 8, 32, 64, 128, 256)
@@ -47,7 +47,7 @@ _BUCKETS = (1, 8, 32, 64, 128, 256)
 def make(
     checkpoint: Checkpoint, precision: str, runtime: str, fallbacks: Fallbacks | None = None
 ) -> CudaRunner:
-    """A runner of this very runtime, warmed up; raises where it would step down."""
+    """Returns a warmed-up runner of exactly this runtime; raises where it would fall back."""
     noted = fallbacks or Fallbacks()
     runner = start.start(
         checkpoint, Placement("cuda", precision, runtime), None, None, lambda detail: None, noted
@@ -58,7 +58,7 @@ def make(
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Nothing of the last runner's is left on the device, before and after."""
+    """Frees the device's memory of earlier runners, before and after."""
     gc.collect()
     torch.cuda.empty_cache()
     try:
@@ -69,7 +69,7 @@ def alone() -> Iterator[None]:
 
 
 def machine(plan: Plan, before: dict[str, Outcome]) -> Outcome:
-    """GPU, driver, versions, and what compiles."""
+    """Reports GPU, driver, versions, and which compilers work."""
     properties = torch.cuda.get_device_properties(0)
     missing = compiled.compiler()
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
@@ -90,7 +90,7 @@ def machine(plan: Plan, before: dict[str, Outcome]) -> Outcome:
 
 
 def numbers(plan: Plan, before: dict[str, Outcome]) -> Outcome:
-    """One image of each network, layer by layer in fp32 and fp16, against fp32 on the CPU."""
+    """Compares one image of each network, layer by layer in fp32 and fp16, with fp32 on the CPU."""
     start.settle_numerics()
     rows = []
     for model in plan.models:
@@ -107,7 +107,7 @@ def numbers(plan: Plan, before: dict[str, Outcome]) -> Outcome:
 
 
 def kernels(plan: Plan, before: dict[str, Outcome]) -> Outcome:
-    """Each fused operation against torch's, in every precision."""
+    """Compares each fused operation with torch's, in every precision."""
     compiled.keep_kernels()
     rows: list[Row] = []
     for precision, dtype in DTYPES.items():
@@ -121,7 +121,7 @@ def kernels(plan: Plan, before: dict[str, Outcome]) -> Outcome:
 
 
 def graphs(plan: Plan, before: dict[str, Outcome]) -> Outcome:
-    """Every network in fp16 as CUDA graphs: each bucket against fp32 on the CPU, padding, and nothing stepped down."""
+    """Checks every network in fp16 as CUDA graphs: each bucket against fp32 on the CPU, padding, and no fallback."""
     rows = []
     for model in plan.models:
         if plan.left() < 30:
@@ -147,7 +147,7 @@ def graphs(plan: Plan, before: dict[str, Outcome]) -> Outcome:
 
 
 def wrong(plan: Plan, before: dict[str, Outcome]) -> Outcome:
-    """A weight is damaged on the device: the canary says so, twice, and nobody is answered."""
+    """Damages a weight on the device: the canary must report it twice, and no request may be answered."""
     with alone():
         runner = make(resolve(plan.weights, plan.models[0]), "fp16", "eager")
         pixels = gpu_checks.photos(3, runner.image)
@@ -165,7 +165,7 @@ def wrong(plan: Plan, before: dict[str, Outcome]) -> Outcome:
 
 
 def memory(plan: Plan, before: dict[str, Outcome]) -> Outcome:
-    """Most of the memory is taken: the batches become smaller, and answers stay right."""
+    """Takes most of the memory: batches must become smaller, and answers stay right."""
     with alone():
         free, _ = torch.cuda.mem_get_info()
         hog = torch.empty(max(0, free - (2 << 30)), dtype=torch.uint8, device="cuda")
@@ -181,7 +181,7 @@ def memory(plan: Plan, before: dict[str, Outcome]) -> Outcome:
 
 
 def service(plan: Plan, before: dict[str, Outcome]) -> Outcome:
-    """The real server: it is ready, answers, knows its GPU's memory, and goes on without nothing."""
+    """Checks the real server: it is ready, answers, reports its GPU's memory, and runs without any fallback."""
     photos = [bench.synthetic_photo(500, 375, seed) for seed in range(8)]
     rows = []
     for model in (name for name in GOALS if name in plan.models):
@@ -207,7 +207,8 @@ def service(plan: Plan, before: dict[str, Outcome]) -> Outcome:
 
 
 def raw(plan: Plan, before: dict[str, Outcome]) -> Outcome:
-    """Images a second by bucket: from registered slots to results, and of the graphs alone, beside what is expected."""
+    """Measures images a second by bucket, from registered slots to results and of the graphs alone, beside
+    expectations."""
     rows: list[Row] = []
     for model in sorted(plan.models, key=lambda name: name not in GOALS):
         if plan.left() < 60:
@@ -223,7 +224,7 @@ def raw(plan: Plan, before: dict[str, Outcome]) -> Outcome:
 
 
 def rates(runner: CudaRunner, model: str, device: str, seconds: float) -> list[Row]:
-    """A line for each bucket. The pixels are the ones that the runner has adopted, as an arena's are."""
+    """Returns a line for each bucket. The pixels are adopted by the runner, as an arena's are."""
     largest = runner.limit
     pixels = np.random.default_rng(0).integers(0, 256, (2 * largest, *runner.image), np.uint8)
     results = np.zeros((2 * largest, runner.results), np.float32)
@@ -249,7 +250,7 @@ def rates(runner: CudaRunner, model: str, device: str, seconds: float) -> list[R
 
 
 def _expecting(model: str, device: str, runner: CudaRunner) -> Callable[[int], float] | None:
-    """Images a second by batch size, on paper; None for a GPU that nobody has described, or without Triton."""
+    """Returns images a second by batch size, on paper; None for an unknown GPU, or without Triton."""
     if find_spec("triton") is None:
         return None
     from benchmarks.paper import expected
@@ -263,7 +264,7 @@ def _expecting(model: str, device: str, runner: CudaRunner) -> Callable[[int], f
 
 
 def overlapped(runner: CudaRunner, pixels: Any, results: Any, size: int, seconds: float) -> float:
-    """Images a second with two batches in flight and the copies both ways."""
+    """Returns images a second with two batches in flight and copies both ways."""
     tasks, halves = [OutputKind.CLASSIFY] * size, (list(range(size)), list(range(size, 2 * size)))
     images, turn, began = 0, 1, time.perf_counter()
     running = runner.start(pixels, halves[0], tasks, results)
@@ -276,7 +277,7 @@ def overlapped(runner: CudaRunner, pixels: Any, results: Any, size: int, seconds
 
 
 def decoding(plan: Plan, before: dict[str, Outcome]) -> Outcome:
-    """Photos a second of one core, by the setting ``decode``, and of all cores on paper."""
+    """Measures photos a second of one core by the setting ``decode``, and scales them to all cores."""
     photos = [bench.synthetic_photo(500, 375, seed) for seed in range(8)]
     cores, rows = available_cores(), []
     for way in ("exact", "fast"):
@@ -286,7 +287,7 @@ def decoding(plan: Plan, before: dict[str, Outcome]) -> Outcome:
 
 
 def lane(plan: Plan, before: dict[str, Outcome]) -> Outcome:
-    """Photos a second that the device decodes (``decode=gpu``) while no model runs, and how far its pixels are away."""
+    """Measures photos a second that the device decodes (``decode=gpu``) while no model runs, and its pixels' error."""
     photos = [bench.synthetic_photo(500, 375, seed) for seed in range(MOST_TOGETHER)]
     device = torch.device("cuda", torch.cuda.current_device())
     try:
@@ -297,7 +298,7 @@ def lane(plan: Plan, before: dict[str, Outcome]) -> Outcome:
 
 
 def lane_rate(decoder: jpegs.Decoder, photos: list[bytes], seconds: float) -> Outcome:
-    """`lane` for a decoder that is open."""
+    """Does what `lane` does, for an open decoder."""
     pixels = decoder.decode(photos)
     away = [_away(data, got) for data, got in zip(photos, pixels, strict=True) if got is not None]
     done, began = 0, time.perf_counter()
@@ -310,18 +311,18 @@ def lane_rate(decoder: jpegs.Decoder, photos: list[bytes], seconds: float) -> Ou
 
 
 def _away(data: bytes, got: jpegs.Pixels) -> float:
-    """Grey levels on average from the processor's pixels."""
+    """Returns the mean difference from the CPU's pixels in grey levels."""
     wanted = np.empty(got.shape, np.uint8)
     prepare(data, Preprocessing(), wanted, max_pixels=1 << 26)
     return float(np.abs(got.astype(np.int16) - wanted).mean())
 
 
 def served(plan: Plan, before: dict[str, Outcome]) -> Outcome:
-    """The server under load: requests a second beside the bound of device and cores; p50 and p99 at 80 % of it."""
+    """Loads the server: requests a second beside the bound of device and cores; p50 and p99 at 80 % of it."""
     photos = [bench.synthetic_photo(500, 375, seed) for seed in range(8)]
     rates_of = {row["model"]: row["images/s"] for row in before["raw"].rows if row.get("goal")}
     decoded = {row["decode"]: row["a core"] * available_cores() for row in before["decoding"].rows}
-    # With the GPU's lane, files go to whichever is free.
+    # With the GPU's decoder, each file goes to the decoder that is free.
     decoded |= {
         row["decode"]: row["photos/s"] + decoded["exact"] for row in before["lane"].rows if row["photos/s"]
     }
@@ -379,7 +380,7 @@ def _verdict(rows: Iterable[Row]) -> Outcome:
     return Outcome("FAILED" if failed else "passed", says, rows)
 
 
-#: In the order in which trust grows; seconds are what each wants at least.
+#: Steps in the order of growing scope; seconds are the least that each needs.
 STEPS = (
     Step("machine", "what the machine is, and whether kernels can be compiled", 1, machine),
     Step("numbers", "one image of each network against fp32 on the CPU", 30, numbers),

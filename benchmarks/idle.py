@@ -1,9 +1,10 @@
-"""What thousands of idle and slow connections cost: memory of the service, and latency of those who ask beside them.
+"""The cost of thousands of idle and slow connections: the service's memory, and other clients' latency.
 
     python -m benchmarks.idle --idle 10000 --slow 1000
 
-A service of one front-end with the hostile model, which answers at once, so that what is measured is the wire. The same
-load runs before and during: clients that ask one after the other. The clients that idle are a process of their own.
+A service of one front-end with the hostile model, which answers at once, so that what is measured is the wire. The
+same load runs before and during: clients that ask one after the other. The clients that idle are a process of their
+own.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from tests.drills import wire
 from tests.drills.crowd import PHOTOS, address_of, options
 from tests.server import Server
 
-#: Seconds between two bytes of a slow head: it is given up after ten seconds and begun anew.
+#: Seconds between two bytes of a slow head: it times out after ten seconds and is begun anew.
 _BETWEEN_BYTES = 1.0
 _REQUEST = b"GET /livez HTTP/1.1\r\nHost: bench\r\n\r\n"
 
 
 def hold(host: str, port: int, idle: int, slow: int, rested: bool) -> None:
-    """Opens the connections, says so, and keeps them until standard input ends. ``rested``: each asked once."""
+    """Opens the connections, reports it, and keeps them until standard input ends. ``rested``: each asked once."""
     _take_descriptors()
     connections = []
     for number in range(idle + slow):
@@ -49,7 +50,7 @@ def hold(host: str, port: int, idle: int, slow: int, rested: bool) -> None:
         for place, connection in enumerate(dripping):
             try:
                 connection.sendall(_REQUEST[at : at + 1])
-            except OSError:  # given up: the next one
+            except OSError:  # timed out: open the next one
                 dripping[place] = socket.create_connection((host, port))
                 dripping[place].sendall(_REQUEST[: at + 1])
         at = (at + 1) % (len(_REQUEST) - 1)
@@ -99,13 +100,13 @@ def _load(address: tuple[str, int], seconds: float) -> dict[str, float]:
 
 
 def measure(idle: int, slow: int, seconds: float, rested: bool) -> dict[str, object]:
-    """One service: alone, then with the connections."""
+    """Measures one service: alone, then with the connections."""
     with Server(**options(frontends=1)) as server:
         address = address_of(server.url)
         _load(address, seconds)
         alone, before = _load(address, seconds), memory_mib(server.pid)
         with _held(address, idle, slow, rested) as process:
-            time.sleep(4.0)  # those that have asked once are put aside
+            time.sleep(4.0)  # connections that have asked once are put aside
             beside, after = _load(address, seconds), memory_mib(server.pid)
             assert process.stdin is not None
             assert process.stdout is not None
@@ -143,7 +144,7 @@ def main(context: click.Context, idle: int, slow: int, seconds: float) -> None:
 @click.argument("slow", type=int)
 @click.argument("rested", type=int)
 def hold_command(host: str, port: int, idle: int, slow: int, rested: int) -> None:
-    """For `measure`."""
+    """Runs `hold` for `measure`."""
     hold(host, port, idle, slow, bool(rested))
 
 

@@ -1,4 +1,4 @@
-"""Each recipe of `imagenet-serve quantize`: how often it agrees with fp32, and how fast it is.
+"""The recipes of `imagenet-serve quantize`: the agreement of each with fp32, and its speed.
 
     python -m benchmarks.int8 [--calibrate FOLDER --photos FOLDER] [--models demo=demo densenet121=random:0 ...]
 
@@ -35,14 +35,14 @@ _BATCHES = (1, 16)
 
 
 def photos(folder: Path | None, spec: Preprocessing, most: int) -> list[quantize.Images]:
-    """Those of a folder, as the service would see them, or random pixels."""
+    """Returns the photos of a folder as the service sees them, or random pixels."""
     if folder is None:
         return list(np.random.default_rng(0).integers(0, 256, (max(_BATCHES), *spec.shape), np.uint8))
     return quantize.read(folder, spec, _LIMIT, most, random.Random(0))
 
 
 def passes(runtime: OpenVino, pixels: quantize.Images) -> dict[int, raw.Run]:
-    """A forward pass of each of `_BATCHES`, through the door that the engine uses."""
+    """Returns a forward pass of each of `_BATCHES`, as the engine runs it."""
     _, *image = pixels.shape
     height, width, channels = image
     runner = ModelRunner(runtime, (height, width, channels), max(_BATCHES))
@@ -57,7 +57,7 @@ def passes(runtime: OpenVino, pixels: quantize.Images) -> dict[int, raw.Run]:
 
 
 def table(name: str, weights: str, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row a recipe, the fp32 model first."""
+    """Returns one row a recipe, the fp32 model first."""
     checkpoint = resolve(weights, name if name in VARIANTS else "densenet121")
     folders = (None, None) if weights.startswith("random") else (given.calibrate, given.photos)
     calibration = photos(folders[0], checkpoint.preprocessing, quantize.CALIBRATION)

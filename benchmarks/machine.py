@@ -1,4 +1,4 @@
-"""The machine that a figure was measured on: a figure without it says nothing.
+"""The machine that a figure was measured on: without it a figure means nothing.
 
 ``python -m benchmarks.machine`` prints the description as JSON.
 """
@@ -34,11 +34,11 @@ _PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory, system, versions and commit, as plain JSON values.
+    """Returns processor, cores, memory, system, versions and commit as plain JSON values.
 
-    ``cores`` is what this process may use (affinity and cgroup quota), ``host_cores`` what there is. ``load``
-    is the mean number of runnable tasks of the last minute: anything near ``cores`` before a measurement
-    says that it had company.
+    ``cores`` is the number that this process may use (affinity and cgroup quota), ``host_cores`` the host's.
+    ``load`` is the mean number of runnable tasks in the last minute: a value near ``cores`` before a measurement
+    means other work.
     """
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -58,7 +58,7 @@ def describe() -> dict[str, Any]:
 
 
 def one_line(machine: dict[str, Any]) -> str:
-    """The description for a caption: processor, cores, extensions, memory, date."""
+    """Returns the description for a caption: processor, cores, extensions, memory, date."""
     extensions = ", ".join(machine["extensions"])
     gpu = f" · {machine['gpu']}" if machine["gpu"] else ""
     return (
@@ -78,7 +78,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with ``+`` when it has changes that are not committed."""
+    """Returns the checkout's commit, with ``+`` if there are uncommitted changes."""
     commit = _git("rev-parse", "--short", "HEAD")
     if not commit:
         return None

@@ -1,12 +1,12 @@
-"""What each of the twelve variants, and the demo model, serves on this machine: the speed in the README's table.
+"""The serving speed of the twelve variants and the demo model on this machine, for the README's table.
 
     python -m benchmarks.models [--models densenet121 vgg16 …] [--seconds 8]
 
-For each: a server with default settings and untrained weights (what a network costs does not depend on its
-weights; the demo model comes with its own), JPEG bodies of 500 × 375, closed loop: one client, whose median
-latency is what a single user sees, then enough clients to fill batches, whose rate is what the machine serves.
-The load generator runs on the same cores. Models that were measured before and are not named now keep their
-row, as long as it was the same processor.
+For each: a server with default settings and untrained weights (what a network costs does not depend on its weights;
+the demo model comes with its own), JPEG bodies of 500 × 375, closed loop: one client, whose median latency is what a
+single user sees, then enough clients to fill batches, whose rate is what the machine serves. The load generator runs
+on the same cores. Models that were measured before and are not named now keep their row, as long as it was the same
+processor.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TABLE = "served, default settings"
 
 
 def measure(name: str, photos: list[bytes], seconds: float) -> dict[str, Any]:
-    """One row."""
+    """Returns one row."""
     settings: dict[str, Any] = (
         {"weights": "demo"} if name == "demo" else {"model": name, "weights": "random:0"}
     )
@@ -62,7 +62,7 @@ def measure(name: str, photos: list[bytes], seconds: float) -> dict[str, Any]:
 
 
 def kept(here: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Rows of earlier runs on this processor, by model."""
+    """Returns the rows of earlier runs on this processor, by model."""
     if not _RESULT.exists():
         return {}
     document = json.loads(_RESULT.read_text())

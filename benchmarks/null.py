@@ -1,12 +1,12 @@
-"""The real service around a model that costs nothing: what is left is the server.
+"""The real service around a model without cost, to measure the server alone.
 
     python -m benchmarks.null serve --port 8000        (the flags of `imagenet-serve serve`)
 
-The engine's loader is replaced before the supervisor forks, so no setting of the service knows of this.
-With BENCHMARK_NO_DECODE=1 decoding costs nothing either; the hand-over to a decoder stays.
+The engine's loader is replaced before the supervisor forks, so no setting of the service knows of this. With
+BENCHMARK_NO_DECODE=1 decoding costs nothing either; the hand-over to a decoder stays.
 
-BENCHMARK_FIXED_MS, _IMAGE_MS and _DECODE_MS give a batch, each of its images and each decoding a time that is
-slept away: a server whose parts take what one says, on any machine (`benchmarks.check_simulation`).
+BENCHMARK_FIXED_MS, _IMAGE_MS and _DECODE_MS give a batch, each of its images and each decoding a time that is slept
+away: a server whose parts take what one says, on any machine (`benchmarks.check_simulation`).
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def _seconds(name: str) -> float:
 
 
 class NullRunner:
-    """Takes any batch, sleeps as long as it was told to, and leaves the slots' answers as they are."""
+    """Takes any batch, sleeps for the given time, and leaves the slots' results unchanged."""
 
     results = _CLASSES
     in_flight = 1
     streams = None
-    #: Images a second; only metrics and Retry-After see it.
+    #: Images a second; only metrics and Retry-After use it.
     capacity = 1e5
 
     def __init__(self, max_batch_size: int) -> None:
@@ -72,7 +72,7 @@ class NullRunner:
         return CompletedBatch(BatchReport(images, canaries=canaries, canary_due=self._watch.due))
 
     def hurry(self) -> None:
-        """There is nothing to be hurried."""
+        """Does nothing: there is no work to stop."""
 
     def adopt(self, pixels: NDArray[np.uint8]) -> Sequence[Fallback]:
         return ()
@@ -82,7 +82,7 @@ class NullRunner:
 
 
 def load(settings: Settings, channel: Channel, given_up: Sequence[str] = ()) -> tuple[NullRunner, ModelCard]:
-    """In place of `service.engine.process._load`."""
+    """Takes the place of `service.engine.process._load`."""
     largest = 64 if settings.max_batch_size == "auto" else settings.max_batch_size
     preprocessing = Preprocessing()
     card = ModelCard(
@@ -106,7 +106,7 @@ def load(settings: Settings, channel: Channel, given_up: Sequence[str] = ()) -> 
 
 
 def _no_decode(*_: Any, **__: Any) -> None:
-    """In place of `service.preprocess.prepare`."""
+    """Takes the place of `service.preprocess.prepare`."""
     if seconds := _seconds("DECODE"):
         time.sleep(seconds)
 

@@ -1,4 +1,4 @@
-"""What the largest allowed pictures cost to prepare, by format, mode and orientation: memory and CPU.
+"""The cost of preparing the largest allowed pictures, by format, mode and orientation: memory and CPU.
 
     python -m benchmarks.pictures [--megapixels 50]
 
@@ -26,7 +26,7 @@ Make = Callable[[tuple[int, int]], bytes]
 
 
 def _photo(mode: str, size: tuple[int, int]) -> Image.Image:
-    """Smooth, with a little noise, so that it compresses like a photo and stays below ten megabytes."""
+    """Returns a smooth picture with a little noise, which compresses like a photo and stays below ten megabytes."""
     small = np.random.default_rng(0).integers(0, 256, (size[1] // 97 + 2, size[0] // 97 + 2, 3), np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).convert(mode)
 
@@ -82,7 +82,7 @@ def _field(name: str) -> float:
 
 
 def _cost(path: str, row: dict[str, Any], out: Any) -> None:
-    """In a process of its own."""
+    """Measures one picture, in a process of its own."""
     from service.preprocess import Preprocessing, prepare
 
     data = Path(path).read_bytes()

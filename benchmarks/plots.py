@@ -3,7 +3,7 @@
     pip install '.[bench]'
     python -m benchmarks.plots
 
-Draws whatever has been measured; nothing is measured here.
+It draws existing results and measures nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Tables = dict[str, list[dict[str, Any]]]
 
 
 def engine(tables: Tables, axes: Axes) -> None:
-    """Slots a second over front-ends, a line for each batch size."""
+    """Draws slots a second over front-ends, a line for each batch size."""
     rows = tables["slots a second"]
     for size in sorted({row["max_batch_size"] for row in rows}):
         line = [(row["front-ends"], row["slots/s"]) for row in rows if row["max_batch_size"] == size]
@@ -36,7 +36,7 @@ def engine(tables: Tables, axes: Axes) -> None:
 
 
 def cost(tables: Tables, axes: Axes) -> None:
-    """What a request costs over front-ends."""
+    """Draws the cost of a request over front-ends."""
     (rows,) = tables.values()
     _bars(
         axes,
@@ -46,7 +46,7 @@ def cost(tables: Tables, axes: Axes) -> None:
 
 
 def raw(tables: Tables, axes: Axes) -> None:
-    """Ours over the faster of OpenVINO and ONNX Runtime, alone in the same run."""
+    """Draws this service's runtime over the faster of OpenVINO and ONNX Runtime, alone in the same run."""
     (rows,) = tables.values()
     for model in dict.fromkeys(row["model"] for row in rows):
         line = [(row["batch"], row["ours / best raw"]) for row in rows if row["model"] == model]
@@ -59,7 +59,7 @@ def raw(tables: Tables, axes: Axes) -> None:
 
 
 def decode(tables: Tables, axes: Axes) -> None:
-    """Exact and fast over plain Pillow."""
+    """Draws exact and fast decoding over plain Pillow."""
     (rows,) = tables.values()
     kinds = ("exact / plain", "fast / plain")
     _bars(axes, {f"{row['photos']}, {kind.split()[0]}": row[kind] for row in rows for kind in kinds})
@@ -68,7 +68,7 @@ def decode(tables: Tables, axes: Axes) -> None:
 
 
 def serve(tables: Tables, axes: Axes) -> None:
-    """Percentiles of each model at 80 % load."""
+    """Draws percentiles of each model at 80 % load."""
     points = ("p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms")
     for row in tables["latency, ms"]:
         if row["load"].startswith("open"):
@@ -97,7 +97,7 @@ def _bars(axes: Axes, values: dict[str, float]) -> None:
 
 
 def main() -> None:
-    # Text stays text, and the same numbers give the same file.
+    # Text stays text, and equal numbers give an equal file.
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "imagenet-serve"})
     _PLOTS.mkdir(parents=True, exist_ok=True)
     for name, draw in PLOTS.items():

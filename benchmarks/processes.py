@@ -1,4 +1,4 @@
-"""Servers as benchmarks start them, and what the machine did meanwhile."""
+"""Servers for benchmarks, and the machine's load meanwhile."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 def serve(
     *, null: bool = False, decode: bool = True, environment: Mapping[str, str] | None = None, **settings: Any
 ) -> ServerProcess:
-    """The real service with these settings; ``null`` puts a model in that costs nothing (`benchmarks.null`)."""
+    """Starts the real service with these settings; ``null`` gives it a model without cost (`benchmarks.null`)."""
     port = free_port()
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in {"port": port, **settings}.items()]
     module = "benchmarks.null" if null else "service"
@@ -32,12 +32,12 @@ def serve(
 
 
 def busy_seconds() -> float:
-    """CPU time that the whole machine has spent on anything."""
+    """Returns the CPU seconds that the whole machine has spent."""
     fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     user, nice, system, _, _, interrupts, soft_interrupts, steal = fields
     return (user + nice + system + interrupts + soft_interrupts + steal) / _TICK
 
 
 def end_with_servers() -> None:
-    """Lets a SIGTERM (a time limit's) leave by way of the ``with`` blocks, so that no server stays behind."""
+    """Lets SIGTERM (of a time limit) leave through the ``with`` blocks, so that no server stays behind."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))

@@ -46,31 +46,31 @@ from service.shared.outputs import OutputKind
 
 #: Seconds between two contestants: idle worker threads spin for a while before they sleep.
 _PAUSE = 0.05
-#: Seconds that a turn lasts at least.
+#: Least seconds of a turn.
 _TURN = 0.2
 _FEWEST_ROUNDS = 5
-#: The served default has to be at least as fast as the best of these.
+#: Contestants that the served default has to match or beat.
 _RIVALS = ("OpenVINO raw", "ONNX Runtime raw")
 _OURS = "ours"
 
-#: One batch of the size that it was made for.
+#: A run of one batch of the size that it was made for.
 Run = Callable[[], object]
-#: A contestant, given the batch size.
+#: Makes a run, given the batch size.
 Make = Callable[[int], Run]
 
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """OpenVINO's frontend still reads what torch.jit.trace writes; torch calls that deprecated on each use."""
+    """Silences warnings of torch.jit.trace, whose output OpenVINO's frontend still reads."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
-        # What it warns of, shapes that become constants, is wanted: an image has one size here.
+        # It warns of shapes that become constants, which is wanted: an image has one size here.
         warnings.filterwarnings("ignore", category=TracerWarning)
         yield
 
 
 class Model:
-    """One checkpoint, and every contestant that can run it."""
+    """One checkpoint and all contestants that can run it."""
 
     def __init__(self, name: str, weights: str, largest: int) -> None:
         self.name = name
@@ -121,7 +121,7 @@ class Model:
         return make
 
     def _openvino(self) -> Make:
-        """As its documentation does it: converted, reshaped to the batch, compiled for latency."""
+        """Makes OpenVINO as in its documentation: converted, reshaped to the batch, compiled for latency."""
         network = self._load().network
         with tracing():
             traced = torch.jit.trace(network, self._floats[:1], check_trace=False)
@@ -174,7 +174,7 @@ class Model:
         return make
 
     def _int8(self) -> Any:
-        """By the second recipe, which the demo model needs: with random pixels none could be chosen."""
+        """Quantises by the second recipe, which the demo model needs; random pixels cannot choose a recipe."""
         folded = int8.prepared(self._converted)
         _, recipe, *_ = int8.recipes(folded)
         with contextlib.redirect_stdout(sys.stderr):
@@ -182,12 +182,12 @@ class Model:
 
 
 def measure(runs: dict[str, Run], seconds: float) -> dict[str, float]:
-    """Median seconds of a batch for each, in turns for about ``seconds``."""
+    """Returns the median seconds of a batch of each run, in turns for about ``seconds``."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     chance, order = random.Random(0), list(runs)
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop or len(times[order[0]]) < _FEWEST_ROUNDS:
-        chance.shuffle(order)  # nobody always follows the same one
+        chance.shuffle(order)  # so that the order differs each time
         for name in order:
             time.sleep(_PAUSE)
             times[name].append(turn(runs[name]))
@@ -195,7 +195,7 @@ def measure(runs: dict[str, Run], seconds: float) -> dict[str, float]:
 
 
 def turn(run: Run) -> float:
-    """Mean seconds of a batch while one follows the other."""
+    """Returns the mean seconds of a batch in an unbroken series."""
     run()
     began = ended = time.perf_counter()
     batches = 0
@@ -207,7 +207,7 @@ def turn(run: Run) -> float:
 
 
 def rows(model: Model, batches: list[int], seconds: float) -> Iterator[dict[str, Any]]:
-    """Images a second of every contestant, one row a batch size."""
+    """Yields images a second of every contestant, one row a batch size."""
     contestants = model.contestants()
     for batch in batches:
         runs = {name: make(batch) for name, make in contestants.items()}

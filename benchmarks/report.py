@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: tables on the terminal, JSON and Markdown under benchmarks/results/."""
+"""Output of benchmarks: tables on the terminal, JSON and Markdown under benchmarks/results/."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def publish(
 ) -> None:
     """Prints the tables and writes ``results/NAME.json`` and ``.md`` with the machine and the command.
 
-    ``module`` is what was run, ``benchmarks.NAME`` unless given.
+    ``module`` is the module that ran, ``benchmarks.NAME`` by default.
     """
     here = machine.describe()
     command = " ".join(["python -m", module or f"benchmarks.{name}", *sys.argv[1:]])
@@ -48,7 +48,7 @@ def publish(
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """The lines of a Markdown table; a key that a row lacks stays empty."""
+    """Returns the lines of a Markdown table; a key that a row lacks stays empty."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     lines += [f"| {' | '.join(_cell(row.get(name, '')) for name in names)} |" for row in rows]

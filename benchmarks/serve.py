@@ -36,15 +36,15 @@ from service.settings import load as load_settings
 from service.shared.outputs import OutputKind
 
 _MODELS = ("densenet121", "vgg16", "null")
-#: Share of the throughput at saturation that the open loop asks for.
+#: Share of the throughput at saturation that the open loop requests.
 _LOAD = 0.8
 _WARM_UP = 2.0
-#: The open loop lasts longer: its last percentile needs many answers, and each burst of a Poisson process is one event.
+#: Factor on the open loop's time: its last percentile needs many answers, and bursts of a Poisson process are rare.
 _OPEN = 2.5
 
 
 def alone(model: str, seconds: float) -> dict[str, Any]:
-    """The model without a server: CPU seconds and wall seconds an image at its own largest batch."""
+    """Returns CPU seconds and wall seconds an image of the model without a server, at its own largest batch."""
     from service.models import serving
 
     loaded = serving.load(load_settings(model=model, weights="random:0"), lambda state, detail: None)
@@ -68,7 +68,7 @@ def alone(model: str, seconds: float) -> dict[str, Any]:
 
 
 def _alone_elsewhere(model: str, seconds: float) -> dict[str, Any]:
-    """`alone` in a process of its own: torch's threads must not stay in this one."""
+    """Runs `alone` in a process of its own: torch's threads must not stay in this one."""
     if model == "null":
         return {"max_batch_size": 64, "cpu": 0.0, "images_per_s": float("inf"), "runtime": "none"}
     code = f"from benchmarks.serve import alone; import json; print(json.dumps(alone({model!r}, {seconds})))"
@@ -84,7 +84,7 @@ def _alone_elsewhere(model: str, seconds: float) -> dict[str, Any]:
 
 
 def scrape(url: str) -> dict[str, float]:
-    """The service's metrics by name and labels."""
+    """Returns the service's metrics by name and labels."""
     with urllib.request.urlopen(f"{url}/metrics") as answer:
         lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
@@ -101,7 +101,7 @@ _DECODE = ("imagenet_stage_duration_seconds", '{stage="decode"}')
 
 
 def measure(model: str, photos: list[bytes], seconds: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The row of the throughput table and the rows of the latency table."""
+    """Returns the row of the throughput table and the rows of the latency table."""
     single = _alone_elsewhere(model, seconds / 2)
     decoding = decode.milliseconds(decode.exact, photos, seconds / 8) / 1000
     cores = available_cores()
@@ -189,11 +189,11 @@ def main() -> None:
     measured = []
     for model in arguments.models:
         measured.append(measure(model, photos, arguments.seconds))
-        publish(arguments.size, measured)  # what there is, should a later model take too long
+        publish(arguments.size, measured)  # published early, in case a later model takes too long
 
 
 def publish(size: str, measured: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> None:
-    """Both tables."""
+    """Publishes both tables."""
     report.publish(
         "serve",
         f"Served over HTTP, JPEG of {size}",

@@ -33,13 +33,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from service.engine.batcher import Batcher, Request
 
-#: Of the simulated time, left out of the results: queues fill and batches form first.
+#: Share of the simulated time that is left out of the results, while queues fill.
 WARM_UP = 0.1
 
 
 @dataclass(frozen=True)
 class Pod:
-    """What was measured, and the settings. Times in seconds."""
+    """A pod: its measured times in seconds, and its settings."""
 
     fixed: float
     image: float
@@ -55,14 +55,14 @@ class Pod:
 
     @property
     def capacity(self) -> float:
-        """Images a second that device and cores can do, never resting."""
+        """Images a second that device and cores can do without rest."""
         device = self.max_batch_size / self.pass_of(self.max_batch_size)
         return min(device, self.cores / self.decode if self.decode else math.inf)
 
 
 @dataclass
 class Outcome:
-    """What became of the requests of one run."""
+    """The outcome of one run's requests."""
 
     latencies: list[float] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
@@ -77,13 +77,13 @@ class Outcome:
         return len(self.latencies) + self.refused + self.expired
 
     def quantile(self, q: float) -> float:
-        """NaN without an answer."""
+        """Returns a quantile of the latencies in seconds; NaN without an answer."""
         ordered = sorted(self.latencies)
         return ordered[min(len(ordered) - 1, math.ceil(q * len(ordered)) - 1)] if ordered else math.nan
 
     @property
     def lost(self) -> float:
-        """The share of requests that got no answer: 429 and 504."""
+        """Share of the requests without an answer: 429 and 504."""
         return (self.refused + self.expired) / self.requests if self.requests else 0.0
 
     def row(self) -> str:
@@ -96,7 +96,7 @@ class Outcome:
 
 
 class SimulatedPod:
-    """One pod in a SimPy environment: slots, decoding cores, and one engine that follows the service's batcher."""
+    """One pod in a SimPy environment: slots, decoding cores, and an engine that uses the service's batcher."""
 
     def __init__(self, environment: simpy.Environment, pod: Pod, outcome: Outcome, warm: float) -> None:
         self.in_flight = 0
@@ -109,7 +109,7 @@ class SimulatedPod:
         environment.process(self._engine())
 
     def request(self) -> Generator[Any, Any, None]:
-        """From arrival to answer."""
+        """Simulates a request from arrival to answer."""
         now = self._environment.now
         counts = now >= self._warm
         if self.in_flight >= self._pod.queue_capacity:
@@ -148,7 +148,7 @@ class SimulatedPod:
             if look_again is None:
                 yield self._news
             else:
-                # A hair later, so that rounding never makes a loop that stands still.
+                # A hair later, so that rounding cannot make a loop without progress.
                 yield self._news | self._environment.timeout(max(look_again - now, 0.0) + 1e-9)
 
     def _run(self, batch: list[Request]) -> Generator[Any, Any, None]:
@@ -165,18 +165,18 @@ Balancer = Callable[[list[SimulatedPod], random.Random], SimulatedPod]
 
 
 def least_request(pods: list[SimulatedPod], chance: random.Random) -> SimulatedPod:
-    """The pod with the fewest in flight; among equals, any."""
+    """Returns the pod with the fewest requests in flight; among equals, a random one."""
     fewest = min(pod.in_flight for pod in pods)
     return chance.choice([pod for pod in pods if pod.in_flight == fewest])
 
 
 def two_choices(pods: list[SimulatedPod], chance: random.Random) -> SimulatedPod:
-    """The better of two picked at random: what most proxies mean by least request."""
+    """Returns the less loaded of two random pods, which most proxies call least request."""
     return min((chance.choice(pods) for _ in range(2)), key=lambda pod: pod.in_flight)
 
 
 def any_pod(pods: list[SimulatedPod], chance: random.Random) -> SimulatedPod:
-    """A pod at random: kube-proxy, when every request has its own connection."""
+    """Returns a random pod: kube-proxy, when every request has its own connection."""
     return chance.choice(pods)
 
 
@@ -190,7 +190,7 @@ BALANCERS: dict[str, Balancer] = {
 def simulate(
     pod: Pod, rate: float, seconds: float, *, pods: int = 1, balance: str = "random", seed: int = 0
 ) -> Outcome:
-    """``rate`` requests a second, Poisson, for ``seconds``; then no more come, and those admitted are finished."""
+    """Simulates ``rate`` requests a second, Poisson, for ``seconds``; admitted requests are then finished."""
     environment = simpy.Environment()
     outcome = Outcome()
     warm = WARM_UP * seconds
@@ -212,7 +212,7 @@ def simulate(
 
 
 def capacity_at(pod: Pod, p99: float, seconds: float, seed: int = 0) -> float:
-    """The largest rate, to one per cent of the pod's capacity, whose p99 is at most ``p99`` with nothing lost."""
+    """Returns the largest rate, to 1 % of the pod's capacity, with a p99 of at most ``p99`` and nothing lost."""
     low, high = 0.0, pod.capacity
     while high - low > 0.01 * pod.capacity:
         rate = (low + high) / 2

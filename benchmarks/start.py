@@ -1,12 +1,12 @@
-"""How long a start takes and what the engine keeps in memory, beside plain FastAPI with ONNX Runtime.
+"""The time of a start and the engine's memory, beside plain FastAPI with ONNX Runtime.
 
     python -m benchmarks.start                     everything: some minutes, on a machine with nothing else to do
     python -m benchmarks.start --models demo       a part of it
 
-Seconds run from the command's start to the first 200 of /readyz, asked for every 50 ms. A *cached* start finds what one
-before has left in a cache of this benchmark's own; a *first* one finds an empty cache. *Killed engine* is from its
-SIGKILL to the next photo that is answered. *CPU* is what all processes have used by then, together: other work on the
-machine changes it least. Python's files are compiled beforehand, as an installation does it. The peer is
+Seconds run from the command's start to the first 200 of /readyz, asked for every 50 ms. A *cached* start finds what
+one before has left in a cache of this benchmark's own; a *first* one finds an empty cache. *Killed engine* is from
+its SIGKILL to the next photo that is answered. *CPU* is what all processes have used by then, together: other work
+on the machine changes it least. Python's files are compiled beforehand, as an installation does it. The peer is
 `benchmarks.peers.fastapi_onnxruntime` with a model exported before; its start ends with its first answer to a photo.
 All take turns, round by round; medians.
 """
@@ -34,24 +34,24 @@ from service.cli.bench import run as bench
 from service.host.usage import CLOCK_TICKS, stat_fields, tree
 
 ROOT = Path(__file__).parent.parent
-#: Seconds between two questions, each of which costs a server that answers it a millisecond.
+#: Seconds between two questions: the server answers one in a millisecond of CPU.
 _EVERY, _PATIENCE = 0.05, 300.0
-#: Of `stat_fields`: user and system time, a process's own and that of the children that it has buried (proc(5)).
+#: Fields of `stat_fields`: user and system time of a process, and of the children that it has waited for (proc(5)).
 _CPU = slice(11, 15)
-#: What the settings call them. Random weights: a start reads as much as one with trained ones.
+#: Models and their weights. Random weights take as long to read as trained ones.
 WEIGHTS = {"densenet121": "random:0", "demo": "demo", "vgg16": "random:0"}
-#: Seconds and MiB: what is hoped for, on two quiet cores.
+#: Goals of a start in seconds, on two quiet cores.
 GOALS = {"densenet121": 2.0, "demo": 1.2, "vgg16": 4.0}
-#: Of the servers: whoever forbids Python to keep what it compiles would measure a compiler.
+#: Environment of the servers. With PYTHONDONTWRITEBYTECODE, each start would measure Python's compiler.
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 class Server:
-    """A command that listens on ``port``, from `start` to `end`. Its session is its own."""
+    """A command that listens on ``port``, from `start` to `end`, in a session of its own."""
 
     def __init__(self, command: Sequence[str], port: int, cache: Path) -> None:
         self.port = port
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # until `end`
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `end`
         self.began = time.monotonic()
         self._process = subprocess.Popen(
             [*command],
@@ -63,7 +63,7 @@ class Server:
         )
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> int:
-        """The status of an answer; 0 where there is none."""
+        """Returns the status of an answer; 0 without one."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request(method, path, body, {"Content-Type": "image/jpeg"} if body else {})
@@ -76,7 +76,8 @@ class Server:
             connection.close()
 
     def wait(self, what: Callable[[], bool]) -> float:
-        """Seconds of the monotonic clock when ``what`` was so. Raises RuntimeError if the command ends or hangs."""
+        """Returns the monotonic time at which ``what`` became true. Raises RuntimeError if the command ends or
+        hangs."""
         while not what():
             if self._process.poll() is not None or time.monotonic() - self.began > _PATIENCE:
                 self._log.seek(0)
@@ -90,7 +91,7 @@ class Server:
 
     @property
     def cpu_seconds(self) -> float:
-        """Of the command and of all that it has started, until now."""
+        """Returns CPU seconds of the command and of all processes that it has started."""
         fields = [stat_fields(pid) for pid in tree(self._process.pid)]
         return sum(int(ticks) for found in fields for ticks in found[_CPU]) / CLOCK_TICKS
 
@@ -114,13 +115,14 @@ def service(model: str, cache: Path) -> Any:
 
 
 def started(model: str, cache: Path, photo: bytes, *, kill: bool = False) -> dict[str, float]:
-    """Seconds to ready, the engine's PSS in MiB after some photos, and with ``kill`` the seconds to the next answer."""
+    """Returns seconds to ready, the engine's PSS in MiB after some photos, and with ``kill`` the seconds to the next
+    answer."""
     with service(model, cache) as server:
         ready = server.wait(lambda: server.ask("GET", "/readyz") == 200) - server.began
         cpu = server.cpu_seconds
         for _ in range(8):
             assert server.ask("POST", "/predict", photo) == 200
-        engine = server.children[0]  # the supervisor starts it before any front-end
+        engine = server.children[0]  # the supervisor starts the engine before any front-end
         found = {"ready": ready, "cpu": cpu, "engine": processes.memory_mib(engine)}
         found["tree"] = processes.memory_mib(server._process.pid)
         if kill:
@@ -132,7 +134,7 @@ def started(model: str, cache: Path, photo: bytes, *, kill: bool = False) -> dic
 
 
 def peer(folder: Path, photo: bytes) -> dict[str, float]:
-    """Seconds to plain FastAPI's first answer, and of CPU."""
+    """Returns seconds to plain FastAPI's first answer, and its CPU seconds."""
     port = processes.free_port()
     program = str(ROOT / "benchmarks/peers/fastapi_onnxruntime.py")
     server = Server([sys.executable, program, str(port), str(folder / "model.onnx")], port, folder)
@@ -144,7 +146,7 @@ def peer(folder: Path, photo: bytes) -> dict[str, float]:
 
 
 def export(folder: Path) -> None:
-    """densenet121 as the peer wants it, in a process of its own: torch is not to stay in this one."""
+    """Exports densenet121 for the peer in a process of its own, so that torch does not stay in this one."""
     code = (
         "import sys, warnings; warnings.simplefilter('ignore'); sys.path.insert(0, 'benchmarks/peers');"
         "import job, torch;"
@@ -171,7 +173,7 @@ def main() -> None:
             export(folder)
         for model in given.models:
             first[model] = started(model, folder, photo)
-        for number in range(given.rounds + 1):  # the first of them fills the page cache
+        for number in range(given.rounds + 1):  # the first round fills the page cache
             for model in given.models:
                 found = started(model, folder, photo, kill=True)
                 cached[model] += [found] if number else []

@@ -1,4 +1,4 @@
-"""Batches or streams on a processor: what either does to latency, simulated from two measured times.
+"""Batches or streams on a processor: the latency of each, simulated from two measured times.
 
     python -m benchmarks.streams [--one-ms 21.9] [--two-ms 38.4] [--rate 41.6]
 
@@ -23,14 +23,14 @@ _LIMITS = (1, 2, 4, 8, 16, 1000)
 
 
 class Passed(NamedTuple):
-    """One image: milliseconds from arrival to the end of its pass, and of the pass itself."""
+    """The times of one image in milliseconds: from arrival to the end of its pass, and of the pass itself."""
 
     latency: float
     own: float
 
 
 def batches(arrivals: list[float], one: float, two: float, limit: int) -> Iterator[Passed]:
-    """Everyone who waits, up to ``limit``, runs together; the next batch begins when that has ended."""
+    """Runs all waiting images together, up to ``limit``; the next batch begins when that has ended."""
     now, first = 0.0, 0
     while first < len(arrivals):
         now = max(now, arrivals[first])
@@ -45,7 +45,7 @@ def batches(arrivals: list[float], one: float, two: float, limit: int) -> Iterat
 
 
 def streams(arrivals: list[float], one: float, two: float) -> Iterator[Passed]:
-    """Two streams; an image that finds both free and nobody beside it has the whole processor."""
+    """Runs two streams; an image that finds both free and no other waiting has the whole processor."""
     free = [0.0, 0.0]
     for number, came in enumerate(arrivals):
         now = max(came, min(free))
@@ -58,7 +58,7 @@ def streams(arrivals: list[float], one: float, two: float) -> Iterator[Passed]:
 
 
 def row(name: str, passed: Iterator[Passed]) -> dict[str, object]:
-    """One line of the table."""
+    """Returns one line of the table."""
     latency, own = np.array(list(passed)).T
     found = np.percentile(latency, (50, 90, 99))
     values = [latency.mean(), *found]

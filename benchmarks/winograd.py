@@ -1,4 +1,4 @@
-"""Winograd's convolutions beside direct ones, layer by layer of VGG: where they pay.
+"""Winograd's convolutions beside direct ones, for each layer of VGG: the cases in which they are faster.
 
     python -m benchmarks.winograd [--batches 1 4 8] [--seconds 4]
 
@@ -28,7 +28,7 @@ LAYERS = ((64, 224), (128, 112), (256, 56), (512, 28), (512, 14))
 
 
 def run_of(layers: nn.Module, images: Tensor) -> Callable[[], NDArray[np.float32]]:
-    """Runs the layers and gives what they give."""
+    """Returns a function that runs the layers."""
     with raw.tracing():
         traced = torch.jit.trace(layers.requires_grad_(False), images, check_trace=False)
         model = openvino.convert_model(traced, example_input=images)

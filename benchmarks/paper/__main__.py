@@ -1,4 +1,4 @@
-"""What the GPU path does, without a GPU: what its kernels compile to, what its networks move, what they should take.
+"""Tables of the GPU path without a GPU: compiled kernels, bytes moved by networks, and expected times.
 
     python -m benchmarks.paper [--models ...] [--precisions fp16 ...] [--architectures 80 ... 100] [--arithmetic]
 
@@ -24,13 +24,14 @@ Row = dict[str, Any]
 _IMAGE = (224, 224, 3)
 
 
-#: Bytes of a thread's registers that may lie in memory. ptxas trades a few for room for another block, otherwise with
-#: each version and architecture: of Triton 3.6 to 3.9, on sm_80 to sm_89, 56 at most.
+#: Most bytes of a thread's registers that may spill to memory. ptxas trades a few for room for another block,
+#: differently in each version and architecture: at most 56 with Triton 3.6 to 3.9 on sm_80 to sm_89.
 _SPILLED = 64
 
 
 def networks(models: Iterable[str], precisions: Iterable[str]) -> tuple[list[Row], list[Trace], list[Launch]]:
-    """What each network moves and launches; the traces of the largest bucket, and all launches of all buckets."""
+    """Returns the bytes and launches of each network, the traces of the largest bucket, and the launches of all
+    buckets."""
     rows, traces, launches = [], [], []
     for model in models:
         for precision in precisions:
@@ -58,7 +59,8 @@ def networks(models: Iterable[str], precisions: Iterable[str]) -> tuple[list[Row
 
 
 def compilations(launches: Iterable[Launch], architectures: Iterable[int]) -> list[Row]:
-    """A line for each kernel, type and tile; numbers are the largest of its specialisations and architectures."""
+    """Returns a line for each kernel, type and tile; figures are the largest of its specialisations and
+    architectures."""
     from benchmarks.paper.kernels import compiled, specialised
 
     rows: dict[tuple[Any, ...], Row] = {}
@@ -74,7 +76,7 @@ def compilations(launches: Iterable[Launch], architectures: Iterable[int]) -> li
             try:
                 made = compiled(kernel, architecture)
             except Exception as error:
-                # A line of the table: the others are still worth their time.
+                # A failed compilation is a line of the table; the others still run.
                 row["error"] = f"sm_{architecture}: {type(error).__name__}: {str(error).splitlines()[-1:]}"
                 continue
             row["compiled"] += 1

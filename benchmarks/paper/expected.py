@@ -1,7 +1,7 @@
-"""What a forward pass should take: each kernel the longer of its bytes and its FLOPs, and a gap between two.
+"""Expected times of a forward pass: each kernel takes the longer of its bytes and its FLOPs, plus a gap.
 
-The figures of the GPUs are NVIDIA's data sheets' (SXM, dense). How much of them a kernel reaches is an assumption, one
-for memory, one for products: a device that does worse has a kernel that is worth a look.
+The figures of the GPUs are NVIDIA's data sheets' (SXM, dense). How much of them a kernel reaches is an assumption,
+one for memory, one for products: a device that does worse has a kernel that is worth a look.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from benchmarks.paper.trace import Operation, Trace
 
-#: Shares of the data sheet's figures: copies reach some 0.8 to 0.9 of the bandwidth, cuDNN's convolutions of these
-#: sizes 0.35 to 0.65 of the products.
+#: Assumed shares of the data sheet's figures: copies reach some 0.8 to 0.9 of the bandwidth, cuDNN's convolutions of
+#: these sizes 0.35 to 0.65 of the products.
 _OF_BANDWIDTH, _OF_PRODUCTS = 0.8, 0.5
 #: Seconds between two kernels of a graph.
 _GAP = 2.2e-6
@@ -21,7 +21,7 @@ _GAP = 2.2e-6
 
 @dataclass(frozen=True)
 class Gpu:
-    """Bytes and multiply-adds times two, a second."""
+    """A GPU's bytes a second, and multiply-adds times two a second."""
 
     name: str
     bandwidth: float
@@ -39,7 +39,7 @@ GPUS = (
 
 
 def gpu_of(name: str) -> Gpu | None:
-    """The one whose name a device's name holds."""
+    """Returns the GPU whose name is part of a device's name."""
     return next((gpu for gpu in GPUS if gpu.name.lower() in name.lower().replace(" ", "")), None)
 
 
@@ -54,7 +54,7 @@ def images_a_second(trace: Trace, gpu: Gpu, precision: str) -> float:
 
 
 def arithmetic(trace: Trace, gpu: Gpu, precision: str) -> Iterator[str]:
-    """The figure, and what it is made of: the kinds of kernels, from the one that takes longest."""
+    """Yields the figure and its parts: the kinds of kernels, the slowest first."""
     by_name: dict[str, list[Operation]] = defaultdict(list)
     for operation in trace.operations:
         by_name[operation.name].append(operation)

@@ -1,7 +1,7 @@
-"""The Triton kernels that a network launches, compiled ahead of time for GPUs that are not here.
+"""Compiles the Triton kernels that a network launches, for GPUs that are not present.
 
-Triton's own front end, its passes and NVIDIA's assembler (ptxas comes with Triton) run as at a first start on that GPU.
-A kernel is compiled once for each combination of argument types, of arguments that are divisible by 16, and of
+Triton's own front end, its passes and NVIDIA's assembler (ptxas comes with Triton) run as at a first start on that
+GPU. A kernel is compiled once for each combination of argument types, of arguments that are divisible by 16, and of
 constants: `specialised` takes these from the arguments of real launches, by the rules of Triton's launcher.
 """
 
@@ -23,7 +23,7 @@ from triton.compiler import ASTSource
 from benchmarks.paper.trace import Access, Launch
 from service.models.fused.kernels import OPTIONS
 
-#: A100 · RTX 30 and A10 · L4, L40S and RTX 40 · H100 and H200 · B200.
+#: Compute capabilities: A100 · RTX 30 and A10 · L4, L40S and RTX 40 · H100 and H200 · B200.
 ARCHITECTURES = (80, 86, 89, 90, 100)
 
 _TYPES = {
@@ -33,14 +33,14 @@ _TYPES = {
     torch.uint8: "*u8",
     torch.int32: "*i32",
 }
-#: What the launcher looks for in addresses and whole numbers.
+#: The divisor that the launcher looks for in addresses and integers.
 _DIVISOR = 16
 _OPTIONS = ("num_warps", "num_stages")
 
 
 @dataclass(frozen=True)
 class Specialised:
-    """One compilation. ``divisible`` are the places of arguments that 16 divides, ``ones`` of those that are 1."""
+    """One compilation. ``divisible`` are the positions of arguments that 16 divides, ``ones`` of those equal to 1."""
 
     name: str
     kernel: Any
@@ -51,7 +51,7 @@ class Specialised:
     options: tuple[tuple[str, int | bool], ...]
 
     def source(self) -> ASTSource:
-        """What Triton's compiler takes."""
+        """Returns the source for Triton's compiler."""
         names = self.kernel.arg_names
         constants = {(names.index(name),): value for name, value in self.constants}
         constants |= {(place,): 1 for place in self.ones}
@@ -60,7 +60,7 @@ class Specialised:
 
 
 def specialised(launches: Iterable[Launch]) -> dict[Specialised, Launch]:
-    """What has to be compiled for these launches, each with the first of them."""
+    """Returns the compilations that these launches need, each with its first launch."""
     found: dict[Specialised, Launch] = {}
     for launch in launches:
         found.setdefault(_specialise(launch), launch)
@@ -100,7 +100,7 @@ def _specialise(launch: Launch) -> Specialised:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What ptxas says of one kernel."""
+    """The figures of one compiled kernel, by ptxas."""
 
     registers: int
     spilled: int
@@ -111,7 +111,7 @@ class Compiled:
 
 
 def front_end(kernel: Specialised) -> str:
-    """Triton's first intermediate form: the front end has understood the kernel. Needs nothing but the package."""
+    """Returns Triton's first intermediate form, so the front end accepts the kernel. Needs only the package."""
     from triton._C.libtriton import ir
     from triton.compiler.compiler import make_backend
 
@@ -130,7 +130,7 @@ def front_end(kernel: Specialised) -> str:
 
 
 def compiled(kernel: Specialised, architecture: int) -> Compiled:
-    """Compiles for compute capability ``architecture`` (90 for 9.0). Raises whatever Triton and ptxas do."""
+    """Compiles for compute capability ``architecture`` (90 for 9.0). Raises any error of Triton and ptxas."""
     done = triton.compile(
         kernel.source(), target=GPUTarget("cuda", architecture, 32), options=dict(kernel.options)
     )
@@ -139,7 +139,7 @@ def compiled(kernel: Specialised, architecture: int) -> Compiled:
 
 
 def _assembled(ptx: str, architecture: int) -> tuple[int, int]:
-    """Registers a thread and spilled bytes, from what ptxas says when it is asked to be verbose."""
+    """Returns registers a thread and spilled bytes, from ptxas's verbose output."""
     from triton.backends.nvidia import compiler
 
     ptxas = compiler.get_ptxas(architecture)

@@ -1,8 +1,8 @@
-"""A network on a CUDA device that is not there: every operation with the tensors that it would read and write.
+"""Traces a network on a fake CUDA device: every operation with the tensors that it would read and write.
 
-torch's fake tensors have a device, a type, a shape and strides, and no memory. What a network does with them is
-what it would do on a device, up to the kernels themselves: those of Triton are noted and not started, and for
-cuDNN's convolution with ReLU, which fake tensors do not know, stands one of the same result.
+torch's fake tensors have a device, a type, a shape and strides, and no memory. What a network does with them is what
+it would do on a device, up to the kernels themselves: those of Triton are noted and not started, and for cuDNN's
+convolution with ReLU, which fake tensors do not know, stands one of the same result.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from service.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 META, CUDA = torch.device("meta"), torch.device("cuda", 0)
 
-#: Operations of torch that start nothing on the device.
+#: Operations of torch that start no kernel.
 _FREE = frozenset(
     (
         "empty",
@@ -78,19 +78,19 @@ class Access:
 
 @dataclass(frozen=True)
 class Operation:
-    """One kernel, as far as torch's and ours are one. ``flops`` counts a multiply-add as two."""
+    """One kernel; torch's and this project's count alike. ``flops`` counts a multiply-add as two."""
 
     name: str
     reads: tuple[Access, ...]
     writes: tuple[Access, ...]
     flops: float
     weights: tuple[Access, ...] = ()
-    """Of ``reads``: parameters and buffers, which do not grow with the batch."""
+    """The tensors of ``reads`` that are parameters and buffers, which do not grow with the batch."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A start of a Triton kernel: its arguments in order, tensors as `Access`, and its constants."""
+    """A launch of a Triton kernel: its arguments in order, tensors as `Access`, and its constants."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -100,7 +100,7 @@ class Launch:
 
 @dataclass
 class Trace:
-    """Of one forward pass of ``images``."""
+    """A trace of one forward pass of ``images``."""
 
     images: int
     operations: list[Operation] = field(default_factory=list)
@@ -110,7 +110,7 @@ class Trace:
 
     @property
     def bytes(self) -> int:
-        """All that is read and written, as if no cache held anything from one kernel to the next."""
+        """All bytes read and written, as if no cache kept anything between two kernels."""
         return sum(a.bytes for o in self.operations for a in (*o.reads, *o.writes))
 
     @property
@@ -134,11 +134,12 @@ class _Recorder(TorchDispatchMode):
         if self.silent or name in _FREE:
             return result
         if name == "convolution":
-            # As cuDNN does where pixels or filters are; a build of torch without it gives another format.
+            # As cuDNN does if pixels or filters are channels-last; a build of torch without it returns another
+            # format.
             result = torch.empty_like(result, memory_format=torch.channels_last)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        # What is written in place, or to ``out=``, is given as well, and read only if it is in place.
+        # A tensor that is written is an argument too; it is read only if the operation works in place.
         fresh = [t for t in given if not any(t is other for other in made) or name.endswith("_")]
         if name in ("copy_", "fill_", "zero_"):
             fresh = given[1:]
@@ -179,7 +180,7 @@ def _flops(name: str, reads: Sequence[Tensor], writes: Sequence[Tensor]) -> floa
     return 2.0 * writes[0].numel() * weight.numel() / weight.shape[0]
 
 
-#: For each kernel: which of its tensors it writes.
+#: The arguments of each kernel that it writes.
 _OUTPUTS = {"_max_pool": 1, "_conv3x3": 2}
 
 
@@ -213,7 +214,7 @@ def _silenced(recorder: _Recorder) -> Iterator[None]:
 
 
 def faster(recorder: Callable[[], _Recorder | None] = lambda: None) -> fused.Ops:
-    """All of our operations, as if a device had found each of them right and fast."""
+    """Returns all fused operations, as if a device had found each of them right and fast."""
     candidates, missing = ops.candidates()
     assert not missing, missing
 
@@ -236,7 +237,7 @@ def faster(recorder: Callable[[], _Recorder | None] = lambda: None) -> fused.Ops
 
 
 class Paper:
-    """A network of a configuration on the device that is not there, fused or plain, in ``dtype``."""
+    """A network of a configuration on the fake device, fused or plain, in ``dtype``."""
 
     def __init__(
         self,
@@ -247,7 +248,7 @@ class Paper:
         own: bool = True,
         classes: bool = True,
     ) -> None:
-        """``own`` False takes torch's operations for all of ours."""
+        """Builds the network. ``own`` False takes torch's operations for all fused ones."""
         from service.models.runtimes.whole import DTYPES
 
         self._recorder: _Recorder | None = None
@@ -267,7 +268,7 @@ class Paper:
             _move(self.network)
 
     def run(self, images: int, image: tuple[int, int, int]) -> Trace:
-        """One forward pass of uint8 ``[images, H, W, C]``."""
+        """Runs one forward pass of uint8 ``[images, H, W, C]`` and returns its trace."""
         trace = Trace(images)
         own = {t.untyped_storage()._cdata for t in [*self.network.parameters(), *self.network.buffers()]}
         with self.mode, torch.no_grad():
@@ -280,13 +281,13 @@ class Paper:
 
 
 def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    """`Tensor.copy_`, which a build of torch without CUDA refuses on its way to the fake device."""
+    """Replaces `Tensor.copy_`, which torch without CUDA refuses for the fake device."""
     copied: Tensor = torch.ops.aten.copy_.default(target, source, non_blocking)
     return copied
 
 
 def _move(network: nn.Module) -> None:
-    """Parameters and buffers, as they lie, to the device. (``Module.to`` would leave meta tensors behind.)"""
+    """Moves parameters and buffers to the device. (``Module.to`` would leave meta tensors behind.)"""
     for module in network.modules():
         for place in (module._parameters, module._buffers):
             for name, tensor in place.items():

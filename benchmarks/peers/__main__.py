@@ -1,13 +1,13 @@
-"""The same job on LitServe, mosec, BentoML, plain FastAPI and ours, with the same clients, in alternating rounds.
+"""One job on LitServe, mosec, BentoML, plain FastAPI and this service, with equal clients, in alternating rounds.
 
     python -m benchmarks.peers [--environments FOLDER] [--rounds 3] [--seconds 8] [--clients 24]
     python -m benchmarks.peers --servers mosec BentoML --keep FILE        a piece of it; the table is of all in FILE
 
-densenet121 with the weights of ``random:0``, JPEG bytes over HTTP in, five classes out. Every server in turn
-has the whole machine: started, asked once what it sees (the answers must agree), warmed up, loaded, ended;
-then the next; and all of that again. Ours runs with ``runtime=eager``, so that all run the same network
-in the same library, and once more as it is by default, beside plain FastAPI with that runtime. A form
-(``file``) is what all take but mosec, whose documentation reads the raw body.
+densenet121 with the weights of ``random:0``, JPEG bytes over HTTP in, five classes out. Every server in turn has the
+whole machine: started, asked once what it sees (the answers must agree), warmed up, loaded, ended; then the next;
+and all of that again. Ours runs with ``runtime=eager``, so that all run the same network in the same library, and
+once more as it is by default, beside plain FastAPI with that runtime. A form (``file``) is what all take but mosec,
+whose documentation reads the raw body.
 
 The first run makes a virtual environment for each under FOLDER, with the versions below.
 """
@@ -37,16 +37,16 @@ _HERE = Path(__file__).parent
 _COMMON = ("torch==2.13.0", "torchvision", "pillow", "numpy")
 #: Seconds of load before it counts: BentoML learns from its first batches.
 _WARM_UP = 6.0
-#: Probabilities of the first answer may differ by this: another order of additions, another batch.
+#: Largest difference of probabilities: another order of additions, another batch.
 _TOLERANCE = 1e-5
-#: Cores that other work on the host may take during a measurement, and how often it is repeated for less. OpenMP's
-#: threads wait for each other in a spin, so that a little company costs a lot.
+#: Cores that other work may take during a measurement, and the most repetitions. OpenMP's threads wait in a spin, so
+#: that a little other work costs a lot.
 _COMPANY, _TRIES = 0.1, 3
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A server: what its environment needs, how it is started at a port, and where it takes a photo."""
+    """A server: packages of its environment, its command at a port, and its route for a photo."""
 
     packages: tuple[str, ...]
     command: Callable[[Path, int], list[str]]
@@ -90,7 +90,7 @@ PEERS = {
 
 
 def environment(folder: Path, name: str) -> Path:
-    """The virtual environment of a peer, made when it is not there."""
+    """Returns the virtual environment of a peer, made if it does not exist."""
     path = folder / name.lower().replace("plain ", "").replace(" ", "-")
     if not (path / "bin/python").exists():
         venv.create(path, with_pip=True)
@@ -100,7 +100,7 @@ def environment(folder: Path, name: str) -> Path:
 
 
 def start(name: str, folder: Path) -> processes.ServerProcess:
-    """A peer, running in its environment."""
+    """Starts a peer in its environment."""
     peer, port = PEERS[name], processes.free_port()
     command = peer.command(environment(folder, name).resolve(), port)
     return processes.ServerProcess(command, port, peer.ready, folder=_HERE)
@@ -109,7 +109,7 @@ def start(name: str, folder: Path) -> processes.ServerProcess:
 def measure(
     server: processes.ServerProcess, path: str, form: bool, photos: list[bytes], seconds: float, clients: int
 ) -> dict[str, float]:
-    """Throughput, latency, CPU and memory of one round."""
+    """Returns throughput, latency, CPU and memory of one round."""
     upload = bench.Upload(form=form)
     plan = bench.plan(
         server.url + path, photos, upload, duration=seconds + _WARM_UP, warm_up=_WARM_UP, clients=clients
@@ -130,7 +130,7 @@ def measure(
 
 
 def best_class(url: str, photo: bytes, form: bool) -> tuple[int, float]:
-    """The first class of a server's answer, asked once."""
+    """Returns the first class of a server's answer to one request."""
     host = urlsplit(url).netloc
     raw = bench.Upload(form=form).request(host, urlsplit(url).path, photo)
     head, _, body = raw.partition(b"\r\n\r\n")
@@ -181,7 +181,7 @@ def main() -> None:
 
 
 def kept(path: Path | None) -> tuple[dict[str, list[dict[str, float]]], dict[str, tuple[int, float]]]:
-    """The rounds of earlier pieces, and what each server saw in the first photo."""
+    """Returns the rounds of earlier parts, and each server's answer to the first photo."""
     if path is None or not path.exists():
         return {}, {}
     document = json.loads(path.read_text())
@@ -196,7 +196,7 @@ def _must_agree(seen: dict[str, tuple[int, float]]) -> None:
 
 
 def publish(rounds: dict[str, list[dict[str, float]]], clients: int) -> None:
-    """The table: the median of the rounds, and the ratio of each round of ours to the peer's same round."""
+    """Publishes the median of the rounds, and the ratio of each of this service's rounds to the peer's."""
     ours, default = (
         [once["images/s"] for once in rounds.get(name, [])]
         for name in ("ours, runtime=eager", "ours, default")
@@ -224,7 +224,7 @@ def publish(rounds: dict[str, list[dict[str, float]]], clients: int) -> None:
 
 
 def _ratio(ours: list[float], theirs: list[float]) -> float | str:
-    """Of the same rounds; nothing while one of the two has not been measured."""
+    """Returns the ratios of equal rounds; empty if one of the two was not measured."""
     both = list(zip(ours, theirs, strict=False))
     return round(median(a / b for a, b in both), 2) if both else ""
 

@@ -22,7 +22,7 @@ STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def pixels(jpeg: bytes) -> np.ndarray[Any, Any]:
-    """float32 ``[1, 3, 224, 224]``: the short side to 256, the centre, torchvision's mean and deviation."""
+    """Returns float32 ``[1, 3, 224, 224]``: the short side to 256, the centre, torchvision's mean and deviation."""
     image = Image.open(io.BytesIO(jpeg)).convert("RGB")
     scale = 256 / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""FastAPI with the runtime that ours takes by default: OpenVINO for latency, one image at a time on all cores."""
+"""FastAPI with OpenVINO, this service's default runtime, compiled for latency: one image at a time on all cores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastapi import FastAPI, UploadFile
 app = FastAPI()
 example = torch.zeros(1, 3, 224, 224)
 converted = openvino.convert_model(job.network(), example_input=example, input=[1, 3, 224, 224])
-#: In fp32 like all the others: OpenVINO would take bf16 where the processor has it.
+#: fp32 like all the others: OpenVINO would take bf16 if the processor has it.
 options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 request = openvino.compile_model(converted, "CPU", options).create_infer_request()
 one_at_a_time = Lock()
@@ -28,7 +28,7 @@ def health() -> str:
 
 @app.post("/predict")
 def predict(file: UploadFile) -> dict[str, Any]:
-    """In FastAPI's thread pool, so that photos are decoded beside."""
+    """Runs in FastAPI's thread pool, so photos are decoded at the same time."""
     pixels = job.pixels(file.file.read()).unsqueeze(0).numpy()
     with one_at_a_time:
         logits = torch.from_numpy(request.infer([pixels])[0].copy())

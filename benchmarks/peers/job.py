@@ -1,4 +1,4 @@
-"""What every peer does with a JPEG: torchvision's own preset and network. Needs torch, torchvision and Pillow only."""
+"""The peers' common work on a JPEG: torchvision's preset and network. Needs torch, torchvision and Pillow only."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ TRANSFORM = transforms.Compose(
         transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
     ]
 )
-#: Images in a forward pass: what all servers with batching are given.
+#: Most images in a forward pass, for all servers with batching.
 BATCH = 8
-#: Seconds that a server with batching may wait for company.
+#: Seconds that a server with batching may wait for more images.
 WAIT = 0.01
 
 
 def network() -> torch.nn.Module:
-    """densenet121 with the weights that ``random:0`` means."""
+    """Returns densenet121 with the weights of ``random:0``."""
     torch.manual_seed(0)
     return models.densenet121(weights=None).eval()
 
 
 def pixels(jpeg: bytes) -> torch.Tensor:
-    """float32 ``[3, 224, 224]``."""
+    """Returns float32 ``[3, 224, 224]``."""
     return TRANSFORM(Image.open(io.BytesIO(jpeg)).convert("RGB"))
 
 
 @torch.inference_mode()
 def classify(model: torch.nn.Module, batch: torch.Tensor) -> list[list[dict[str, float]]]:
-    """The five best classes of each image of float32 ``[N, 3, 224, 224]``."""
+    """Returns the five best classes of each image of float32 ``[N, 3, 224, 224]``."""
     return best(model(batch))
 
 
 def best(logits: torch.Tensor) -> list[list[dict[str, float]]]:
-    """The five best classes of each row."""
+    """Returns the five best classes of each row."""
     probabilities, indices = logits.softmax(1).topk(5)
     return [
         [
