@@ -44,7 +44,7 @@ class Decoder:
         gone: Callable[[Decoder], None],
     ) -> None:
         self.job: Job | None = None
-        self.alone = False
+        self.single_use = False
         """True if the decoder takes only pictures that take long or much memory, and ends after its current one."""
         self.reserved = 0
         """Bytes taken from the memory budget for the process itself, whatever it decodes."""
@@ -66,21 +66,21 @@ class Decoder:
         self.pixels = self._view()
         """The prepared picture in shared memory, uint8 ``[H, W, C]``."""
         self._end, theirs = socket_pair()
-        self.asked = keeper.ask(theirs, descriptor, layout, wire.recipe_to_json(recipe))
+        self.requested = keeper.start_decoder(theirs, descriptor, layout, wire.recipe_to_json(recipe))
         theirs.close()
         os.close(descriptor)
-        self._loop.add_reader(self._end.fileno(), self._hear)
+        self._loop.add_reader(self._end.fileno(), self._on_readable)
 
     def __repr__(self) -> str:
         return f"<Decoder {self.pid} {'busy' if self.job else 'idle'}>"
 
-    def born(self, pid: int) -> None:
+    def started(self, pid: int) -> None:
         """Records the process id that the keeper reports."""
         self.pid = pid
         if self.killed:
             self._signal()
         if self._closed and pid:
-            self._keeper.bury(pid)
+            self._keeper.release(pid)
 
     def take(self, job: Job) -> bool:
         """Hands ``job`` to the process. Returns False, with nothing changed, if the process has ended."""
@@ -92,7 +92,7 @@ class Decoder:
         self._cpu_began = self._cpu()
         return True
 
-    def take_again(self) -> bool:
+    def retry(self) -> bool:
         """Orders the current job once more, with its new memory limit. The picture's bytes are still in shared
         memory."""
         assert self.job is not None
@@ -113,11 +113,11 @@ class Decoder:
             return False
         return True
 
-    def answers(self, number: int) -> bool:
+    def is_current(self, number: int) -> bool:
         """Returns True if a reply with this ``number`` answers the current order."""
         return self.job is not None and number == self._number
 
-    def leave(self) -> Job | None:
+    def release_job(self) -> Job | None:
         """Marks the decoder as idle and returns the job that it had."""
         job, self.job = self.job, None
         if job is not None and len(job.picture.data) > _KEPT:
@@ -163,7 +163,7 @@ class Decoder:
         self._loop.remove_reader(self._end.fileno())
         self._end.close()
         if self.pid:
-            self._keeper.bury(self.pid)
+            self._keeper.release(self.pid)
 
     def _signal(self) -> None:
         if self.pid:
@@ -178,7 +178,7 @@ class Decoder:
         except OSError:
             return 0.0
 
-    def _hear(self) -> None:
+    def _on_readable(self) -> None:
         try:
             frame = self._end.recv(wire.LONGEST_REPLY)
         except BlockingIOError:

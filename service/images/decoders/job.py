@@ -15,11 +15,11 @@ from service.shared.writing import Ended
 
 
 class Job:
-    """A `service.shared.writing.Writing` for a decoder process. ``leave`` is called when nobody waits for it any
+    """A `service.shared.writing.Writing` for a decoder process. ``on_abandoned`` is called when nobody waits for it any
     more."""
 
     def __init__(
-        self, picture: Picture, pixels: NDArray[np.uint8], ended: Ended, leave: Callable[[Job], None]
+        self, picture: Picture, pixels: NDArray[np.uint8], ended: Ended, on_abandoned: Callable[[Job], None]
     ) -> None:
         self.picture = picture
         self.pixels = pixels
@@ -31,8 +31,8 @@ class Job:
         self.crashes = 0
         self.seconds: float | None = None
         """Seconds that decoders were busy with it; None if none was."""
-        self._tell = ended
-        self._leave = leave
+        self._on_ended = ended
+        self._on_abandoned = on_abandoned
         self._over = False
 
     @property
@@ -55,7 +55,7 @@ class Job:
         if self._over:
             return
         self._over = True
-        self._tell(self.seconds)
+        self._on_ended(self.seconds)
         if self.done.done():
             return
         if error is None:
@@ -65,7 +65,7 @@ class Job:
 
     def afterwards(self, callback: Callable[[], None]) -> None:
         if not self._over:
-            self._leave(self)
+            self._on_abandoned(self)
             self.end(DeadlineExceeded("nobody waits for this image any more"))
             if not self.done.cancelled():
                 self.done.exception()  # marks the exception as retrieved, or asyncio logs it

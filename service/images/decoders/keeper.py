@@ -38,11 +38,11 @@ class Keeper:
         ours, theirs = socket_pair()
         self.pid = os.fork()
         if not self.pid:
-            _live(theirs)
+            _run(theirs)
         theirs.close()
         self.channel = Channel(ours)
 
-    def ask(self, end: socket.socket, memory: int, layout: Layout, recipe: dict[str, Any]) -> bool:
+    def start_decoder(self, end: socket.socket, memory: int, layout: Layout, recipe: dict[str, Any]) -> bool:
         """Asks for a decoder on socket ``end`` and shared ``memory``. Returns False if the keeper has gone or does
         not read."""
         return self.channel.send(
@@ -53,9 +53,9 @@ class Keeper:
             descriptors=[end.fileno(), memory],
         )
 
-    def bury(self, pid: int) -> bool:
+    def release(self, pid: int) -> bool:
         """Tells the keeper to reap a decoder that has ended or is about to."""
-        return self.channel.send("bury", pid=pid)
+        return self.channel.send("release", pid=pid)
 
     def close(self) -> None:
         """Ends the keeper and its decoders, and waits for the keeper."""
@@ -64,7 +64,7 @@ class Keeper:
             os.waitpid(self.pid, 0)
 
 
-def _live(end: socket.socket) -> None:
+def _run(end: socket.socket) -> None:
     """Runs the keeper's process. Never returns."""
     code = 1
     try:
@@ -91,7 +91,7 @@ def _serve(end: socket.socket) -> None:
         if received is None:
             return
         message, descriptors = received
-        if message["kind"] == "bury":
+        if message["kind"] == "release":
             dying.add(message["pid"])
             continue
         recipe = wire.recipe_from_json(message["recipe"])

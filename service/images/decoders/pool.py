@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import struct
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,18 +23,16 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from service import errors
-from service.images.decoders import wire
+from service.images.decoders import replies, wire
 from service.images.decoders.cost import SMALL, Cost, largest
 from service.images.decoders.decoder import Decoder
 from service.images.decoders.job import Job
 from service.images.decoders.keeper import Keeper
 from service.images.decoders.picture import Picture, Recipe
 from service.images.decoders.threads import Threads
-from service.images.decoders.wire import Kind, Layout
-from service.images.overlay import LONGEST
+from service.images.decoders.wire import Layout
 from service.shared.writing import Ended, Work, Writing
 
 log = logging.getLogger(__name__)
@@ -62,10 +59,6 @@ _STUCK = 5.0
 _PAUSE, _LONGEST_PAUSE = 0.05, 5.0
 #: Seconds of Retry-After for a picture that found no memory.
 _RETRY = 2.0
-
-_REFUSALS: dict[str, type[errors.RequestError]] = {
-    error.code: error for error in errors.RequestError.__subclasses__()
-}
 
 
 class Memory(Protocol):
@@ -108,13 +101,13 @@ class Pool:
         """Jobs that wait for memory, in order of arrival."""
         self._idle: list[Decoder] = []
         self._all: set[Decoder] = set()
-        self._unborn: deque[Decoder] = deque()
-        self._moved = time.monotonic()
+        self._starting: deque[Decoder] = deque()
+        self._last_start = time.monotonic()
         """Monotonic time of the last moment at which a picture was begun or none waited."""
         self._finished_seconds = 0.0
         self._failures = 0
         self._timers: set[asyncio.TimerHandle] = set()
-        self._ticking = self._looking = self._ended = False
+        self._ticking = self._retrying = self._ended = False
 
     def __repr__(self) -> str:
         return f"<Pool {len(self._all)} decoders, {len(self._idle)} idle, {len(self._waiting)} waiting>"
@@ -132,14 +125,14 @@ class Pool:
             return
         if self._recipe is None:
             loop = asyncio.get_running_loop()
-            loop.add_reader(self._keeper.channel.fileno(), self._keeper_spoke)
+            loop.add_reader(self._keeper.channel.fileno(), self._on_keeper_message)
         self._recipe = recipe
         self._layout = Layout(room, wire.pixel_bytes(recipe))
         self._largest = largest(recipe.max_pixels, room)
         for decoder in list(self._idle):
             self._drop(decoder)
         for decoder in self._all:
-            decoder.alone = True
+            decoder.single_use = True
         for _ in range(self._quick):
             self._start()
 
@@ -147,12 +140,12 @@ class Pool:
         """Gives a `Picture` to a decoder, and any other work to a thread."""
         if not isinstance(work, Picture):
             return self._threads.begin(work, pixels, ended)
-        job = Job(work, pixels, ended, self._left)
+        job = Job(work, pixels, ended, self._on_abandoned)
         if len(work.data) > self._layout.room:
             job.end(errors.PayloadTooLarge(f"the image has more than {self._layout.room:,} bytes"))
             return job
         if not self._waiting:
-            self._moved = time.monotonic()
+            self._last_start = time.monotonic()
         self._waiting.append(job)
         self._dispatch()
         return job
@@ -164,7 +157,7 @@ class Pool:
     @property
     def stuck(self) -> bool:
         """True if pictures wait and none was begun for `_STUCK` seconds."""
-        return bool(self._waiting) and time.monotonic() - self._moved > _STUCK
+        return bool(self._waiting) and time.monotonic() - self._last_start > _STUCK
 
     @property
     def busy_seconds(self) -> float:
@@ -209,38 +202,38 @@ class Pool:
             else:
                 self._return_memory(job)
         if not self._waiting:
-            self._moved = time.monotonic()
+            self._last_start = time.monotonic()
 
     def _hand_over(self, decoder: Decoder, job: Job) -> None:
         if not decoder.take(job):
             self._waiting.appendleft(job)
-            self._gone(decoder)
+            self._on_gone(decoder)
             return
-        self._moved = time.monotonic()
-        self._keep_looking()
+        self._last_start = time.monotonic()
+        self._schedule_tick()
 
     def _admit_large(self) -> None:
         """Lets large pictures go on while memory is found, in order of arrival."""
         while self._large:
             job = self._large[0]
             if job.wanted:
-                alone = job.memory > _MUCH
-                if (alone and not self._may_have_another) or not self._take_memory(job):
-                    if self._drop_a_spare():
+                single_use = job.memory > _MUCH
+                if (single_use and not self._may_start_extra) or not self._take_memory(job):
+                    if self._drop_spare():
                         continue
-                    self._look_again()
+                    self._schedule_retry()
                     break
             self._large.popleft()
             if not job.wanted:
                 continue
-            if alone:
-                self._hand_over(self._start(alone=True), job)
+            if single_use:
+                self._hand_over(self._start(single_use=True), job)
             else:
                 self._waiting.appendleft(job)
         self._dispatch()
 
     @property
-    def _may_have_another(self) -> bool:
+    def _may_start_extra(self) -> bool:
         """True if one more decoder may be started beyond the quick ones."""
         return len(self._all) < self._quick + max(_FEWEST_MORE, self._quick)
 
@@ -254,9 +247,9 @@ class Pool:
         if job.reserved:
             self._memory.release(job.reserved)
             job.reserved = 0
-            self._later(0.0, self._admit_large)
+            self._call_later(0.0, self._admit_large)
 
-    def _goes_on(self, decoder: Decoder, needed: Cost) -> bool:
+    def _continues(self, decoder: Decoder, needed: Cost) -> bool:
         """Returns True if the decoder went on at once with a picture that ``needed`` more than it was allowed."""
         job = decoder.job
         assert job is not None
@@ -265,9 +258,9 @@ class Pool:
         job.cost = Cost(min(needed.memory, self._largest.memory), min(needed.seconds, self._largest.seconds))
         if not job.wanted or self._large or job.memory > _MUCH or not self._take_memory(job):
             return False
-        return decoder.take_again()
+        return decoder.retry()
 
-    def _needs_more(self, job: Job) -> None:
+    def _queue_for_memory(self, job: Job) -> None:
         """Refuses ``job``, which needs more memory than it was allowed, or queues it for memory."""
         self._return_memory(job)
         limit = self._memory.memory_limit
@@ -285,7 +278,7 @@ class Pool:
             self._large.append(job)
             self._admit_large()
 
-    def _left(self, job: Job) -> None:
+    def _on_abandoned(self, job: Job) -> None:
         """Handles a ``job`` that nobody waits for any more: unqueues it, or kills its decoder."""
         decoder = next((one for one in self._all if one.job is job), None)
         if decoder is None:
@@ -297,24 +290,24 @@ class Pool:
         if job.expired:
             decoder.kill("deadline")
         else:
-            self._later(_GRACE, lambda: decoder.kill("abandoned") if decoder.job is job else None)
+            self._call_later(_GRACE, lambda: decoder.kill("abandoned") if decoder.job is job else None)
 
     # What decoders do
 
     @property
-    def _quick_ones(self) -> int:
-        return sum(not decoder.alone for decoder in self._all)
+    def _quick_count(self) -> int:
+        return sum(not decoder.single_use for decoder in self._all)
 
-    def _start_another(self) -> bool:
+    def _start_extra(self) -> bool:
         """Starts one decoder more than there are at rest. Returns False if there are too many or memory is short."""
-        if not self._may_have_another or not self._memory.acquire(SMALL.memory):
+        if not self._may_start_extra or not self._memory.acquire(SMALL.memory):
             return False
         self._start().reserved = SMALL.memory
         return True
 
-    def _drop_a_spare(self) -> bool:
+    def _drop_spare(self) -> bool:
         """Ends an idle decoder that is not needed, to free its memory and place. Returns False if there is none."""
-        if not self._idle or self._quick_ones <= self._quick:
+        if not self._idle or self._quick_count <= self._quick:
             return False
         spare = self._idle[0]
         other = next((one for one in self._all if one.reserved), spare)
@@ -333,40 +326,35 @@ class Pool:
             self._memory.release(decoder.reserved)
             decoder.reserved = 0
 
-    def _start(self, *, alone: bool = False) -> Decoder:
+    def _start(self, *, single_use: bool = False) -> Decoder:
         assert self._recipe is not None
-        decoder = Decoder(self._keeper, self._layout, self._recipe, self._replied, self._gone)
-        decoder.alone = alone
+        decoder = Decoder(self._keeper, self._layout, self._recipe, self._on_reply, self._on_gone)
+        decoder.single_use = single_use
         self._all.add(decoder)
-        self._unborn.append(decoder)
-        if not alone:
+        self._starting.append(decoder)
+        if not single_use:
             self._idle.append(decoder)
             self._dispatch()
         return decoder
 
-    def _replied(self, decoder: Decoder, frame: bytes) -> None:
+    def _on_reply(self, decoder: Decoder, frame: bytes) -> None:
         try:
-            number, kind = wire.REPLY.unpack_from(frame)
-            content = frame[wire.REPLY.size :]
-            known = decoder.answers(number)
-            result = self._understand(decoder, Kind(kind), content) if known else None
-        except (ValueError, struct.error):
-            known = False
-        if not known:
+            result = replies.read(decoder, frame)
+        except ValueError:
             decoder.kill("nonsense")
             return
         self._failures = 0
-        if isinstance(result, Cost) and self._goes_on(decoder, result):
+        if isinstance(result, Cost) and self._continues(decoder, result):
             return
         elapsed = decoder.seconds
         self._finished_seconds += elapsed
-        job = decoder.leave()
+        job = decoder.release_job()
         assert job is not None
         job.seconds = (job.seconds or 0.0) + elapsed
-        self._idle_again(decoder)
+        self._return_to_idle(decoder)
         if isinstance(result, Cost):
             if job.wanted:
-                self._needs_more(job)
+                self._queue_for_memory(job)
             else:
                 self._return_memory(job)
         else:
@@ -374,63 +362,34 @@ class Pool:
             job.end(result)
         self._dispatch()
 
-    def _idle_again(self, decoder: Decoder) -> None:
-        spare = self._quick_ones > self._quick and self._idle and not self._waiting
-        if decoder.alone or spare:  # the last idle decoder stays: the others may be busy for long
+    def _return_to_idle(self, decoder: Decoder) -> None:
+        spare = self._quick_count > self._quick and self._idle and not self._waiting
+        if decoder.single_use or spare:  # the last idle decoder stays: the others may be busy for long
             self._drop(decoder)
         else:
             self._idle.append(decoder)
 
-    def _understand(self, decoder: Decoder, kind: Kind, content: bytes) -> Cost | Exception | None:
-        """Reads a reply; of a picture that is done, takes the result. Raises `ValueError` for a malformed reply."""
-        job = decoder.job
-        assert job is not None
-        if kind is Kind.DONE:
-            self._take_result(decoder, job, *wire.SIZES.unpack(content))
-            return None
-        if kind is Kind.NEEDS:
-            return Cost(*wire.NEEDED.unpack(content))
-        if kind is Kind.REFUSED:
-            code, _, words = content.decode(errors="replace").partition("\n")
-            if code not in _REFUSALS:
-                raise ValueError(code)
-            return _REFUSALS[code](words)
-        log.error("decoding a %s failed: %s", job.picture.format, content.decode(errors="replace"))
-        return errors.InternalError("something went wrong inside the service; its log has the reason")
-
-    def _take_result(
-        self, decoder: Decoder, job: Job, height: int, width: int, rows: int, columns: int
-    ) -> None:
-        if max(rows, columns) > LONGEST or bool(rows) != job.picture.drawn:
-            raise ValueError("a photo of another size")
-        if not job.wanted:
-            return
-        np.copyto(job.pixels, decoder.pixels)
-        job.picture.size = (height, width)
-        if rows:
-            job.picture.photo = Image.frombytes("RGB", (columns, rows), decoder.photo(rows, columns))
-
-    def _gone(self, decoder: Decoder) -> None:
+    def _on_gone(self, decoder: Decoder) -> None:
         """Handles the end of a decoder's process, or its expulsion."""
         if decoder not in self._all:
             return
         busy = decoder.job is not None
         self._finished_seconds += decoder.seconds
-        job = decoder.leave()
+        job = decoder.release_job()
         if job is not None:
             self._return_memory(job)
-            self._end_of(decoder, job)
+            self._on_crash(decoder, job)
         self._drop(decoder)
-        if not decoder.alone:
+        if not decoder.single_use:
             if busy:
-                self._start_if_there_are_too_few()
+                self._start_if_too_few()
             else:
                 self._failures += 1
                 pause = min(_PAUSE * 2 ** min(self._failures, 10), _LONGEST_PAUSE)
-                self._later(pause, self._start_if_there_are_too_few)
+                self._call_later(pause, self._start_if_too_few)
         self._admit_large()
 
-    def _end_of(self, decoder: Decoder, job: Job) -> None:
+    def _on_crash(self, decoder: Decoder, job: Job) -> None:
         """Handles a ``job`` whose decoder has ended: once more after a first crash, else refused."""
         if decoder.killed is None:
             job.crashes += 1
@@ -447,11 +406,11 @@ class Pool:
             words = "decoding the image ended the decoder: it is damaged in a way that its reader does not survive"
         job.end(errors.InvalidImage(words))
 
-    def _start_if_there_are_too_few(self) -> None:
-        if self._quick_ones < self._quick:
+    def _start_if_too_few(self) -> None:
+        if self._quick_count < self._quick:
             self._start()
 
-    def _keeper_spoke(self) -> None:
+    def _on_keeper_message(self) -> None:
         while True:
             try:
                 received = self._keeper.channel.receive()
@@ -462,21 +421,21 @@ class Pool:
                 log.critical("the keeper of the decoders has gone")
                 self._lost()
                 return
-            decoder = self._unborn.popleft()
-            decoder.born(received[0]["pid"])
+            decoder = self._starting.popleft()
+            decoder.started(received[0]["pid"])
 
     # Time
 
-    def _keep_looking(self) -> None:
+    def _schedule_tick(self) -> None:
         if not self._ticking:
             self._ticking = True
-            self._later(_TICK, self._tick)
+            self._call_later(_TICK, self._tick)
 
     def _tick(self) -> None:
         """Checks busy decoders for effort and length. Deadlines have timers of their own."""
         self._ticking = False
-        if all(one.alone or one.cpu_seconds > _HELD_UP for one in self._all):
-            self._start_another()
+        if all(one.single_use or one.cpu_seconds > _HELD_UP for one in self._all):
+            self._start_extra()
         for decoder in list(self._all):
             job = decoder.job
             if job is None or decoder.seconds < _TICK:
@@ -484,22 +443,22 @@ class Pool:
             spent = decoder.cpu_seconds
             if spent > job.cost.seconds:
                 decoder.kill("effort")
-            elif spent > _LONG and not decoder.alone and self._start_another():
-                decoder.alone = True
+            elif spent > _LONG and not decoder.single_use and self._start_extra():
+                decoder.single_use = True
                 decoder.yield_to_others()
         if any(decoder.job is not None for decoder in self._all):
-            self._keep_looking()
+            self._schedule_tick()
 
-    def _look_again(self) -> None:
-        if not self._looking:
-            self._looking = True
-            self._later(_LOOK_AGAIN, self._look)
+    def _schedule_retry(self) -> None:
+        if not self._retrying:
+            self._retrying = True
+            self._call_later(_LOOK_AGAIN, self._retry_large)
 
-    def _look(self) -> None:
-        self._looking = False
+    def _retry_large(self) -> None:
+        self._retrying = False
         self._admit_large()
 
-    def _later(self, seconds: float, what: Callable[[], Any]) -> None:
+    def _call_later(self, seconds: float, what: Callable[[], Any]) -> None:
         if self._ended:
             return
 

@@ -341,13 +341,13 @@ async def test_a_large_picture_stays_with_the_decoder_that_reckoned_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taken = Counter[str]()
-    for way in (Decoder.take, Decoder.take_again):
+    for way in (Decoder.take, Decoder.retry):
         count(monkeypatch, way, taken)
     data = encode(Image.new("RGB", (3000, 3000), (10, 200, 30)), "PNG")
     async with pool(monkeypatch, quick=1) as decoders:
         assert np.array_equal(await decode(decoders, data), expected(data))
         assert np.array_equal(await decode(decoders, GOOD), expected(GOOD))
-    assert taken == {"take": 2, "take_again": 1}
+    assert taken == {"take": 2, "retry": 1}
 
 
 def count(monkeypatch: pytest.MonkeyPatch, method: Callable[..., Any], calls: Counter[str]) -> None:
