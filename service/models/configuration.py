@@ -163,10 +163,7 @@ class DenseNetConfig:
 
 Configuration = VGGConfig | DenseNetConfig
 
-_FAMILIES: dict[str, type[VGGConfig] | type[DenseNetConfig]] = {
-    "vgg": VGGConfig,
-    "densenet": DenseNetConfig,
-}
+_FAMILIES: dict[str, type[VGGConfig] | type[DenseNetConfig]] = {"vgg": VGGConfig, "densenet": DenseNetConfig}
 
 
 def to_json(configuration: Configuration) -> dict[str, Any]:

@@ -16,17 +16,7 @@ from torch import Tensor, nn
 
 from service.errors import CheckpointError
 from service.models.configuration import VGGConfig
-from service.models.head import (
-    Activate,
-    Adapt,
-    Convolution,
-    Flatten,
-    Layer,
-    Norm,
-    Pool,
-    Pooling,
-    Weighted,
-)
+from service.models.head import Activate, Adapt, Convolution, Flatten, Layer, Norm, Pool, Pooling, Weighted
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": torch.positive,

@@ -102,11 +102,7 @@ class ThreadWriting:
     """
 
     def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        write: Work,
-        pixels: NDArray[np.uint8],
-        ended: Ended,
+        self, loop: asyncio.AbstractEventLoop, write: Work, pixels: NDArray[np.uint8], ended: Ended
     ) -> None:
         self.done: asyncio.Future[None] = loop.create_future()
         self._loop = loop
