@@ -164,7 +164,6 @@ def _explainer(model: Uint8Model, checkpoint: Checkpoint) -> Explainer | None:
 def _runtime(
     model: Uint8Model, checkpoint: Checkpoint, placement: Placement, say: Callable[[str], object]
 ) -> Runtime:
-    """Returns the runtime of the placement; eager torch if compiling fails."""
     if placement.runtime in ("compile", "package"):
         # These import torch's compiler.
         from service.models.runtimes import ahead

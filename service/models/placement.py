@@ -62,7 +62,7 @@ def _resolve_device(device: str) -> str:
         raise ConfigurationError(
             f"device={device}: this host has no usable CUDA device; use device=cpu or auto"
         )
-    _refuse_missing(device)
+    _refuse_missing_device(device)
     return device
 
 
@@ -98,19 +98,17 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def _devices() -> int:
-    """Returns the number of CUDA devices that this process sees."""
+def _device_count() -> int:
     import torch
 
     return torch.cuda.device_count()
 
 
-def _refuse_missing(device: str) -> None:
-    """Raises `ConfigurationError` if ``cuda:N`` names a device that does not exist."""
+def _refuse_missing_device(device: str) -> None:
     _, _, number = device.partition(":")
-    if number and int(number) >= _devices():
+    if number and int(number) >= _device_count():
         raise ConfigurationError(
-            f"device={device}: this process sees {_devices()} CUDA device(s), and their numbers begin with 0; use "
+            f"device={device}: this process sees {_device_count()} CUDA device(s), and their numbers begin with 0; use "
             "device=cuda for the first"
         )
 

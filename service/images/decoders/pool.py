@@ -234,7 +234,6 @@ class Pool:
 
     @property
     def _may_start_extra(self) -> bool:
-        """True if one more decoder may be started beyond the quick ones."""
         return len(self._all) < self._quick + max(_FEWEST_MORE, self._quick)
 
     def _take_memory(self, job: Job) -> bool:

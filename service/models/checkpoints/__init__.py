@@ -119,7 +119,6 @@ def _from_file(path: Path, model: str | None, options: Options) -> Checkpoint:
 
 
 def _with_file(checkpoint: Checkpoint, path: Path) -> Checkpoint:
-    """Returns the checkpoint with the one file that it was read from."""
     return replace(checkpoint, files={path.name: path})
 
 

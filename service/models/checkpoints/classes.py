@@ -17,17 +17,9 @@ _log = logging.getLogger(__name__)
 
 #: Keys under which training scripts and libraries store class names, best first.
 _KEYS = (
-    "class_to_idx",
-    "idx_to_class",
-    "id2label",
-    "label2id",
-    "class_names",
-    "label_names",
-    "classes",
-    "CLASSES",
-    "labels",
-    "categories",
-)
+    "class_to_idx", "idx_to_class", "id2label", "label2id", "class_names", "label_names", "classes", "CLASSES",
+    "labels", "categories",
+)  # fmt: skip
 
 #: Limits of the search: deeper nesting and longer lists hold no class names.
 _DEEPEST, _FEW = 6, 8

@@ -39,15 +39,8 @@ _LABEL = ("label", "name", "class_name", "label_name", "class", "classes", "labe
 
 #: Keys of a JSON object under which labels are expected.
 _NAMES = (
-    "id2label",
-    "idx_to_class",
-    "class_to_idx",
-    "label2id",
-    "classes",
-    "class_names",
-    "label_names",
-    "labels",
-)
+    "id2label", "idx_to_class", "class_to_idx", "label2id", "classes", "class_names", "label_names", "labels",
+)  # fmt: skip
 
 _MOST = 1 << 20
 

@@ -167,7 +167,6 @@ class CudaRunner:
         )
 
     def _prepare(self) -> None:
-        """Prepares memory and steps for batches of as many images as fit."""
         largest = self.max_batch_size
         while True:
             try:
@@ -197,7 +196,7 @@ class CudaRunner:
         while time.perf_counter() - began < seconds:
             for _ in range(measure.ROUNDS):
                 self._computing.run(step)
-            self._settle()
+            self._synchronize()
             images += measure.ROUNDS * size
         return images / (time.perf_counter() - began)
 
@@ -266,7 +265,7 @@ class CudaRunner:
                 smaller = max(size for size in self._ready().steps if size <= self.limit // 2)
                 log.warning("out of GPU memory; from now on at most %d images a forward pass", smaller)
                 self._limit_to(smaller)
-                self._settle()  # before the buffers are written again
+                self._synchronize()  # before the buffers are written again
                 self._device.release()
 
     def _launch(self, batch: InFlightBatch) -> Event:
@@ -380,7 +379,7 @@ class CudaRunner:
     def _give_up(self, buffers: BatchBuffers, error: Exception) -> None:
         """Frees the buffers once nothing on the device uses them. Raises `DeviceFailed` if the device itself failed."""
         self._blame(error)
-        self._settle()
+        self._synchronize()
         self._ready().free_buffers.append(buffers)
 
     def _blame(self, error: Exception) -> None:
@@ -391,8 +390,7 @@ class CudaRunner:
         if reason:
             raise DeviceFailed(reason) from error
 
-    def _settle(self) -> None:
-        """Waits for all work on the device."""
+    def _synchronize(self) -> None:
         for stream in (self._copying, self._computing, self._answering):
             stream.record().wait()
 

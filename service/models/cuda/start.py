@@ -83,7 +83,7 @@ def choices(
     An optimisation must not keep the service from serving: this project's kernels give way to torch's, graphs to
     single kernels, and half precision to fp32.
     """
-    make = _Make(checkpoint, device, report, fallbacks)
+    make = _Programs(checkpoint, device, report, fallbacks)
     precision = placement.precision
     found = []
     if placement.artifact is not None:
@@ -103,9 +103,7 @@ def choices(
     return found
 
 
-class _Make:
-    """Makes the programs of one checkpoint on one device."""
-
+class _Programs:
     def __init__(
         self,
         checkpoint: Checkpoint,

@@ -57,7 +57,7 @@ class Graph:
         self._path, self._model = path, model
         self._lock = threading.Lock()
         self._mapped: mmap.mmap | None = None
-        self.nbytes = path.with_name(_WEIGHTS).stat().st_size if path else _weights(model)
+        self.nbytes = path.with_name(_WEIGHTS).stat().st_size if path else _weight_bytes(model)
 
     def model(self) -> openvino.Model:
         """Returns the model; its weights are pages of the file. Raises `ConfigurationError` if OpenVINO cannot read
@@ -99,8 +99,7 @@ def forget(memory: mmap.mmap) -> None:
         memory.madvise(mmap.MADV_DONTNEED)
 
 
-def _weights(model: Any) -> int:
-    """Total bytes of all constants."""
+def _weight_bytes(model: Any) -> int:
     constants = (operation for operation in model.get_ops() if operation.get_type_name() == "Constant")
     return sum(operation.get_byte_size() for operation in constants)
 

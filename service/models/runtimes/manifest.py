@@ -65,7 +65,6 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def _state_hash(checkpoint: Checkpoint) -> str:
-    """Hash of weights that come from no file."""
     digest = hashlib.sha256()
     for key, tensor in sorted(checkpoint.state_dict.items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())

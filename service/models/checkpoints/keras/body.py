@@ -14,15 +14,9 @@ from service.models.configuration import Configuration, DenseNetConfig, VGGConfi
 EPSILON = 1.001e-5
 
 _BODY = (
-    "Conv2D",
-    "MaxPooling2D",
-    "BatchNormalization",
-    "Activation",
-    "ReLU",
-    "ZeroPadding2D",
-    "Concatenate",
+    "Conv2D", "MaxPooling2D", "BatchNormalization", "Activation", "ReLU", "ZeroPadding2D", "Concatenate",
     "AveragePooling2D",
-)
+)  # fmt: skip
 
 
 def configuration_of(body: list[Leaf], complete: bool, name: str) -> Configuration:

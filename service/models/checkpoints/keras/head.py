@@ -133,8 +133,6 @@ def _numbered(found: list[Leaf]) -> bool:
 
 
 class _Reader:
-    """Reads a head layer by layer."""
-
     def __init__(self, configuration: Configuration, size: Size, name: str) -> None:
         self.name, self.width = name, configuration.width
         self.map = _map_size(configuration, size)

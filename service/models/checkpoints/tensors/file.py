@@ -35,14 +35,8 @@ _MARGIN = 256 / 224
 _PART = re.compile(r"-\d{5}-of-(\d{5})")
 
 _OPTIONS = (
-    "preprocessing",
-    "classifier_activation",
-    "image_size",
-    "pooling",
-    "head_activation",
-    "key",
-    "head",
-)
+    "preprocessing", "classifier_activation", "image_size", "pooling", "head_activation", "key", "head",
+)  # fmt: skip
 
 
 def read(path: Path, model: str | None, options: Options) -> Checkpoint:

@@ -128,19 +128,9 @@ _DICTIONARIES = re.compile(r".*\.(AttributeDict|CfgNode|EasyDict|edict|Dict|Munc
 
 #: Errors of the restricted unpickler on bytes that ``torch.save`` did not write.
 _DAMAGED = (
-    RuntimeError,
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    MemoryError,
-    RecursionError,
-    struct.error,
-)
+    RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+    ArithmeticError, MemoryError, RecursionError, struct.error,
+)  # fmt: skip
 
 
 def _read_pickle(path: Path) -> Any:

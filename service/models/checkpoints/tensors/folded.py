@@ -44,7 +44,6 @@ def whole(flat: Flat, name: str) -> Flat:
 
 
 def _stem(match: re.Match[str]) -> str:
-    """Returns the weight's own name."""
     return match[1].removesuffix("parametrizations.") + match[2]
 
 

@@ -38,7 +38,7 @@ def with_usual_names(flat: Flat) -> Flat:
     if order is None:
         return flat
     names = [key.removesuffix(".weight") for key in order]
-    scope = _common(names)
+    scope = _common_prefix(names)
     widths = [len(kernels[key]) for key in order]
     stages = _stages([name.removeprefix(scope) for name in names], widths)
     norms = _norms(flat, scope, widths)
@@ -57,8 +57,7 @@ def _follow(kernels: Flat, order: Sequence[str]) -> bool:
     )
 
 
-def _common(names: Sequence[str]) -> str:
-    """Returns the dotted prefix that all names share."""
+def _common_prefix(names: Sequence[str]) -> str:
     parts = [name.split(".")[:-1] for name in names]
     shared = itertools.takewhile(lambda level: len({*level}) == 1, zip(*parts, strict=False))
     return "".join(f"{level[0]}." for level in shared)
