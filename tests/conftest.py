@@ -13,6 +13,7 @@ from hypothesis import settings
 from PIL import Image
 
 from service.host.leftovers import Claim
+from service.models import torchvision_import as torchvision_import  # imports torchvision as it has to be
 from service.observability import metrics
 
 # The same examples in every run: a failure is about the change at hand. `make test EXPLORE=1` looks for new ones.

@@ -106,10 +106,9 @@ async def test_a_deadline_is_kept_while_a_batch_runs(kind: str) -> None:
         client = engine.connect()
         first = asyncio.create_task(ask(client, picture(1)))
         await asyncio.sleep(0.05)
-        began = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             await ask(client, picture(2), patience=0.1)
-        assert time.monotonic() - began < 0.35  # long before the batch is done
+        assert not first.done()  # nobody waited for the batch
         await first
         await until(lambda: engine.arena.free == 4)
 

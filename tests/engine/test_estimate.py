@@ -65,6 +65,34 @@ def test_more_ahead_is_never_a_shorter_wait(pace: ServiceRates, backlog: QueueSt
 
 
 @on_a_loop
+async def test_those_who_are_refused_together_are_not_told_to_return_together() -> None:
+    arena = Arena.create(Geometry(4, 2, 2, 3, results=1))
+    ours, theirs = socket_pair()
+    client = EngineClient(VirtualClock())
+    client.attach(Arena(os.dup(arena.descriptor), arena.geometry), Link(ours), 1)
+    taken = [client.acquire() for _ in range(4)]
+    for capacity, shortest in (
+        (1.0, 4.0),
+        (0.01, 60.0),
+        (100.0, 1.0),
+    ):  # four images; never past a minute, nor at once
+        arena.gauges[Gauge.CAPACITY] = capacity
+        waits = []
+        for _ in range(200):
+            with pytest.raises(Overloaded) as refused:
+                client.check_capacity()
+            waits.append(refused.value.retry_after)
+        assert shortest <= min(waits) < shortest * 1.05
+        assert shortest * 1.2 < max(waits) <= shortest * 1.25
+        assert len(set(waits)) > 100
+    for slot in taken:
+        with slot:
+            pass
+    client.detach()
+    theirs.close()
+
+
+@on_a_loop
 async def test_the_client_refuses_whom_the_queue_would_make_late_and_counts_only_who_is_before_them() -> None:
     clock = VirtualClock()
     arena = Arena.create(Geometry(64, 2, 2, 3, results=1))

@@ -27,6 +27,7 @@ class Pipe(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written = b""
+        self.writes = 0
         self.waiting = b""
         self.paused = False
         self.takes = True
@@ -35,6 +36,7 @@ class Pipe(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         assert not self.closed
+        self.writes += 1
         if self.takes:
             self.written += data
             return

@@ -163,3 +163,22 @@ def test_javas_own_client_uploads(tmp_path: Path) -> None:
             assert java.stdout.split() == ["200", "200", "200"], java.stderr
 
     run()
+
+
+@on_a_loop
+async def test_a_head_and_its_body_are_one_write() -> None:
+    """uvloop makes a system call of each, and a segment: the client would wake twice."""
+    fed = Fed(answer=1000)
+    for count in range(1, 4):
+        fed.pipe.protocol.data_received(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until(lambda count=count: len(fed.statuses) == count)  # type: ignore[misc]
+        assert fed.pipe.writes == count
+    assert fed.pipe.written.count(b"x" * 1000) == 3
+
+
+@on_a_loop
+async def test_an_answer_before_the_end_is_written_before_the_connection_closes() -> None:
+    fed = Fed(answer=1000)
+    fed.pipe.protocol.data_received(b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    await until(lambda: fed.pipe.closed)
+    assert fed.pipe.written.endswith(b"x" * 1000)

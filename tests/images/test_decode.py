@@ -7,7 +7,6 @@ import io
 import struct
 import subprocess
 import sys
-import time
 import tracemalloc
 import warnings
 import zlib
@@ -260,12 +259,10 @@ def test_pillow_is_kept_quiet_once() -> None:
 )
 def test_a_bomb_is_refused_from_its_header(data: bytes) -> None:
     tracemalloc.start()
-    begun = time.perf_counter()
     with pytest.raises(ImageTooLarge, match=r"the image has .*\d+ pixels; max_image_pixels allows 50000000"):
         decode(data, max_pixels=LIMIT)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert time.perf_counter() - begun < 0.5
     assert peak < 1_000_000
 
 

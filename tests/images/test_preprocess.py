@@ -220,7 +220,10 @@ def test_fast_is_a_grey_level_from_exact_where_nothing_is_scaled(kind: str) -> N
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2000), (2000, 3), (257, 256), (333, 777), (60_000, 7)], ids=str)
 def test_fast_takes_every_shape(size: tuple[int, int]) -> None:
-    prepared(encode(Image.new("RGB", size, (9, 99, 200)), "JPEG"), fast=True)
+    pixels = prepared(encode(Image.new("RGB", size, (9, 99, 200)), "JPEG"), fast=True)
+    assert (
+        np.abs(pixels.astype(int) - (9, 99, 200)).max() <= 3
+    )  # one colour stays that colour, but for JPEG's rounding
 
 
 # -- Keras -------------------------------------------------------------------------------------------

@@ -138,7 +138,15 @@ def test_safetensors_and_pth_give_the_same(tmp_path: Path) -> None:
 def test_a_compression_is_read_off_the_transitions(tmp_path: Path, compression: float) -> None:
     tensors = build(DenseNetConfig((2, 3, 1), 4, 10, compression=compression, num_classes=2)).state_dict()
     torch.save(tensors, tmp_path / "a.pth")
-    load(resolve(str(tmp_path / "a.pth"), "densenet121"))
+    checkpoint = resolve(str(tmp_path / "a.pth"), "densenet121")
+    assert isinstance(checkpoint.configuration, DenseNetConfig)
+    same = build(checkpoint.configuration).state_dict()
+    assert {key: tensor.shape for key, tensor in same.items()} == {
+        key: tensor.shape for key, tensor in tensors.items()
+    }
+    for channels in (12, 18):  # what the two transitions of this network get
+        assert int(channels * checkpoint.configuration.compression) == int(channels * compression)
+    load(checkpoint)
 
 
 def test_a_fine_tuned_variant_just_works(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from service.models.runtimes import (
     openvino,
 )
 from service.models.runtimes.eager import Eager
+from service.models.runtimes.machine import Measured, Notes
 from service.models.streams import Streams
 from service.settings import load as settings
 from service.shared.outputs import OutputKind
@@ -147,6 +148,27 @@ def test_streams_run_side_by_side_and_say_what_the_batch_says() -> None:
     for slot, wanted in enumerate(expected):
         np.testing.assert_allclose(results[slot, : len(wanted)], wanted, rtol=1e-4, atol=1e-4)
         assert (results[slot, len(wanted) :] == 777).all()
+
+
+@pytest.mark.parametrize("streams_are_faster", [True, False])
+def test_a_runner_has_streams_where_they_are_faster(tmp_path: Path, streams_are_faster: bool) -> None:
+    checkpoint = tiny.checkpoint()
+    made = runtime(checkpoint)
+    times = {
+        executor.name: {
+            size: size * (0.01 if (executor.parallelism == 2) == streams_are_faster else 0.1)
+            for size in ({1, executor.parallelism} if executor.parallelism else {1, 2, 4})
+        }
+        for executor in made.executors()
+    }
+    notes = Notes((tmp_path,))
+    notes.write(Measured(times))
+    runner = ModelRunner(made, checkpoint.preprocessing.shape, 4, notes=notes)
+    runner.warm_up()
+    assert (runner.streams is not None) is streams_are_faster
+    if runner.streams is not None:
+        assert runner.streams.count == 2
+        assert runner.streams.sooner(2)
 
 
 def test_a_batch_that_is_stopped_fails_or_ends_and_the_next_one_is_right() -> None:
