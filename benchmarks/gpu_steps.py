@@ -19,7 +19,7 @@ from benchmarks.gpu import Outcome, Plan, Row, Step
 from benchmarks.serve import scrape
 from service.cli.bench import loadgen
 from service.cli.bench import run as bench
-from service.engine.files import MOST_TOGETHER
+from service.engine.files import MAX_TOGETHER
 from service.host import machine as host
 from service.models import canary, fused
 from service.models.catalog import VARIANTS
@@ -288,7 +288,7 @@ def decoding(plan: Plan, before: dict[str, Outcome]) -> Outcome:
 
 def lane(plan: Plan, before: dict[str, Outcome]) -> Outcome:
     """Measures photos a second that the device decodes (``decode=gpu``) while no model runs, and its pixels' error."""
-    photos = [bench.synthetic_photo(500, 375, seed) for seed in range(MOST_TOGETHER)]
+    photos = [bench.synthetic_photo(500, 375, seed) for seed in range(MAX_TOGETHER)]
     device = torch.device("cuda", torch.cuda.current_device())
     try:
         decoder = jpegs.open_decoder(Preprocessing(), device)

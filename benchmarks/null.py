@@ -63,7 +63,7 @@ class NullRunner:
         return self._run(len(slots))
 
     def canary(self) -> CompletedBatch:
-        self._watch.looked("null")
+        self._watch.checked("null")
         return self._run(1, 1)
 
     def _run(self, images: int, canaries: int = 0) -> CompletedBatch:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from service.classifier import Image, Seen
+from service.classifier import Classification, Image
 from service.classifier.local import LocalClassifier
 from service.errors import ConfigurationError
 from service.settings import load
@@ -53,7 +53,7 @@ class Classifier:
         ``error``, which is "" for a classified row. A row whose image is damaged or missing has empty lists and its
         error, and does not affect the others. Raises `ConfigurationError` if there is neither column.
         """
-        results = list(self._classifier.look(_images(batch)))
+        results = list(self._classifier.classify(_images(batch)))
         kept = {name: column for name, column in batch.items() if name != _BYTES}
         return {**kept, **_columns(results)}
 
@@ -68,7 +68,7 @@ def _images(batch: Mapping[str, Any]) -> Iterator[Image]:
     )
 
 
-def _columns(results: list[Seen]) -> dict[str, Any]:
+def _columns(results: list[Classification]) -> dict[str, Any]:
     def lists(key: str) -> Any:
         column = np.empty(len(results), dtype=object)
         for row, seen in enumerate(results):

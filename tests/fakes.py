@@ -115,7 +115,7 @@ class FakeRunner:
         try:
             ran = self.trust.judge(self.goes_wrong(), 1, self.goes_wrong)
         finally:
-            self.watch.looked("fake")
+            self.watch.checked("fake")
         return replace(ran, rows=1)
 
     def check(self) -> Memory:

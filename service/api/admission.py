@@ -134,8 +134,8 @@ class Admission:
         for stage, seconds in stages.items():
             metrics.stage_duration.labels(stage).observe(seconds)
         if self.context.shadow is not None and wanted is OutputKind.CLASSIFY:
-            self.context.shadow.look_on(slot, answer)
-        self.exchange.note(stages, answer)
+            self.context.shadow.compare(slot, answer)
+        self.exchange.record_stages(stages, answer)
         return answer
 
     async def infer_each(self, items: Sequence[T], infer: Callable[[T, Slot], Awaitable[R]]) -> list[R]:

@@ -34,11 +34,11 @@ from service.options import wording
 #: The largest number of a form's parts that are no images.
 _OTHER_PARTS = 16
 #: Characters of a Content-Type that are parsed: a usual one has 100, and parsing a megabyte would take seconds.
-_LONGEST_TYPE = 1000
+_MAX_CONTENT_TYPE = 1000
 #: Characters of a file's name that an answer repeats: as many as file systems allow.
-_LONGEST_NAME = 255
+_MAX_FILE_NAME = 255
 #: The largest number of parts of a form with one image.
-_MOST = 1 + _OTHER_PARTS
+_MAX_PARTS = 1 + _OTHER_PARTS
 #: Seconds above which a deadline counts as none; only routes without a deadline have such.
 _EVER = 1e6
 _RAW_TYPES = ("image/", "application/octet-stream")
@@ -54,7 +54,7 @@ class Part:
 
 
 #: Checks the first bytes of a body that is still arriving, and raises the error that the whole body would get.
-Look = Callable[[bytes], None]
+Inspect = Callable[[bytes], None]
 
 
 def media_type(request: Request) -> str:
@@ -62,14 +62,14 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read(request: Request, limit: int, look: Look | None = None, *, spare: int = 0) -> bytes:
+async def read(request: Request, limit: int, inspect: Inspect | None = None, *, spare: int = 0) -> bytes:
     """Reads the whole body and undoes its Content-Encoding.
 
-    ``look`` is called once with the first `HEADER_BYTES` or more, if the rest has not arrived. ``spare`` bytes are
+    ``inspect`` is called once with the first `HEADER_BYTES` or more, if the rest has not arrived. ``spare`` bytes are
     allowed beyond ``limit``, for a form's own lines.
 
     Raises `PayloadTooLarge` above these, before the rest is read, `DeadlineExceeded` if the body is not complete by the
-    request's deadline, `IntakeFull` if the service holds too many bytes, and what ``look`` raises.
+    request's deadline, `IntakeFull` if the service holds too many bytes, and what ``inspect`` raises.
     """
     if (digits(request.headers.get("content-length", "")) or 0) > limit + spare:
         raise _too_large(limit)
@@ -81,7 +81,7 @@ async def read(request: Request, limit: int, look: Look | None = None, *, spare:
     share = exchange.share = context_of(request).intake.share(lambda: timer.reschedule(loop.time()))
     try:
         async with timer:
-            body = await _receive(request, limit, None if encoding else look, share, spare)
+            body = await _receive(request, limit, None if encoding else inspect, share, spare)
             share.settle()
             return await _inflated(body, encoding, limit + spare, share) if encoding else body
     except TimeoutError:
@@ -97,7 +97,7 @@ async def _inflated(body: bytes, encoding: str, limit: int, share: Share) -> byt
     return whole
 
 
-async def _receive(request: Request, limit: int, look: Look | None, share: Share, spare: int) -> bytes:
+async def _receive(request: Request, limit: int, inspect: Inspect | None, share: Share, spare: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -113,9 +113,9 @@ async def _receive(request: Request, limit: int, look: Look | None, share: Share
             chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        if look is not None and size >= HEADER_BYTES:
-            look(b"".join(chunks))
-            look = None
+        if inspect is not None and size >= HEADER_BYTES:
+            inspect(b"".join(chunks))
+            inspect = None
 
 
 async def one_image(request: Request, limit: int, *, any_type: bool = False) -> bytes | memoryview:
@@ -130,18 +130,18 @@ async def one_image(request: Request, limit: int, *, any_type: bool = False) -> 
         if any_type:
             content_type = ""
 
-        def look(start: bytes) -> None:
+        def inspect(start: bytes) -> None:
             judge_header(_raw(start, content_type), max_pixels)
 
-        return _raw(await read(request, limit, look), content_type)
+        return _raw(await read(request, limit, inspect), content_type)
 
-    def look_inside(start: bytes) -> None:
-        for part in _begun(content_type, start, _MOST):
+    def inspect_parts(start: bytes) -> None:
+        for part in _begun(content_type, start, _MAX_PARTS):
             if part.name == "file" and len(part.data) >= HEADER_BYTES // 2:
                 judge_header(part.data, max_pixels)
 
-    body = await read(request, limit, look_inside, spare=ENVELOPE)
-    images = [part.data for part in parse(content_type, body, most=_MOST) if part.name == "file"]
+    body = await read(request, limit, inspect_parts, spare=ENVELOPE)
+    images = [part.data for part in parse(content_type, body, most=_MAX_PARTS) if part.name == "file"]
     if not images:
         raise MissingFile("the form has no part named 'file'; send one with: curl -F file=@photo.jpg")
     if len(images) > 1:
@@ -152,7 +152,7 @@ async def one_image(request: Request, limit: int, *, any_type: bool = False) -> 
 async def named_parts(request: Request, limit: int) -> list[Part]:
     """Reads the parts of a form with one image, in order. ``limit`` is that of the image, in bytes."""
     content_type = request.headers.get("content-type", "")
-    parts = parse(content_type, await read(request, limit + ENVELOPE), most=_MOST)
+    parts = parse(content_type, await read(request, limit + ENVELOPE), most=_MAX_PARTS)
     for part in parts:
         if len(part.data) > limit:
             raise _too_large(limit)
@@ -196,7 +196,7 @@ def _begun(content_type: str, start: bytes, most: int) -> list[Part]:
 
 
 def _collect(content_type: str, body: bytes, most: int) -> _Collector:
-    boundary = parse_options_header(content_type[:_LONGEST_TYPE])[1].get(b"boundary")
+    boundary = parse_options_header(content_type[:_MAX_CONTENT_TYPE])[1].get(b"boundary")
     if not boundary:
         raise MalformedMultipart("the Content-Type names no boundary")
     collector = _Collector(body, most)
@@ -245,7 +245,7 @@ class _Collector:
             options = parse_options_header(self._value)[1]
             self.parts[-1].name = options.get(b"name", b"").decode("utf-8", "replace")
             filename = options.get(b"filename", b"").decode("utf-8", "replace")
-            self.parts[-1].filename = filename[:_LONGEST_NAME]
+            self.parts[-1].filename = filename[:_MAX_FILE_NAME]
         self._field = self._value = b""
 
     def part_data(self, data: bytes, start: int, end: int) -> None:

@@ -24,7 +24,7 @@ from service.options.nearest import did_you_mean
 from service.shared.orders import Orders
 
 #: The largest body, in bytes.
-_MOST = 64 * 1024
+_MAX_BODY_BYTES = 64 * 1024
 _JSON = "application/json"
 #: Seconds within which the supervisor refuses a load that cannot begin.
 _MOMENT = 0.2
@@ -93,7 +93,7 @@ def _allowed(request: Request) -> Orders:
 async def _document(request: Request, model: type[Asked]) -> Asked:
     """Parses the body; an empty one counts as an empty JSON object. Raises `RequestError`."""
     exchange_of(request).deadline(request, context_of(request).settings.request_timeout_ms)
-    raw = await body.read(request, _MOST)
+    raw = await body.read(request, _MAX_BODY_BYTES)
     # This type protects against other sites' pages: a browser sends it across origins only if CORS allows it.
     if raw and body.media_type(request) != _JSON:
         raise UnsupportedMediaType(f"the body has to be {_JSON}")

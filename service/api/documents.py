@@ -12,14 +12,14 @@ from service.errors import PayloadTooLarge
 #: The cost of a list and of an object, where a comma costs 1 (measured).
 _LIST, _OBJECT = 4, 16
 #: The largest cost of a document, about 100 ms: one image of 224 x 224 pixels as nested lists, or two as flat ones.
-_MOST = 400_000
+_MAX_COST = 400_000
 
 
 def check(document: bytes | memoryview) -> None:
     """Raises `PayloadTooLarge` for JSON that would block the event loop for too long."""
     raw = bytes(document)
-    if len(raw) > _MOST // _OBJECT and (
-        raw.count(b",") + _LIST * raw.count(b"[") + _OBJECT * raw.count(b"{") > _MOST
+    if len(raw) > _MAX_COST // _OBJECT and (
+        raw.count(b",") + _LIST * raw.count(b"[") + _OBJECT * raw.count(b"{") > _MAX_COST
     ):
         raise PayloadTooLarge(
             "the JSON holds more numbers and lists than are read in one go; send images as base64 or as binary data"

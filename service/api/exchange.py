@@ -99,7 +99,7 @@ class Exchange:
         self.due = self.started + timeout_ms / 1000
         return self.due
 
-    def note(self, stages: dict[str, float], answer: Answer) -> None:
+    def record_stages(self, stages: dict[str, float], answer: Answer) -> None:
         """Records the stages of a finished image. Of several images, the last one gives the request's stages."""
         if self.trace is not None:
             self.trace.images.append(Image(stages, answer.finished, answer.batch, answer.batch_size))

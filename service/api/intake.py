@@ -20,7 +20,7 @@ _PLENTY = 128 << 20
 #: The memory limit divided by this is the budget of all front-ends together.
 _PART = 8
 #: The least budget in bodies of the largest size: one that arrives and one that is decompressed.
-_FEWEST = 2
+_MIN_BODIES = 2
 #: Seconds without a byte after which a body counts as stalled.
 _STALLED = 1.0
 #: Free memory is handed back to the system when a peak of at least so many bytes has shrunk to this share.
@@ -30,14 +30,14 @@ _WORTH_TRIMMING, _LEFT = 16 << 20, 1 / 8
 def budget(memory: int | None, frontends: int, largest: int) -> int:
     """The budget of one of ``frontends`` in bytes, from the memory limit (None: unknown) and the ``largest`` body."""
     part = _PLENTY if memory is None else memory // _PART // frontends
-    return max(_FEWEST * largest, min(_PLENTY, part))
+    return max(_MIN_BODIES * largest, min(_PLENTY, part))
 
 
 class Intake:
-    """The budget of one front-end, ``most`` bytes. Used on the event loop. ``clock`` returns seconds."""
+    """The budget of one front-end, ``limit`` bytes. Used on the event loop. ``clock`` returns seconds."""
 
-    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.most = most
+    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limit = limit
         self.held = 0
         self._peak = 0
         self._clock = clock
@@ -45,12 +45,12 @@ class Intake:
         """The incomplete bodies; the one that moved last is at the end."""
 
     def __repr__(self) -> str:
-        return f"<Intake {self.held:,} of {self.most:,} bytes>"
+        return f"<Intake {self.held:,} of {self.limit:,} bytes>"
 
     def take(self, size: int, asking: Share | None = None) -> bool:
         """Counts ``size`` more bytes. False if they do not fit even after stalled bodies other than ``asking``'s are
         dropped."""
-        while self.held + size > self.most:
+        while self.held + size > self.limit:
             if not self._drop_one(asking):
                 return False
         self.held += size
@@ -105,7 +105,7 @@ class Share:
         """Counts ``size`` more bytes. Raises `IntakeFull`."""
         if self.dropped or not self._intake.take(size, self):
             raise IntakeFull(
-                f"uploads of more than {self._intake.most >> 20} MiB are being received; try again in a moment"
+                f"uploads of more than {self._intake.limit >> 20} MiB are being received; try again in a moment"
             )
         self.size += size
         self._intake._moved(self)

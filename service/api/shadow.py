@@ -42,7 +42,7 @@ class Shadow:
     def __repr__(self) -> str:
         return f"<Shadow of {self._share:.0%}, {len(self._tasks)} under way>"
 
-    def look_on(self, slot: Slot, answer: Answer) -> None:
+    def compare(self, slot: Slot, answer: Answer) -> None:
         """Copies the pixels of an answered image to the shadow, if it belongs to the share. Does not wait."""
         self._due += self._share
         if self._due < 1:

@@ -37,7 +37,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Classification:
     """The result for one image: its best classes, best first, or the error in words."""
 
     predictions: tuple[dict[str, Any], ...] = ()
@@ -55,7 +55,7 @@ class Classifier(Protocol):
     @property
     def identity(self) -> Identity: ...
 
-    def look(self, images: Iterable[Image]) -> Iterator[Seen]:
+    def classify(self, images: Iterable[Image]) -> Iterator[Classification]:
         """Yields one result for each image, in their order. Takes images from the iterable as it needs them."""
 
 
@@ -64,9 +64,9 @@ def read(image: Image) -> bytes:
     return image if isinstance(image, bytes) else image.read_bytes()
 
 
-def unreadable(error: OSError) -> Seen:
+def unreadable(error: OSError) -> Classification:
     """The result for a file that does not exist or cannot be read."""
-    return Seen(error=(error.strerror or "cannot be read").lower())
+    return Classification(error=(error.strerror or "cannot be read").lower())
 
 
 def in_order(pool: Executor, work: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:

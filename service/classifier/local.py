@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from service.classifier import Identity, Image, Seen, in_order, read, unreadable
+from service.classifier import Classification, Identity, Image, in_order, read, unreadable
 from service.errors import ConfigurationError, NotANumber, RequestError
 from service.preprocess import prepare
 from service.settings import Settings, available_cores
@@ -63,7 +63,7 @@ class LocalClassifier:
         card = self._card
         return Identity(card.name, card.weights, card.classes, card.top1, card.top5)
 
-    def look(self, images: Iterable[Image]) -> Iterator[Seen]:
+    def classify(self, images: Iterable[Image]) -> Iterator[Classification]:
         """One result for each image, in their order."""
         size = self._runner.max_batch_size
         with ThreadPoolExecutor(available_cores(), thread_name_prefix="decode") as pool:
@@ -71,7 +71,7 @@ class LocalClassifier:
             while batch := list(islice(prepared, size)):
                 yield from self._classify(batch)
 
-    def _prepare(self, image: Image) -> Pixels | Seen:
+    def _prepare(self, image: Image) -> Pixels | Classification:
         """The image's preprocessed pixels, or the result that says what is wrong with it."""
         pixels = np.empty(self._card.image, np.uint8)
         limit, fast = self._settings.max_image_pixels, self._settings.decode == "fast"
@@ -80,11 +80,11 @@ class LocalClassifier:
         except OSError as error:
             return unreadable(error)
         except RequestError as error:
-            return Seen(error=str(error))
+            return Classification(error=str(error))
         return pixels
 
-    def _classify(self, batch: list[Pixels | Seen]) -> Iterator[Seen]:
-        good = [item for item in batch if not isinstance(item, Seen)]
+    def _classify(self, batch: list[Pixels | Classification]) -> Iterator[Classification]:
+        good = [item for item in batch if not isinstance(item, Classification)]
         for row, pixels in enumerate(good):
             self._pixels[row] = pixels
         if good:
@@ -92,11 +92,11 @@ class LocalClassifier:
             self._runner.run(self._pixels, list(range(len(good))), wanted, self._results)
         rows = iter(self._results[:, : len(self._card.classes)])
         for item in batch:
-            yield item if isinstance(item, Seen) else self._answer(next(rows))
+            yield item if isinstance(item, Classification) else self._answer(next(rows))
 
-    def _answer(self, logits: NDArray[np.float32]) -> Seen:
+    def _answer(self, logits: NDArray[np.float32]) -> Classification:
         try:
             predictions = self._ranking.predictions(finite(logits), self._card.classes, self._card.activation)
         except NotANumber as error:
-            return Seen(error=str(error))
-        return Seen(tuple(predictions), logits=logits.copy() if self._keep_logits else None)
+            return Classification(error=str(error))
+        return Classification(tuple(predictions), logits=logits.copy() if self._keep_logits else None)

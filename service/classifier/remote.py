@@ -12,7 +12,7 @@ from types import TracebackType
 
 import httpx
 
-from service.classifier import Identity, Image, Seen, in_order, unreadable
+from service.classifier import Classification, Identity, Image, in_order, unreadable
 from service.client import ApiError, Broken, Client, ClientError, Prediction, Unavailable, Unexpected
 from service.errors import ConfigurationError
 from service.labels import ClassLabel
@@ -53,7 +53,7 @@ class RemoteClassifier:
 
     def __enter__(self) -> RemoteClassifier:
         try:
-            self._identity = self._introduce()
+            self._identity = self._read_identity()
         except ClientError as error:
             self._client.close()
             raise self._given_up(error) from error
@@ -68,12 +68,12 @@ class RemoteClassifier:
     def identity(self) -> Identity:
         return self._identity
 
-    def look(self, images: Iterable[Image]) -> Iterator[Seen]:
+    def classify(self, images: Iterable[Image]) -> Iterator[Classification]:
         """One result for each image, in their order."""
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="ask") as pool:
             yield from in_order(pool, self._ask, images, ahead=2 * self._concurrency)
 
-    def _introduce(self) -> Identity:
+    def _read_identity(self) -> Identity:
         model, labels = self._client.model(), self._client.labels()
         try:
             accuracy = model.get("accuracy") or {}
@@ -89,20 +89,20 @@ class RemoteClassifier:
         except (KeyError, TypeError) as error:
             raise Unexpected("/model and /labels do not answer as imagenet-serve does") from error
 
-    def _ask(self, image: Image) -> Seen:
+    def _ask(self, image: Image) -> Classification:
         try:
             answer = self._client.predict(image, top_k=self._top_k)
         except OSError as error:
             return unreadable(error)
         except Broken as error:
-            return Seen(error=f"the connection broke: {error}")
+            return Classification(error=f"the connection broke: {error}")
         except ApiError as error:
             if error.status == 401 or isinstance(error, Unavailable):
                 raise self._given_up(error) from error
-            return Seen(error=error.detail)
+            return Classification(error=error.detail)
         except ClientError as error:
             raise self._given_up(error) from error
-        return Seen(tuple(map(_entry, answer.predictions)), milliseconds=answer.timings_ms.total)
+        return Classification(tuple(map(_entry, answer.predictions)), milliseconds=answer.timings_ms.total)
 
     def _given_up(self, error: ClientError) -> ConfigurationError:
         """The error that says in one sentence why this server cannot be used."""

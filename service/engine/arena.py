@@ -41,7 +41,7 @@ from service.shared.outputs import OutputRequest, from_code, to_code
 from service.shared.transport import anonymous_memory
 
 #: Front-ends are told apart by one byte; 0 means free.
-MOST_FRONTENDS = 254
+MAX_FRONTENDS = 254
 
 #: A number on the link that is a slot's number plus this concerns the encoded file in the slot, not its image.
 FILE = 1 << 24
@@ -105,7 +105,7 @@ class Decoding(IntEnum):
     """Bytes that large images have reserved."""
 
 
-_DECODING = (MOST_FRONTENDS + 2, len(Decoding))
+_DECODING = (MAX_FRONTENDS + 2, len(Decoding))
 _DECODING_SIZE = _DECODING[0] * _DECODING[1] * 8
 
 RECORD = np.dtype(
@@ -182,7 +182,7 @@ class Arena:
         offset = 0
         self.gauges: NDArray[np.float64] = self._view(np.dtype("f8"), (len(Gauge),), offset)
         offset += _PAGE
-        self.arrivals: NDArray[np.uint64] = self._view(np.dtype("u8"), (MOST_FRONTENDS + 2,), offset)
+        self.arrivals: NDArray[np.uint64] = self._view(np.dtype("u8"), (MAX_FRONTENDS + 2,), offset)
         offset += _PAGE
         self.decoding: NDArray[np.float64] = self._view(np.dtype("f8"), _DECODING, offset)
         offset += _pages(_DECODING_SIZE)

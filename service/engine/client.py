@@ -25,7 +25,7 @@ from service.shared.transport import Link
 _POLL = 0.005
 #: The least and the largest Retry-After in seconds, and the share by which it is randomly longer, so that clients do
 #: not return together.
-_SHORTEST_RETRY, _LONGEST_RETRY, _SPREAD = 1.0, 60.0, 0.25
+_MIN_RETRY, _MAX_RETRY, _SPREAD = 1.0, 60.0, 0.25
 
 
 class EngineClient:
@@ -262,7 +262,7 @@ class EngineClient:
         slots = sum(connection.arena.geometry.slots for connection in connections)
         capacity = sum(float(connection.arena.gauges[Gauge.CAPACITY]) for connection in connections)
         reason = f"all {slots} places are taken (queue_capacity)"
-        return _overload(reason, slots / capacity if capacity > 0 else _SHORTEST_RETRY)
+        return _overload(reason, slots / capacity if capacity > 0 else _MIN_RETRY)
 
 
 def _acquire_from(connection: Connection, deadline: float, bulk: bool) -> int | None:
@@ -281,7 +281,7 @@ def _settle(news: asyncio.Future[None]) -> None:
 
 
 def _overload(reason: str, wait: float) -> Overloaded:
-    wait = min(max(wait, _SHORTEST_RETRY), _LONGEST_RETRY) * (1 + _SPREAD * random.random())
+    wait = min(max(wait, _MIN_RETRY), _MAX_RETRY) * (1 + _SPREAD * random.random())
     return Overloaded(f"{reason}; try again in about {wait:.0f} s", retry_after=wait)
 
 

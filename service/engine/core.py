@@ -25,7 +25,7 @@ from service.engine.arena import FILE, Arena, Decoding, Gauge, Outcome
 from service.engine.batcher import Batcher, Request
 from service.engine.canary import Canary
 from service.engine.device import Batch, DeviceThread, Runner, StreamThreads
-from service.engine.files import MOST_WAITING, FileDecodeThread
+from service.engine.files import MAX_WAITING, FileDecodeThread
 from service.engine.load import LoadMeter
 from service.engine.owner import Owner
 from service.shared.batches import DeviceFailed
@@ -241,7 +241,7 @@ class EngineCore:
 
     def _reply_decoded_files(self) -> None:
         waiting = sum(len(front_end.files) for front_end in self._front_ends.values())
-        room = MOST_WAITING - waiting if self._files and self._files.open else 0
+        room = MAX_WAITING - waiting if self._files and self._files.open else 0
         self._arena.gauges[Gauge.FILES] = max(0, room)
 
     def _detach_if_settled(self, front_end: FrontEnd) -> None:

@@ -22,7 +22,7 @@ from service.engine.arena import Arena
 log = logging.getLogger(__name__)
 
 #: The largest number of files that are decoded together, and that may wait; with more, front-ends are faster.
-MOST_TOGETHER, MOST_WAITING = 32, 64
+MAX_TOGETHER, MAX_WAITING = 32, 64
 #: The number of failed batches in a row after which the decoder is closed for good.
 _LAST_STRAW = 3
 
@@ -86,7 +86,7 @@ class FileDecodeThread:
 
     def _waiting(self) -> list[int]:
         found: list[int] = []
-        while len(found) < MOST_TOGETHER - 1:
+        while len(found) < MAX_TOGETHER - 1:
             try:
                 slot = self._jobs.get_nowait()
             except Empty:

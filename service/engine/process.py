@@ -46,11 +46,11 @@ CANNOT_START = 3
 DEVICE_FAILED = 4
 #: A batch hangs if it takes more than this many seconds, and more than this many times the largest batch of warm-up:
 #: longer than under swapping or throttling, shorter than an operator's patience.
-SHORTEST_LIMIT, _TIMES_WARM = 30.0, 20.0
+MIN_BATCH_LIMIT, _TIMES_WARM = 30.0, 20.0
 #: Seconds between two reports of a download's progress.
 _REPORT_EVERY = 0.2
 #: The least number of slots, and the least number of full batches that they hold, under queue_capacity=auto.
-_FEWEST_SLOTS, _BATCHES_OF_SLOTS = 256, 8
+_MIN_SLOTS, _BATCHES_OF_SLOTS = 256, 8
 
 #: The niceness of a shadow, which runs after all other processes.
 _LAST = 10
@@ -156,7 +156,7 @@ def _file_decode_thread(card: ModelCard, arena: Arena) -> tuple[FileDecodeThread
         decoder = open_decoder(card.preprocessing, torch.device(card.device))
     except Exception as error:
         # The border of a library that may be missing or old, or may not find its device.
-        return None, [Fallbacks().note("decode=gpu", error)]
+        return None, [Fallbacks().add("decode=gpu", error)]
     log.info(
         "plain JPEGs of up to %d bytes are decoded on %s while no core is free",
         arena.pixels[0].size,
@@ -184,7 +184,7 @@ def _load(
 
 def longest_batch(size: int, capacity: float) -> float:
     """Seconds after which a batch counts as hung. ``capacity`` is in images a second at the largest ``size``."""
-    return max(SHORTEST_LIMIT, _TIMES_WARM * size / capacity if capacity else 0.0)
+    return max(MIN_BATCH_LIMIT, _TIMES_WARM * size / capacity if capacity else 0.0)
 
 
 def _show_life(channel: Channel) -> None:
@@ -199,7 +199,7 @@ def _say_overdue(channel: Channel, seconds: float) -> None:
 
 def _geometry(settings: Settings, runner: ModelRunner | CudaRunner, card: ModelCard) -> Geometry:
     capacity = settings.queue_capacity
-    slots = max(_FEWEST_SLOTS, _BATCHES_OF_SLOTS * runner.max_batch_size) if capacity == "auto" else capacity
+    slots = max(_MIN_SLOTS, _BATCHES_OF_SLOTS * runner.max_batch_size) if capacity == "auto" else capacity
     height, width, channels = card.image
     return Geometry(slots, height, width, channels, runner.results)
 

@@ -26,7 +26,7 @@ from service.shared.writing import Decoders, Encoded, FileWriting, Work, Writing
 log = logging.getLogger(__name__)
 
 #: The number of engines that may die while they hold an image; after one more it is answered 503.
-_MOST_DEATHS = 1
+_MAX_DEATHS = 1
 #: As plain numbers, since the attributes of an enumeration are slow to look up.
 _OK, _EXPIRED = int(Outcome.OK), int(Outcome.EXPIRED)
 
@@ -144,7 +144,7 @@ class Slot:
         """
         submitted = self._clock()
         while not await self._replied(wanted, submitted, deadline):
-            if self._deaths > _MOST_DEATHS:
+            if self._deaths > _MAX_DEATHS:
                 log.error("two engines died while they had the same image; it is answered 503")
                 raise EngineFailed("two engines failed one after the other while they held this request")
             await self._move(deadline)

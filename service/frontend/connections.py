@@ -70,10 +70,10 @@ class Talking(Protocol):
 
 
 class Connections:
-    """The open connections, at most ``most``; stands in for uvicorn's set of protocols. Used on the event loop."""
+    """The open connections, at most ``limit``; stands in for uvicorn's set of protocols. Used on the event loop."""
 
-    def __init__(self, most: int, intake: Intake) -> None:
-        self.most = most
+    def __init__(self, limit: int, intake: Intake) -> None:
+        self.limit = limit
         self.intake = intake
         self.now = time.monotonic()
         """The time of the last `sweep`. All connections that began since share this one object."""
@@ -92,7 +92,7 @@ class Connections:
         self._said_at = -_SAY_AGAIN
 
     def __repr__(self) -> str:
-        return f"<Connections {len(self)} of {self.most}, {len(self._talking) - len(self._resting)} at work>"
+        return f"<Connections {len(self)} of {self.limit}, {len(self._talking) - len(self._resting)} at work>"
 
     def __len__(self) -> int:
         return len(self._talking) + len(self._silent) + len(self._beginning)
@@ -135,7 +135,7 @@ class Connections:
 
     def silent(self, waiting: Waiting) -> None:
         self._silent[waiting] = self.now
-        if len(self) > self.most:
+        if len(self) > self.limit:
             self._make_room(waiting)
 
     def beginning(self, waiting: Waiting) -> None:
@@ -178,7 +178,7 @@ class Connections:
             self._said_at = self.now
             log.warning(
                 "%d connections are open, which is the limit (max_connections): idle ones are closed, %d so far",
-                self.most,
+                self.limit,
                 self._shed,
             )
 

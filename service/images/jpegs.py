@@ -16,7 +16,7 @@ _SCAN, _APP1, _APP14 = 0xDA, 0xE1, 0xEE
 #: Sampling factors of luma while chroma has 1 x 1: 4:4:4, 4:2:2, 4:2:0.
 _SAMPLINGS = frozenset({0x11, 0x21, 0x22})
 _ORIENTATION = 0x0112
-_MOST_SEGMENTS = 64
+_MAX_SEGMENTS = 64
 
 
 def plain(data: bytes) -> tuple[int, int] | None:
@@ -25,7 +25,7 @@ def plain(data: bytes) -> tuple[int, int] | None:
     size: tuple[int, int] | None = None
     if data[:3] != b"\xff\xd8\xff":
         return None
-    for _ in range(_MOST_SEGMENTS):
+    for _ in range(_MAX_SEGMENTS):
         if at + 4 > len(data) or data[at] != 0xFF:
             return None
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 #: Most pixels of the longer side. A map has a few dozen cells, and a PNG of a camera's full photo takes seconds.
-LONGEST = 1024
+MAX_SIDE = 1024
 #: Share of the colours in the blend; the photo has the rest.
 _OPACITY = 0.5
 #: Inferno (Smith and van der Walt, matplotlib), sampled at equal steps. The page uses the same colours.
@@ -25,9 +25,9 @@ Box = tuple[float, float, float, float]
 
 
 def reduced(photo: Image.Image) -> Image.Image:
-    """Returns ``photo`` in RGB, with no side longer than `LONGEST`."""
+    """Returns ``photo`` in RGB, with no side longer than `MAX_SIDE`."""
     small = photo.convert("RGB")
-    small.thumbnail((LONGEST, LONGEST), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    small.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
     return small
 
 

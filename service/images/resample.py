@@ -38,7 +38,7 @@ Floats = npt.NDArray[np.float64]
 
 #: Pixels of a resized image above which only the window is computed (16 MiB of RGB in Pillow). Photos stay far below:
 #: a 20:1 panorama makes 1.3 million with a short side of 256.
-LARGEST_WHOLE = 4_000_000
+MAX_WHOLE_PIXELS = 4_000_000
 
 #: Fraction bits of Pillow's fixed point: 32 bits less 8 of a grey level and 2 of head room (``PRECISION_BITS``).
 PRECISION_BITS = 32 - 8 - 2
@@ -124,7 +124,7 @@ def resize_window(
     """Resizes ``image`` like ``image.resize((columns.resized, rows.resized))`` cut to two windows, bit-exact.
 
     ``image`` is loaded, of mode RGB or L. Returns uint8 ``[rows.length, columns.length, 3]`` (``[rows.length,
-    columns.length]`` for L). No intermediate image is larger than `LARGEST_WHOLE` pixels or Pillow's first pass over
+    columns.length]`` for L). No intermediate image is larger than `MAX_WHOLE_PIXELS` pixels or Pillow's first pass over
     the source.
 
     ``extent`` gives up bit-exactness for speed. Only this part of the image is the source (left, top, right, bottom,
@@ -137,7 +137,7 @@ def resize_window(
     across, down = _box(left, right, columns, exact), _box(top, bottom, rows, exact)
     if exact and _rows_first(image.size, (across.made, down.made)) != _rows_first(image.size, whole):
         across, down = _whole(image.width, columns), _whole(image.height, rows)
-    if across.made * down.made > LARGEST_WHOLE:
+    if across.made * down.made > MAX_WHOLE_PIXELS:
         return _window_alone(image, rows, columns, chosen)
     box = (across.low, down.low, across.high, down.high)
     resized = image.resize((across.made, down.made), chosen.pillow, box)

@@ -14,11 +14,11 @@ import numpy as np
 
 #: Least batch size, unless the setting gives a smaller one: large enough to share a batch on any host, however noisy
 #: its warm-up.
-LEAST = 4
+MIN_BATCH_SIZE = 4
 #: Least gain in throughput that justifies a larger batch, which adds latency.
 _WORTHWHILE = 1.05
 #: Most seconds of one batch: every image in it waits this long.
-LONGEST = 0.25
+MAX_BATCH_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ def _appended(steps: tuple[Step, ...], step: Step, parallelisms: Sequence[int | 
 
 
 def best_size(seconds: Sequence[float], sizes: Sequence[int]) -> int:
-    """Returns the smallest of ``sizes`` with nearly the best throughput, at least `LEAST`.
+    """Returns the smallest of ``sizes`` with nearly the best throughput, at least `MIN_BATCH_SIZE`.
 
-    ``seconds[n]`` is the time of n images. No batch above `LEAST` takes longer than `LONGEST`.
+    ``seconds[n]`` is the time of n images. No batch above `MIN_BATCH_SIZE` takes longer than `MAX_BATCH_SECONDS`.
     """
-    allowed = [size for size in sizes if size <= LEAST or seconds[size] <= LONGEST]
-    wanted = [size for size in allowed if size >= min(LEAST, allowed[-1])]
+    allowed = [size for size in sizes if size <= MIN_BATCH_SIZE or seconds[size] <= MAX_BATCH_SECONDS]
+    wanted = [size for size in allowed if size >= min(MIN_BATCH_SIZE, allowed[-1])]
     most = max(size / seconds[size] for size in wanted)
     return next(size for size in wanted if size / seconds[size] * _WORTHWHILE >= most)

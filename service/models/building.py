@@ -152,7 +152,7 @@ def _converted(
             raise ConfigurationError(
                 f"runtime=openvino: this model cannot be converted ({error}); use runtime=eager"
             ) from error
-        fallbacks.note("openvino", error)
+        fallbacks.add("openvino", error)
         return None
 
 

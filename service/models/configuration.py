@@ -30,9 +30,9 @@ Padding = Literal["symmetric", "same"]
 
 #: Limits of a configuration, several times the largest published network of the two families. A configuration may
 #: come from a stranger's file; one of a billion layers must be refused and not exhaust the host's memory.
-_MOST_LAYERS = 1000
-_WIDEST = 1 << 16
-_MOST_CLASSES = 1 << 20
+_MAX_LAYERS = 1000
+_MAX_WIDTH = 1 << 16
+_MAX_CLASSES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class VGGConfig:
 
     def __post_init__(self) -> None:
         widths = [width for stage in self.stages for width in stage]
-        _count("number of layers", len(widths), most=_MOST_LAYERS)
+        _count("number of layers", len(widths), most=_MAX_LAYERS)
         for width in (*widths, self.hidden, self.hidden_first or 1, self.hidden_dense or 1):
             _count("widths", width)
         _count("channels", self.channels)
-        _count("num_classes", self.num_classes, least=0, most=_MOST_CLASSES)
+        _count("num_classes", self.num_classes, least=0, most=_MAX_CLASSES)
         for side in self.image_size or ():
             _count("image_size", side)
         _choice("head", self.head, get_args(Head))
@@ -78,7 +78,7 @@ class VGGConfig:
     @classmethod
     def from_stackwise(cls, repeats: Sequence[int], filters: Sequence[int], **others: Any) -> VGGConfig:
         """Makes a configuration from KerasHub's ``stackwise_num_repeats`` and ``stackwise_num_filters`` by stage."""
-        _count("number of layers", sum(repeats), most=_MOST_LAYERS)
+        _count("number of layers", sum(repeats), most=_MAX_LAYERS)
         stages = tuple((width,) * count for width, count in zip(filters, repeats, strict=True))
         return cls(stages=stages, **others)
 
@@ -133,12 +133,12 @@ class DenseNetConfig:
     family: ClassVar[Literal["densenet"]] = "densenet"
 
     def __post_init__(self) -> None:
-        _count("number of layers", sum(self.blocks), most=_MOST_LAYERS)
+        _count("number of layers", sum(self.blocks), most=_MAX_LAYERS)
         widths = (self.growth_rate, self.stem_width, *(self.deep_stem or ()))
         for width in (*self.blocks, *widths, self.bottleneck, self.stem_kernel, self.stem_stride):
             _count("widths", width)
         _count("channels", self.channels)
-        _count("num_classes", self.num_classes, least=0, most=_MOST_CLASSES)
+        _count("num_classes", self.num_classes, least=0, most=_MAX_CLASSES)
         if not 0 < self.compression <= 1:
             raise CheckpointError("the configuration's compression must lie between 0 and 1")
         _choice("padding", self.padding, get_args(Padding))
@@ -189,7 +189,7 @@ def from_json(document: dict[str, Any]) -> Configuration:
         ) from error
 
 
-def _count(what: str, value: Any, *, least: int = 1, most: int = _WIDEST) -> None:
+def _count(what: str, value: Any, *, least: int = 1, most: int = _MAX_WIDTH) -> None:
     if type(value) is not int or not least <= value <= most:
         raise CheckpointError(f"the configuration's {what} must be whole and from {least} to {most}")
 

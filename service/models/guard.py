@@ -84,7 +84,7 @@ class Guard:
         self._used: dict[str, Counter[int]] = {}
         self._watch: Watch[str] = Watch()
         self._trust = Trust()
-        self._looking: Executor | None = None
+        self._checking: Executor | None = None
         """The executor that runs the canary and may be stopped."""
         self._stopped = False
 
@@ -124,7 +124,7 @@ class Guard:
         """True if a canary is due."""
         return self._watch.due
 
-    def look(self, executors: Sequence[Executor]) -> BatchReport:
+    def check(self, executors: Sequence[Executor]) -> BatchReport:
         """Shows the canary to the executor for which it is most urgent. Raises `DeviceFailed`.
 
         Reports no answer if it was stopped.
@@ -132,7 +132,7 @@ class Guard:
         name = self._watch.next()
         executor = next(executor for executor in executors if executor.name == name)
         images = self._size(name)
-        self._stopped, self._looking = False, executor
+        self._stopped, self._checking = False, executor
         try:
             rows = self._answers(executor, images)
         except Exception:
@@ -140,7 +140,7 @@ class Guard:
                 return BatchReport(0)
             raise
         finally:
-            self._looking = None
+            self._checking = None
         done = [rows]  # from here on nothing is stopped
 
         def run() -> NDArray[np.float32]:
@@ -149,8 +149,8 @@ class Guard:
         return replace(self._judge(name, images, run), rows=images)
 
     def stop(self) -> None:
-        """Ends `look` early if it runs and can be stopped. Called in another thread."""
-        executor = self._looking
+        """Ends `check` early if it runs and can be stopped. Called in another thread."""
+        executor = self._checking
         if isinstance(executor, Stoppable):
             self._stopped = True
             executor.stop()
@@ -177,7 +177,7 @@ class Guard:
         try:
             return self._trust.judge(wrong(), images, wrong)
         finally:
-            self._watch.looked(name)
+            self._watch.checked(name)
             self._used[name].clear()
 
     def _answers(self, executor: Executor, images: int) -> NDArray[np.float32]:

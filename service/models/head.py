@@ -31,8 +31,8 @@ Nonlinearity = Literal[
     "softplus", "sigmoid", "tanh", "softmax",
 ]  # fmt: skip
 
-_MOST_LAYERS = 64
-_WIDEST = 1 << 26
+_MAX_LAYERS = 64
+_MAX_WIDTH = 1 << 26
 
 #: Names as `torch.nn.Sequential` numbers its modules.
 _NAME = re.compile(r"\d{1,4}")
@@ -143,8 +143,8 @@ def _layer(document: Any) -> Layer:
 
 def check(layers: Sequence[Layer], width: int, classes: int) -> None:
     """Raises `CheckpointError` unless the layers fit each other, ``width`` input channels and ``classes``."""
-    if len(layers) > _MOST_LAYERS:
-        raise CheckpointError(f"a head has at most {_MOST_LAYERS} layers")
+    if len(layers) > _MAX_LAYERS:
+        raise CheckpointError(f"a head has at most {_MAX_LAYERS} layers")
     if len(names := [layer.name for layer in layers if isinstance(layer, Weighted)]) != len(set(names)):
         raise CheckpointError("two of the head's layers have one name")
     current: int | None = width
@@ -205,7 +205,7 @@ def _check_values(layer: Layer) -> None:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= _WIDEST
+    return type(value) is int and 1 <= value <= _MAX_WIDTH
 
 
 def _tuple(value: Any) -> Any:

@@ -17,7 +17,7 @@ from service.models.head import Nonlinearity, Pooling
 Size = tuple[int, int]
 
 #: Longest side of the network's images in pixels.
-_LARGEST = 4096
+_MAX_SIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
 def _meaning(name: str) -> str:
     """Returns the accepted values of an option, in words."""
     if name == "image_size":
-        return f"write HEIGHTxWIDTH, each from 1 to {_LARGEST}, such as 224x224"
+        return f"write HEIGHTxWIDTH, each from 1 to {_MAX_SIDE}, such as 224x224"
     if name in ("key", "head"):
         return "write a name behind it"
     return f"it takes {', '.join(_WORDS.get(name, ('true', 'false')))}"
@@ -101,7 +101,7 @@ def _one_of(accepted: tuple[str, ...]) -> Callable[[str], str]:
 
 def _size(text: str) -> Size:
     height, width = (int(side) for side in text.lower().split("x"))
-    if not (0 < height <= _LARGEST and 0 < width <= _LARGEST):
+    if not (0 < height <= _MAX_SIDE and 0 < width <= _MAX_SIDE):
         raise ValueError(text)
     return height, width
 

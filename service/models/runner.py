@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 #: Batch sizes that the warm-up measures: a processor gains nothing from more images.
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 #: Most images of a batch, if neither setting nor runtime limits it.
-_LARGEST = 1 << 16
+_MAX_BATCH_SIZE = 1 << 16
 #: Rounds of measurements, so that a short disturbance does not hit one size alone; and seconds after which a start
 #: begins no further round, since an idle engine measures again.
 _ROUNDS, _BUDGET = 3, 0.5
@@ -63,7 +63,7 @@ class ModelRunner:
         self.runtime = runtime
         self.capacity = 0.0
         """Images a second at the largest batch, measured by `warm_up`."""
-        self.max_batch_size = min(max_batch_size or _SIZES[-1], runtime.most or _LARGEST)
+        self.max_batch_size = min(max_batch_size or _SIZES[-1], runtime.max_batch_size or _MAX_BATCH_SIZE)
         self._chosen = max_batch_size is None
         self._image = image
         self.streams: Streams | None = None
@@ -163,7 +163,7 @@ class ModelRunner:
 
     def canary(self) -> CompletedBatch:
         """Shows the canary to the executor for which it is most urgent. Raises `DeviceFailed`."""
-        ran = self._guard.look(list(self._executors.values()))
+        ran = self._guard.check(list(self._executors.values()))
         return CompletedBatch(replace(ran, canary_due=self._guard.due))
 
     def hurry(self) -> None:
@@ -199,7 +199,7 @@ class ModelRunner:
             times.append({})
             for size in [executor.parallelism] if executor.parallelism else sizes:
                 times[-1][size] = took = _once(executor, pixels, size)
-                if size >= batch_plan.LEAST and took > _SOON * batch_plan.LONGEST:
+                if size >= batch_plan.MIN_BATCH_SIZE and took > _SOON * batch_plan.MAX_BATCH_SECONDS:
                     break  # larger batches are composed of these
         tried = [(number, size) for number, measured in enumerate(times) for size in measured]
         rounds, began = list[list[float]](), time.perf_counter()

@@ -62,7 +62,7 @@ class Watch(Generic[Place]):
             most = max(self._since, key=lambda place: self._since[place])
             return most if self._since[most] >= self._every else next(iter(self._since))
 
-    def looked(self, place: Place) -> None:
+    def checked(self, place: Place) -> None:
         """Records that the canary ran at ``place``."""
         with self._lock:
             self._since.pop(place)
@@ -76,18 +76,18 @@ class Trust:
         self._right = _FORGIVING
         """Right answers since the last wrong one."""
 
-    def judge(self, wrong: int, looked: int, again: Callable[[], int]) -> BatchReport:
-        """Returns a report: ``wrong`` of ``looked`` answers were wrong; ``again`` repeats them and counts wrong ones.
+    def judge(self, wrong: int, checked: int, again: Callable[[], int]) -> BatchReport:
+        """Returns a report: ``wrong`` of ``checked`` answers were wrong; ``again`` repeats them and counts wrong ones.
 
         Raises `DeviceFailed` if some are wrong again. The caller fills in the report's rows.
         """
         if not wrong:
-            self._right += looked
-            return BatchReport(0, canaries=looked)
+            self._right += checked
+            return BatchReport(0, canaries=checked)
         log.error("the canary's answer was wrong; the same runs again")
         still = again()
         if still:
             raise DeviceFailed(_TWICE, mismatches=wrong + still)
         forgiven, self._right = self._right >= _FORGIVING, 0
         log.error("%s", _ONCE if forgiven else _AGAIN)
-        return BatchReport(0, wrong, "" if forgiven else _AGAIN, canaries=2 * looked)
+        return BatchReport(0, wrong, "" if forgiven else _AGAIN, canaries=2 * checked)

@@ -21,7 +21,7 @@ from collections import deque
 log = logging.getLogger(__name__)
 
 #: The largest number of bytes in the queue: some thousand lines.
-_MOST = 1 << 20
+_MAX_QUEUED_BYTES = 1 << 20
 #: Bytes that a pipe takes without blocking when it is ready for any (POSIX: PIPE_BUF).
 _AT_ONCE = 512 if sys.platform != "linux" else 4096
 #: Seconds for the last lines of a process that ends.
@@ -52,7 +52,7 @@ class Output:
             line = line[self._try(line) :]
         if not line:
             return
-        if self._queued + len(line) > _MOST:
+        if self._queued + len(line) > _MAX_QUEUED_BYTES:
             self.dropped += 1
             return
         self._queue.append(line)

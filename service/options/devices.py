@@ -20,7 +20,7 @@ ALL = "cuda:all"
 #: The values for one device that error messages name.
 WORDS = ("auto", "cpu", "cuda", "cuda:N")
 #: The largest number of engines in one service; more are taken for a typing error.
-MOST = 64
+MAX_DEVICES = 64
 
 _UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]+")
 _ONE = re.compile(rf"cpu|cuda(:\d{{1,3}})?|{_UUID.pattern}")
@@ -56,8 +56,8 @@ def listed(text: str) -> list[str]:
         if not _ONE.fullmatch(item):
             raise ValueError(_unfit(item, several="," in text))
         found.append(item)
-    if len(found) > MOST:
-        raise ValueError(f"names {len(found)} devices; {MOST} are allowed")
+    if len(found) > MAX_DEVICES:
+        raise ValueError(f"names {len(found)} devices; {MAX_DEVICES} are allowed")
     return found
 
 

@@ -18,7 +18,7 @@ from service.options.nearest import did_you_mean, one_of
 from service.settings import Settings
 
 #: The largest number of models in one service; more are taken for a mistake.
-MOST = 16
+MAX_MODELS = 16
 #: The settings that a model may have of its own; all others are the service's.
 OWN = (
     "model",
@@ -33,7 +33,7 @@ OWN = (
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 #: The largest JSON file, in bytes.
-_LONGEST = 1 << 20
+_MAX_FILE_BYTES = 1 << 20
 
 
 class ModelEntry(NamedTuple):
@@ -76,22 +76,22 @@ def _in_file(path: Path, settings: Settings) -> list[ModelEntry]:
     found = _read(path)
     if not isinstance(found, dict) or not found:
         raise ConfigurationError(f"models: '{path.name}' has to be a JSON object of names and their settings")
-    if len(found) > MOST:
-        raise ConfigurationError(f"models: '{path.name}' has {len(found)} models; {MOST} are allowed")
+    if len(found) > MAX_MODELS:
+        raise ConfigurationError(f"models: '{path.name}' has {len(found)} models; {MAX_MODELS} are allowed")
     return [_one(name, own, settings) for name, own in found.items()]
 
 
 def _read(path: Path) -> Any:
     try:
         with path.open("rb") as file:
-            raw = file.read(_LONGEST + 1)
+            raw = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
         known = did_you_mean(str(path), VARIANTS)
         raise ConfigurationError(
             f"models: '{path}' is no list of variants, and no file that can be read: {error.strerror}{known}"
         ) from error
-    if len(raw) > _LONGEST:
-        raise ConfigurationError(f"models: '{path.name}' is larger than {_LONGEST >> 20} MiB")
+    if len(raw) > _MAX_FILE_BYTES:
+        raise ConfigurationError(f"models: '{path.name}' is larger than {_MAX_FILE_BYTES >> 20} MiB")
     try:
         return json.loads(raw, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:

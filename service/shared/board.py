@@ -15,14 +15,14 @@ class Board:
     """Memory shared with forked processes. Models are numbered from 0, versions from 1; version 0 means none yet."""
 
     #: The number of places; the last one is the shadow's.
-    most = mmap.PAGESIZE // _WORD.size
-    shadow = most - 1
+    size = mmap.PAGESIZE // _WORD.size
+    shadow = size - 1
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, mmap.PAGESIZE)
 
     def __repr__(self) -> str:
-        return f"<Board {[version for place in range(self.most) if (version := self.version(place))]}>"
+        return f"<Board {[version for place in range(self.size) if (version := self.version(place))]}>"
 
     def version(self, model: int) -> int:
         """The version of the model number ``model`` that answers now."""
@@ -32,7 +32,7 @@ class Board:
     @property
     def models(self) -> int:
         """The number of models."""
-        return next((place for place in range(self.most) if not self.version(place)), self.most)
+        return next((place for place in range(self.size) if not self.version(place)), self.size)
 
     def show(self, model: int, version: int) -> None:
         """Lets ``version`` answer from now on. An aligned word is written atomically."""

@@ -11,7 +11,7 @@ from service.errors import StartError
 log = logging.getLogger(__name__)
 
 #: Characters of a reason at most; it is also a metric's label.
-_LONGEST = 160
+_MAX_REASON = 160
 
 
 class Fallback(NamedTuple):
@@ -30,7 +30,7 @@ class Fallbacks:
     def __iter__(self) -> Iterator[Fallback]:
         return iter(self._known.values())
 
-    def note(self, what: str, why: str | BaseException) -> Fallback:
+    def add(self, what: str, why: str | BaseException) -> Fallback:
         """Records and logs that the service goes on without ``what``. Returns the fallback with its first reason."""
         if what not in self._known:
             told = Fallback(what, why if isinstance(why, str) else sentence(why))
@@ -46,4 +46,4 @@ def sentence(error: BaseException) -> str:
     name = type(error).__name__
     # The messages of these two are sentences already and need no class name.
     own = isinstance(error, (StartError, ValueError)) and said
-    return (said if own else f"{name}: {said}" if said else name)[:_LONGEST]
+    return (said if own else f"{name}: {said}" if said else name)[:_MAX_REASON]

@@ -24,8 +24,8 @@ _KIND = socket.SOCK_SEQPACKET if PROCESSES else socket.SOCK_DGRAM
 
 #: The largest number of numbers in a datagram, far below the smallest send buffer of a socket.
 _NUMBERS_PER_FRAME = 1024
-_LARGEST_MESSAGE = 64 * 1024
-_MOST_DESCRIPTORS = 4
+_MAX_MESSAGE_BYTES = 64 * 1024
+_MAX_DESCRIPTORS = 4
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
@@ -152,7 +152,7 @@ class Channel:
         ``truncated``. Raises `BlockingIOError` if nothing has arrived.
         """
         try:
-            frame, descriptors, flags, _ = socket.recv_fds(self._socket, _LARGEST_MESSAGE, _MOST_DESCRIPTORS)
+            frame, descriptors, flags, _ = socket.recv_fds(self._socket, _MAX_MESSAGE_BYTES, _MAX_DESCRIPTORS)
         except ConnectionResetError:
             return None
         if not frame:

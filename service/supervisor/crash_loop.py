@@ -1,22 +1,22 @@
-"""Whether what died is worth another start: a rule without a clock."""
+"""The crash-loop policy: when a part that died is not started again. Pure: it knows no clock."""
 
 from __future__ import annotations
 
 
-class Lives:
-    """How often a part has died young, one time after the other.
+class CrashLoopGuard:
+    """Counts short runs of one part, in a row.
 
-    A life of ``long`` seconds and more shows that it can live: whatever ended it may not come again. ``most``
-    shorter ones in a row show that the next will be no better.
+    A run of ``min_uptime`` seconds or more shows that the part can work: whatever ended it may not come again.
+    ``max_short_runs`` shorter ones in a row show that the next will be no better.
     """
 
-    def __init__(self, most: int, long: float) -> None:
-        self.most = most
-        self.long = long
-        self.short = 0
-        """Short lives in a row."""
+    def __init__(self, max_short_runs: int, min_uptime: float) -> None:
+        self.max_short_runs = max_short_runs
+        self.min_uptime = min_uptime
+        self.short_runs = 0
+        """Short runs in a row."""
 
-    def ended(self, seconds: float) -> bool:
-        """Takes note of a life. True when it is not to be followed by another."""
-        self.short = self.short + 1 if seconds < self.long else 0
-        return self.short >= self.most
+    def record(self, uptime: float) -> bool:
+        """Counts a run of ``uptime`` seconds that has ended. Returns whether to give up."""
+        self.short_runs = self.short_runs + 1 if uptime < self.min_uptime else 0
+        return self.short_runs >= self.max_short_runs

@@ -31,15 +31,15 @@ from service.settings import Settings, strangers
 from service.shared import transport
 from service.shared.status import State, Status
 from service.supervisor.child import Child, Closable, ProcessChild, ThreadChild
-from service.supervisor.crash_loop import Lives
+from service.supervisor.crash_loop import CrashLoopGuard
 from service.supervisor.pool import orders
 from service.supervisor.pool.host import Heard
 from service.supervisor.pool.pool import Pool
 
 log = logging.getLogger(__name__)
 
-#: Lives of a front-end in a row, and the seconds that make one long: one that cannot start dies within a moment.
-_FRONT_END_LIVES = 5, 5.0
+#: Short runs of a front-end in a row, and the seconds that make one long: one that cannot start dies in a moment.
+_FRONT_END_CRASH_LOOP = 5, 5.0
 #: Seconds of silence after which a child is taken for hung. Far above any pause that a loaded host causes.
 _SILENCE = 30.0
 #: Seconds after an introduction in which a front-end joins the engine, and how often it has to say that it has not.
@@ -64,7 +64,9 @@ class Supervisor:
         self._phase_began = time.monotonic()
         self.front_ends: list[Child] = []
         self._pool = Pool(settings, self)
-        self._front_end_lives: defaultdict[str, Lives] = defaultdict(lambda: Lives(*_FRONT_END_LIVES))
+        self._crash_loops: defaultdict[str, CrashLoopGuard] = defaultdict(
+            lambda: CrashLoopGuard(*_FRONT_END_CRASH_LOOP)
+        )
         self._exit_code: int | None = None
         self._lost = False
         """Whether requests were not answered as they should have been: the exit code is 1."""
@@ -276,9 +278,9 @@ class Supervisor:
             self._pool.stop()
 
     def _replace(self, child: Child, outcome: str) -> None:
-        lives = self._front_end_lives[child.name]
-        if lives.ended(time.monotonic() - child.began_at):
-            log.error("%s %s, %d times in a row; giving up", child.name, outcome, lives.short)
+        guard = self._crash_loops[child.name]
+        if guard.record(time.monotonic() - child.began_at):
+            log.error("%s %s, %d times in a row; giving up", child.name, outcome, guard.short_runs)
             self._exit_code = 1
             return
         log.error("%s %s; another takes its place", child.name, outcome)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.images.overlay import LONGEST, overlay
+from service.images.overlay import MAX_SIDE, overlay
 from service.labels import ClassLabel
 from service.preprocess import Preprocessing, seen_box
 from tests.api.site import CARD, logits_of, site
@@ -168,4 +168,4 @@ async def test_a_large_photo_comes_back_smaller() -> None:
         answer = await here.http.post(
             "/explain", files={"file": png(1, 3000, 1000)}, headers={"accept": "image/png"}
         )
-        assert Image.open(io.BytesIO(answer.content)).size == (LONGEST, 341)
+        assert Image.open(io.BytesIO(answer.content)).size == (MAX_SIDE, 341)

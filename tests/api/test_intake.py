@@ -101,14 +101,14 @@ async def test_uploads_that_never_end_take_no_more_than_the_budget_and_honest_on
     )
     async with place() as here:
         intake = here.context.intake
-        intake.most = 3_000_000
+        intake.limit = 3_000_000
         wires = []
         for _ in range(6):
             reader, writer = await asyncio.open_connection(*here.address)
             wires.append((reader, writer))
             writer.write(honest.replace(b": %d" % len(photo), b": 9000000") + photo[:33] + bytes(900_000))
         await until(lambda: intake.held > 2_000_000, 60)
-        assert intake.held <= intake.most
+        assert intake.held <= intake.limit
         answer = await here.ask(honest + photo)
         while answer.status != 200:  # as soon as those have stalled for long enough
             assert (answer.status, answer.problem()["code"]) == (503, "intake_full")

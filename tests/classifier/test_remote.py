@@ -60,7 +60,7 @@ def test_the_image_travels_as_it_is_with_the_key(tmp_path: Path) -> None:
         return httpx.Response(200, json=ANSWER)
 
     with classifier(answer) as server:
-        (result,) = server.look([photo])
+        (result,) = server.classify([photo])
     assert result.predictions[0]["class_id"] == 285
     assert result.milliseconds == 5.0
     assert server.identity.classes[0].wnid == "n02124075"
@@ -74,7 +74,7 @@ def test_the_image_travels_as_it_is_with_the_key(tmp_path: Path) -> None:
 def test_what_is_refused_for_now_comes_again() -> None:
     refusals = iter([busy(), busy(503), busy(504), httpx.ReadError("reset"), busy()])
     with classifier(after(refusals)) as server:  # type: ignore[arg-type]
-        (result,) = server.look([b"x"])
+        (result,) = server.classify([b"x"])
     assert not result.error
     assert next(refusals, None) is None
 
@@ -89,14 +89,14 @@ def test_results_keep_the_images_order_and_errors_their_words(tmp_path: Path) ->
 
     images = [str(number).encode() for number in range(50)]
     with classifier(answer) as server:
-        results = list(server.look([*images, b"bad", tmp_path / "missing"]))
+        results = list(server.classify([*images, b"bad", tmp_path / "missing"]))
     assert [result.milliseconds for result in results[:50]] == [*range(50)]
     assert [result.error for result in results[50:]] == ["damaged", "no such file or directory"]
 
 
 def test_a_connection_that_an_image_breaks_is_that_images_error() -> None:
     with classifier(after(httpx.ReadError("reset") for _ in range(3))) as server:
-        broken, fine = server.look([b"x"]), server.look([b"y"])
+        broken, fine = server.classify([b"x"]), server.classify([b"y"])
         assert "reset" in next(broken).error
         assert not next(fine).error
 

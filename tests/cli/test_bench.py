@@ -108,7 +108,7 @@ def test_latency_counts_from_the_moment_a_request_was_due() -> None:
 def test_a_request_that_finds_no_free_connection_waits_with_its_clock_running(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loadgen, "MOST_CONNECTIONS", 1)
+    monkeypatch.setattr(loadgen, "MAX_CONNECTIONS", 1)
     with plain(delay=0.05) as server:
         tally = loadgen.generate(server.plan(duration=1.0, rate=60.0))
     assert len(tally.latencies) == tally.sent

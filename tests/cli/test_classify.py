@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.classifier import Seen
+from service.classifier import Classification
 from service.cli.classify import run as classify
 from service.cli.classify.resume import Resumed
 from service.cli.main import cli
@@ -96,7 +96,9 @@ def test_a_list_of_json_is_whole_and_lines_are_one_each(folder: Path, model: Pat
 def test_a_file_that_was_cut_anywhere_goes_on_to_the_same(cut: int, names: list[str]) -> None:
     """Whatever was written of it: every image is in it once, with all of its lines."""
     results = [
-        Seen(error="no picture") if index % 3 == 2 else Seen(tuple(prediction(rank) for rank in range(3)))
+        Classification(error="no picture")
+        if index % 3 == 2
+        else Classification(tuple(prediction(rank) for rank in range(3)))
         for index in range(len(names))
     ]
     with tempfile.TemporaryDirectory() as place:
@@ -148,9 +150,9 @@ class _Interrupted:
     def __init__(self, settings: Any, tell: Any) -> None:
         tell("loading")
 
-    def look(self, images: Iterable[Any]) -> Iterator[Seen]:
+    def classify(self, images: Iterable[Any]) -> Iterator[Classification]:
         for _ in list(images)[:2]:
-            yield Seen((prediction(1),))
+            yield Classification((prediction(1),))
         raise KeyboardInterrupt
 
 

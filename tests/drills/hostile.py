@@ -219,6 +219,6 @@ def _hang_the_second_time() -> None:
 if __name__ == "__main__":
     process._load = load  # type: ignore[assignment]
     picture.prepare = decode_or_play  # type: ignore[attr-defined]
-    process.SHORTEST_LIMIT = seconds("LIMIT_S") or process.SHORTEST_LIMIT
+    process.MIN_BATCH_LIMIT = seconds("LIMIT_S") or process.MIN_BATCH_LIMIT
     supervisor._SILENCE = seconds("SILENCE_S") or supervisor._SILENCE
     main()

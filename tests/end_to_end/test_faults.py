@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.engine.process import SHORTEST_LIMIT, longest_batch
+from service.engine.process import MIN_BATCH_LIMIT, longest_batch
 from service.errors import ConfigurationError
 from service.host import usage
 from service.observability import metrics
@@ -203,8 +203,8 @@ def test_a_deadline_that_the_queue_cannot_meet_is_refused_at_once() -> None:
 
 
 def test_a_batch_is_hung_after_many_times_what_it_took_when_warm() -> None:
-    assert longest_batch(8, 0.0) == SHORTEST_LIMIT
-    assert longest_batch(64, 1000.0) == SHORTEST_LIMIT
+    assert longest_batch(8, 0.0) == MIN_BATCH_LIMIT
+    assert longest_batch(64, 1000.0) == MIN_BATCH_LIMIT
     assert longest_batch(64, 10.0) == pytest.approx(128.0)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from service import settings
 from service.errors import ConfigurationError
-from service.options.several import MOST, models_of
+from service.options.several import MAX_MODELS, models_of
 from service.supervisor.pool import room
 from service.supervisor.pool.room import check_budget
 from tests.drills.crowd import PHOTOS, options
@@ -64,7 +64,7 @@ def test_a_file_gives_names_and_settings_of_their_own(tmp_path: Path) -> None:
         ({"a": {"model": "vgg99"}}, "did you mean 'vgg19'"),
         ({"a": {"max_batch_size": 0}}, "max_batch_size"),
         ('{"a": {}, "a": {}}', "is there twice"),
-        ({f"m{number}": {} for number in range(MOST + 1)}, "are allowed"),
+        ({f"m{number}": {} for number in range(MAX_MODELS + 1)}, "are allowed"),
         ("[" * 100_000, "no JSON"),
     ],
 )
@@ -89,7 +89,9 @@ def test_a_list_that_will_not_do_is_refused_in_words(given: dict[str, Any], word
 
 
 @given(
-    st.dictionaries(names, st.fixed_dictionaries({"weights": st.just("random:1")}), min_size=1, max_size=MOST)
+    st.dictionaries(
+        names, st.fixed_dictionaries({"weights": st.just("random:1")}), min_size=1, max_size=MAX_MODELS
+    )
 )
 def test_every_file_of_names_is_as_many_models_in_order(document: dict[str, Any]) -> None:
     import tempfile

@@ -206,7 +206,7 @@ class Service(Counted):
         self.front_ends.append(FrontEnd(self.numbers, client, arena))
 
     async def one(self, asked: Asked) -> Answer:
-        """What `service.api.inference.look` does."""
+        """What `service.api.admission.Admission.infer` does."""
         front_end, arena = asked.front_end, self.arena
 
         def write(pixels: NDArray[np.uint8]) -> None:

@@ -27,7 +27,7 @@ def known(here: Place) -> Connections:
 async def test_past_the_limit_the_longest_idle_go_and_who_is_served_stays() -> None:
     async with place() as here, contextlib.AsyncExitStack() as stack:
         here.engine.runner.may_run.clear()
-        known(here).most = 5
+        known(here).limit = 5
 
         async def connect() -> Wire:
             wire = await stack.enter_async_context(here.connect())
@@ -76,7 +76,7 @@ async def test_a_connection_that_rests_gives_up_what_a_request_needs_and_asks_ag
 @on_a_loop
 async def test_half_heads_share_the_budget() -> None:
     fed = Fed()
-    fed.connections.intake.most = 1000
+    fed.connections.intake.limit = 1000
     head = b"GET /a HTTP/1.1\r\nX: " + b"y" * 900
     await fed.feed(head)
     assert fed.connections.intake.held == len(head)

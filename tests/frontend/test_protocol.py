@@ -123,7 +123,7 @@ async def test_what_follows_a_request_waits_until_its_answer_is_taken() -> None:
 @on_a_loop
 async def test_successors_that_nobody_has_room_for_cost_the_connection_not_the_answer() -> None:
     fed = Fed()
-    fed.connections.intake.most = 100
+    fed.connections.intake.limit = 100
     fed.pipe.takes = False
     fed.pipe.protocol.data_received(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n" * 500)
     await until(lambda: bool(fed.pipe.waiting))

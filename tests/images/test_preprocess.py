@@ -132,7 +132,7 @@ def test_a_giant_that_is_never_made_equals_one_that_is(
     size: tuple[int, int], interpolation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, spec = uncompressed(*size), Preprocessing(resize=64, crop=(56, 56), interpolation=interpolation)
-    monkeypatch.setattr(resample, "LARGEST_WHOLE", 10_000)
+    monkeypatch.setattr(resample, "MAX_WHOLE_PIXELS", 10_000)
     assert_like_torchvision(data, spec)
 
 

@@ -65,12 +65,12 @@ def test_one_bit_of_an_answer_is_found(index: int, bit: int, head: bool, looks: 
     executor = FakeExecutor(head=head)
     guard = guarded(executor)
     for _ in range(looks):
-        assert guard.look([executor]).mismatches == 0
+        assert guard.check([executor]).mismatches == 0
     changed = RIGHT.copy()
     changed.view(np.uint32)[index] ^= np.uint32(1 << bit)
     executor.right = changed
     with pytest.raises(DeviceFailed, match="twice"):
-        guard.look([executor])
+        guard.check([executor])
 
 
 @pytest.mark.parametrize(("precision", "noise"), [("fp32", 1e-7), ("bf16", 1e-3), ("int8", 1e-3)])
@@ -78,32 +78,32 @@ def test_a_way_that_rounds_by_chance_is_held_to_the_tolerance_alone(precision: s
     executor = FakeExecutor(noise=noise)
     guard = guarded(executor, precision=precision)
     for _ in range(200):
-        assert guard.look([executor]).mismatches == 0
+        assert guard.check([executor]).mismatches == 0
     executor.off = RIGHT / np.float32(10)
     with pytest.raises(DeviceFailed):
-        guard.look([executor])
+        guard.check([executor])
 
 
 def test_a_first_pass_that_was_rounded_otherwise_is_no_reason_for_an_alarm() -> None:
     executor = FakeExecutor()
     guard = guarded(executor)
     executor.off[3] = 1e-6
-    assert guard.look([executor]).mismatches == 0
+    assert guard.check([executor]).mismatches == 0
     executor.off[3] = 2e-6  # but a second time it is
-    assert guard.look([executor]).mismatches == 0
-    guard.look([executor])
+    assert guard.check([executor]).mismatches == 0
+    guard.check([executor])
     executor.off[3] = 3e-6
     with pytest.raises(DeviceFailed):
-        guard.look([executor])
+        guard.check([executor])
 
 
 def test_one_wrong_pass_is_told_and_harms_nobody() -> None:
     executor = FakeExecutor()
     guard = guarded(executor)
     executor.glitches = [True]
-    ran = guard.look([executor])
+    ran = guard.check([executor])
     assert (ran.mismatches, ran.distrust) == (1, "")
-    assert guard.look([executor]).mismatches == 0
+    assert guard.check([executor]).mismatches == 0
 
 
 def test_the_canary_goes_where_most_ran_and_in_the_size_that_ran_there() -> None:
@@ -116,11 +116,11 @@ def test_the_canary_goes_where_most_ran_and_in_the_size_that_ran_there() -> None
         guard.ran("apart", 4 if number % 3 else 2)
     guard.ran("one", 1)
     assert guard.due
-    assert guard.look([one, apart]).rows == 4
+    assert guard.check([one, apart]).rows == 4
     assert not guard.due
     assert (one.passes, apart.passes) == ([], [4])
-    guard.look([one, apart])
-    guard.look([one, apart])
+    guard.check([one, apart])
+    guard.check([one, apart])
     assert (one.passes, apart.passes) == (
         [1],
         [4, 1],
@@ -149,12 +149,12 @@ def test_a_look_that_was_stopped_tells_nothing_and_comes_again() -> None:
     guard.stop()
     assert not executor.stopped  # nothing ran
     executor.meanwhile = guard.stop
-    assert guard.look([executor]) == BatchReport(0)
+    assert guard.check([executor]) == BatchReport(0)
     executor.meanwhile, executor.stopped = lambda: None, False
-    assert guard.look([executor]).canaries == 1
+    assert guard.check([executor]).canaries == 1
     executor.stopped = True
     with pytest.raises(RuntimeError, match="canceled"):  # a defect of its own
-        guard.look([executor])
+        guard.check([executor])
 
 
 def test_what_follows_a_wrong_answer_is_not_stopped() -> None:
@@ -163,7 +163,7 @@ def test_what_follows_a_wrong_answer_is_not_stopped() -> None:
     executor.glitches = [True]
     runs = iter([lambda: None, guard.stop])
     executor.meanwhile = lambda: next(runs)()
-    assert guard.look([executor]).mismatches == 1
+    assert guard.check([executor]).mismatches == 1
 
 
 def test_sizes_that_were_not_learnt_are_not_looked_for() -> None:
@@ -171,7 +171,7 @@ def test_sizes_that_were_not_learnt_are_not_looked_for() -> None:
     guard = guarded(executor)
     for _ in range(CANARY_EVERY):
         guard.ran("together", 3)
-    assert guard.look([executor]).rows == 1
+    assert guard.check([executor]).rows == 1
 
 
 def test_each_stream_is_looked_at_on_its_own() -> None:
@@ -191,7 +191,7 @@ def test_each_stream_is_looked_at_on_its_own() -> None:
 def test_weights_that_are_no_numbers_are_no_reason_for_an_alarm() -> None:
     executor = FakeExecutor(right=np.where(RIGHT > 0, np.float32("nan"), RIGHT))
     guard = guarded(executor, expected=executor.right)
-    assert [guard.look([executor]).mismatches for _ in range(3)] == [0, 0, 0]
+    assert [guard.check([executor]).mismatches for _ in range(3)] == [0, 0, 0]
 
 
 def test_what_does_not_compute_the_network_does_not_serve() -> None:

@@ -23,7 +23,7 @@ def test_no_place_has_more_passes_than_that_without_the_canary(places: int, pass
         while watch.due:
             place = watch.next()
             assert watch.is_due(place)
-            watch.looked(place)
+            watch.checked(place)
             since[place] = 0
     assert max(since.values()) < EVERY
 
@@ -33,7 +33,7 @@ def test_with_time_to_spare_every_place_has_its_turn() -> None:
     seen = []
     for _ in range(6):
         seen.append(watch.next())
-        watch.looked(seen[-1])
+        watch.checked(seen[-1])
     assert seen == list("abcabc")
 
 

@@ -45,7 +45,7 @@ def terminal() -> tuple[int, int]:
 def test_a_stalled_reader_holds_nobody_up_and_learns_what_it_missed(
     kind: Callable[[], tuple[int, int]], knows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "_MOST", 20_000)
+    monkeypatch.setattr(lines, "_MAX_QUEUED_BYTES", 20_000)
     reader, writer = kind()
     output = Output(writer)
     output._knows_nowait &= knows
@@ -71,7 +71,7 @@ def test_a_stalled_reader_holds_nobody_up_and_learns_what_it_missed(
 
 
 def test_what_was_dropped_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "_MOST", 1000)
+    monkeypatch.setattr(lines, "_MAX_QUEUED_BYTES", 1000)
     reader, writer = os.pipe()
     handler = Handler(Output(writer))
     logger = logging.Logger("test")

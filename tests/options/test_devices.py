@@ -14,7 +14,7 @@ from service import settings
 from service.errors import ConfigurationError
 from service.host import machine as host
 from service.models.placement import place
-from service.options.devices import ALL, MOST, Device, _counted, cores_of, gpus, listed, resolve
+from service.options.devices import ALL, MAX_DEVICES, Device, _counted, cores_of, gpus, listed, resolve
 
 SLICE = "MIG-8f6a1c2e-0d5f-5a52-9e3f-6a2b6f0f9d11"
 ITEMS = ("cpu", "cuda", "cuda:0", "cuda:7", SLICE, "GPU-1f")
@@ -60,7 +60,7 @@ def test_what_is_no_device_is_refused_in_words(text: str) -> None:
         settings.load(device=text)
 
 
-@given(st.lists(st.sampled_from(ITEMS), min_size=1, max_size=MOST))
+@given(st.lists(st.sampled_from(ITEMS), min_size=1, max_size=MAX_DEVICES))
 def test_every_list_of_devices_is_one_engine_each_and_shares_of_the_cores_are_even(names: list[str]) -> None:
     devices = resolve(",".join(names), list)
     assert [device.name for device in devices] == names

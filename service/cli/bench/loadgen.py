@@ -29,7 +29,7 @@ from itertools import cycle
 from httptools import HttpParserError, HttpResponseParser
 
 #: Connections of the open loop at most. Further requests wait for a free one, and their latency counts that wait.
-MOST_CONNECTIONS = 1000
+MAX_CONNECTIONS = 1000
 #: Seconds that a client of the closed loop waits after its connection failed, so that it does not spin.
 _AFTER_FAILURE = 0.1
 #: Seconds between two checks for timeouts and two reports of progress.
@@ -204,7 +204,7 @@ class _Run:
             self.tally.lags.append(now - due)
         if self._idle:
             self._send(self._idle.pop(), due, now)
-        elif len(self._busy) < MOST_CONNECTIONS:
+        elif len(self._busy) < MAX_CONNECTIONS:
             self._send(self._connection(self), due, now)
         else:
             self._waiting.append(due)

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from service.classifier import Classifier, Image, Seen
+from service.classifier import Classification, Classifier, Image
 from service.classifier.local import LocalClassifier
 from service.cli.classify.resume import Resumed
 from service.cli.classify.sinks import Form, Sink, open_sink
@@ -118,8 +118,8 @@ def _classify(open_classifier: _Open, images: dict[str, Image], sink: Sink) -> i
             # Before the sink: if the model cannot be loaded, not even a table's header is printed.
             classifier = open_classifier(bar.say)
             with sink:
-                looks = classifier.look(images.values())
-                for name, seen in zip(images, bar.track(looks), strict=True):
+                results = classifier.classify(images.values())
+                for name, seen in zip(images, bar.track(results), strict=True):
                     if seen.error:
                         print(f"{name}: {seen.error}", file=sys.stderr)
                     sink.write(name, seen)
@@ -168,10 +168,10 @@ class Bar:
         if self._task is not None:
             self._progress.update(self._task, description=text)
 
-    def track(self, looks: Iterable[Seen]) -> Iterator[Seen]:
+    def track(self, results: Iterable[Classification]) -> Iterator[Classification]:
         """Passes the results on and counts them on the bar."""
         assert self._task is not None
         self._progress.reset(self._task, total=self._count, description="classifying")
-        for seen in looks:
+        for seen in results:
             yield seen
             self._progress.advance(self._task)

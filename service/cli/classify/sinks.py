@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Literal, Protocol, TextIO
 
-from service.classifier import Seen
+from service.classifier import Classification
 
 Form = Literal["table", "json", "jsonl", "csv"]
 
 COLUMNS = ("file", "rank", "class_id", "wnid", "label", "probability", "error")
 #: Characters of a table's columns at most; what is longer moves the rest of its line.
-_LONGEST_NAME, _LABEL = 48, 32
+_MAX_NAME, _LABEL = 48, 32
 
 
 class Sink(Protocol):
@@ -27,7 +27,7 @@ class Sink(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def write(self, name: str, seen: Seen) -> None:
+    def write(self, name: str, seen: Classification) -> None:
         """Writes one image's results and flushes them."""
 
 
@@ -45,7 +45,7 @@ class _Stream:
     ) -> None:
         """Nothing to complete."""
 
-    def write(self, name: str, seen: Seen) -> None:
+    def write(self, name: str, seen: Classification) -> None:
         raise NotImplementedError
 
     def _put(self, text: str) -> None:
@@ -58,13 +58,13 @@ class Table(_Stream):
 
     def __init__(self, stream: TextIO, names: Iterable[str]) -> None:
         super().__init__(stream)
-        self._width = min(_LONGEST_NAME, max(map(len, names), default=0))
+        self._width = min(_MAX_NAME, max(map(len, names), default=0))
 
     def __enter__(self) -> Table:
         self._put(self._line("file", "rank", "label", "probability", "class_id", "wnid"))
         return self
 
-    def write(self, name: str, seen: Seen) -> None:
+    def write(self, name: str, seen: Classification) -> None:
         if seen.error:
             self._put(self._line(name, "", f"({seen.error})", "", "", ""))
             return
@@ -89,7 +89,7 @@ class Table(_Stream):
 class JsonLines(_Stream):
     """JSON Lines: one object a line for each image."""
 
-    def write(self, name: str, seen: Seen) -> None:
+    def write(self, name: str, seen: Classification) -> None:
         self._put(json.dumps(_document(name, seen), ensure_ascii=False) + "\n")
 
 
@@ -100,7 +100,7 @@ class Json(_Stream):
         super().__init__(stream)
         self._separator = "[\n"
 
-    def write(self, name: str, seen: Seen) -> None:
+    def write(self, name: str, seen: Classification) -> None:
         text = json.dumps(_document(name, seen), indent=2, ensure_ascii=False)
         self._put(self._separator + text)
         self._separator = ",\n"
@@ -124,7 +124,7 @@ class Csv(_Stream):
             self._put(",".join(COLUMNS) + "\n")
         return self
 
-    def write(self, name: str, seen: Seen) -> None:
+    def write(self, name: str, seen: Classification) -> None:
         text = io.StringIO(newline="")
         csv.DictWriter(text, COLUMNS, lineterminator="\n").writerows(_rows(name, seen))
         self._put(text.getvalue())
@@ -146,13 +146,13 @@ def open_sink(form: Form, stream: TextIO, names: Iterable[str]) -> Sink:
     return {"json": Json, "jsonl": JsonLines, "csv": Csv}[form](stream)
 
 
-def _document(name: str, seen: Seen) -> dict[str, Any]:
+def _document(name: str, seen: Classification) -> dict[str, Any]:
     return (
         {"file": name, "error": seen.error} if seen.error else {"file": name, "predictions": seen.predictions}
     )
 
 
-def _rows(name: str, seen: Seen) -> Iterator[dict[str, Any]]:
+def _rows(name: str, seen: Classification) -> Iterator[dict[str, Any]]:
     empty = dict.fromkeys(COLUMNS, "") | {"file": name, "error": seen.error}
     if seen.error:
         yield empty

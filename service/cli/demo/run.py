@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from service.classifier import Identity, Seen
+from service.classifier import Classification, Identity
 from service.classifier.remote import RemoteClassifier
 from service.cli import tables
 from service.client import Client, ClientError, Unreachable
@@ -67,7 +67,7 @@ def visit(url: str, key: str | None) -> int:
     if not _wait_ready(url, key):
         return 0  # the service has already logged why it ended
     with RemoteClassifier(url, key=key, top_k=_TOP, concurrency=1) as server:
-        results = list(server.look(photo.path for photo in photos))
+        results = list(server.classify(photo.path for photo in photos))
         _show(url, server.identity, photos, results)
     return int(any(seen.error for seen in results))
 
@@ -115,7 +115,7 @@ def _progress(health: dict[str, Any]) -> str:
     return escape(words)
 
 
-def _show(url: str, identity: Identity, photos: Sequence[Sample], results: Sequence[Seen]) -> None:
+def _show(url: str, identity: Identity, photos: Sequence[Sample], results: Sequence[Classification]) -> None:
     console = tables.screen()
     console.print(_table(identity, photos, results))
     example = _from_here(photos[0].path)
@@ -128,7 +128,7 @@ def _show(url: str, identity: Identity, photos: Sequence[Sample], results: Seque
     sys.stdout.flush()
 
 
-def _table(identity: Identity, photos: Sequence[Sample], results: Sequence[Seen]) -> Table:
+def _table(identity: Identity, photos: Sequence[Sample], results: Sequence[Classification]) -> Table:
     title = f"{identity.model}, weights {identity.weights}: {len(identity.classes):,} classes"
     table = Table(title=Text(title, "bold"), title_justify="left", header_style="bold", show_lines=True)
     for heading in ("photo", "label", "probability"):

@@ -104,7 +104,7 @@ def _evaluate(classifier: Classifier, photos: Sequence[Photo], limit: int | None
     column = {entry.class_id: number for number, entry in enumerate(classifier.identity.classes)}
     began = time.monotonic()
     with _Bar(classifier.identity.model, len(chosen), score) as bar:
-        results = classifier.look(photo.path for photo, _ in chosen)
+        results = classifier.classify(photo.path for photo, _ in chosen)
         for (photo, truth), seen in zip(chosen, results, strict=True):
             if seen.error:
                 errors.append((photo.path, seen.error))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from service.models.checkpoints import Checkpoint
 
 #: The interval that is searched. A network that needs a temperature outside it has other faults.
-_LEAST, _MOST = 0.05, 20.0
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.05, 20.0
 #: The relative accuracy of the search; photos determine a temperature to some percent only.
 _ACCURACY = 1e-4
 #: The number of photos whose softmax is in memory at the same time.
@@ -36,11 +36,12 @@ def fitted(logits: NDArray[np.float32], truths: NDArray[np.intp]) -> float:
     The likelihood has one maximum over 1 / temperature; bisection finds where its slope is 0. Raises
     `ConfigurationError` if there is none: all answers are right, or hardly more than by chance.
     """
-    low, high = math.log(_LEAST), math.log(_MOST)
-    if _slope(logits, truths, _LEAST) <= 0 or _slope(logits, truths, _MOST) >= 0:
+    low, high = math.log(_MIN_TEMPERATURE), math.log(_MAX_TEMPERATURE)
+    if _slope(logits, truths, _MIN_TEMPERATURE) <= 0 or _slope(logits, truths, _MAX_TEMPERATURE) >= 0:
         raise ConfigurationError(
-            f"these {len(truths):,} photos determine no temperature between {_LEAST} and {_MOST}: the model is right "
-            "about all of them, or hardly better than chance; give more photos of the kind that will be served"
+            f"these {len(truths):,} photos determine no temperature between {_MIN_TEMPERATURE} and {_MAX_TEMPERATURE}: "
+            "the model is right about all of them, or hardly better than chance; give more photos of the kind that will"
+            " be served"
         )
     while high - low > _ACCURACY:
         middle = (low + high) / 2

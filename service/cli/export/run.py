@@ -20,7 +20,7 @@ from service.errors import ConfigurationError
 from service.settings import Settings, available_cores
 
 #: The artifact's largest batch, unless max_batch_size gives another.
-_MOST = 256
+_MAX_BATCH_SIZE = 256
 #: The number of images that the two models are compared on, and the sizes of the batches.
 _IMAGES, _BATCHES = 21, (1, 2, 5, 13)
 
@@ -61,17 +61,17 @@ def _compile(settings: Settings, out: Path) -> int:
             settings.weights, settings.named_model, labels=settings.labels, progress=work.downloaded
         )
     image, has_head = checkpoint.preprocessing.shape, checkpoint.classes is not None
-    most = _MOST if settings.max_batch_size == "auto" else settings.max_batch_size
+    max_batch_size = _MAX_BATCH_SIZE if settings.max_batch_size == "auto" else settings.max_batch_size
     with tempfile.TemporaryDirectory(prefix="imagenet-serve-") as folder:
         path = Path(folder) / "model.pt2"
         with working(
             f"compiling {checkpoint.name} for {package.platform_of(device)}, which takes minutes"
         ) as work:
             network = whole(loader.load(checkpoint), device, placement.precision, has_head=has_head)
-            package.build(network, image, device, most, path)
+            package.build(network, image, device, max_batch_size, path)
             work.say("comparing it with the plain model")
             plain = whole(loader.load(checkpoint), torch.device("cpu"), "fp32", has_head=has_head)
-            check = _compare(package.load(path, device), plain, image, device, most)
+            check = _compare(package.load(path, device), plain, image, device, max_batch_size)
         tables.show([check], "table")
         if not check["distance"] <= _limit(placement.precision):
             print(
@@ -80,7 +80,7 @@ def _compile(settings: Settings, out: Path) -> int:
                 file=sys.stderr,
             )
             return 1
-        package.write(out, path, checkpoint, placement.precision, device, most=most, check=check)
+        package.write(out, path, checkpoint, placement.precision, device, most=max_batch_size, check=check)
     print(f"serve it with: --runtime {out}", file=sys.stderr)
     return 0
 
@@ -91,7 +91,9 @@ def _limit(precision: str) -> float:
     return LIMITS[precision]
 
 
-def _compare(forward: Any, plain: Any, image: tuple[int, int, int], device: Any, most: int) -> dict[str, Any]:
+def _compare(
+    forward: Any, plain: Any, image: tuple[int, int, int], device: Any, max_batch_size: int
+) -> dict[str, Any]:
     """Compares the logits on images of noise: the largest ``‖out - ref‖ / ‖ref‖``, and the number of equal top classes.
 
     ``forward`` and ``plain`` map uint8 ``[N, *image]`` to (features, logits ``[N, classes]``).
@@ -104,7 +106,7 @@ def _compare(forward: Any, plain: Any, image: tuple[int, int, int], device: Any,
     pixels = torch.randint(0, 256, (_IMAGES, *image), dtype=torch.uint8, generator=chance)
     start, away, same = 0, 0.0, 0
     with torch.inference_mode():
-        for count in (min(size, most) for size in _BATCHES):
+        for count in (min(size, max_batch_size) for size in _BATCHES):
             batch = pixels[start : start + count]
             got = forward(batch.to(device))[1].float().cpu().numpy()
             wanted = plain(batch)[1].numpy()

@@ -39,10 +39,10 @@ CALIBRATION = 300
 #: Images that measure the agreement. With 1,000, the standard error of a disagreement of 2 % is 0.4 points.
 HELD_OUT = 1000
 #: The least number of images; fewer neither calibrate nor prove anything.
-_FEWEST = 20
+_MIN_IMAGES = 20
 #: The least share of images with the same top class, 0 to 1; below it, an artifact is written with --force only.
-LEAST_AGREEMENT = 0.98
-#: The least share for a recipe on the calibration images. Higher than `LEAST_AGREEMENT`, since they are few.
+MIN_AGREEMENT = 0.98
+#: The least share for a recipe on the calibration images. Higher than `MIN_AGREEMENT`, since they are few.
 _SURE = 0.985
 
 _BATCH = 16
@@ -91,10 +91,10 @@ def run(settings: Settings, folder: Path, out: Path, *, force: bool = False, see
     recipe, smaller = _quantise(original, source.calibration)
     check = compare(logits(original, source.held_out), logits(smaller, source.held_out))
     tables.show([_row(check)], "table")
-    if check.top1_agreement < LEAST_AGREEMENT and not force:
+    if check.top1_agreement < MIN_AGREEMENT and not force:
         print(
             f"nothing was written: the models agree on {check.top1_agreement:.1%} of the images; below "
-            f"{LEAST_AGREEMENT:.0%}, writing needs --force",
+            f"{MIN_AGREEMENT:.0%}, writing needs --force",
             file=sys.stderr,
         )
         return 1
@@ -183,7 +183,7 @@ def compare(before: Logits, after: Logits) -> Check:
 def read(folder: Path, spec: Any, max_pixels: int, most: int, chance: random.Random) -> list[Images]:
     """Preprocesses up to ``most`` random images of ``folder`` and names unusable ones on standard error.
 
-    Returns uint8 pixels of the shape ``spec.shape``. Raises `ConfigurationError` for fewer than `_FEWEST` images.
+    Returns uint8 pixels of the shape ``spec.shape``. Raises `ConfigurationError` for fewer than `_MIN_IMAGES` images.
     """
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     chance.shuffle(files)
@@ -196,9 +196,9 @@ def read(folder: Path, spec: Any, max_pixels: int, most: int, chance: random.Ran
             print(f"{path}: {error}", file=sys.stderr)
             continue
         images.append(pixels)
-    if len(images) < _FEWEST:
+    if len(images) < _MIN_IMAGES:
         raise ConfigurationError(
-            f"'{folder}' has {len(images)} usable images; give at least {_FEWEST}, better {most}, of the kind "
+            f"'{folder}' has {len(images)} usable images; give at least {_MIN_IMAGES}, better {most}, of the kind "
             "that will be served"
         )
     return images

@@ -180,7 +180,7 @@ class Decoder:
 
     def _on_readable(self) -> None:
         try:
-            frame = self._end.recv(wire.LONGEST_REPLY)
+            frame = self._end.recv(wire.MAX_REPLY_BYTES)
         except BlockingIOError:
             return
         except OSError:

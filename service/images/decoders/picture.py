@@ -36,7 +36,7 @@ class Picture:
     size: tuple[int, int] = (0, 0)
     """(height, width) of the whole upright photo; (0, 0) until it is known."""
     photo: Image.Image | None = None
-    """The photo in RGB, with no side longer than `LONGEST`, if ``drawn``."""
+    """The photo in RGB, with no side longer than `MAX_SIDE`, if ``drawn``."""
 
     def __call__(self, pixels: NDArray[np.uint8], admit: Admit | None = None) -> None:
         recipe = self.recipe

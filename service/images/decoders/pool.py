@@ -43,11 +43,11 @@ _LONG = 0.4
 #: time because more decoders would only share a processor that is short. A photo of 8 megapixels takes as much.
 _HELD_UP = 0.05
 #: Least number of decoders beyond the quick ones, for pictures that take long or much memory.
-_FEWEST_MORE = 4
+_MIN_SLOW = 4
 #: Bytes above which a picture gets a process of its own, whose end certainly returns the memory.
 _MUCH = 160 << 20
 #: Most pictures that wait for memory; more are refused at once.
-_MOST_WAITING = 16
+_MAX_WAITING = 16
 #: Seconds between two checks of busy decoders, and between two checks for memory that another front-end returned.
 _TICK, _LOOK_AGAIN = 0.05, 0.01
 #: Seconds that a decoder may go on after its client has gone: most pictures are done by then.
@@ -56,7 +56,7 @@ _GRACE = 0.25
 _STUCK = 5.0
 #: Seconds until a decoder that failed to start or ended while idle is replaced: first pause, and the longest after
 #: doubling.
-_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
+_PAUSE, _MAX_PAUSE = 0.05, 5.0
 #: Seconds of Retry-After for a picture that found no memory.
 _RETRY = 2.0
 
@@ -234,7 +234,7 @@ class Pool:
 
     @property
     def _may_start_extra(self) -> bool:
-        return len(self._all) < self._quick + max(_FEWEST_MORE, self._quick)
+        return len(self._all) < self._quick + max(_MIN_SLOW, self._quick)
 
     def _take_memory(self, job: Job) -> bool:
         if not self._memory.acquire(job.memory):
@@ -270,7 +270,7 @@ class Pool:
                     "for pictures (the container's memory limit)"
                 )
             )
-        elif len(self._large) >= _MOST_WAITING:
+        elif len(self._large) >= _MAX_WAITING:
             reason = "too many large images wait for memory"
             job.end(errors.Overloaded(f"{reason}; try again in about {_RETRY:.0f} s", retry_after=_RETRY))
         else:
@@ -384,7 +384,7 @@ class Pool:
                 self._start_if_too_few()
             else:
                 self._failures += 1
-                pause = min(_PAUSE * 2 ** min(self._failures, 10), _LONGEST_PAUSE)
+                pause = min(_PAUSE * 2 ** min(self._failures, 10), _MAX_PAUSE)
                 self._call_later(pause, self._start_if_too_few)
         self._admit_large()
 

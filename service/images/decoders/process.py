@@ -40,7 +40,7 @@ def main(end: socket.socket, memory: int, layout: Layout, recipe: Recipe) -> Non
     _imaging.set_blocks_max(_BLOCKS)
     give_up()
     end.setblocking(True)
-    while frame := end.recv(wire.LONGEST_ORDER):
+    while frame := end.recv(wire.MAX_ORDER_BYTES):
         number, length, memory, drawn = wire.ORDER.unpack_from(frame)
         if len(frame) > wire.ORDER.size:
             decoder.prepare_as(wire.recipe_from_json(json.loads(frame[wire.ORDER.size :])))
@@ -74,7 +74,7 @@ class Decoder:
 
     def reply(self, number: int, length: int, memory: int, drawn: bool) -> bytes:
         kind, content = self._work(length, memory, drawn)
-        return wire.REPLY.pack(number, kind) + content[: wire.LONGEST_WORDS]
+        return wire.REPLY.pack(number, kind) + content[: wire.MAX_WORDS_BYTES]
 
     def _work(self, length: int, memory: int, drawn: bool) -> tuple[Kind, bytes]:
         picture = Picture(self._memory[:length], self._recipe, drawn)

@@ -14,7 +14,7 @@ from service.images.decoders.cost import Cost
 from service.images.decoders.decoder import Decoder
 from service.images.decoders.job import Job
 from service.images.decoders.wire import Kind
-from service.images.overlay import LONGEST
+from service.images.overlay import MAX_SIDE
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def _result(decoder: Decoder, kind: Kind, content: bytes) -> Cost | Exception | 
 
 
 def _take_pixels(decoder: Decoder, job: Job, height: int, width: int, rows: int, columns: int) -> None:
-    if max(rows, columns) > LONGEST or bool(rows) != job.picture.drawn:
+    if max(rows, columns) > MAX_SIDE or bool(rows) != job.picture.drawn:
         raise ValueError("a photo of another size")
     if not job.wanted:
         return

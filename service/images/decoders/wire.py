@@ -15,7 +15,7 @@ from enum import IntEnum
 from typing import Any
 
 from service.images.decoders.picture import Recipe
-from service.images.overlay import LONGEST
+from service.images.overlay import MAX_SIDE
 from service.preprocess import Preprocessing
 
 ORDER = struct.Struct("@QQQB")
@@ -23,10 +23,10 @@ REPLY = struct.Struct("@QB")
 SIZES = struct.Struct("@IIII")
 NEEDED = struct.Struct("@Qd")
 #: Most bytes of an order.
-LONGEST_ORDER = ORDER.size + 4096
+MAX_ORDER_BYTES = ORDER.size + 4096
 #: Most bytes of an error's words, and of any reply.
-LONGEST_WORDS = 8000
-LONGEST_REPLY = REPLY.size + LONGEST_WORDS
+MAX_WORDS_BYTES = 8000
+MAX_REPLY_BYTES = REPLY.size + MAX_WORDS_BYTES
 
 _PAGE = mmap.PAGESIZE
 
@@ -62,7 +62,7 @@ class Layout:
 
     @property
     def size(self) -> int:
-        return self.photo + 3 * LONGEST * LONGEST
+        return self.photo + 3 * MAX_SIDE * MAX_SIDE
 
 
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:

@@ -22,7 +22,7 @@ _KEYS = (
 )  # fmt: skip
 
 #: Limits of the search: deeper nesting and longer lists hold no class names.
-_DEEPEST, _FEW = 6, 8
+_MAX_DEPTH, _FEW = 6, 8
 
 
 def classes_beside(values: Any, count: int, name: str) -> tuple[ClassLabel, ...]:
@@ -46,7 +46,7 @@ def _under(values: Any, key: str, depth: int) -> Iterator[Any]:
     if isinstance(values, list | tuple) and len(values) <= _FEW:
         for value in values:
             yield from _under(value, key, depth + 1)
-    if not isinstance(values, Mapping) or depth > _DEEPEST:
+    if not isinstance(values, Mapping) or depth > _MAX_DEPTH:
         return
     if key in values:
         yield values[key]

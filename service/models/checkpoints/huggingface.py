@@ -104,7 +104,7 @@ class _Repository:
 
     def offers(self, name: str) -> bool:
         """Returns True if the hub has the file and permits its download."""
-        return self._answer(name, self._look) is not None
+        return self._answer(name, self._locate) is not None
 
     def _answer(self, name: str, ask: Callable[[str], Path]) -> Path | None:
         """Returns the result of ``ask`` for a file; None if this commit has no such file. Raises `CheckpointError`."""
@@ -139,7 +139,7 @@ class _Repository:
         here = {"local_files_only": True} if self.cached_only else {}
         return Path(self.hub.hf_hub_download(self.repo, name, revision=self.revision, **bar, **here))
 
-    def _look(self, name: str) -> Path:
+    def _locate(self, name: str) -> Path:
         url = self.hub.hf_hub_url(self.repo, name, revision=self.revision)
         return Path(self.hub.get_hf_file_metadata(url).location)
 

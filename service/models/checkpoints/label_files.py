@@ -42,7 +42,7 @@ _NAMES = (
     "id2label", "idx_to_class", "class_to_idx", "label2id", "classes", "class_names", "label_names", "labels",
 )  # fmt: skip
 
-_MOST = 1 << 20
+_MAX_CLASSES = 1 << 20
 
 
 def read_labels(path: Path) -> tuple[ClassLabel, ...]:
@@ -121,7 +121,7 @@ def _number(value: Any) -> int | None:
 
 def _numbered(pairs: Sequence[tuple[int, Any]], where: str) -> tuple[ClassLabel, ...]:
     numbers = sorted(number for number, _ in pairs)
-    if not numbers or len(numbers) > _MOST:
+    if not numbers or len(numbers) > _MAX_CLASSES:
         raise CheckpointError(f"{where} holds no labels")
     first = numbers[0]
     if first > 1 or numbers != list(range(first, first + len(numbers))):

@@ -11,7 +11,7 @@ from service.models.cuda.device import Device
 
 #: Most launches of one batch that carry a canary: its parts after an out-of-memory, and one launch with the canary
 #: alone.
-MOST_CANARIES = 512
+MAX_CANARIES = 512
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class BatchBuffers:
         self.pixels = device.empty((rows, *shapes.image), torch.uint8)
         self.features = device.empty((rows, *shapes.laid_out), shapes.dtype)
         self.answers = device.empty((rows, shapes.answer), torch.float32)
-        self.canaries = device.empty((MOST_CANARIES, shapes.answer), torch.float32)
+        self.canaries = device.empty((MAX_CANARIES, shapes.answer), torch.float32)
         self.staged_pixels = device.staging((rows, *shapes.image), torch.uint8)
         self.host_features = device.staging((rows, *shapes.laid_out), shapes.dtype)
         self.host_answers = device.staging((rows, shapes.answer), torch.float32)
-        self.host_canaries = device.staging((MOST_CANARIES, shapes.answer), torch.float32)
+        self.host_canaries = device.staging((MAX_CANARIES, shapes.answer), torch.float32)
 
 
 def neighbours(slots: Sequence[int]) -> Iterator[tuple[int, int, int]]:

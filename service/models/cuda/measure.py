@@ -18,7 +18,7 @@ from service.shared.outputs import OutputKind, OutputRequest
 #: Number of measurements of each time.
 ROUNDS = 3
 #: Shortest time in seconds: a clock that stands still must not make a rate infinite.
-_SHORTEST = 1e-9
+_MIN_SECONDS = 1e-9
 
 
 class Runner(Protocol):
@@ -55,7 +55,7 @@ def by_bucket(runner: Runner, image: Pixels) -> dict[int, float]:
             began = time.perf_counter()
             runner.run(*batch)
             times.append(time.perf_counter() - began)
-        seconds[bucket] = max(median(times), _SHORTEST)
+        seconds[bucket] = max(median(times), _MIN_SECONDS)
     return seconds
 
 
@@ -70,7 +70,7 @@ def pipelined(runner: Runner, image: Pixels, size: int) -> float:
         in_flight.append(runner.start(*batch))
     for last in in_flight:
         last.finish()
-    return size * batches / max(time.perf_counter() - began, _SHORTEST)
+    return size * batches / max(time.perf_counter() - began, _MIN_SECONDS)
 
 
 def _batch(

@@ -24,7 +24,7 @@ from torch import Tensor
 from service.errors import ConfigurationError
 from service.models import batch_plan, canary
 from service.models.cuda import measure
-from service.models.cuda.buffers import MOST_CANARIES, BatchBuffers, neighbours
+from service.models.cuda.buffers import MAX_CANARIES, BatchBuffers, neighbours
 from service.models.cuda.device import Device, Event
 from service.models.cuda.in_flight import InFlightBatch
 from service.models.cuda.prepare import GraphBuilder, Prepared
@@ -41,7 +41,7 @@ from service.shared.outputs import OutputRequest
 log = logging.getLogger(__name__)
 
 #: Images a batch that are tried first, unless the setting gives a number.
-_LARGEST = 256
+_MAX_BATCH_SIZE = 256
 #: All buckets read the same weights, so they count as one place for the canary.
 _DEVICE = "device"
 
@@ -124,14 +124,16 @@ class CudaRunner:
         self.feature_shape = self._shapes.features
         """Shape of the last block's output: channels, height, width."""
         self.results = max_output_length(self._shapes.answer, self.feature_shape)
-        self.max_batch_size = min(self._wanted or _LARGEST, self.runtime.most or _LARGEST)
+        self.max_batch_size = min(
+            self._wanted or _MAX_BATCH_SIZE, self.runtime.max_batch_size or _MAX_BATCH_SIZE
+        )
 
     def _go_on_after(self, error: Exception) -> None:
         """Raises ``error`` if no other program is left to be tried."""
         self._prepared = None
         self._blame(error)
         if self._choices:
-            self._fallbacks.note(self._without, error)
+            self._fallbacks.add(self._without, error)
             self._device.release()
             return
         if self._device.out_of_memory(error):
@@ -242,7 +244,7 @@ class CudaRunner:
         """
         adopted = self._device.adopt(pixels)
         if isinstance(adopted, str):
-            return [self._fallbacks.note("registered memory", adopted)]
+            return [self._fallbacks.add("registered memory", adopted)]
         self._adopted = adopted
         return ()
 
@@ -330,7 +332,7 @@ class CudaRunner:
         batch.rows += bucket
 
     def _note_canary(self, batch: InFlightBatch, bucket: int, row: int) -> None:
-        if len(batch.canaries) < MOST_CANARIES:
+        if len(batch.canaries) < MAX_CANARIES:
             self._computing.copy(
                 batch.buffers.canaries[len(batch.canaries)], self._ready().shared.answers[row]
             )
@@ -359,7 +361,7 @@ class CudaRunner:
         self._ready().free_buffers.append(batch.buffers)
         self._watch.ran(_DEVICE)
         if batch.canaries:
-            self._watch.looked(_DEVICE)
+            self._watch.checked(_DEVICE)
         return replace(ran, rows=batch.rows, canary_due=self._watch.due, rest=rest)
 
     def _again(self, batch: InFlightBatch) -> int:

@@ -36,5 +36,5 @@ class Program:
     expected: Logits | None = None
     """The network's answer to the canary, in fp32 on the CPU."""
 
-    most: int | None = None
+    max_batch_size: int | None = None
     """Most images that ``forward`` takes; None for any number."""

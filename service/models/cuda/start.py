@@ -50,7 +50,7 @@ def leave_out(found: Sequence[Choice], given_up: Sequence[str], fallbacks: Fallb
     """Returns ``found`` without its first choices, one for each reason, but never without its last."""
     left = list(found)
     for reason in given_up[: len(found) - 1]:
-        fallbacks.note(left.pop(0).without, f"the device failed with it: {reason}")
+        fallbacks.add(left.pop(0).without, f"the device failed with it: {reason}")
     return left
 
 
@@ -121,14 +121,16 @@ class _Programs:
 
     def package(self, artifact: Path, *, graphs: bool) -> Program:
         found = package.open_artifact(artifact, self._checkpoint, self._device)
-        return Program("package", found.precision, found.forward, graphs, self._expected, found.most)
+        return Program(
+            "package", found.precision, found.forward, graphs, self._expected, found.max_batch_size
+        )
 
     def fused(self, precision: str) -> Program:
         compiled.keep_kernels()
         dtype = DTYPES[precision]
         ops = fused.best(self._device, dtype)
         for told in ops.refused:
-            self._fallbacks.note(*told)
+            self._fallbacks.add(*told)
         log.info("faster than torch's own here: %s", ", ".join(ops.names) or "nothing")
         network = fused.fuse(loader.load(self._checkpoint), ops, self._device, dtype, has_head=self._has_head)
         return Program("cudagraph", precision, network, True, self._expected)

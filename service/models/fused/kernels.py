@@ -24,7 +24,7 @@ _CHANNELS = 128
 #: Rows of a program in such a kernel, in the pool (whose addresses take registers), and numbers in `_normalise`.
 _ROWS, _POOL_ROWS, _NUMBERS = 32, 16, 1024
 #: Most columns of one product: more would leave too few registers for the sums.
-_MOST_OUTPUTS = 256
+_MAX_OUTPUTS = 256
 #: Compile options of every kernel. A product and a sum are one operation with one rounding. This is Triton's default
 #: until 3.9; later versions have the other default.
 OPTIONS = {"enable_fp_fusion": True}
@@ -255,7 +255,7 @@ def _tile(rows: int, outputs: int, dtype: torch.dtype) -> tuple[dict[str, int], 
     fp32. A tile has all outputs, so that the input is read once; 192 outputs take a tile of 256. These are the
     largest tiles with which two or more programs fit on a multiprocessor (``make verify-gpu`` prints the registers).
     """
-    columns = max(16, min(_MOST_OUTPUTS, triton.next_power_of_2(outputs)))
+    columns = max(16, min(_MAX_OUTPUTS, triton.next_power_of_2(outputs)))
     wide = dtype is torch.float32 or columns > 128
     inputs, warps = (32, 8) if wide else (64, 4)
     if triton.cdiv(rows, 64) < _PROCESSORS:

@@ -84,7 +84,7 @@ class Runtime(Protocol):
     precision: str
 
     @property
-    def most(self) -> int | None:
+    def max_batch_size(self) -> int | None:
         """Most images in one batch; None for any number."""
 
     @property

@@ -18,10 +18,12 @@ _CPU = torch.device("cpu")
 
 
 class Ahead:
-    """A compiled function as a runtime, for at most ``most`` images at once."""
+    """A compiled function as a runtime, for at most ``max_batch_size`` images at once."""
 
-    def __init__(self, name: str, precision: str, forward: Forward, most: int | None, has_head: bool) -> None:
-        self.name, self.precision, self.most = name, precision, most
+    def __init__(
+        self, name: str, precision: str, forward: Forward, max_batch_size: int | None, has_head: bool
+    ) -> None:
+        self.name, self.precision, self.max_batch_size = name, precision, max_batch_size
         self._executor = BatchExecutor(forward, has_head=has_head)
 
     def executors(self) -> list[Executor]:
@@ -43,7 +45,7 @@ def load(
     has_head = checkpoint.classes is not None
     if placement.artifact is not None:
         found = package.open_artifact(placement.artifact, checkpoint, _CPU)
-        return Ahead("package", found.precision, found.forward, found.most, has_head)
+        return Ahead("package", found.precision, found.forward, found.max_batch_size, has_head)
     report("compiling the model; the next start finds the kernels in the cache")
     network = whole(model, _CPU, placement.precision, has_head=has_head)
     forward = compiled(network, checkpoint.preprocessing.shape, _CPU)

@@ -23,7 +23,7 @@ class Eager:
     """
 
     name = "eager"
-    most: int | None = None
+    max_batch_size: int | None = None
 
     def __init__(self, model: Uint8Model, precision: str, *, has_head: bool = True) -> None:
         self.precision = precision

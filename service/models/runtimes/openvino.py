@@ -47,7 +47,7 @@ class OpenVino:
     """
 
     name = "openvino"
-    most: int | None = None
+    max_batch_size: int | None = None
 
     def __init__(self, graph: Graph, precision: str, cores: int, notes: Notes | None = None) -> None:
         self.precision = precision

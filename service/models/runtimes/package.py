@@ -34,11 +34,11 @@ _PACKAGE = "model.pt2"
 
 
 class Opened(NamedTuple):
-    """A loaded package. ``forward`` takes at most ``most`` images."""
+    """A loaded package. ``forward`` takes at most ``max_batch_size`` images."""
 
     forward: Forward
     precision: str
-    most: int
+    max_batch_size: int
 
 
 def platform_of(device: torch.device) -> dict[str, str]:
@@ -51,15 +51,15 @@ def platform_of(device: torch.device) -> dict[str, str]:
 
 
 def build(
-    network: nn.Module, image: tuple[int, int, int], device: torch.device, most: int, path: Path
+    network: nn.Module, image: tuple[int, int, int], device: torch.device, max_batch_size: int, path: Path
 ) -> None:
-    """Compiles ``network`` for up to ``most`` images into the file ``path``. Raises `ConfigurationError`."""
+    """Compiles ``network`` for up to ``max_batch_size`` images into the file ``path``. Raises `ConfigurationError`."""
     keep_kernels()
     missing = compiler() or (find_cuda() if device.type == "cuda" else "")
-    images = example(image, device)[: max(2, most)]
+    images = example(image, device)[: max(2, max_batch_size)]
     try:
         with compiling(), torch.no_grad():
-            program = exported(network, images, most)
+            program = exported(network, images, max_batch_size)
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(path), inductor_configs={"max_autotune": device.type == "cuda"}
             )
@@ -75,9 +75,9 @@ def build(
         ) from error
 
 
-def exported(network: nn.Module, images: Tensor, most: int) -> torch.export.ExportedProgram:
-    """Exports ``network`` as a graph for 1 to ``most`` images like ``images``."""
-    batch = {0: torch.export.Dim("batch", min=1, max=most)}
+def exported(network: nn.Module, images: Tensor, max_batch_size: int) -> torch.export.ExportedProgram:
+    """Exports ``network`` as a graph for 1 to ``max_batch_size`` images like ``images``."""
+    batch = {0: torch.export.Dim("batch", min=1, max=max_batch_size)}
     return torch.export.export(network, (images,), dynamic_shapes=(batch,))
 
 

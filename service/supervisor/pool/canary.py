@@ -24,7 +24,7 @@ from service.supervisor.pool.seat import Seat
 
 #: Images that every new engine answers before anybody else's.
 IMAGES = 4
-_MOST_PIXELS = 50_000_000
+_MAX_PIXELS = 50_000_000
 #: What the supervisor is called among an engine's front-ends.
 _NAME = "supervisor"
 
@@ -120,7 +120,7 @@ def _picture(card: ModelCard, image: int) -> NDArray[np.uint8]:
         from service.preprocess import prepare
 
         with contextlib.suppress(RequestError):
-            prepare(photos[image], card.preprocessing, pixels, max_pixels=_MOST_PIXELS)
+            prepare(photos[image], card.preprocessing, pixels, max_pixels=_MAX_PIXELS)
     return pixels
 
 

@@ -16,7 +16,7 @@ from service.supervisor.pool.budget import Budget
 from service.supervisor.pool.changes import Changes
 from service.supervisor.pool.engines import Engines
 from service.supervisor.pool.leaving import Leaving
-from service.supervisor.pool.seat import LIVES, Seat, Serving
+from service.supervisor.pool.seat import MAX_SHORT_RUNS, Seat, Serving
 from service.supervisor.pool.versions import Servable, Version
 
 log = logging.getLogger(__name__)
@@ -167,9 +167,9 @@ class Events:
                 self._pool.host.give_up()
             return
         if seat.died_too_often():
-            log.error("%s %s, as %d before it did young; giving up", who, outcome, LIVES - 1)
+            log.error("%s %s, as %d before it did young; giving up", who, outcome, MAX_SHORT_RUNS - 1)
             if others:
-                seat.closed = f"{outcome}, as {LIVES - 1} before it did young"
+                seat.closed = f"{outcome}, as {MAX_SHORT_RUNS - 1} before it did young"
             else:
                 self._pool.host.end_after_answers()
             return

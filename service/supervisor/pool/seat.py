@@ -14,19 +14,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from service.engine.arena import MOST_FRONTENDS, Geometry
+from service.engine.arena import MAX_FRONTENDS, Geometry
 from service.observability.card import ModelCard
 from service.options.devices import Device
 from service.settings import Settings
 from service.shared import transport
 from service.supervisor.child import Child
-from service.supervisor.crash_loop import Lives
+from service.supervisor.crash_loop import CrashLoopGuard
 
-#: Lives in a row, and the seconds that make one long, counted from the moment when the engine is ready, so that a model
+#: Short runs in a row, and the seconds that make one long, counted from when the engine is ready, so that a model
 #: that hangs at its first request is found out as well.
-LIVES, _LONG = 5, 120.0
+MAX_SHORT_RUNS, _MIN_UPTIME = 5, 120.0
 #: Engines whose device may fail before any is ready: each leaves out one more way to run the model.
-_MOST_GIVEN_UP = 3
+_MAX_GIVEN_UP = 3
 #: Times the first start that an engine which was ready may be silent while it loads again, if that is longer.
 _TIMES_FIRST = 5.0
 
@@ -82,7 +82,7 @@ class Seat:
         """Seconds from the first engine's start until it was ready."""
         self.closed = ""
         """Why no other engine is started here, though other devices serve the same model; empty as a rule."""
-        self.lives = Lives(LIVES, _LONG)
+        self.crash_loop = CrashLoopGuard(MAX_SHORT_RUNS, _MIN_UPTIME)
         self._numbers: dict[str, int] = {}
         """By name: what the engine knows each front-end by."""
         self._last_number = 0
@@ -152,11 +152,11 @@ class Seat:
     @property
     def worth_a_start(self) -> bool:
         """Whether an engine that was never ready should be followed by another, which tries less."""
-        return self.was_ready or (0 < len(self.given_up) <= _MOST_GIVEN_UP and self.ready_at is None)
+        return self.was_ready or (0 < len(self.given_up) <= _MAX_GIVEN_UP and self.ready_at is None)
 
     def died_too_often(self) -> bool:
         """Takes note of the life that has ended. True when it is not to be followed by another."""
-        return self.lives.ended(time.monotonic() - self.ready_at if self.ready_at is not None else 0.0)
+        return self.crash_loop.record(time.monotonic() - self.ready_at if self.ready_at is not None else 0.0)
 
     def stop(self) -> None:
         """Lets the engine end after what it has; at once while it loads, since nothing depends on it then."""
@@ -193,6 +193,6 @@ class Seat:
         """The next one, so that the engine is done with whoever had it; but none that another front-end lives under."""
         taken = {number for other, number in self._numbers.items() if other != name}
         while True:
-            self._last_number = self._last_number % MOST_FRONTENDS + 1
+            self._last_number = self._last_number % MAX_FRONTENDS + 1
             if self._last_number not in taken:
                 return self._last_number

@@ -55,5 +55,5 @@ def local(path: Path, batch: int = 4) -> LocalClassifier:
 
 def predicted(classifier: Classifier, seeds: range) -> list[list[int]]:
     """For each picture the class_ids that are named, best first."""
-    looks = classifier.look(picture(seed) for seed in seeds)
-    return [[entry["class_id"] for entry in seen.predictions] for seen in looks]
+    results = classifier.classify(picture(seed) for seed in seeds)
+    return [[entry["class_id"] for entry in seen.predictions] for seen in results]

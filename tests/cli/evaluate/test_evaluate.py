@@ -215,7 +215,7 @@ def test_figures_are_shown_where_photos_tell_no_temperature(
 ) -> None:
     result = run(sorted_photos(tmp_path, answers, (0,)), *HERE, model, "--calibrate", tmp_path / "out")
     assert result.exit_code == 1
-    assert "no checkpoint was written: these 12 photos tell no temperature" in result.stderr
+    assert "no checkpoint was written: these 12 photos determine no temperature" in result.stderr
     assert "100.00" in result.stdout
     assert not (tmp_path / "out").exists()
 

@@ -57,7 +57,7 @@ def test_what_is_added_to_logits_changes_nothing_and_what_multiplies_them_multip
 def test_photos_that_tell_no_temperature_are_refused(truth: str) -> None:
     logits, _ = answers(1.0, 100, 0)
     truths = logits.argmax(axis=1) if truth == "always right" else logits.argmin(axis=1)
-    with pytest.raises(ConfigurationError, match="tell no temperature"):
+    with pytest.raises(ConfigurationError, match="no temperature"):
         fitted(logits, truths)
 
 

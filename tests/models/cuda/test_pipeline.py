@@ -326,7 +326,7 @@ def test_memory_that_cannot_be_registered_is_staged_and_told() -> None:
 
 
 def test_a_package_s_largest_batch_is_a_limit() -> None:
-    program = Program("package", "fp32", Network(), True, most=6)
+    program = Program("package", "fp32", Network(), True, max_batch_size=6)
     runner = CudaRunner([Choice("all", lambda: program)], FakeDevice(), IMAGE, 16)
     runner.warm_up()
     assert runner.limit == 6

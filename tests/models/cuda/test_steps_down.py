@@ -96,7 +96,7 @@ def test_a_start_leaves_out_what_the_device_failed_with(caplog: pytest.LogCaptur
 def test_each_step_down_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     fallbacks = Fallbacks()
     for _ in range(3):
-        fallbacks.note("graphs", RuntimeError("pages\n\nno graph today\n"))
+        fallbacks.add("graphs", RuntimeError("pages\n\nno graph today\n"))
     assert list(fallbacks) == [Fallback("graphs", "RuntimeError: no graph today")]
     assert caplog.text.count("no graph today") == 1
     assert sentence(KeyError()) == "KeyError"

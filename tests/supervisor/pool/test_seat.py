@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from service.engine.arena import MOST_FRONTENDS
+from service.engine.arena import MAX_FRONTENDS
 from service.options.devices import Device
 from service.settings import Settings
 from service.supervisor.pool.seat import Seat
@@ -16,9 +16,9 @@ def seat() -> Seat:
 def test_no_two_front_ends_have_one_number_however_often_the_others_are_replaced() -> None:
     mine = seat()
     mine._numbers = {"frontend-1": mine.free_number("frontend-1")}
-    for _ in range(3 * MOST_FRONTENDS):
+    for _ in range(3 * MAX_FRONTENDS):
         number = mine._numbers["frontend-2"] = mine.free_number("frontend-2")
-        assert 1 <= number <= MOST_FRONTENDS
+        assert 1 <= number <= MAX_FRONTENDS
         assert number != mine._numbers["frontend-1"]
 
 

@@ -20,7 +20,7 @@ from service.errors import CheckpointError
 from service.models.checkpoints.keras import graph
 from service.models.checkpoints.keras.graph import Leaf
 from service.models.checkpoints.keras.hdf5 import (
-    MOST_BYTES,
+    MAX_BYTES,
     Array,
     attribute,
     group_names,
@@ -97,7 +97,7 @@ def _read_keras(path: Path) -> KerasFile:
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> BinaryIO:
-    if archive.getinfo(name).file_size > MOST_BYTES:
+    if archive.getinfo(name).file_size > MAX_BYTES:
         raise CheckpointError(f"{name} in the .keras file announces more than a VGG holds and is refused")
     return io.BytesIO(archive.read(name))
 

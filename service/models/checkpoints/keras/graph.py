@@ -17,10 +17,10 @@ from service.errors import CheckpointError
 from service.models.checkpoints.keras.hdf5 import Array
 
 #: Limits: no VGG or DenseNet is nested more deeply or has more layers.
-_DEEPEST, _MOST = 8, 5000
+_MAX_DEPTH, _MAX_LAYERS = 8, 5000
 
 #: Characters of a call that are kept.
-_LONGEST_CALL = 4000
+_MAX_CALL = 4000
 
 
 @dataclass
@@ -77,7 +77,7 @@ def input_size(document: Any) -> tuple[int, int] | None:
 
 
 def _shapes(document: Any, depth: int) -> Iterator[Any]:
-    if depth > 4 * _DEEPEST:
+    if depth > 4 * _MAX_DEPTH:
         return
     if isinstance(document, dict):
         for key in ("batch_shape", "batch_input_shape"):
@@ -99,7 +99,7 @@ def _model(
     """Adds a model's layers to ``found`` and returns the key of the layer that gives its output."""
     config = document["config"]
     layers = config["layers"]
-    if depth > _DEEPEST or len(found) + len(layers) > _MOST:
+    if depth > _MAX_DEPTH or len(found) + len(layers) > _MAX_LAYERS:
         raise CheckpointError(f"'{name}' holds more layers than any VGG or DenseNet")
     paths = _paths(layers, prefix)
     if document["class_name"] == "Sequential":
@@ -139,7 +139,7 @@ def _place(
             f"'{name}' uses its layer '{_called(layer)}' more than once, which is no VGG or DenseNet"
         )
     found[path] = Leaf(str(layer["class_name"]), _called(layer), dict(config), path, tuple(inputs))
-    found[path].call = json.dumps(layer.get("inbound_nodes"))[:_LONGEST_CALL]
+    found[path].call = json.dumps(layer.get("inbound_nodes"))[:_MAX_CALL]
     return path
 
 
@@ -178,7 +178,7 @@ def _sources(layer: dict[str, Any]) -> list[str]:
 def _histories(node: Any, depth: int) -> Iterator[str]:
     """Yields the names of layers in a node of Keras 3 (``keras_history``) or of Keras 2 (``[name, node, tensor,
     ...]``)."""
-    if depth > 4 * _DEEPEST:
+    if depth > 4 * _MAX_DEPTH:
         return
     if isinstance(node, dict):
         history = node.get("keras_history")

@@ -20,10 +20,10 @@ from service.errors import CheckpointError
 Array = npt.NDArray[Any]
 
 #: Most bytes of a file's arrays: seven times the largest VGG in float32. A larger shape is an attack.
-MOST_BYTES = 4 * 2**30
+MAX_BYTES = 4 * 2**30
 
 #: Most attributes over which a long list may be spread.
-_MOST_PARTS = 1000
+_MAX_PARTS = 1000
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def attribute(group: Any, name: str) -> Any:
     if name in group.attrs:
         return _texts(group.attrs[name])
     parts: list[Any] = []
-    while f"{name}{len(parts)}" in group.attrs and len(parts) < _MOST_PARTS:
+    while f"{name}{len(parts)}" in group.attrs and len(parts) < _MAX_PARTS:
         parts.append(_texts(group.attrs[f"{name}{len(parts)}"]))
     return [text for part in parts for text in part] if parts else None
 
@@ -119,8 +119,8 @@ def _refuse_too_much(datasets: dict[str, Any], file_name: str) -> None:
             raise CheckpointError(f"{file_name}:{name} keeps its values in another file and is refused")
         if data.nbytes and not data.id.get_storage_size():
             raise CheckpointError(f"{file_name}:{name} has a shape and no values and is refused")
-    if sum(data.nbytes for data in datasets.values()) > MOST_BYTES:
-        raise CheckpointError(f"{file_name} announces more than {MOST_BYTES // 2**30} GiB and is refused")
+    if sum(data.nbytes for data in datasets.values()) > MAX_BYTES:
+        raise CheckpointError(f"{file_name} announces more than {MAX_BYTES // 2**30} GiB and is refused")
 
 
 def _array(data: Any, where: str) -> Array:

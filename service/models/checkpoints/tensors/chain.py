@@ -33,7 +33,7 @@ from service.models.options import Options
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 #: Most layers of a head without an order that are tried in every order.
-_MOST_UNORDERED = 7
+_MAX_UNORDERED = 7
 
 
 @dataclass
@@ -89,7 +89,7 @@ def ordered(layers: Sequence[Stored], width: int) -> list[Stored] | None:
     for order in (list(layers), by_number):
         if fit(order, width):
             return order
-    if len(layers) > _MOST_UNORDERED:
+    if len(layers) > _MAX_UNORDERED:
         return None
     fitting = [list(order) for order in itertools.permutations(layers) if fit(order, width)]
     return fitting[0] if len(fitting) == 1 else None

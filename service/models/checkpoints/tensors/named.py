@@ -21,7 +21,7 @@ from service.models.configuration import VGGConfig
 
 Flat = dict[str, Tensor]
 
-_MOST_CHANNELS = 16
+_MAX_CHANNELS = 16
 _USUAL = re.compile(r"(?:.*\.)?\d+\.weight")
 _GROUP = re.compile(r"(.*?\d+)[._-]?(?:conv(?:olution)?)?[._-]?\d*")
 
@@ -52,7 +52,7 @@ def _follow(kernels: Flat, order: Sequence[str]) -> bool:
     shapes = [tuple(kernels[key].shape) for key in order]
     return (
         all(shape[2:] == (3, 3) for shape in shapes)
-        and shapes[0][1] <= _MOST_CHANNELS
+        and shapes[0][1] <= _MAX_CHANNELS
         and all(second[1] == first[0] for first, second in itertools.pairwise(shapes))
     )
 

@@ -22,14 +22,14 @@ from torch import Tensor
 Flat = dict[str, Tensor]
 
 #: Limits of the walk: deeper nesting and longer lists hold no weights.
-_DEEPEST, _LONGEST = 32, 10_000
+_MAX_DEPTH, _MAX_LENGTH = 32, 10_000
 
 _DENSENET = re.compile(r"(?P<root>|.*?\.)denseblock1\.denselayer1\.conv\.?1\.weight")
 _NUMBERED_DENSENET = re.compile(r"(?P<root>|.*?\.)(?P<number>\d+)\.denselayer1\.conv\.?1\.weight")
 _NUMBERED = re.compile(r"(?P<root>|.*?\.)(?P<number>\d+)\.weight")
 
 #: Most input channels of a first layer; more are no image.
-_MOST_CHANNELS = 16
+_MAX_CHANNELS = 16
 
 #: Words in the names of weights that were averaged over the training.
 _AVERAGE = re.compile(r"(^|[._-])(ema|swa|average[sd]?|avg|shadow)([._-]|\d|$)|ema_?model|averaged", re.I)
@@ -93,7 +93,7 @@ def module_of(values: Any, found: Found) -> str:
 
 
 def _mappings(value: Any, path: str, found: set[str], depth: int) -> None:
-    if not isinstance(value, Mapping | list | tuple) or depth > _DEEPEST or len(value) > _LONGEST:
+    if not isinstance(value, Mapping | list | tuple) or depth > _MAX_DEPTH or len(value) > _MAX_LENGTH:
         return
     for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
         if isinstance(item, Tensor | np.ndarray):
@@ -106,9 +106,9 @@ def _walk(value: Any, path: str, above: set[int], depth: int) -> Iterator[tuple[
     if isinstance(value, Tensor | np.ndarray):
         yield path, value
         return
-    if not isinstance(value, Mapping | list | tuple) or id(value) in above or depth > _DEEPEST:
+    if not isinstance(value, Mapping | list | tuple) or id(value) in above or depth > _MAX_DEPTH:
         return
-    if len(value) > _LONGEST:
+    if len(value) > _MAX_LENGTH:
         return
     pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
     for key, item in pairs:
@@ -153,7 +153,7 @@ def _is_vgg(layers: Mapping[int, Tensor]) -> bool:
         outputs, inputs, *kernel = weight.shape
         if (
             kernel != [3, 3]
-            or (inputs > _MOST_CHANNELS and channels is None)
+            or (inputs > _MAX_CHANNELS and channels is None)
             or channels not in (None, inputs)
         ):
             return False
