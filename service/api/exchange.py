@@ -188,7 +188,6 @@ class Envelope:
         return headers
 
     def _count(self, scope: Scope, exchange: Exchange) -> None:
-        """Counts the request, unless it is counted already."""
         if exchange.counted:
             return
         exchange.counted = True

@@ -154,7 +154,6 @@ def _versioned(card: ModelCard, version: str) -> ModelCard:
 
 
 async def _read(request: Request, admission: Admission) -> tuple[InferRequest, list[Work]]:
-    """Reads the request, and the work that fills a slot for each of its images."""
     context, served = admission.context, admission.served
     raw = await body.read(request, context.settings.max_upload_bytes + ENVELOPE)
 

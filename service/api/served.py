@@ -54,7 +54,7 @@ class Models:
         return f"<Models {list(self._served.values())}>"
 
     def get(self, place: int, version: int) -> Served | None:
-        """That version, if this front-end has ever been connected to one of its engines."""
+        """The version, or None unless this front-end has ever been connected to one of its engines."""
         return self._served.get((place, version))
 
     def add(self, served: Served) -> Served:

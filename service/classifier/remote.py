@@ -105,7 +105,6 @@ class RemoteClassifier:
         return Classification(tuple(map(_entry, answer.predictions)), milliseconds=answer.timings_ms.total)
 
     def _given_up(self, error: ClientError) -> ConfigurationError:
-        """The error that says in one sentence why this server cannot be used."""
         url = self._client.url
         if isinstance(error, Unavailable):
             return ConfigurationError(
@@ -123,7 +122,6 @@ class RemoteClassifier:
 
 
 def _entry(prediction: Prediction) -> dict[str, object]:
-    """The prediction with the fields of `service.api.schemas.Prediction`."""
     return {
         "class_id": prediction.class_id,
         "wnid": prediction.wnid,

@@ -72,7 +72,6 @@ _PATHS = {"weights", "runtime", "labels", "uds", "api_keys_file", "tls_certifica
 
 
 def _values_of(name: str) -> list[str]:
-    """The values that a shell offers for a setting."""
     known = {
         "model": list(VARIANTS),
         "device": ["auto", "cpu", "cuda"],

@@ -1,4 +1,4 @@
-"""What the command line prints: a table for people, JSON or CSV for programs. Everything goes to stdout."""
+"""The command line's output on stdout: a table for people, JSON or CSV for programs."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Unavailable(ApiError):
 
 
 class Unreachable(ClientError):
-    """Nobody answers at this address."""
+    """The address does not answer."""
 
 
 class Broken(ClientError):

@@ -81,7 +81,7 @@ class Connections:
         """Makes the protocol for a request that has begun. Set by the server."""
         self._talking: dict[Talking, None] = {}
         self._resting: dict[Talking, float] = {}
-        """Those of `_talking` whose last request is answered, with the time of the answer."""
+        """The part of `_talking` whose last request is answered, with the time of the answer."""
         self._silent: dict[Waiting, float] = {}
         self._beginning: dict[Waiting, float] = {}
         """Connections that have sent a part of a head, with the time of its first byte."""

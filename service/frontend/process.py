@@ -73,7 +73,7 @@ class FrontEnd:
         keeper: Keeper | None = None,
         board: Board | None = None,
     ) -> None:
-        """With a ``keeper`` it decodes in processes, else in threads. The ``board`` holds the answering versions."""
+        """Decodes in processes of the ``keeper``, or without one in threads. ``board`` holds the answering versions."""
         self._settings = settings
         self._listener = listener
         self._channel = channel
@@ -199,7 +199,6 @@ class FrontEnd:
                 self._drain(message["delay"])
 
     def _configure(self, recipe: Recipe) -> None:
-        """Prepares the decoders for pictures of this ``recipe``."""
         if self._pool is not None:
             self._pool.configure(recipe, self._settings.max_upload_bytes + ENVELOPE)
 

@@ -36,7 +36,7 @@ class Output:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._own = _terminal(descriptor)
-        """The same terminal, opened a second time: O_NONBLOCK on the first descriptor would affect other processes."""
+        """A second descriptor of a terminal, since O_NONBLOCK on the first one would affect other processes."""
         self._never_waits = stat.S_ISREG(os.fstat(descriptor).st_mode)
         self._knows_nowait = hasattr(os, "RWF_NOWAIT")
         self._process = os.getpid()

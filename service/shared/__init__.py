@@ -1,1 +1,1 @@
-"""What several processes share: memory, sockets, and the values that travel through them."""
+"""Memory and sockets that several processes share, and the values that travel through them."""

@@ -66,7 +66,7 @@ class Tally:
     latencies: array[float] = field(default_factory=lambda: array("d"))
     """The latency of every answer with a 2xx status, in the order of arrival."""
     inferences: array[float] = field(default_factory=lambda: array("d"))
-    """With `Plan.timings`: the time of the request's forward pass, for each latency."""
+    """The time of the request's forward pass for each latency; empty without `Plan.timings`."""
     refusals: array[float] = field(default_factory=lambda: array("d"))
     """The latency of every 429."""
     statuses: Counter[int] = field(default_factory=Counter)

@@ -131,7 +131,6 @@ def _classify(open_classifier: _Open, images: dict[str, Image], sink: Sink) -> i
 
 
 def _images(paths: Iterable[str]) -> Iterator[tuple[str, Image]]:
-    """Yields each image with the name that it is shown under."""
     for name in paths:
         path = Path(name)
         if name == STDIN:

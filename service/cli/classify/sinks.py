@@ -43,7 +43,7 @@ class _Stream:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing to complete."""
+        """Completes the output; nothing is left to do for most forms."""
 
     def write(self, name: str, seen: Classification) -> None:
         raise NotImplementedError

@@ -107,7 +107,6 @@ def _wait_ready(url: str, key: str | None) -> bool:
 
 
 def _progress(health: dict[str, Any]) -> str:
-    """The progress of the start, in words."""
     done, total = (health.get("progress") or {}).get("done"), (health.get("progress") or {}).get("total")
     words = f"{health.get('state', 'starting')}: {health.get('detail', '')}".rstrip(": ")
     if done is not None:

@@ -166,7 +166,6 @@ def unwritable(folder: Path) -> str:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder itself, or its nearest existing parent."""
     return next((place for place in (folder, *folder.parents) if place.exists()), Path("/"))
 
 

@@ -32,7 +32,7 @@ class Calibration:
     images: int
     ece_before: float
     ece_after: float
-    """With a temperature that was fitted on the other half of the images."""
+    """The error with a temperature that was fitted on the other half of the images."""
 
 
 def ready(settings: Settings) -> Checkpoint:

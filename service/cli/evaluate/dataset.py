@@ -77,7 +77,7 @@ def read(folder: Path, ground_truth: Path | None = None, class_list: Path | None
 
 
 def spread(photos: Sequence[T], limit: int | None) -> list[T]:
-    """At most ``limit`` of the photos, evenly spaced, so that photos sorted by class keep all classes."""
+    """Returns at most ``limit`` of the photos, evenly spaced, so that photos sorted by class keep all classes."""
     if limit is None or limit >= len(photos):
         return list(photos)
     return [photos[index * len(photos) // limit] for index in range(limit)]

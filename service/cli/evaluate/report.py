@@ -35,7 +35,7 @@ class Evaluation:
     left_out: LeftOut
     seconds: float
     calibration: Calibration | str | None = None
-    """With ``--calibrate``: the calibration, or the sentence that says why there is none."""
+    """The calibration, or the sentence that says why there is none; None without ``--calibrate``."""
 
 
 def show(evaluations: Sequence[Evaluation], form: tables.Form, confusions: int) -> None:

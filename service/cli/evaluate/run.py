@@ -37,7 +37,7 @@ from service.settings import Settings
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What is evaluated, and how it is shown."""
+    """The photos of an evaluation, and the form of its report."""
 
     folder: Path
     ground_truth: Path | None = None

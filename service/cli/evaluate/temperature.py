@@ -86,7 +86,6 @@ def folded(checkpoint: Checkpoint, temperature: float) -> Checkpoint:
 
 
 def _scaled(checkpoint: Checkpoint, prefix: str, temperature: float) -> Checkpoint:
-    """Divides the weight and bias of a layer by ``temperature``."""
     arrays = dict(checkpoint.state_dict)
     for name in (f"{prefix}weight", f"{prefix}bias"):
         if name in arrays:
