@@ -42,7 +42,7 @@ def test_a_server_answers_as_the_model_does_and_shards_make_a_whole(server: Serv
     ("arguments", "words"),
     [
         (["--url", "http://127.0.0.1:9", "--weights", "demo"], "--weights is for a model in this process"),
-        (["--shard", "2/2"], "from 0 to one below"),
+        (["--shard", "2/2"], "must be less than the count"),
         (["--shard", "²/4"], "must be like 0/4"),
         (["--shard", "1"], "must be like 0/4"),
     ],

@@ -100,7 +100,7 @@ def test_an_exported_model_is_served_where_there_is_no_torch(tmp_path: Path) -> 
     assert model["name"] == "tiny"
     assert np.isfinite(np.array(model["results"])).all()
     assert loaded(out).card().classes[3].label == "kind-3x"
-    with pytest.raises(ConfigurationError, match="runtime is openvino, or compile"):
+    with pytest.raises(ConfigurationError, match="--runtime must be openvino, or compile"):
         export.run(settings(weights="demo", runtime="eager"), tmp_path / "other")
 
 
