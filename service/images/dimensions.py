@@ -76,7 +76,7 @@ def _jpeg(head: bytes) -> Size | None:
 
 def _tiff(head: bytes) -> Size | None:
     endian: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
-    if head[2:4] not in (b"*\0", b"\0*"):  # neither TIFF 6.0 byte order: BigTIFF
+    if head[2:4] not in (b"*\0", b"\0*"):  # not the number 42 of TIFF 6.0: BigTIFF
         return None
 
     def number(at: int, size: int) -> int:

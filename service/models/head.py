@@ -137,7 +137,7 @@ def _layer(document: Any) -> Layer:
     try:
         layer: Layer = kind(**{name: _tuple(value) for name, value in values.items()})
     except TypeError as error:
-        raise CheckpointError(f"the configuration's layer {kind.kind} is not right: {error}") from error
+        raise CheckpointError(f"the configuration's layer {kind.kind} is invalid: {error}") from error
     return layer
 
 
@@ -146,15 +146,15 @@ def check(layers: Sequence[Layer], width: int, classes: int) -> None:
     if len(layers) > _MAX_LAYERS:
         raise CheckpointError(f"a head has at most {_MAX_LAYERS} layers")
     if len(names := [layer.name for layer in layers if isinstance(layer, Weighted)]) != len(set(names)):
-        raise CheckpointError("two of the head's layers have one name")
+        raise CheckpointError("two of the head's layers have the same name")
     current: int | None = width
     vector = False
     for layer in layers:
         _check_values(layer)
         if isinstance(layer, Adapt | Pool | Flatten | Convolution) and vector:
-            raise CheckpointError(f"the head's layer {layer.kind} wants a map, and a vector is what it gets")
+            raise CheckpointError(f"the head's layer {layer.kind} needs a map and gets a vector")
         if isinstance(layer, Linear | Norm) and not vector:
-            raise CheckpointError(f"the head's layer {layer.kind} wants a vector; pool or flatten before it")
+            raise CheckpointError(f"the head's layer {layer.kind} needs a vector; pool or flatten before it")
         current, vector = _after(layer, current, vector)
     if not vector or current != classes:
         raise CheckpointError(f"the head ends in {current} values and the network has {classes} classes")

@@ -95,10 +95,10 @@ def _refuse_misfit(wanted: dict[str, Tensor], given: dict[str, Tensor], name: st
         if key not in given:
             raise CheckpointError(f"the weights '{name}' lack {key}; give a whole checkpoint")
         if key not in wanted:
-            raise CheckpointError(f"the weights '{name}' hold {key}, which their network has no place for")
+            raise CheckpointError(f"the weights '{name}' hold {key}; their network has no such tensor")
         if given[key].shape != wanted[key].shape:
             raise CheckpointError(
-                f"the weights '{name}' hold {key} as {list(given[key].shape)} and their network wants "
+                f"the weights '{name}' hold {key} as {list(given[key].shape)} and their network needs "
                 f"{list(wanted[key].shape)}"
             )
 

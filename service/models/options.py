@@ -51,7 +51,7 @@ class Options:
         for field in fields(self):
             if field.name not in names and getattr(self, field.name) != field.default:
                 raise CheckpointError(
-                    f"the option {field.name} means nothing to this kind of weights; leave it out"
+                    f"the option {field.name} does not apply to this kind of weights; leave it out"
                 )
         return self
 

@@ -229,7 +229,7 @@ def test_an_option_for_another_kind_of_weights_is_refused(tmp_path: Path, networ
     path = write(tmp_path / "vgg.keras", network, config(top=True, rescaling=True))
     torch.save(network.state_dict(), tmp_path / "vgg.pth")
     for source in (f"{path}?legacy_head=true", f"{tmp_path / 'vgg.pth'}?test_size=true"):
-        with pytest.raises(CheckpointError, match="means nothing to this kind of weights"):
+        with pytest.raises(CheckpointError, match="does not apply to this kind of weights"):
             resolve(source, "vgg16")
 
 

@@ -113,12 +113,12 @@ def _without(group: str) -> Callable[[Path], None]:
 CONVERTER = ("config", "preprocessor", "config", "image_converter", "config")
 
 SPOILT: list[tuple[Callable[[Path], Any], str]] = [
-    (lambda folder: (folder / "config.json").write_text("{}"), "of no format known here"),
+    (lambda folder: (folder / "config.json").write_text("{}"), "of an unknown format"),
     (_write_json("config.json", "registered_name", value="keras_hub>ResNetBackbone"), "is a ResNetBackbone"),
     (_write_json("config.json", "config", value={}), "does not describe its backbone"),
     (_write_json("config.json", "config", "stackwise_num_filters", value=[8]), "does not describe its back"),
     (_write_json("config.json", "config", "stackwise_num_repeats", value=[1, 3]), "are 3 and its config"),
-    (_write_json("config.json", "config", "stackwise_num_filters", value=[8, 13]), "their network wants"),
+    (_write_json("config.json", "config", "stackwise_num_filters", value=[8, 13]), "their network needs"),
     (_write_json("config.json", "config", "image_shape", value=[64, 64, 3]), "save the preset with one size"),
     (lambda folder: (folder / "task.json").write_text("{"), r"task\.json .* cannot be read as JSON"),
     (_write_json("task.json", "registered_name", value="keras_hub>VGGDetector"), "no VGGImageClassifier"),

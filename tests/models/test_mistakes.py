@@ -115,7 +115,7 @@ def test_layers_sorted_as_strings_are_caught(monkeypatch: pytest.MonkeyPatch) ->
         return [found[number] for number in sorted(range(len(found)), key=lambda n: "" if n == 0 else str(n))]
 
     monkeypatch.setattr(keras_layers, "layers", by_name)
-    with pytest.raises(CheckpointError, match="their network wants"):
+    with pytest.raises(CheckpointError, match="their network needs"):
         load(resolve(str(FIXTURES / "khub_densenet_sharded"), "densenet121"))
 
 

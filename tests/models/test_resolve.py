@@ -233,7 +233,7 @@ def test_our_directory_gives_back_what_was_written(tmp_path: Path) -> None:
     [
         ("{", "JSON"),
         ("[]", "no JSON object"),
-        ("{}", "no format known"),
+        ("{}", "unknown format"),
         ('{"format": "imagenet-serve", "version": 2}', "version 2"),
         ('{"format": "imagenet-serve", "version": 1}', "architecture"),
     ],

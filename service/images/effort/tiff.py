@@ -35,7 +35,7 @@ def judge(data: bytes) -> None:
             numbers[tag] = _number(data, kind, count, inline)
     expected = _expected(numbers)
     if parts > 1 and expected is None:
-        raise InvalidImage("the TIFF gives the size of its strips or tiles in a type that is no integer")
+        raise InvalidImage("the TIFF gives the size of its strips or tiles in a type other than an integer")
     if parts > max(expected or 0, MAX_PARTS):
         raise InvalidImage(f"the TIFF names more than {MAX_PARTS} strips or tiles, and its image has fewer")
     if numbers.get(_COMPRESSION, _UNCOMPRESSED) != _UNCOMPRESSED or expected is None or expected <= 1:

@@ -185,7 +185,7 @@ def _of_tensors(
         raise _transformers(folder, document)
     if document is not None and not (here and document):
         raise CheckpointError(
-            f"the config.json of '{folder.name}' is of no format known here; give one of ours, of timm or of KerasHub"
+            f"the config.json of '{folder.name}' is of an unknown format; give one of imagenet-serve, timm or KerasHub"
         )
     if not here:
         raise CheckpointError(

@@ -55,7 +55,7 @@ def read(folder: Folder, document: dict[str, Any]) -> Checkpoint:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"the config.json of '{folder.name}' is not as this format wants it ({error}); convert the "
+            f"the config.json of '{folder.name}' does not follow the format ({error}); convert the "
             "original again with: imagenet-serve convert SOURCE DIR"
         ) from error
 

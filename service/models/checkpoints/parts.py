@@ -46,7 +46,5 @@ def _parts(index: dict[str, Any], name: str, folder: str) -> list[str]:
     mapping = index.get("weight_map")
     parts = {*mapping.values()} if isinstance(mapping, dict) and mapping else set()
     if not parts or not all(isinstance(part, str) and part.endswith(Path(name).suffix) for part in parts):
-        raise CheckpointError(
-            f"{name}.index.json of '{folder}' does not say which parts there are; fetch it again"
-        )
+        raise CheckpointError(f"{name}.index.json of '{folder}' does not list its parts; fetch it again")
     return sorted(parts)

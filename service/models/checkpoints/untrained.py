@@ -82,7 +82,7 @@ def _of_document(folder: Folder, document: dict[str, Any], name: str) -> _Descri
     if "architecture" in document:
         return _sized(_of_timm(document, name))
     raise CheckpointError(
-        f"'{name}' is no configuration of ours, of KerasHub or of timm, nor the arguments of a KerasHub backbone"
+        f"'{name}' is no configuration of this format, of KerasHub or of timm, nor the arguments of a KerasHub backbone"
     )
 
 

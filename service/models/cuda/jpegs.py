@@ -95,7 +95,7 @@ def open_decoder(spec: Preprocessing, device: torch.device) -> Decoder:
     """Returns the device's decoder, checked against the CPU's. Raises any error, with a sentence for people."""
     if spec.fit != RESIZE_CROP or not spec.antialias:
         raise ValueError(
-            f"fit {spec.fit!r} is resized by torch's arithmetic, which the GPU's lane does not have"
+            f"fit {spec.fit!r} is resized by torch's arithmetic, which decode=gpu does not support"
         )
     if device.type != "cuda":
         raise ValueError("the model runs on the CPU, and so do the decoders")

@@ -50,7 +50,7 @@ def load(
         artifact.prune()
         return artifact.read(directory).open()
     except (OSError, ConfigurationError) as error:
-        log.warning("the conversion is not cached, so that every start takes this long: %s", error)
+        log.warning("the conversion is not cached, so every start takes this long: %s", error)
         return made
 
 

@@ -54,7 +54,7 @@ class Measured:
             for way, sizes in document["times"].items()
         }
         if not all(sizes and min(sizes) > 0 and min(sizes.values()) > 0 for sizes in times.values()):
-            raise ValueError("a time that is none")
+            raise ValueError("a time that is not positive")
         return cls(times, int(document["rounds"]), str(document["graph"]))
 
     def merged(self, other: Measured) -> Measured:
@@ -91,7 +91,7 @@ class Notes:
             try:
                 cache.write(self.folders[-1] / _PLAN, measured.to_json())
             except OSError as error:
-                log.warning("what was measured is not kept, and every start measures again: %s", error)
+                log.warning("measured times are not kept, so every start measures again: %s", error)
 
     def blob(self, way: str) -> Path | None:
         """Returns the file with an executor's compiled model; None if there is none or it is damaged."""

@@ -144,7 +144,7 @@ def _constant(operation: Operation, number: int) -> NDArray[Any]:
     """Returns a constant input. Raises TypeError if the input is computed."""
     node = operation.input_value(number).get_node()
     if node.get_type_name() != "Constant":
-        raise TypeError(f"no ONNX for {operation.get_type_name()} by what is computed")
+        raise TypeError(f"no ONNX for {operation.get_type_name()} with a computed input")
     return _array(node)
 
 

@@ -72,7 +72,7 @@ def scaled(before: list[Leaf], name: str) -> tuple[Triple, Triple] | None:
     if not any_scale:
         return None
     if min(scale) <= 0:
-        raise CheckpointError(f"'{name}' turns its pixels round before its network, which cannot be served")
+        raise CheckpointError(f"'{name}' inverts its pixels before its network, which cannot be served")
     # x * scale + offset = (x / 255 - mean) / std
     std = [1 / (255 * value) for value in scale]
     mean = [-shift * deviation for shift, deviation in zip(offset, std, strict=True)]
@@ -84,7 +84,7 @@ def _triple(value: Any, name: str) -> list[float]:
     try:
         numbers = [float(number) for number in (values * 3 if len(values) == 1 else values)]
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"'{name}' scales its pixels by what is no number") from error
+        raise CheckpointError(f"'{name}' scales its pixels by a value that is no number") from error
     if len(numbers) != 3 or not all(math.isfinite(number) for number in numbers):
         raise CheckpointError(f"'{name}' scales its pixels by {len(numbers)} numbers and not by one or three")
     return numbers

@@ -78,7 +78,7 @@ def _check_vgg(body: list[Leaf], name: str) -> None:
             following = body[number + 1] if number + 1 < len(body) else leaf
             if _activation_of(leaf) != "linear" or not _is_relu(following):
                 raise CheckpointError(
-                    f"the layer '{leaf.name}' of '{name}' is followed by no ReLU, and in a VGG it is"
+                    f"the layer '{leaf.name}' of '{name}' must be followed by a ReLU, as in every VGG"
                 )
         if leaf.kind not in ("Conv2D", "MaxPooling2D") and not _is_relu(leaf):
             raise CheckpointError(
@@ -123,7 +123,7 @@ def _densenet(body: list[Leaf], kernels: list[Any], complete: bool, name: str) -
                 blocks.append(0)
                 position += 1
         if stem.shape[:2] != (7, 7) or bottleneck % growth:
-            raise ValueError("its stem or its layers are others")
+            raise ValueError("its stem or its layers have other shapes")
         configuration = DenseNetConfig(
             blocks=tuple(blocks),
             growth_rate=growth,
@@ -151,9 +151,7 @@ def _epsilon(body: list[Leaf], name: str) -> float:
         float((leaf.config or {}).get("epsilon", 1e-3)) for leaf in body if leaf.kind == "BatchNormalization"
     }
     if len(found) != 1:
-        raise CheckpointError(
-            f"the batch norms of '{name}' have several epsilons, and those of a DenseNet have one"
-        )
+        raise CheckpointError(f"the batch norms of '{name}' have several epsilons; a DenseNet has one")
     return found.pop()
 
 
@@ -169,7 +167,7 @@ def _check_densenet(body: list[Leaf], configuration: DenseNetConfig, name: str) 
     for leaf, kind, other in zip(body, kinds, wanted, strict=False):
         if kind != other or (kind == "Activation" and not _is_relu(leaf)):
             raise CheckpointError(
-                f"'{name}' has a layer '{leaf.name}' ({leaf.kind}) where a DenseNet of keras.applications has none"
+                f"'{name}' has a layer '{leaf.name}' ({leaf.kind}) in another place than keras.applications' DenseNets"
             )
         _refuse_unusual(leaf, {}, name)
     if len(kinds) != len(wanted):

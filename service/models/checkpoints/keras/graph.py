@@ -136,7 +136,7 @@ def _place(
         return _model(layer, f"{path}/layers/", inputs, found, name, depth + 1)
     if len(layer.get("inbound_nodes") or []) > 1:
         raise CheckpointError(
-            f"'{name}' uses its layer '{_called(layer)}' more than once, which is no VGG or DenseNet"
+            f"'{name}' uses its layer '{_called(layer)}' more than once, which no VGG or DenseNet does"
         )
     found[path] = Leaf(str(layer["class_name"]), _called(layer), dict(config), path, tuple(inputs))
     found[path].call = json.dumps(layer.get("inbound_nodes"))[:_MAX_CALL]

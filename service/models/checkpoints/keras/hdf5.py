@@ -118,7 +118,7 @@ def _refuse_too_much(datasets: dict[str, Any], file_name: str) -> None:
         if data.external or data.is_virtual:
             raise CheckpointError(f"{file_name}:{name} keeps its values in another file and is refused")
         if data.nbytes and not data.id.get_storage_size():
-            raise CheckpointError(f"{file_name}:{name} has a shape and no values and is refused")
+            raise CheckpointError(f"{file_name}:{name} has a shape without values and is refused")
     if sum(data.nbytes for data in datasets.values()) > MAX_BYTES:
         raise CheckpointError(f"{file_name} announces more than {MAX_BYTES // 2**30} GiB and is refused")
 

@@ -22,15 +22,13 @@ from service.models.cache import file_sha256
 from service.models.checkpoints.checkpoint import Checkpoint
 from service.models.checkpoints.folder import Folder
 from service.models.checkpoints.keras import layers as keras_layers
+from service.models.checkpoints.keras.body import EPSILON
 from service.models.checkpoints.keras.hdf5 import Array, read_arrays
 from service.models.checkpoints.keras.hub_heads import activation_name, read_head
 from service.models.checkpoints.keras.hub_image import image_converter
 from service.models.configuration import Configuration, DenseNetConfig, VGGConfig
 
 _log = logging.getLogger(__name__)
-
-#: Epsilon of `keras.layers.BatchNormalization` in KerasHub's DenseNet.
-_EPSILON = 1.001e-5
 
 
 def read(folder: Folder, document: dict[str, Any], *, legacy_head: bool = False) -> Checkpoint:
@@ -109,7 +107,7 @@ def _densenet(settings: dict[str, Any], repeats: list[int], channels: int) -> De
         channels=channels,
         num_classes=0,
         padding="same",
-        epsilon=_EPSILON,
+        epsilon=EPSILON,
     )
 
 

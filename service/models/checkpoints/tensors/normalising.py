@@ -34,7 +34,7 @@ def inside(flat: Flat, within: str, name: str) -> Normalising | None:
             value > 0 for value in found[1]
         ):
             _log.warning(
-                "%s normalises its images by itself, with %s and %s; add ?preprocessing= where that is not so",
+                "%s normalises its images by itself, with %s and %s; add ?preprocessing= if that is wrong",
                 *(name, *found),
             )
             return found

@@ -49,7 +49,7 @@ def _stages(state_dict: StateDict, batch_norm: bool) -> tuple[tuple[int, ...], .
 
 def _densenet(state_dict: StateDict) -> DenseNetConfig:
     if any(tensor.ndim != 4 for key, tensor in state_dict.items() if re.search(r"conv\d?\.weight$", key)):
-        raise ValueError("one of its convolutions is none")
+        raise ValueError("one of its convolutions has no 4-d kernel")
     stem = [state_dict[f"features.conv{number}.weight"] for number in _stem_layers(state_dict)]
     growth_rate = len(state_dict["features.denseblock1.denselayer1.conv2.weight"])
     blocks = _blocks(state_dict)

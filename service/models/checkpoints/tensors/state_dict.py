@@ -51,8 +51,8 @@ def read_network(values: Any, name: str, options: Options) -> Network:
     """Returns the network in ``values``. Raises `CheckpointError` for no network, or for several without a choice."""
     if search.is_quantised(values):
         raise CheckpointError(
-            f"'{name}' holds weights that torch has quantised; give the floats that they were made of, and make whole "
-            "numbers of them here, with: imagenet-serve quantize"
+            f"'{name}' holds weights that torch has quantised; give the original float weights, and quantise "
+            "them here, with: imagenet-serve quantize"
         )
     flat = named.with_usual_names(folded.whole(search.flatten(values), name))
     found = _chosen(flat, name, options.key)

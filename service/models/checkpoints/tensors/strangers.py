@@ -35,8 +35,8 @@ def refuse(flat: Flat, others: Iterable[str], within: str, name: str) -> None:
     for key in left:
         if not _HARMLESS.search(key.removeprefix(within)):
             raise CheckpointError(
-                f"'{name}' holds '{key}' {list(flat[key].shape)} beside the layers of its network, and what that "
-                "does is not known here; where answers without it are right, add ?head= and the name of the head"
+                f"'{name}' holds '{key}' {list(flat[key].shape)} beside the layers of its network, and its "
+                "effect is unknown; if answers without it are right, add ?head= and the name of the head"
             )
     layers = list(dict.fromkeys(key.rpartition(".")[0] or key for key in left))
     if layers:
