@@ -22,7 +22,8 @@ from PIL import Image
 
 from service.errors import CheckpointError
 from service.images.decode import EXTENT, Admit, Data, decode, load, sniff, to_rgb
-from service.images.resample import FILTERS, Part, Window, interpolate, resize_window
+from service.images.interpolate import Part, interpolate
+from service.images.resample import FILTERS, Window, resize_window
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocessing", "decode", "prepare", "sniff"]
 

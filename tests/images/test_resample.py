@@ -1,4 +1,4 @@
-"""`service.images.resample` against Pillow and torch themselves."""
+"""`service.images.resample` and `interpolate` against Pillow and torch themselves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.images import resample
-from service.images.resample import FILTERS, Part, Window, interpolate, resize_window
+from service.images.interpolate import Part, interpolate
+from service.images.resample import FILTERS, Window, resize_window
 
 SIDES = st.one_of(st.integers(1, 12), st.integers(1, 400))
 
