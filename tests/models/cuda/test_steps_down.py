@@ -117,7 +117,7 @@ def test_the_card_carries_them_to_the_metric() -> None:
 
 def test_a_device_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "_has_cuda", lambda: True)
-    monkeypatch.setattr(placement, "_devices", lambda: 1)
+    monkeypatch.setattr(placement, "_device_count", lambda: 1)
     with pytest.raises(ConfigurationError, match="sees 1 CUDA device"):
         placement.place("cuda:9", "auto", "auto")
     assert placement.place("cuda:0", "auto", "auto").device == "cuda:0"

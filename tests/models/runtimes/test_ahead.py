@@ -88,7 +88,7 @@ def test_a_runtime_that_this_host_has_not_is_one_sentence(runtime: str, says: st
 
 def test_on_cuda_auto_is_what_starts_and_serves_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "_has_cuda", lambda: True)
-    monkeypatch.setattr(placement, "_devices", lambda: 2)
+    monkeypatch.setattr(placement, "_device_count", lambda: 2)
     assert place("auto", "auto", "auto").runtime == "cudagraph"
     assert place("cuda:1", "auto", "compile").precision == "fp16"
     assert place("cuda", "bf16", "auto").chosen
