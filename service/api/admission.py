@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect
 
 from service.api.context import Context, context_of
-from service.api.exchange import Exchange, exchange_of
+from service.api.request_state import RequestState, request_state_of
 from service.engine.client import Answer, Slot
 from service.errors import NotANumber, RequestError
 from service.shared.outputs import OutputKind, OutputRequest
@@ -42,16 +42,16 @@ class Admission:
     """
 
     def __init__(
-        self, context: Context, exchange: Exchange, name: str | None = None, request: Request | None = None
+        self, context: Context, state: RequestState, name: str | None = None, request: Request | None = None
     ) -> None:
-        """``name`` is the model's name; None means the default one. The deadline is `Exchange.due`.
+        """``name`` is the model's name; None means the default one. The deadline is `RequestState.due`.
 
         Raises `NotReady`, `NotFound`. Without a ``request`` there is no watch for a disconnect.
         """
         self.context = context
-        self.exchange = exchange
-        self.served = exchange.ask(context, name)
-        self.deadline = exchange.due
+        self.state = state
+        self.served = state.ask(context, name)
+        self.deadline = state.due
         """The deadline of the answer, in seconds of the monotonic clock."""
         self._request = request
         self._task: asyncio.Task[object] | None = None
@@ -61,15 +61,15 @@ class Admission:
     @classmethod
     def of(cls, request: Request, name: str | None = None) -> Self:
         """The admission of an HTTP request. Raises `InvalidParameter` for its headers, `NotReady`, `NotFound`."""
-        context, exchange = context_of(request), exchange_of(request)
-        exchange.deadline(request, context.settings.request_timeout_ms)
-        return cls(context, exchange, name, request)
+        context, state = context_of(request), request_state_of(request)
+        state.deadline(request, context.settings.request_timeout_ms)
+        return cls(context, state, name, request)
 
     async def __aenter__(self) -> Self:
         """Counts an arrival. Raises `Overloaded` if no slot is free, or the answer would miss the deadline."""
-        if not self.exchange.bulk:
+        if not self.state.bulk:
             self.served.client.record_arrivals()
-        self.served.client.check_capacity(self.deadline, self.exchange.bulk)
+        self.served.client.check_capacity(self.deadline, self.state.bulk)
         return self
 
     async def __aexit__(
@@ -79,7 +79,7 @@ class Admission:
             self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
-        if kind is asyncio.CancelledError and self.exchange.gone:
+        if kind is asyncio.CancelledError and self.state.gone:
             assert self._task is not None
             self._task.uncancel()
             raise ClientDisconnect from None
@@ -92,7 +92,7 @@ class Admission:
 
     def received(self) -> None:
         """Notes the end of the stage ``receive``, and begins to watch for a disconnect after `_UNWATCHED` seconds."""
-        self.exchange.stages["receive"] = time.monotonic() - self.exchange.started
+        self.state.stages["receive"] = time.monotonic() - self.state.started
         if self._request is not None:
             self._task = asyncio.current_task()
             self._timer = asyncio.get_running_loop().call_later(_UNWATCHED, self._start_watching)
@@ -105,7 +105,7 @@ class Admission:
         assert self._task is not None
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
-        self.exchange.gone = True
+        self.state.gone = True
         self._task.cancel()
 
     async def infer(self, work: Work, length: int, wanted: OutputRequest = OutputKind.CLASSIFY) -> Answer:
@@ -113,7 +113,7 @@ class Admission:
 
         Raises `Overloaded`, and what `infer_in` raises.
         """
-        with await self.served.client.admit(self.deadline, self.exchange.bulk) as slot:
+        with await self.served.client.admit(self.deadline, self.state.bulk) as slot:
             return await self.infer_in(slot, work, length, wanted)
 
     async def infer_in(
@@ -135,7 +135,7 @@ class Admission:
             metrics.stage_duration.labels(stage).observe(seconds)
         if self.context.shadow is not None and wanted is OutputKind.CLASSIFY:
             self.context.shadow.compare(slot, answer)
-        self.exchange.record_stages(stages, answer)
+        self.state.record_stages(stages, answer)
         return answer
 
     async def infer_each(self, items: Sequence[T], infer: Callable[[T, Slot], Awaitable[R]]) -> list[R]:
@@ -144,7 +144,7 @@ class Admission:
         Raises `Overloaded` if there is no slot for the first item in time. The other items wait for their slots. The
         first error cancels all other items and is raised itself, not as a group.
         """
-        client, bulk = self.served.client, self.exchange.bulk
+        client, bulk = self.served.client, self.state.bulk
         if not bulk:
             client.record_arrivals(len(items) - 1)
 

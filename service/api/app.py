@@ -24,12 +24,12 @@ from service.api import (
     predict,
 )
 from service.api.context import Context
-from service.api.exchange import Envelope
 from service.api.hosts import Hosts
 from service.api.keys import Guard, Keys, describe_keys
 from service.api.methods import Methods
 from service.api.mount import Mount
 from service.api.queries import known_only
+from service.api.request_state import RequestMiddleware
 from service.api.shortcut import ShortCut
 from service.settings import Settings
 
@@ -105,7 +105,7 @@ def create_api(settings: Settings, *, guarded: bool = False) -> FastAPI:
 def _around(context: Context, keys: Keys | None, router: Router) -> list[Middleware]:
     """The middleware around all routes, the outermost first."""
     probes = compat.probes(context.settings)
-    around = [Middleware(Envelope, context=context, probes=probes)]
+    around = [Middleware(RequestMiddleware, context=context, probes=probes)]
     if context.settings.listed_cors_origins:
         around.append(
             Middleware(

@@ -14,10 +14,10 @@ from starlette.requests import ClientDisconnect
 
 from service.api.context import ENVELOPE as ENVELOPE
 from service.api.context import context_of
-from service.api.exchange import exchange_of
 from service.api.inflate import check, inflate
 from service.api.intake import Share
 from service.api.numbers import digits
+from service.api.request_state import request_state_of
 from service.errors import (
     DeadlineExceeded,
     EmptyBody,
@@ -74,11 +74,11 @@ async def read(request: Request, limit: int, inspect: Inspect | None = None, *, 
     if (digits(request.headers.get("content-length", "")) or 0) > limit + spare:
         raise _too_large(limit)
     encoding = check(request.headers.get("content-encoding", ""))
-    exchange = exchange_of(request)
-    left = exchange.due - time.monotonic()
+    state = request_state_of(request)
+    left = state.due - time.monotonic()
     loop = asyncio.get_running_loop()
     timer = asyncio.timeout(left if left < _EVER else None)
-    share = exchange.share = context_of(request).intake.share(lambda: timer.reschedule(loop.time()))
+    share = state.share = context_of(request).intake.share(lambda: timer.reschedule(loop.time()))
     try:
         async with timer:
             body = await _receive(request, limit, None if encoding else inspect, share, spare)

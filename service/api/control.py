@@ -15,8 +15,8 @@ from starlette.responses import Response
 
 from service.api import body, documents
 from service.api.context import context_of
-from service.api.exchange import exchange_of
 from service.api.inference import reply
+from service.api.request_state import request_state_of
 from service.api.schemas import LoadRequest, Problem, RollbackRequest, SwitchResponse
 from service.errors import Forbidden, InvalidParameter, MalformedRequest, NotReady, UnsupportedMediaType
 from service.options import wording
@@ -92,7 +92,7 @@ def _allowed(request: Request) -> Orders:
 
 async def _document(request: Request, model: type[Asked]) -> Asked:
     """Parses the body; an empty one counts as an empty JSON object. Raises `RequestError`."""
-    exchange_of(request).deadline(request, context_of(request).settings.request_timeout_ms)
+    request_state_of(request).deadline(request, context_of(request).settings.request_timeout_ms)
     raw = await body.read(request, _MAX_BODY_BYTES)
     # This type protects against other sites' pages: a browser sends it across origins only if CORS allows it.
     if raw and body.media_type(request) != _JSON:

@@ -94,7 +94,7 @@ def respond(request: Request, error: errors.ServiceError) -> Response:
     shape: ErrorDocument | None = request.scope.get("error_document")
     if shape is not None:
         return Response(json.dumps(shape(error, status)), status, headers, media_type="application/json")
-    document = json.dumps(problem(error, request.scope["exchange"].id))
+    document = json.dumps(problem(error, request.scope["request_state"].id))
     return Response(document, status, headers, media_type="application/problem+json")
 
 

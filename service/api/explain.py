@@ -67,7 +67,7 @@ async def explain(request: Request, class_id: ClassId = None, model: ModelName =
         "box": explained.box,
         "timings_ms": explained.timings,
     }
-    return reply({**head(admission.exchange, admission.served.card), **document})
+    return reply({**head(admission.state, admission.served.card), **document})
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ async def explain_image(
             assert photo.photo is not None
             picture = await in_a_thread(context, partial(overlay, photo.photo, grid, box), admission.deadline)
     probability = float(activate(logits, model.activation)[index])
-    return Explanation(model.classes[index], probability, grid, box, admission.exchange.timings(), picture)
+    return Explanation(model.classes[index], probability, grid, box, admission.state.timings(), picture)
 
 
 def _index(classes: Sequence[ClassLabel], class_id: int) -> int:

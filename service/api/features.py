@@ -44,7 +44,7 @@ async def features(request: Request, pooling: Pooling = None, model: ModelName =
     answer is the float32 array in NumPy's format. The image is batched with those of other requests.
     """
     admission = Admission.of(request, model)
-    context, exchange, card = admission.context, admission.exchange, admission.served.card
+    context, state, card = admission.context, admission.state, admission.served.card
     chosen = pooling or card.feature_pooling
     shape = card.feature_shape if chosen == "none" else card.feature_shape[:1]
     async with admission:
@@ -55,9 +55,9 @@ async def features(request: Request, pooling: Pooling = None, model: ModelName =
         response = Response(_npy(array), media_type=_NPY)
     else:
         document = {"pooling": chosen, "shape": list(shape), "features": array.tolist()}
-        response = reply({**head(exchange, card), **document})
+        response = reply({**head(state, card), **document})
     response = await packed(request, context, response, admission.deadline)
-    exchange.timings()
+    state.timings()
     return response
 
 

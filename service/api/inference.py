@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from service.api.context import Context
-from service.api.exchange import Exchange
+from service.api.request_state import RequestState
 from service.api.schemas import Problem
 from service.errors import DeadlineExceeded
 from service.observability.card import ModelCard
@@ -79,9 +79,9 @@ async def in_a_thread(context: Context, work: Callable[[], T], deadline: float) 
         ) from None
 
 
-def head(exchange: Exchange, model: ModelCard) -> dict[str, Any]:
+def head(state: RequestState, model: ModelCard) -> dict[str, Any]:
     """The first fields of every answer."""
-    return {"request_id": exchange.id, "model": model.name, "weights": model.weights}
+    return {"request_id": state.id, "model": model.name, "weights": model.weights}
 
 
 def reply(document: dict[str, Any] | list[Any]) -> Response:

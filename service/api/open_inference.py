@@ -107,7 +107,7 @@ async def infer(request: Request, model_name: str, model_version: str = VERSION)
         content, json_length = await in_a_thread(
             context, lambda: tensors.encode(head, outputs_of(asked, logits, model)), admission.deadline
         )
-    admission.exchange.timings()
+    admission.state.timings()
     if json_length is None:
         return Response(content, media_type="application/json")
     return Response(content, media_type="application/octet-stream", headers={_JSON_LENGTH: str(json_length)})
@@ -143,7 +143,7 @@ def check_asked(served: Served, version: str) -> ModelCard:
 def deadline_of(asked: InferRequest, admission: Admission) -> float:
     """The deadline: that of the admission, or an earlier one by the request's parameter ``timeout``."""
     if asked.parameters and asked.parameters.timeout:
-        return min(admission.deadline, admission.exchange.started + asked.parameters.timeout / 1e6)
+        return min(admission.deadline, admission.state.started + asked.parameters.timeout / 1e6)
     return admission.deadline
 
 

@@ -73,8 +73,8 @@ async def _predict(
             image = await admission.receive(receive())
         answer = await admission.infer(admission.served.picture(image), len(model.classes))
     predictions = ranking.predictions(answer.result, model.classes, model.activation)
-    exchange = admission.exchange
-    return reply({**head(exchange, model), "predictions": predictions, "timings_ms": exchange.timings()})
+    state = admission.state
+    return reply({**head(state, model), "predictions": predictions, "timings_ms": state.timings()})
 
 
 @router.post(
@@ -94,13 +94,13 @@ async def predict_batch(
     """
     admission = Admission.of(request, model)
     card, ranking = _ask(admission, top_k, activation)
-    settings, exchange = admission.context.settings, admission.exchange
+    settings, state = admission.context.settings, admission.state
 
     async def result(part: body.Part, slot: Slot) -> dict[str, Any]:
         try:
             answer = await admission.infer_in(slot, admission.served.picture(part.data), len(card.classes))
         except (RequestError, NotANumber) as error:
-            document = problem(error, exchange.id)
+            document = problem(error, state.id)
             return {"filename": part.filename, "status": status_of(error), "error": document}
         predictions = ranking.predictions(answer.result, card.classes, card.activation)
         return {"filename": part.filename, "status": 200, "predictions": predictions}
@@ -110,8 +110,8 @@ async def predict_batch(
             body.several_images(request, settings.max_upload_bytes, settings.max_images_per_request)
         )
         results = await admission.infer_each(parts, result)
-    exchange.timings()
-    return reply({**head(exchange, card), "results": results})
+    state.timings()
+    return reply({**head(state, card), "results": results})
 
 
 async def _from_json(request: Request, admission: Admission, ranking: Ranking) -> tuple[bytes, Ranking]:

@@ -32,8 +32,8 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.api.errors import headers_of, problem, status_of
-from service.api.exchange import new_id
 from service.api.head import examine, refusal
+from service.api.request_state import new_id
 from service.errors import HeadersTooLarge, MalformedRequest, ServiceError
 from service.frontend.connections import END, HEAD_BYTES, Connections, readable
 from service.frontend.joining import Joining

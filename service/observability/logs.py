@@ -102,15 +102,15 @@ def _second(seconds: int) -> str:
 
 
 def _request_fields(record: logging.LogRecord) -> dict[str, Any]:
-    exchange = getattr(record, "exchange", None)
-    if exchange is None:
+    state = getattr(record, "request_state", None)
+    if state is None:
         return {}
-    fields: dict[str, Any] = {"request_id": exchange.id, "status": exchange.status}
+    fields: dict[str, Any] = {"request_id": state.id, "status": state.status}
     fields["duration_ms"] = round(1000 * getattr(record, "duration", 0.0), 3)
-    for stage, seconds in exchange.stages.items():
+    for stage, seconds in state.stages.items():
         fields[f"{stage}_ms"] = round(1000 * seconds, 3)
-    if exchange.batch is not None:
-        fields["batch"] = exchange.batch
-    if exchange.trace is not None:
-        fields["trace_id"] = exchange.trace.id
+    if state.batch is not None:
+        fields["batch"] = state.batch
+    if state.trace is not None:
+        fields["trace_id"] = state.trace.id
     return fields

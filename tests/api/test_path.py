@@ -6,7 +6,7 @@ from tests.path_of_predict import count, trace
 
 #: What a reader may expect to meet, in this order.
 LANDMARKS = [
-    "Envelope.__call__",
+    "RequestMiddleware.__call__",
     "ShortCut.__call__",
     "_predict",
     "Admission.receive",
@@ -17,13 +17,13 @@ LANDMARKS = [
     "ThreadWriting.__call__",
     "Slot.answer",
     "Connection.submit",
-    "EngineCore._hear",
+    "EngineCore._receive_messages",
     "EngineCore._run",
     "DeviceThread.submit",
     "DeviceThread._finish",
     "EngineCore._answer",
-    "EngineCore._hand_back",
-    "Connection._hear",
+    "EngineCore._return_slots",
+    "Connection._receive_messages",
 ]
 
 

@@ -15,8 +15,8 @@ from service.api import base64_images, body, documents
 from service.api.admission import Admission
 from service.api.context import Context
 from service.api.errors import ErrorDocument
-from service.api.exchange import Exchange
 from service.api.inference import in_a_thread
+from service.api.request_state import RequestState
 from service.errors import (
     EmptyBody,
     InvalidParameter,
@@ -40,8 +40,8 @@ def only_error(error: ServiceError, status: int) -> dict[str, Any]:
 class CompatRequest(Admission):
     """A request under another server's contract: reads its body and forms its answer."""
 
-    def __init__(self, context: Context, exchange: Exchange, name: str | None, request: Request) -> None:
-        super().__init__(context, exchange, name, request)
+    def __init__(self, context: Context, state: RequestState, name: str | None, request: Request) -> None:
+        super().__init__(context, state, name, request)
         self.request = request
 
     @property
@@ -105,7 +105,7 @@ class CompatRequest(Admission):
         """The logits of N images, float32 ``[N, classes]``. Raises the first error of any image."""
         self.received()
         logits = await self.logits([self.served.picture(image) for image in images])
-        self.exchange.timings()
+        self.state.timings()
         return logits
 
     def best(self, logits: NDArray[np.float32], k: int | None = None) -> list[tuple[int, float]]:

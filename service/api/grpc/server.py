@@ -27,10 +27,10 @@ from service.api import body, open_inference
 from service.api.admission import Admission
 from service.api.context import Context
 from service.api.errors import defect, status_of
-from service.api.exchange import Exchange, asks_for_bulk, new_id
 from service.api.grpc import messages, schema
 from service.api.inference import in_a_thread
 from service.api.keys import Keys
+from service.api.request_state import RequestState, asks_for_bulk, new_id
 from service.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError, Unauthorized, Unavailable
 from service.settings import Settings
 
@@ -66,15 +66,15 @@ Handler = Callable[[Any, "Call"], Awaitable[Any]]
 
 
 class Call:
-    """The state of one call: its `Exchange`, and gRPC's own context."""
+    """The state of one call: its `RequestState`, and gRPC's own context."""
 
     def __init__(self, settings: Settings, grpc_context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self.grpc = grpc_context
         self.metadata = {key.lower(): value for key, value in grpc_context.invocation_metadata() or ()}
-        self.exchange = Exchange(new_id(), time.monotonic())
+        self.state = RequestState(new_id(), time.monotonic())
         left = grpc_context.time_remaining()
         longest = settings.request_timeout_ms / 1000
-        self.exchange.due = self.exchange.started + (longest if left is None else min(left, longest))
+        self.state.due = self.state.started + (longest if left is None else min(left, longest))
 
 
 class GrpcServer:
@@ -154,27 +154,27 @@ class GrpcServer:
     ) -> Any:
         """Runs ``handler`` for a call: checks the key, counts and logs, and turns errors into gRPC's statuses."""
         call = Call(self._context.settings, grpc_context)
-        call.exchange.status = 200
+        call.state.status = 200
         try:
             self._admit(route, call)
             return await handler(request, call)
         except ServiceError as error:
-            call.exchange.status = status_of(error)
+            call.state.status = status_of(error)
             self._count_error(error)
             await _abort(call, error)
         except asyncio.CancelledError:
-            call.exchange.status = _CLIENT_GONE
+            call.state.status = _CLIENT_GONE
             raise
         except Exception:
-            log.exception("call %s failed", call.exchange.id)
-            call.exchange.status = 500
+            log.exception("call %s failed", call.state.id)
+            call.state.status = 500
             await _abort(call, defect())
         finally:
-            call.exchange.leave()
-            self._account(route, call.exchange)
+            call.state.leave()
+            self._account(route, call.state)
 
     def _admit(self, route: str, call: Call) -> None:
-        call.exchange.bulk = asks_for_bulk(str(call.metadata.get("x-priority", "interactive")))
+        call.state.bulk = asks_for_bulk(str(call.metadata.get("x-priority", "interactive")))
         if self._keys is None or route in _OPEN:
             return
         scheme, _, key = str(call.metadata.get("authorization", "")).partition(" ")
@@ -183,7 +183,7 @@ class GrpcServer:
             raise Unauthorized(
                 "this service needs an API key: send the metadata authorization: Bearer KEY, or x-api-key"
             )
-        call.exchange.bulk |= self._keys.is_bulk(offered.encode())
+        call.state.bulk |= self._keys.is_bulk(offered.encode())
 
     def _count_error(self, error: ServiceError) -> None:
         metrics = self._context.metrics
@@ -192,17 +192,17 @@ class GrpcServer:
         elif isinstance(error, Unavailable | Unauthorized):
             metrics.rejected.labels(error.code).inc()
 
-    def _account(self, route: str, exchange: Exchange) -> None:
-        duration = time.monotonic() - exchange.started
+    def _account(self, route: str, state: RequestState) -> None:
+        duration = time.monotonic() - state.started
         metrics = self._context.metrics
-        metrics.requests.labels(route, str(exchange.status)).inc()
+        metrics.requests.labels(route, str(state.status)).inc()
         metrics.request_duration.labels(route).observe(duration)
-        if "receive" in exchange.stages:
-            metrics.stage_duration.labels("receive").observe(exchange.stages["receive"])
+        if "receive" in state.stages:
+            metrics.stage_duration.labels("receive").observe(state.stages["receive"])
         level = logging.DEBUG if route in _OPEN else logging.INFO
         if log.isEnabledFor(level):
-            extra = {"exchange": exchange, "duration": duration}
-            log.log(level, "%s %s %d", "GRPC", route, exchange.status, extra=extra)
+            extra = {"request_state": state, "duration": duration}
+            log.log(level, "%s %s %d", "GRPC", route, state.status, extra=extra)
 
     # The protocol's methods
 
@@ -227,7 +227,7 @@ class GrpcServer:
 
     async def _model_infer(self, request: Any, call: Call) -> Any:
         context = self._context
-        admission = Admission(context, call.exchange, request.model_name)
+        admission = Admission(context, call.state, request.model_name)
         model = open_inference.check_asked(admission.served, request.model_version or open_inference.VERSION)
         async with admission:
             asked, given = messages.parse(request)
@@ -301,7 +301,7 @@ def _unknown_service() -> Any:
 async def _abort(call: Call, error: ServiceError) -> None:
     """Ends the call with the error's status and, if another try may succeed, the time to wait."""
     code = _CODES.get(status_of(error), grpc.StatusCode.INTERNAL)
-    metadata: list[tuple[str, str]] = [("x-request-id", call.exchange.id)]
+    metadata: list[tuple[str, str]] = [("x-request-id", call.state.id)]
     if isinstance(error, Overloaded):
         metadata += [
             (_PUSHBACK, str(round(1000 * error.retry_after))),

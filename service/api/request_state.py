@@ -43,7 +43,7 @@ _NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
 @dataclass
-class Exchange:
+class RequestState:
     """One request. Times are seconds of the monotonic clock, ``stages`` are durations in seconds."""
 
     id: str
@@ -116,13 +116,13 @@ class Exchange:
         return timings
 
 
-def exchange_of(request: Request) -> Exchange:
-    """The exchange that ``request`` belongs to."""
-    exchange: Exchange = request.scope["exchange"]
-    return exchange
+def request_state_of(request: Request) -> RequestState:
+    """Returns the state that the middleware keeps of ``request``."""
+    state: RequestState = request.scope["request_state"]
+    return state
 
 
-class Envelope:
+class RequestMiddleware:
     """The outermost middleware: request ids, timing, metrics, the access log, the end of a drain."""
 
     def __init__(self, app: ASGIApp, context: Context, probes: frozenset[str] = frozenset()) -> None:
@@ -136,88 +136,88 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        exchange = Exchange(_request_id(headers), scope.get("began") or time.monotonic())
-        scope["exchange"], scope["context"] = exchange, self._context
+        state = RequestState(_request_id(headers), scope.get("began") or time.monotonic())
+        scope["request_state"], scope["context"] = state, self._context
         tracing = self._context.tracing
         scope["probe"] = PROBES.fullmatch(scope["path"]) is not None or scope["path"] in self._probes
         if tracing is not None and not _asked_by_machines(scope):
-            exchange.trace = tracing.begin(scope, headers, exchange.started)
+            state.trace = tracing.begin(scope, headers, state.started)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                exchange.status = message["status"]
-                message["headers"] = [*message["headers"], *self._headers(exchange)]
+                state.status = message["status"]
+                message["headers"] = [*message["headers"], *self._headers(state)]
             elif not message.get("more_body"):
                 self._count(
-                    scope, exchange
+                    scope, state
                 )  # before the end of the answer, so that an answered request is counted
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
-            exchange.status = _CLIENT_GONE
+            state.status = _CLIENT_GONE
         except asyncio.CancelledError:
             # There are two cases: a disconnect at the end of an `Admission`'s block, or the end of drain_timeout_ms.
-            if exchange.gone:
-                exchange.status = _CLIENT_GONE
-            elif exchange.status:
+            if state.gone:
+                state.status = _CLIENT_GONE
+            elif state.status:
                 raise
             else:
                 error = Draining("the service ended before the answer was there (drain_timeout_ms)")
                 await respond(Request(scope), error)(scope, receive, send_with_headers)
         except Exception:
             # The border of a request: the log gets the defect, the client a message without details.
-            log.exception("request %s failed", exchange.id)
-            if exchange.status:
+            log.exception("request %s failed", state.id)
+            if state.status:
                 raise
             await respond(Request(scope), defect())(scope, receive, send_with_headers)
         finally:
-            if exchange.share is not None:
-                exchange.share.release()
-            exchange.leave()
-            self._count(scope, exchange)
-            self._account(scope, exchange)
+            if state.share is not None:
+                state.share.release()
+            state.leave()
+            self._count(scope, state)
+            self._account(scope, state)
 
-    def _headers(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
-        headers = [(b"x-request-id", exchange.id.encode()), _NOSNIFF]
-        if exchange.server_timing:
-            headers.append((b"server-timing", exchange.server_timing.encode()))
+    def _headers(self, state: RequestState) -> list[tuple[bytes, bytes]]:
+        headers = [(b"x-request-id", state.id.encode()), _NOSNIFF]
+        if state.server_timing:
+            headers.append((b"server-timing", state.server_timing.encode()))
         if self._context.draining:
             headers.append((b"connection", b"close"))
         return headers
 
-    def _count(self, scope: Scope, exchange: Exchange) -> None:
-        if exchange.counted:
+    def _count(self, scope: Scope, state: RequestState) -> None:
+        if state.counted:
             return
-        exchange.counted = True
+        state.counted = True
         route = _route(scope)
-        self._context.metrics.requests.labels(route, str(exchange.status)).inc()
-        self._context.metrics.request_duration.labels(route).observe(time.monotonic() - exchange.started)
+        self._context.metrics.requests.labels(route, str(state.status)).inc()
+        self._context.metrics.request_duration.labels(route).observe(time.monotonic() - state.started)
 
-    def _account(self, scope: Scope, exchange: Exchange) -> None:
+    def _account(self, scope: Scope, state: RequestState) -> None:
         now = time.monotonic()
-        duration = now - exchange.started
+        duration = now - state.started
         route = _route(scope)
         metrics = self._context.metrics
-        if exchange.finished is not None:
-            exchange.stages["respond"] = now - exchange.finished
-        for stage in exchange.stages.keys() & _STAGES_HERE:  # `Admission` observes the stages of images
-            metrics.stage_duration.labels(stage).observe(exchange.stages[stage])
-        if exchange.trace is not None and self._context.tracing is not None:
+        if state.finished is not None:
+            state.stages["respond"] = now - state.finished
+        for stage in state.stages.keys() & _STAGES_HERE:  # `Admission` observes the stages of images
+            metrics.stage_duration.labels(stage).observe(state.stages[stage])
+        if state.trace is not None and self._context.tracing is not None:
             self._context.tracing.end(
-                exchange.trace,
-                request_id=exchange.id,
+                state.trace,
+                request_id=state.id,
                 route=route,
-                status=exchange.status,
-                stages=exchange.stages,
-                started=exchange.started,
+                status=state.status,
+                stages=state.stages,
+                started=state.started,
                 now=now,
             )
         level = logging.DEBUG if _asked_by_machines(scope) else logging.INFO
         if log.isEnabledFor(level):
-            extra = {"exchange": exchange, "duration": duration}
-            log.log(level, "%s %s %d", scope["method"], scope["path"], exchange.status, extra=extra)
+            extra = {"request_state": state, "duration": duration}
+            log.log(level, "%s %s %d", scope["method"], scope["path"], state.status, extra=extra)
 
 
 def _asked_by_machines(scope: Scope) -> bool:
