@@ -102,10 +102,10 @@ async def test_no_free_slot_is_overload(kind: str) -> None:
 @KINDS
 @on_a_loop
 async def test_a_deadline_is_kept_while_a_batch_runs(kind: str) -> None:
-    with Engine(kind, slots=4, delay=0.4, max_batch_size=1) as engine:
+    with Engine(kind, slots=4, delay=1.5, max_batch_size=1) as engine:
         client = engine.connect()
         first = asyncio.create_task(ask(client, picture(1)))
-        await asyncio.sleep(0.05)
+        await until(lambda: engine.arena.gauges[Gauge.RUNNING] > 0)
         with pytest.raises(DeadlineExceeded):
             await ask(client, picture(2), patience=0.1)
         assert not first.done()  # nobody waited for the batch

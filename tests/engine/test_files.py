@@ -22,6 +22,7 @@ from service.images.decoders.threads import ThreadWriting
 from service.shared.transport import Link, socket_pair
 from service.shared.writing import Ended, Work, Writing
 from tests.fakes import FakeRunner, fingerprint
+from tests.loops import until
 
 SHAPE = (4, 8, 3)
 
@@ -127,14 +128,6 @@ def _dup(descriptor: int) -> int:
     import os
 
     return os.dup(descriptor)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(6000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not happen within a minute")
 
 
 def run(decoder: FakeDecoder | None, scenario: Callable[[Site], object], slots: int = 6) -> Site:
