@@ -28,7 +28,7 @@ from service.errors import (
     TooManyImages,
     UnsupportedMediaType,
 )
-from service.images.decode import HEADER_BYTES, judge_header
+from service.images.decode import IMAGE_HEADER_BYTES, judge_header
 from service.options import wording
 
 #: The largest number of a form's parts that are no images.
@@ -65,8 +65,8 @@ def media_type(request: Request) -> str:
 async def read(request: Request, limit: int, inspect: Inspect | None = None, *, spare: int = 0) -> bytes:
     """Reads the whole body and undoes its Content-Encoding.
 
-    ``inspect`` is called once with the first `HEADER_BYTES` or more, if the rest has not arrived. ``spare`` bytes are
-    allowed beyond ``limit``, for a form's own lines.
+    ``inspect`` is called once with the first `IMAGE_HEADER_BYTES` or more, if the rest has not arrived. ``spare`` bytes
+    are allowed beyond ``limit``, for a form's own lines.
 
     Raises `PayloadTooLarge` above these, before the rest is read, `DeadlineExceeded` if the body is not complete by the
     request's deadline, `IntakeFull` if the service holds too many bytes, and what ``inspect`` raises.
@@ -113,7 +113,7 @@ async def _receive(request: Request, limit: int, inspect: Inspect | None, share:
             chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        if inspect is not None and size >= HEADER_BYTES:
+        if inspect is not None and size >= IMAGE_HEADER_BYTES:
             inspect(b"".join(chunks))
             inspect = None
 
@@ -137,7 +137,7 @@ async def one_image(request: Request, limit: int, *, any_type: bool = False) -> 
 
     def inspect_parts(start: bytes) -> None:
         for part in _begun(content_type, start, _MAX_PARTS):
-            if part.name == "file" and len(part.data) >= HEADER_BYTES // 2:
+            if part.name == "file" and len(part.data) >= IMAGE_HEADER_BYTES // 2:
                 judge_header(part.data, max_pixels)
 
     body = await read(request, limit, inspect_parts, spare=ENVELOPE)

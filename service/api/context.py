@@ -56,7 +56,7 @@ class Context:
         largest = self.settings.max_upload_bytes + ENVELOPE
         self.intake = Intake(budget(memory_limit(), self.settings.resolved_frontends, largest))
 
-    def hear(self, status: Status) -> None:
+    def update_status(self, status: Status) -> None:
         """Takes a new status from the supervisor."""
         if (status.state, status.detail, status.progress) != (
             self.status.state,

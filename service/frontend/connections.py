@@ -32,7 +32,7 @@ HEAD_SECONDS = 10.0
 #: need. Load balancers keep pools for a shorter time than this, so that they are the side that closes.
 SILENT_SECONDS = 75.0
 #: Bytes of request line and headers at most, twice what nginx allows.
-HEAD_BYTES = 64 * 1024
+MAX_REQUEST_HEAD_BYTES = 64 * 1024
 #: Seconds after an answer, after which a connection gives up its parser and the rest of its request's objects.
 _REST_SECONDS = 2.0
 #: Seconds in which a connection may still send its first request when the service ends.
@@ -217,10 +217,12 @@ class Waiting(asyncio.Protocol):
             self._began = time.monotonic()
         said = self._said + data
         end = said.find(END, max(0, len(self._said) - len(END)))
-        if 0 <= end <= HEAD_BYTES or not _plausible(said):
+        if 0 <= end <= MAX_REQUEST_HEAD_BYTES or not _plausible(said):
             self._speak().data_received(said)
-        elif len(said) > HEAD_BYTES:
-            self.refuse(HeadersTooLarge(f"request line and headers are more than {HEAD_BYTES:,} bytes"))
+        elif len(said) > MAX_REQUEST_HEAD_BYTES:
+            self.refuse(
+                HeadersTooLarge(f"request line and headers are more than {MAX_REQUEST_HEAD_BYTES:,} bytes")
+            )
         elif not self._connections.intake.take(len(data)):
             self.refuse(IntakeFull("too many requests are on their way; try again in a moment"))
         else:

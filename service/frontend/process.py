@@ -118,7 +118,7 @@ class FrontEnd:
         # All present objects live to the end; frozen, the garbage collector does not search them again and again.
         gc.freeze()
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._channel.fileno(), self._hear)
+        loop.add_reader(self._channel.fileno(), self._receive_messages)
         heart = asyncio.create_task(self._beat())
         if self._settings.grpc_port is not None:
             from service.api.grpc.server import GrpcServer  # an extra
@@ -164,7 +164,7 @@ class FrontEnd:
         await self._engines.let_go(model, version)
         self._channel.send("left", model=model, version=version)
 
-    def _hear(self) -> None:
+    def _receive_messages(self) -> None:
         while True:
             self._reserve.let_go()
             try:
@@ -182,7 +182,7 @@ class FrontEnd:
     def _act(self, message: dict[str, Any], descriptors: list[int]) -> None:
         match message["kind"]:
             case "status":
-                self._context.hear(Status.from_json(message["status"]))
+                self._context.update_status(Status.from_json(message["status"]))
             case "engine":
                 self._engines.attach(message, *descriptors)
                 self._say_alive()
@@ -191,7 +191,7 @@ class FrontEnd:
                 self._leaving.append(asyncio.create_task(self._let_go(message["model"], message["version"])))
             case "done":
                 assert self._context.orders is not None
-                self._context.orders.hear(message)
+                self._context.orders.receive_reply(message)
             case "truncated":
                 log.error("no descriptors are left for what the supervisor sent: asking again")
                 self._channel.send("again")

@@ -35,11 +35,11 @@ from service.api.errors import headers_of, problem, status_of
 from service.api.head import examine, refusal
 from service.api.request_state import new_id
 from service.errors import HeadersTooLarge, MalformedRequest, ServiceError
-from service.frontend.connections import END, HEAD_BYTES, Connections, readable
+from service.frontend.connections import END, MAX_REQUEST_HEAD_BYTES, Connections, readable
 from service.frontend.joining import Joining
 
-#: Bytes of framing allowed for each byte of a body, beyond `HEAD_BYTES`: chunks of one byte need five, and extensions
-#: some more. A larger share means trailers or chunk extensions, which no limit of the body counts.
+#: Bytes of framing allowed for each byte of a body, beyond `MAX_REQUEST_HEAD_BYTES`: chunks of one byte need five, and
+#: extensions some more. A larger share means trailers or chunk extensions, which no limit of the body counts.
 _FRAMING = 16
 #: Seconds for a client to stop sending and to read an answer that came before its whole body.
 LINGER_SECONDS = 5.0
@@ -99,7 +99,7 @@ class Protocol(HttpToolsProtocol):
         """Begins the next request with ``data``: the first one, or one after an answered one."""
         data = data.lstrip(b"\r\n")
         end = data.find(END)
-        if self.cycle is not None and not 0 <= end <= HEAD_BYTES:
+        if self.cycle is not None and not 0 <= end <= MAX_REQUEST_HEAD_BYTES:
             self.connections.put_aside(self, data)
             return
         before, self.began = self.cycle, self.began or time.monotonic()
@@ -148,7 +148,7 @@ class Protocol(HttpToolsProtocol):
                 ours = refusal(bytes(piece) if head else b"")
             self.refuse(ours)
         else:
-            if self._framing > HEAD_BYTES and self._unanswered() and self.cycle.more_body:
+            if self._framing > MAX_REQUEST_HEAD_BYTES and self._unanswered() and self.cycle.more_body:
                 self.refuse(HeadersTooLarge("trailers or chunk extensions are far more than the body"))
 
     def _show_again(self) -> None:

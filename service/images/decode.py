@@ -61,11 +61,11 @@ EXTENT = "imagenet-serve extent"
 Box = tuple[float, float, float, float]
 
 #: Number of first bytes that `sniff` needs.
-HEAD_BYTES = 18
+MAGIC_BYTES = 18
 
 #: Number of first bytes that `judge_header` needs. A JPEG's size may stand later, behind large metadata; then the
 #: decoder judges it.
-HEADER_BYTES = 4096
+IMAGE_HEADER_BYTES = 4096
 
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -162,7 +162,7 @@ Admit = Callable[[Opened], None]
 
 
 def sniff(head: bytes) -> str | None:
-    """Returns the format of a file by its first `HEAD_BYTES`, as Pillow names it; None if it is not accepted."""
+    """Returns the format of a file by its first `MAGIC_BYTES`, as Pillow names it; None if it is not accepted."""
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
@@ -174,7 +174,7 @@ def sniff(head: bytes) -> str | None:
 
 
 def judge_header(head: Data, max_pixels: int) -> str:
-    """Returns the format that a file's first bytes (`HEADER_BYTES`) announce, by Pillow's name.
+    """Returns the format that a file's first bytes (`IMAGE_HEADER_BYTES`) announce, by Pillow's name.
 
     `decode` calls this first, so a body that is still arriving gets the verdict that it would get later. No Pillow
     reader is opened for it: WebP's would need the whole file.
@@ -211,7 +211,7 @@ def load(
     A resize gives the same bits before and after L becomes RGB, at a third of the work. ``admit`` is called with the
     picture before its pixels are decoded. Raises what `decode` raises.
     """
-    name = judge_header(data[:HEADER_BYTES], max_pixels)
+    name = judge_header(data[:IMAGE_HEADER_BYTES], max_pixels)
     _let_pillow_follow(max_pixels)
     try:
         image: Image.Image = _read(name, data, max_pixels, at_least, admit)
@@ -236,7 +236,7 @@ def _unread_kind(name: str, data: Data, error: Exception) -> str | None:
 def _recognise(data: Data) -> str:
     if not len(data):
         raise EmptyBody("there are no bytes where an image was expected")
-    name = sniff(bytes(data[:HEAD_BYTES]))
+    name = sniff(bytes(data[:MAGIC_BYTES]))
     if name is None:
         raise UnsupportedMediaType(f"the bytes are none of the accepted image formats: {ACCEPTED}")
     return name
@@ -247,7 +247,7 @@ def _read(
 ) -> Image.Image:
     data = data if isinstance(data, bytes) else bytes(data)
     effort.judge(name, data)
-    if admit is not None and name == "WEBP" and (canvas := declared(name, data[:HEADER_BYTES])):
+    if admit is not None and name == "WEBP" and (canvas := declared(name, data[:IMAGE_HEADER_BYTES])):
         admit(Opened(data, canvas[0] * canvas[1], None, turned=True))
     image = _READERS[name](io.BytesIO(data))  # shares bytes, copies anything else
     _judge(image.width, image.height, max_pixels)

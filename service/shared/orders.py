@@ -47,7 +47,7 @@ class Orders:
             done.set_exception(errors.Draining("the service is about to end"))
         return done
 
-    def hear(self, message: dict[str, Any]) -> None:
+    def receive_reply(self, message: dict[str, Any]) -> None:
         """Completes an order's future with the supervisor's answer."""
         done = self._waiting.pop(message["number"])
         if done.done():

@@ -42,7 +42,7 @@ class Supervisor:
         order = received[0]
         self.orders.append(order)
         if self._code != "never":
-            self._asked.hear(
+            self._asked.receive_reply(
                 {"number": order["number"], "code": self._code, "words": self._words, "result": DONE}
             )
 

@@ -248,16 +248,16 @@ async def test_a_start_that_gets_on_is_alive_however_long_it_takes_and_one_that_
     clock = [1000.0]
     async with site() as here:
         monkeypatch.setattr("service.api.context.time", SimpleNamespace(monotonic=lambda: clock[0]))
-        here.context.hear(Status("loading", "weights"))
+        here.context.update_status(Status("loading", "weights"))
         for done in range(50):  # more than eight hours of a slow network
             clock[0] += START_PATIENCE - 1
             assert (await here.http.get("/livez")).status_code == 200
-            here.context.hear(Status("loading", "weights", progress={"done": done, "total": 99}))
+            here.context.update_status(Status("loading", "weights", progress={"done": done, "total": 99}))
         clock[0] += START_PATIENCE + 1
-        here.context.hear(here.context.status)  # the same again is no progress
+        here.context.update_status(here.context.status)  # the same again is no progress
         for path in ("/livez", "/v2/health/live"):
             assert (await here.http.get(path)).status_code == 503
-        here.context.hear(Status("ready"))
+        here.context.update_status(Status("ready"))
         clock[0] += 10 * START_PATIENCE
         assert (await here.http.get("/livez")).status_code == 200
 

@@ -9,7 +9,7 @@ import pytest
 
 from service.api.errors import status_of
 from service.errors import RequestError
-from service.images.decode import HEADER_BYTES, decode, judge_header
+from service.images.decode import IMAGE_HEADER_BYTES, decode, judge_header
 from tests.api.site import site
 from tests.fuzz import corpus
 from tests.loops import on_a_loop
@@ -44,9 +44,9 @@ def test_damage_is_an_image_or_our_own_error() -> None:
 @pytest.mark.parametrize("name", corpus.FORMATS)
 def test_the_dimensions_in_the_first_bytes_are_those_of_the_image(name: str) -> None:
     data = corpus.whole()[name.lower()]
-    judge_header(data[:HEADER_BYTES], 37 * 23)
+    judge_header(data[:IMAGE_HEADER_BYTES], 37 * 23)
     with contextlib.suppress(RequestError):
-        judge_header(data[:HEADER_BYTES], 37 * 23 - 1)
+        judge_header(data[:IMAGE_HEADER_BYTES], 37 * 23 - 1)
         pytest.fail("the header's pixels were not counted")
 
 

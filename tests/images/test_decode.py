@@ -57,7 +57,7 @@ def assert_like_pillow(data: bytes) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_is_known_by_its_bytes_and_decoded_like_pillow(name: str) -> None:
     data = encode(picture(), name)
-    assert sniff(data[: room.HEAD_BYTES]) == name
+    assert sniff(data[: room.MAGIC_BYTES]) == name
     assert_like_pillow(data)
 
 

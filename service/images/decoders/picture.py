@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.images.decode import HEAD_BYTES, Admit, Data, sniff
+from service.images.decode import MAGIC_BYTES, Admit, Data, sniff
 from service.images.jpegs import plain
 from service.images.overlay import reduced
 from service.preprocess import Preprocessing, prepare
@@ -66,4 +66,4 @@ class Picture:
     @property
     def format(self) -> str:
         """The format that the first bytes announce, in lower case, for metrics; ``none`` if it is not accepted."""
-        return (sniff(bytes(self.data[:HEAD_BYTES])) or "none").lower()
+        return (sniff(bytes(self.data[:MAGIC_BYTES])) or "none").lower()
