@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from copy import copy
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 State = Literal["starting", "loading", "warming", "ready", "draining", "failed"]
@@ -31,7 +32,7 @@ class Status:
     """The number of ended changes of a version, by outcome."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: copy(value) for name, value in vars(self).items()}
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Status:

@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -40,17 +39,6 @@ class Child:
         self.name = name
         self.channel = channel
         self.sentinel = sentinel
-        self.heard_at = time.monotonic()
-        """When it last said that it is alive."""
-        self.began_at = self.heard_at
-        self.introduced_at = self.began_at
-        """When a front-end was last joined to an engine, as far as the supervisor could do that."""
-        self.unjoined = 0
-        """How often it has said since then that it is not."""
-        self.joined: set[int] = set()
-        """The numbers of the engines that a front-end has said it is joined to."""
-        self.sentence: str | None = None
-        """Why it was killed by us, in the words that end "the engine …"."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"

@@ -40,7 +40,7 @@ from service.shared.batches import BatchReport, CompletedBatch, Memory
 from service.shared.fallback import Fallback
 from service.shared.outputs import OutputRequest
 from service.shared.transport import Channel
-from service.supervisor import supervisor
+from service.supervisor.lifecycle import lifecycle
 
 SIDE = 16
 CLASSES = 1000
@@ -220,5 +220,5 @@ if __name__ == "__main__":
     process._load = load  # type: ignore[assignment]
     picture.prepare = decode_or_play  # type: ignore[attr-defined]
     process.MIN_BATCH_LIMIT = seconds("LIMIT_S") or process.MIN_BATCH_LIMIT
-    supervisor._SILENCE = seconds("SILENCE_S") or supervisor._SILENCE
+    lifecycle.SILENCE = seconds("SILENCE_S") or lifecycle.SILENCE
     main()

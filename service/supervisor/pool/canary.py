@@ -20,27 +20,25 @@ from service.observability.card import ModelCard
 from service.shared import transport
 from service.shared.outputs import OutputKind
 from service.shared.transport import Link
-from service.supervisor.pool.seat import Seat
+from service.supervisor.child import Child
+from service.supervisor.pool.serving import Serving
 
 #: Images that every new engine answers before anybody else's.
 IMAGES = 4
 _MAX_PIXELS = 50_000_000
-#: What the supervisor is called among an engine's front-ends.
-_NAME = "supervisor"
 
 
 class Canary:
     """One engine's answers to the known images. Construct, `hear` until it is `done`, `close`."""
 
-    def __init__(self, seat: Seat, patience: float) -> None:
-        assert seat.child is not None
-        assert seat.serving is not None
-        self.seat = seat
-        self.card = seat.serving.read_card()
-        self._arena = Arena(os.dup(seat.serving.arena), seat.serving.read_geometry())
-        self._number = seat.free_number(_NAME)
+    def __init__(self, engine: Child, serving: Serving, number: int, patience: float) -> None:
+        """The ``engine`` knows the link by ``number``."""
+        self.name = engine.name
+        self.card = serving.read_card()
+        self._arena = Arena(os.dup(serving.arena), serving.read_geometry())
+        self._number = number
         ours, theirs = transport.socket_pair()
-        seat.child.channel.send("front-end", number=self._number, descriptors=[theirs.fileno()])
+        engine.channel.send("front-end", number=number, descriptors=[theirs.fileno()])
         theirs.close()
         self._link = Link(ours)
         self._waiting: dict[int, int] = {}
@@ -51,7 +49,7 @@ class Canary:
         self._send(time.monotonic() + patience)
 
     def __repr__(self) -> str:
-        return f"<Canary of {self.seat}, {len(self._waiting)} waiting>"
+        return f"<Canary of {self.name}, {len(self._waiting)} waiting>"
 
     @property
     def done(self) -> bool:

@@ -4,51 +4,52 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
+from service.supervisor.child import Child
+from service.supervisor.lifecycle import actions
+from service.supervisor.loop import Loop
 from service.supervisor.pool import verdict
 from service.supervisor.pool.canary import Canary
-from service.supervisor.pool.engines import Engines
+from service.supervisor.pool.serving import Serving
 from service.supervisor.pool.verdict import Verdict
-from service.supervisor.pool.versions import Servable, Version
 
 #: Seconds for the known images, on both sides.
 _PATIENCE = 60.0
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a load asks for beside settings."""
-
-    settings: Mapping[str, Any]
-    """By name: those that are to be other than they are."""
-    other_classes: bool = False
-    least_agreement: float = 0.0
 
 
 class Check:
     """Construct, `begin`; ``done`` gets the verdict, once, unless `close` comes before."""
 
     def __init__(
-        self, pool: Engines, servable: Servable, version: Version, wish: Wish, done: Callable[[Verdict], None]
+        self,
+        action: actions.Check,
+        children: Mapping[int, Child],
+        serving: Mapping[int, Serving],
+        loop: Loop,
+        done: Callable[[Verdict], None],
     ) -> None:
-        self._pool = pool
-        self._servable = servable
-        self._version = version
-        self._wish = wish
+        """``children`` and what they are ``serving`` are known by the numbers of the engines."""
+        self._wish = action.wish
+        self._taken = action.taken
+        self._loop = loop
         self._done = done
         self._began = time.monotonic()
-        self._canaries: list[Canary] = []
-        """Of the old version if it serves, and of every new engine."""
+
+        def canary(engine: int, number: int) -> Canary:
+            return Canary(children[engine], serving[engine], number, _PATIENCE)
+
+        self._old = canary(*action.old) if action.old is not None else None
+        self._new = [canary(*link) for link in action.new.items()]
+
+    @property
+    def _canaries(self) -> list[Canary]:
+        return [*self._new, *([self._old] if self._old is not None else [])]
 
     def begin(self) -> None:
-        """Sends the images off."""
-        for seat in [*self._servable.current.serving[:1], *self._version.seats]:
-            canary = Canary(seat, _PATIENCE)
-            self._canaries.append(canary)
-            self._pool.host.listen_to(canary.fileno(), partial(self._heard, canary))
+        """Waits for the answers."""
+        for canary in self._canaries:
+            self._loop.listen_to(canary.fileno(), partial(self._heard, canary))
         self._look()
 
     def tick(self, now: float) -> None:
@@ -62,43 +63,38 @@ class Check:
     def close(self) -> None:
         """Nobody wants to know any more."""
         for canary in self._canaries:
-            self._pool.host.stop_listening_to(canary.fileno())
+            self._loop.stop_listening_to(canary.fileno())
             canary.close()
-        self._canaries.clear()
 
     def _heard(self, canary: Canary) -> None:
         canary.hear()
         if canary.done:
-            self._pool.host.stop_listening_to(canary.fileno())
+            self._loop.stop_listening_to(canary.fileno())
         self._look()
 
     def _look(self) -> None:
-        if not self._canaries or not all(canary.done for canary in self._canaries):
-            return
-        found = self._judge()
-        self.close()
-        self._done(found)
+        if all(canary.done for canary in self._canaries):
+            found = self._judge()
+            self.close()
+            self._done(found)
 
     def _judge(self) -> Verdict:
-        by_seat = {canary.seat: canary for canary in self._canaries}
-        old = next((by_seat[seat] for seat in self._servable.current.seats if seat in by_seat), None)
         found = Verdict()
-        for seat in self._version.seats:
-            found = self._compare(old, by_seat[seat])
+        for new in self._new:
+            found = self._compare(new)
             if found.problem:
                 break
         return found
 
-    def _compare(self, old: Canary | None, new: Canary) -> Verdict:
+    def _compare(self, new: Canary) -> Verdict:
+        old = self._old
         if new.answers is None:
             return Verdict(f"the new engine {new.failed}")
-        name = new.card.name
-        if self._servable.name is None and name in self._pool.names(self._servable):
-            return Verdict(f"another model is called {name} already; give models names in a file")
+        if new.card.name in self._taken:
+            return Verdict(f"another model is called {new.card.name} already; give models names in a file")
         if old is not None and not self._wish.other_classes:
             problem = verdict.classes_problem(old.card, new.card)
             if problem:
                 return Verdict(problem)
-        return verdict.judge(
-            old.answers if old is not None else None, new.answers, self._wish.least_agreement
-        )
+        before = old.answers if old is not None else None
+        return verdict.judge(before, new.answers, self._wish.least_agreement)

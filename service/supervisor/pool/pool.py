@@ -1,95 +1,153 @@
-"""All engines, by model and device: what there is, started, introduced to front-ends, told of, stopped.
-
-Part of the supervisor's one thread. The service is ready when every model is served by one engine at least.
-"""
+"""The engines as processes: what is held of each, how front-ends are joined to it, what is looked up for loads."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+from service import settings as all_settings
+from service.engine import process as engine
+from service.errors import CheckpointError, ConfigurationError
+from service.options.devices import gpus, resolve
 from service.options.several import models_of
 from service.settings import Settings
-from service.supervisor.child import Child
+from service.supervisor.child import Child, Main
+from service.supervisor.lifecycle import actions
+from service.supervisor.lifecycle.actions import Action
+from service.supervisor.lifecycle.lifecycle import Lifecycle
+from service.supervisor.lifecycle.versions import Model
+from service.supervisor.loop import Loop
 from service.supervisor.pool import room
-from service.supervisor.pool.budget import Budget
-from service.supervisor.pool.changes import Changes
-from service.supervisor.pool.engines import Engines
-from service.supervisor.pool.events import Events
-from service.supervisor.pool.host import Host
-from service.supervisor.pool.leaving import Leaving
-from service.supervisor.pool.shadowing import Shadow
-from service.supervisor.pool.versions import Servable
+from service.supervisor.pool.checking import Check
+from service.supervisor.pool.memory import Memory
+from service.supervisor.pool.serving import Serving
+from service.supervisor.pool.verdict import Verdict
+from service.supervisor.pool.watching import Watching
 
 
-class Pool(Engines):
-    """Construct, `start`, `stop`; the parts of it decide what follows from events."""
+def models_to_serve(settings: Settings) -> list[Model]:
+    """Every model of the settings', the default first and the shadow last. Raises `ConfigurationError`."""
+    wanted = models_of(settings)
+    room.check_budget([one.settings.model for one in wanted], settings.memory_budget_mib)
+    models = [Model(name, own, resolve(own.device, gpus)) for name, own in wanted]
+    if settings.shadow is not None:
+        # Other weights than the default model has, on the first of its devices.
+        device = models[0].devices[0].name
+        own = {"weights": settings.shadow, "device": device, "standby": False, "watch_weights_ms": 0.0}
+        changed = wanted[0].settings.model_copy(update=own)
+        models.append(Model(None, changed, resolve(device, gpus), shadow=True))
+    return models
 
-    def __init__(self, settings: Settings, host: Host) -> None:
-        super().__init__(host)
-        self.leaving = Leaving(self)
-        self._budget = Budget(self, settings.memory_budget_mib)
-        self.changes = Changes(self, self.leaving, self._budget)
-        self.shadow = Shadow(self, self.changes.room_for)
-        self._events = Events(self, self.changes, self.leaving, self._budget)
-        wanted = models_of(settings)
-        room.check_budget([one.settings.model for one in wanted], settings.memory_budget_mib)
-        self.servables += [
-            Servable(place, self.new_version(own), name=name) for place, (name, own) in enumerate(wanted)
-        ]
-        if settings.shadow is not None:
-            self.servables.append(self.shadow.of(wanted[0].settings, settings.shadow))
-        for servable in self.servables:
-            servable.current.answered = True
-            self.board.show(servable.place, servable.current.number)
 
-    def start(self) -> None:
-        """Starts every model's first engine; `start_others` follows."""
-        for servable in self.asked:
-            self.start_version(servable.current)
+class Pool:
+    """Part of the supervisor: `perform` does what the lifecycle wants of engines."""
 
-    def spoke(self, child: Child, message: dict[str, Any], descriptors: list[int]) -> None:
-        self._events.spoke(child, message, descriptors)
+    def __init__(
+        self,
+        settings: Settings,
+        lifecycle: Lifecycle,
+        children: Mapping[int, Child],
+        loop: Loop,
+        happens: Callable[..., None],
+    ) -> None:
+        """``happens`` takes an event of the ``lifecycle`` and its arguments."""
+        self._lifecycle = lifecycle
+        self._children = children
+        self._loop = loop
+        self._happens = happens
+        self._serving: dict[int, Serving] = {}
+        """By number of the engine."""
+        self._memory = Memory(lifecycle.state, children, settings.memory_budget_mib)
+        self._check: Check | None = None
+        self._watching = Watching()
 
-    def ended(self, child: Child) -> None:
-        self._events.ended(child)
+    def resources(self) -> list[Serving]:
+        """What no forked process may keep alive."""
+        return list(self._serving.values())
 
-    def room_made(self) -> None:
-        self.changes.room_made()
+    def main_of(self, action: actions.StartEngine) -> Main:
+        """What the new engine does."""
+        seat = action.seat
+        several = seat.device.visible or seat.device.share[1] > 1
+        return partial(
+            engine.main,
+            seat.settings,
+            given_up=tuple(seat.given_up),
+            name=seat.name,
+            device=seat.device if several and self._lifecycle.state.processes else None,
+            standby=seat.standby,
+            shadow=action.shadow,
+        )
 
-    def front_end_ended(self, child: Child) -> None:
-        """It has no requests any more, and has joined nothing."""
-        self.leaving.left(child)
-        self.changes.look_who_joined()
+    def ready(self, number: int, message: Mapping[str, Any], arena: int, card: int) -> None:
+        """An engine takes work. Owns the descriptors from now on."""
+        serving = self._serving[number] = Serving(message["geometry"], arena, card)
+        found = serving.read_card()
+        names = {"model": found.name, "weights": found.weights}
+        self._happens(self._lifecycle.engine_ready, number, names, self._memory.over_budget())
 
-    def tell(self) -> None:
-        status = self.host.status
-        status.engines = [engine for servable in self.servables for engine in servable.to_json()]
-        status.shadow = self.shadow.to_json()
-        status.switch, status.switches = self.changes.to_json(), dict(self.changes.counts)
-        self.host.tell()
+    def forget(self, number: int) -> None:
+        """A part has ended."""
+        if number in self._serving:
+            self._serving.pop(number).close()
 
-    def look(self) -> None:
-        if all(servable.current.serving for servable in self.asked) and self.host.status.state != "ready":
-            self.was_ready = True
-            self.host.enter("ready", "")
-            self.shadow.start()
-
-    def tick(self, now: float) -> None:
+    def tick(self) -> None:
         """Whatever is due."""
-        if not self.draining:
-            self.changes.tick(now)
-
-    def stop(self) -> None:
-        """Lets every engine end. The service does when the last one has."""
-        self.changes.cancel("the service ends")
-        if not self.children():
-            self.host.engines_ended(False)
-        for _, _, seat in self:
-            seat.stop()
+        state, now = self._lifecycle.state, time.monotonic()
+        if self._check is not None:
+            self._check.tick(now)
+        for servable in state.asked if not state.draining else ():
+            if state.change is None and self._watching.has_changed(servable, now):
+                self._happens(self._lifecycle.weights_changed, servable.place)
 
     def close(self) -> None:
-        """Kills what is left and lets go of its memory."""
-        for _, _, seat in self:
-            if seat.child is not None:
-                seat.child.kill()
-            seat.leave()
+        """Lets go of the engines' memory."""
+        for serving in self._serving.values():
+            serving.close()
+
+    def perform(self, action: Action) -> None:
+        """Does what engines are needed for."""
+        match action:
+            case actions.Link(front_end, number):
+                self._serving[number].join(self._children[number], self._children[front_end], action)
+            case actions.Load():
+                self._load(action)
+            case actions.Check(version):
+                self._check = Check(
+                    action, self._children, self._serving, self._loop, partial(self._checked, version)
+                )
+                self._check.begin()
+            case actions.EndCheck() if self._check is not None:
+                self._check.close()
+                self._check = None
+            case actions.MeasureShadow(settings):
+                decision = self._memory.room_for(self._lifecycle.state.servables[0], settings)
+                self._happens(self._lifecycle.shadow_measured, decision.refusal)
+
+    def _checked(self, version: int, found: Verdict) -> None:
+        self._check = None
+        self._happens(self._lifecycle.checked, version, found.problem, found.to_json())
+
+    def _load(self, load: actions.Load) -> None:
+        from service.models.checkpoints import places  # imports what reads checkpoints
+
+        lifecycle, servable = self._lifecycle, load.servable
+        # Without what nobody has set: it stays so, and a file may say which of the twelve it is.
+        given = servable.current.settings.model_dump(exclude_unset=True)
+        try:
+            settings = all_settings.read({**given, **load.wish.settings}, spelled=str)
+            places.check(settings.weights, settings.labels)
+        except ConfigurationError as error:
+            self._happens(lifecycle.load_refused, load, None, "invalid_parameter", str(error))
+            return
+        except CheckpointError as error:
+            self._happens(lifecycle.load_refused, load, servable.current.settings, "load_failed", str(error))
+            return
+        decision = self._memory.room_for(servable, settings)
+        if decision.refusal:
+            self._happens(lifecycle.load_refused, load, settings, "not_enough_memory", decision.refusal)
+            return
+        devices = resolve(settings.device, gpus)
+        self._happens(lifecycle.load_possible, load, settings, devices, decision.make_room)

@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
-from service.supervisor.pool.versions import Servable
+from service.supervisor.lifecycle.versions import Servable
 from service.supervisor.pool.watch import Watch, look_at
 
 log = logging.getLogger(__name__)
 
 
-def have_changed(servable: Servable, now: float) -> bool:
-    """Looks at the weights of ``servable``, if it is time to: whether somebody has changed them and is done."""
-    settings = servable.current.settings
-    due = settings.watch_weights_ms and now >= servable.look_at
-    if not due or not servable.current.serving:
-        return False
-    servable.look_at = now + settings.watch_weights_ms / 1000
-    seen = look_at(settings.weights)
-    if servable.watch is None or servable.watched != settings.weights:
-        servable.watch, servable.watched = Watch(seen), settings.weights
-    elif servable.watch.changed(seen):
+@dataclass
+class _Watched:
+    watch: Watch
+    weights: str
+    look_at: float
+    """When it is time to look again."""
+
+
+class Watching:
+    """Remembers what the weights of each model were like."""
+
+    def __init__(self) -> None:
+        self._watched: dict[int, _Watched] = {}
+        """By place of the model."""
+
+    def has_changed(self, servable: Servable, now: float) -> bool:
+        """Whether the weights of ``servable`` are others, and whoever has changed them is done. Looks now and then."""
+        settings = servable.current.settings
+        watched = self._watched.get(servable.place)
+        due = watched is None or now >= watched.look_at
+        if not settings.watch_weights_ms or not due or not servable.current.serving:
+            return False
+        again = now + settings.watch_weights_ms / 1000
+        seen = look_at(settings.weights)
+        if watched is None or watched.weights != settings.weights:
+            self._watched[servable.place] = _Watched(Watch(seen), settings.weights, again)
+            return False
+        watched.look_at = again
+        if not watched.watch.changed(seen):
+            return False
         log.info("weights %s have changed", settings.weights)
         return True
-    return False

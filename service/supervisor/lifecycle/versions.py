@@ -1,15 +1,16 @@
-"""The models that are served, by name, and the versions of each: data that the pool and its changes work on."""
+"""The models that are served, and the versions of each: data that all decisions work on."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from service.options.devices import Device
 from service.settings import Settings
-from service.supervisor.pool.seat import Seat
-from service.supervisor.pool.watch import Watch
+from service.supervisor.lifecycle.seat import Seat
 
 Role = Literal["current", "coming", "kept", "leaving", "shadow"]
 
@@ -19,6 +20,16 @@ def called(weights: str) -> str:
     return weights if "://" in weights else Path(weights).name or weights
 
 
+class Model(NamedTuple):
+    """One that is to be served. ``name`` is None for whatever its weights are called."""
+
+    name: str | None
+    settings: Settings
+    devices: Sequence[Device]
+    shadow: bool = False
+    """Whether it answers nobody."""
+
+
 @dataclass(eq=False)
 class Version:
     """A model as it was loaded with ``settings``, on each of its devices. ``number`` is its own for ever."""
@@ -26,7 +37,7 @@ class Version:
     number: int
     settings: Settings
     seats: list[Seat] = field(default_factory=list)
-    awaited: set[str] = field(default_factory=set)
+    awaited: set[int] = field(default_factory=set)
     """Of one that leaves: the front-ends that still have requests with it."""
     answered: bool = False
     """Whether it was ever the one that answers, so that somebody may wait for it."""
@@ -46,7 +57,15 @@ class Version:
     @property
     def gone(self) -> bool:
         """Whether no engine is left."""
-        return all(seat.child is None for seat in self.seats)
+        return all(seat.engine is None for seat in self.seats)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What its ``model`` and its ``weights`` are called."""
+        engines = [seat.engine for seat in self.seats if seat.engine is not None and seat.engine.names]
+        if engines:
+            return engines[0].names
+        return {"model": self.settings.model, "weights": called(self.settings.weights)}
 
 
 @dataclass(eq=False)
@@ -57,32 +76,21 @@ class Servable:
     """On the `Board`."""
     current: Version
     """The one that answers."""
-    shadow: bool = False
-    """Whether it answers nobody."""
     name: str | None = None
     """What it is called whatever is loaded; None for the name that the weights have."""
+    shadow: bool = False
+    """Whether it answers nobody."""
     coming: Version | None = None
     """The one that is going to answer, if all goes well."""
     kept: Version | None = None
     """The one that answered before, for a rollback."""
     leaving: list[Version] = field(default_factory=list)
     """Those that finish what they have."""
-    watch: Watch | None = None
-    """Looks whether the weights of the current version have changed; None before the first look."""
-    watched: str = ""
-    """Which weights it looks at."""
-    look_at: float = 0.0
-    """When it looks again."""
 
     @property
     def called(self) -> str:
         """What the model that answers is called."""
-        if self.name is not None:
-            return self.name
-        for seat in self.current.seats:
-            if seat.serving is not None:
-                return seat.serving.read_card().name
-        return self.current.settings.model
+        return self.name if self.name is not None else self.current.names["model"]
 
     @property
     def offered(self) -> list[Version]:
@@ -93,6 +101,11 @@ class Servable:
     def versions(self) -> list[Version]:
         return [*self.offered, *self.leaving]
 
+    @property
+    def was_ready(self) -> bool:
+        """Whether the version that answers has ever done so."""
+        return any(seat.was_ready for seat in self.current.seats)
+
     def role(self, version: Version) -> Role:
         """What ``version`` is to this model."""
         if version is self.current:
@@ -100,6 +113,10 @@ class Servable:
         if version is self.coming:
             return "coming"
         return "kept" if version is self.kept else "leaving"
+
+    def others_serve(self, seat: Seat) -> bool:
+        """Whether no answer depends on ``seat``: another device has the model, or it is the shadow's."""
+        return self.shadow or any(other is not seat for other in self.current.serving)
 
     def to_json(self) -> list[dict[str, Any]]:
         """Every engine, for people."""
@@ -109,7 +126,7 @@ class Servable:
                 "weights": called(version.settings.weights),
                 "version": version.number,
                 "role": "shadow" if self.shadow else self.role(version),
-                "device": seat.device,
+                "device": seat.device.name,
                 "state": seat.state,
             }
             for version in self.versions

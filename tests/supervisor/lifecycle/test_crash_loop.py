@@ -1,6 +1,6 @@
 """When to stop starting what dies."""
 
-from service.supervisor.crash_loop import CrashLoopGuard
+from service.supervisor.lifecycle.crash_loop import CrashLoopGuard
 
 
 def test_only_short_runs_in_a_row_are_too_many() -> None:

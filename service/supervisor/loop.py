@@ -1,0 +1,68 @@
+"""The supervisor's one loop: callbacks of descriptors that are readable, and of signals."""
+
+from __future__ import annotations
+
+import selectors
+import signal
+from collections.abc import Callable, Sequence
+
+from service.shared import transport
+from service.supervisor.child import Closable
+
+
+class Loop:
+    """Construct, `listen_to` descriptors, `step` again and again, `close`."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._wake = transport.socket_pair()
+
+    def __repr__(self) -> str:
+        return f"<Loop of {len(self._callbacks)} descriptors>"
+
+    def resources(self) -> list[Closable]:
+        """What no forked process may keep."""
+        return [self._selector, *self._wake]
+
+    def listen_to(self, descriptor: int, callback: Callable[[], None]) -> None:
+        """Calls ``callback`` when ``descriptor`` is readable."""
+        self._callbacks[descriptor] = callback
+        self._selector.register(descriptor, selectors.EVENT_READ)
+
+    def stop_listening_to(self, descriptor: int) -> None:
+        """Before it is closed."""
+        if self._callbacks.pop(descriptor, None) is not None:
+            self._selector.unregister(descriptor)
+
+    def listens_to(self, descriptor: int) -> bool:
+        return descriptor in self._callbacks
+
+    def catch_signals(self, signals: Sequence[signal.Signals], callback: Callable[[str], None]) -> None:
+        """Calls ``callback`` with the name of each that comes, in `step`."""
+        reader, writer = self._wake
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        for number in signals:
+            if signal.getsignal(number) is signal.SIG_IGN:
+                continue  # nohup asked for that
+            signal.signal(number, lambda *_: None)  # the wake-up descriptor carries the number into the loop
+
+        def came() -> None:
+            for number in reader.recv(16):
+                callback(signal.Signals(number).name)
+
+        self.listen_to(reader.fileno(), came)
+
+    def step(self, seconds: float) -> None:
+        """Waits for something to be readable, so long at most, and calls back."""
+        # Collected first: what one event closes must not be mistaken for what another opens under its number.
+        due = [(key.fd, self._callbacks[key.fd]) for key, _ in self._selector.select(seconds)]
+        for descriptor, callback in due:
+            if self._callbacks.get(descriptor) is callback:  # else an event before has ended what it is for
+                callback()
+
+    def close(self) -> None:
+        """Nothing is called any more."""
+        signal.set_wakeup_fd(-1)
+        for resource in self.resources():
+            resource.close()
