@@ -150,6 +150,9 @@ class Changes:
             self.fail(f"the load has not got on for {LOAD_PATIENCE:.0f} s")
 
     def _everyone_joined(self, version: Version) -> bool:
+        """Whether every front-end has joined every engine of ``version``, and none of these is about to end."""
+        if not version.complete:
+            return False
         engines = {seat.engine.number for seat in version.seats if seat.engine is not None}
         return all(engines <= front_end.joined for front_end in self._state.front_ends.values())
 
