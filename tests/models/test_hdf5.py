@@ -79,7 +79,7 @@ def _typed(dtype: Any) -> Callable[[h5py.File], Any]:
         pytest.param(_lattice, "under a second name", id="lattice"),
         pytest.param(
             lambda file: file.create_dataset(f"{LAYER}/0", (2**40,), "f4"),
-            "a shape and no values",
+            "a shape without values",
             id="hollow",
         ),
         pytest.param(
