@@ -66,7 +66,7 @@ PLAIN = (
     "service/__main__.py", "service/api", "service/batch.py", "service/classifier", "service/cli", "service/client",
     "service/engine", "service/errors.py", "service/frontend", "service/host", "service/images", "service/labels.py",
     "service/models", "service/observability", "service/options", "service/preprocess.py", "service/settings.py",
-    "service/shared", "benchmarks", "training",
+    "service/shared", "service/supervisor", "benchmarks", "training",
 )  # fmt: skip
 #: First words of a docstring that begins with neither a verb nor a noun: the sentence has no subject of its own.
 RIDDLES = {

@@ -1,1 +1,1 @@
-"""The first process: it starts the others, watches them, and ends them in order."""
+"""The first process of the service. It starts the others, watches them, and ends them in order."""

@@ -1,7 +1,7 @@
-"""A part of the service that runs beside the supervisor: a forked process, or a thread where there is no fork.
+"""A part of the service that runs beside the supervisor: a forked process, or a thread on systems without fork.
 
-The supervisor imports no torch and starts no thread, so a fork is safe, takes milliseconds, and shares
-what was imported. On a system without `transport.PROCESSES` the same functions run as threads.
+The supervisor imports no torch and starts no thread. So a fork is safe, takes milliseconds, and shares the imported
+modules. On a system without `transport.PROCESSES` the same functions run as threads.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from service.shared.transport import Channel, socket_pair
 
 log = logging.getLogger(__name__)
 
-#: Seconds. The sentinel is readable when the last descriptor closes, the exit code is there a moment later.
+#: Seconds to wait for the exit code, which comes a moment after the sentinel is readable.
 _BETWEEN_END_AND_CODE = 1.0
 
-#: What a child does with its end of the channel. Returns when it has ended well.
+#: The main function of a child, called with its end of the channel. It returns if the child ends well.
 Main = Callable[[Channel], None]
 
 
@@ -48,11 +48,11 @@ class Child:
         raise NotImplementedError
 
     def outcome(self) -> str | None:
-        """Once it has ended: None if it ended well, else how it ended."""
+        """The way in which it ended, in words; None if it ended well. Call it after its end."""
         raise NotImplementedError
 
     def kill(self) -> None:
-        """Ends it at once, if it can be."""
+        """Ends it at once, if possible."""
         raise NotImplementedError
 
 
@@ -63,8 +63,8 @@ class ProcessChild(Child):
         ours, theirs = socket_pair()
 
         def body() -> None:
-            # What the fork copied and only the supervisor may hold: with a copy of another channel
-            # open in here, its peer would never see that the supervisor has died.
+            # Closes what only the supervisor may hold. While a copy of another child's channel is open here, that child
+            # would not see the supervisor's death.
             ours.close()
             for resource in not_for_child:
                 resource.close()
@@ -73,11 +73,11 @@ class ProcessChild(Child):
             try:
                 main(Channel(theirs))
             except Exception:
-                # The border of this process: nothing above could do more than say what happened.
+                # The border of this process: the error can only be logged.
                 log.exception("%s failed", name)
                 raise SystemExit(1) from None
 
-        # What is there now stays in both. A child's collector that walked through it would copy its pages.
+        # Frozen, present objects are not searched by the child's garbage collector, which would copy their pages.
         gc.freeze()
         self._process = multiprocessing.get_context("fork").Process(target=body, name=name)
         self._process.start()
@@ -100,7 +100,7 @@ class ProcessChild(Child):
 
 
 class ThreadChild(Child):
-    """A thread of this process. Nothing can kill it; it ends when it is asked to."""
+    """A thread of this process. It cannot be killed; it ends when it is asked to."""
 
     def __init__(self, name: str, main: Main) -> None:
         ours, theirs = socket_pair()
@@ -113,7 +113,7 @@ class ThreadChild(Child):
             except SystemExit as error:
                 self._outcome = f"ended with exit code {error.code}" if error.code else None
             except Exception:
-                # The border of this thread: what would have been the end of a process.
+                # The border of this thread: the error counts as the part's end.
                 log.exception("%s failed", name)
                 self._outcome = "ended by an exception"
             finally:
@@ -134,7 +134,7 @@ class ThreadChild(Child):
 
 
 def _forget_signals() -> None:
-    """A terminal's Ctrl-C and its end reach every process of the group; only the supervisor acts on them."""
+    """Ignores the signals that a terminal sends to the whole process group; only the supervisor acts on them."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

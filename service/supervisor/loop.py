@@ -1,4 +1,4 @@
-"""The supervisor's one loop: callbacks of descriptors that are readable, and of signals."""
+"""The supervisor's loop: callbacks for readable descriptors and for signals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.supervisor.child import Closable
 
 
 class Loop:
-    """Construct, `listen_to` descriptors, `step` again and again, `close`."""
+    """An event loop over a selector: `listen_to` registers callbacks, `step` runs one turn."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -22,7 +22,7 @@ class Loop:
         return f"<Loop of {len(self._callbacks)} descriptors>"
 
     def resources(self) -> list[Closable]:
-        """What no forked process may keep."""
+        """The resources that a forked process must close."""
         return [self._selector, *self._wake]
 
     def listen_to(self, descriptor: int, callback: Callable[[], None]) -> None:
@@ -31,7 +31,7 @@ class Loop:
         self._selector.register(descriptor, selectors.EVENT_READ)
 
     def stop_listening_to(self, descriptor: int) -> None:
-        """Before it is closed."""
+        """Removes ``descriptor``; to be called before it is closed."""
         if self._callbacks.pop(descriptor, None) is not None:
             self._selector.unregister(descriptor)
 
@@ -39,12 +39,12 @@ class Loop:
         return descriptor in self._callbacks
 
     def catch_signals(self, signals: Sequence[signal.Signals], callback: Callable[[str], None]) -> None:
-        """Calls ``callback`` with the name of each that comes, in `step`."""
+        """Calls ``callback`` in `step` with the name of each of the ``signals`` that comes."""
         reader, writer = self._wake
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         for number in signals:
             if signal.getsignal(number) is signal.SIG_IGN:
-                continue  # nohup asked for that
+                continue  # as nohup wants it
             signal.signal(number, lambda *_: None)  # the wake-up descriptor carries the number into the loop
 
         def came() -> None:
@@ -54,15 +54,17 @@ class Loop:
         self.listen_to(reader.fileno(), came)
 
     def step(self, seconds: float) -> None:
-        """Waits for something to be readable, so long at most, and calls back."""
-        # Collected first: what one event closes must not be mistaken for what another opens under its number.
+        """Waits for readable descriptors, at most ``seconds``, and calls their callbacks."""
+        # All callbacks are collected first: one of them may close a descriptor whose number another one then reuses.
         due = [(key.fd, self._callbacks[key.fd]) for key, _ in self._selector.select(seconds)]
         for descriptor, callback in due:
-            if self._callbacks.get(descriptor) is callback:  # else an event before has ended what it is for
+            if (
+                self._callbacks.get(descriptor) is callback
+            ):  # else an earlier callback has removed or replaced it
                 callback()
 
     def close(self) -> None:
-        """Nothing is called any more."""
+        """Closes the loop's own descriptors."""
         signal.set_wakeup_fd(-1)
         for resource in self.resources():
             resource.close()

@@ -1,4 +1,4 @@
-"""The ports that the service listens on: bound once, by the supervisor, and shared by all front-ends."""
+"""The ports of the service, bound once by the supervisor and shared by all front-ends."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from service.settings import Settings
 
 
 class Ports:
-    """Construct, `bind`, `close`."""
+    """The port for HTTP, or a Unix socket, and the port for gRPC."""
 
     def __init__(self) -> None:
         self.http: socket.socket | None = None
         self._grpc: socket.socket | None = None
-        """Holds the port that the front-ends share for gRPC."""
+        """A socket that reserves the port for gRPC, on which each front-end listens itself."""
         self._uds: Path | None = None
 
     def bind(self, settings: Settings) -> Settings:
-        """Takes the ports, if they were not yet. Returns the settings with the gRPC port that was found.
+        """Binds the ports unless they are bound. Returns the settings with the actual gRPC port.
 
-        Raises `ConfigurationError` when a port cannot be had, or a file that a front-end wants is no good.
+        Raises `ConfigurationError` if a port cannot be bound, or a file with keys or a certificate cannot be used.
         """
         if self.http is not None:
             return settings
@@ -36,7 +36,7 @@ class Ports:
         return settings.model_copy(update={"grpc_port": self._grpc.getsockname()[1]})
 
     def close(self) -> None:
-        """Lets go of them; a socket file that nobody answers is removed."""
+        """Closes the ports, and removes the Unix socket if no other service answers there."""
         if self.http is not None:
             self.http.close()
         if self._grpc is not None:

@@ -1,12 +1,12 @@
-"""The parent of everything: binds the port once, starts the engine and the front-ends, watches, drains, ends.
+"""The parent of all processes: binds the port, starts engines and front-ends, watches, drains, ends.
 
     supervisor ──channel──▶ engine 1…E      told: front-end N at this link · stop
         │      ◀──────────                  tells: phase · progress · ready (arena, card) · failed · distrusted · alive
         └──────channel──▶ front-end 1…F     told: status · engine (arena, link, card) · drain
                ◀──────────                  tells: alive (which engines it is joined to) · again
 
-One thread, one ``select`` loop, no torch. Here nothing is decided: signals, ends and messages are events of
-`service.supervisor.lifecycle`, which returns what is to be done.
+It has one thread, one ``select`` loop and no torch. It decides nothing: signals, ends and messages are events of
+`service.supervisor.lifecycle`, which returns the actions that follow.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from service.supervisor.ports import Ports
 
 log = logging.getLogger(__name__)
 
-#: Signals that end the service after what was admitted. SIGHUP is what a closed terminal sends.
+#: Signals that drain and end the service. A closed terminal sends SIGHUP.
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-#: Seconds between two looks at the time.
+#: Seconds between two ticks of the lifecycle at most.
 _TICK = 0.5
 
 P = ParamSpec("P")
 
 
 class Supervisor:
-    """Construct with settings, then `run`. ``processes`` False puts every part into a thread of this process."""
+    """The service with these settings; `run` is its life. Without ``processes`` its parts are threads."""
 
     def __init__(self, settings: Settings, *, processes: bool = transport.PROCESSES) -> None:
         self._settings = settings
@@ -56,7 +56,7 @@ class Supervisor:
         self._lifecycle = Lifecycle(settings, models_to_serve(settings), processes=processes)
         self._to_do: deque[Action] = deque()
         self._children: dict[int, Child] = {}
-        """By number of the part."""
+        """The running parts by number."""
         self._ports = Ports()
         self._loop = Loop()
         self._board = Board()
@@ -64,18 +64,18 @@ class Supervisor:
         self._claim: Claim | None = None
 
     def bind(self) -> str:
-        """Takes the port, if it was not yet, and says at which URL the service is going to be.
+        """Binds the ports unless they are bound, and returns the URL of the service.
 
-        Raises `ConfigurationError` when the port cannot be had, or a file that a front-end wants is no good.
+        Raises `ConfigurationError` if a port cannot be bound, or a file with keys or a certificate cannot be used.
         """
         self._settings = self._ports.bind(self._settings)
         assert self._ports.http is not None
         return listener.url(self._ports.http, "https" if self._settings.tls_certificate_file else "http")
 
     def run(self) -> int:
-        """Serves until a signal or a failure ends it. Returns the exit code: 0 when all was answered.
+        """Serves until a signal or a failure. Returns the exit code: 0 if all requests were answered.
 
-        Raises `ConfigurationError` when the port cannot be had.
+        Raises `ConfigurationError` as `bind` does.
         """
         url = self.bind()
         logs.configure(self._settings, "supervisor")
@@ -127,7 +127,7 @@ class Supervisor:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> None:
-        """Tells the lifecycle of an event, and does what follows. What another causes meanwhile is done later."""
+        """Passes an event to the lifecycle and carries out its actions. Actions of nested events come after them."""
         busy = bool(self._to_do)
         self._to_do += event(time.monotonic(), *args, **kwargs)
         while self._to_do and not busy:
@@ -158,21 +158,21 @@ class Supervisor:
     # Parts
 
     def _start_front_end(self, front_end: FrontEnd) -> None:
-        # FastAPI takes a quarter of a second: imported once, in the parent of all, and after the engine's start.
-        # The same for what counts, which `metrics.prepare` wants to come before.
+        # FastAPI's import takes a quarter of a second. It is imported once, in the parent, after the engine's start.
+        # prometheus_client must be imported after `metrics.prepare`.
         with resting():
             import prometheus_client  # noqa: F401
 
             from service.frontend import process
 
         assert self._ports.http is not None
-        # A fork has its own copy of the socket; a thread needs one, since each side closes its own.
+        # A forked process has its own copy of the socket; a thread needs one, since both sides close theirs.
         port = self._ports.http if self._processes else self._ports.http.dup()
         main = partial(process.main, self._settings, port, front_end.name, board=self._board)
         self._start(front_end.number, front_end.name, main, [])
 
     def _start(self, number: int, name: str, main: Main, not_for_it: list[Closable]) -> None:
-        """Starts a part, and listens to what it says and to its end."""
+        """Starts a part, and listens for its messages and its end."""
         child: Child
         if self._processes:
             child = ProcessChild(name, main, [*not_for_it, *self._not_for_children()])
@@ -195,7 +195,7 @@ class Supervisor:
                 return
             if received is None:
                 self._loop.stop_listening_to(child.channel.fileno())
-                return  # its sentinel says the rest
+                return  # its sentinel reports its end
             message, descriptors = received
             if message["kind"] == "ready":
                 self._pool.ready(number, message, *descriptors)
@@ -204,7 +204,7 @@ class Supervisor:
 
     def _ended(self, number: int, child: Child) -> None:
         if self._loop.listens_to(child.channel.fileno()):
-            self._receive(number, child)  # its last words
+            self._receive(number, child)  # its last messages
         outcome = child.outcome()
         self._loop.stop_listening_to(child.sentinel)
         self._loop.stop_listening_to(child.channel.fileno())

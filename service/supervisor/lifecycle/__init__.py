@@ -1,8 +1,8 @@
-"""What the supervisor decides, pure: it is told what happens and when, and answers what is to be done.
+"""The supervisor's decisions, as pure functions of events and their times: an event returns the actions that follow.
 
-lifecycle.py  the door: events in, actions out; front-ends, the drain       actions.py   what is to be done
-engines.py    what engines say, and what their ends mean                    state.py     all that decisions know
-changes.py    loads and rollbacks, change.py one of them                    switch.py    what comes before what in one
-leaving.py    how a version ends                                            versions.py  models and their versions
-seat.py       where an engine lives                                         parts.py     a front-end, an engine
+lifecycle.py  the entry: events in, actions out; front-ends, the drain      actions.py   the actions
+engines.py    the messages and the ends of engines                          state.py     the data of all decisions
+changes.py    loads and rollbacks; change.py is one of them                 switch.py    the order of steps in a change
+leaving.py    the end of a version                                          versions.py  models and their versions
+seat.py       the place of an engine and its successors                     parts.py     a front-end, an engine
 """

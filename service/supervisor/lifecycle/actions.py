@@ -1,4 +1,4 @@
-"""What the supervisor is to do: every event of the `Lifecycle` returns some, to be carried out in this order."""
+"""The actions of the supervisor. Every event of the `Lifecycle` returns some, to be carried out in their order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.supervisor.lifecycle.versions import Servable
 
 
 class Action:
-    """One step."""
+    """One action."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class StartFrontEnd(Action):
 
 @dataclass(frozen=True)
 class StartEngine(Action):
-    """The engine that ``seat`` has from now on."""
+    """Starts the engine number ``engine`` for ``seat``."""
 
     seat: Seat
     engine: int
@@ -32,18 +32,18 @@ class StartEngine(Action):
 
 @dataclass(frozen=True)
 class Link(Action):
-    """Joins a front-end and an engine that takes work, which will know it by ``number``."""
+    """Connects a front-end with a ready engine, in whose arena the front-end has the ``number``."""
 
     front_end: int
     engine: int
     number: int
     told: Mapping[str, Any]
-    """What else the front-end hears of the engine."""
+    """Further fields of the message to the front-end."""
 
 
 @dataclass(frozen=True)
 class Send(Action):
-    """A message without descriptors, over the channel of ``part``."""
+    """Sends a message without descriptors over the channel of ``part``."""
 
     part: int
     kind: str
@@ -67,11 +67,11 @@ class Show(Action):
 
 @dataclass(frozen=True)
 class ClosePort(Action):
-    """The front-ends have their copies; when they close these, clients are refused at once."""
+    """Closes the supervisor's copy of the port. When the front-ends close theirs, clients are refused at once."""
 
 
 class Asker(NamedTuple):
-    """Who waits for the end of an order: a front-end, by the ``order``'s number."""
+    """The front-end that waits for the end of an order, and the ``order``'s number there."""
 
     front_end: int
     order: int
@@ -79,19 +79,19 @@ class Asker(NamedTuple):
 
 @dataclass(frozen=True)
 class Wish:
-    """What a load asks for beside settings."""
+    """The wishes of a load."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """By name: those that are to be other than they are."""
+    """The settings to change, by name."""
     other_classes: bool = False
     least_agreement: float = 0.0
 
 
 @dataclass(frozen=True)
 class Load(Action):
-    """Looks whether the version that ``wish`` describes can be loaded: `load_possible` or `load_refused` follows.
+    """Checks whether the version of ``wish`` can be loaded. The event `load_possible` or `load_refused` follows.
 
-    ``asker`` is None where nobody waits for it.
+    ``asker`` is None if no client waits for the load.
     """
 
     servable: Servable
@@ -101,33 +101,33 @@ class Load(Action):
 
 @dataclass(frozen=True)
 class Check(Action):
-    """Runs known images through engines over links of these numbers. `checked` follows unless `EndCheck` does."""
+    """Runs known images through engines. The event `checked` follows, unless `EndCheck` comes before."""
 
     version: int
     wish: Wish
     new: Mapping[int, int]
-    """By engine of the new version: the number of the link."""
+    """The number of the supervisor's link for each engine of the new version."""
     old: tuple[int, int] | None
-    """The same of an engine of the version that answers, if there is one."""
+    """An engine of the version that answers, if there is one, and the number of the link."""
     taken: frozenset[str]
-    """Names that the new model may not have."""
+    """Names that the new model must not have."""
 
 
 @dataclass(frozen=True)
 class EndCheck(Action):
-    """Nobody wants to know any more."""
+    """Ends the running check without a result."""
 
 
 @dataclass(frozen=True)
 class MeasureShadow(Action):
-    """Looks whether there is memory for the shadow: `shadow_measured` follows."""
+    """Checks whether there is memory for the shadow. The event `shadow_measured` follows."""
 
     settings: Settings
 
 
 @dataclass(frozen=True)
 class Say(Action):
-    """A line for the log."""
+    """Logs a line."""
 
     level: int
     line: str

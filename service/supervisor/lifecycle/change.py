@@ -1,4 +1,4 @@
-"""A change of a model's version that is under way."""
+"""A running change of a model's version."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from service.supervisor.lifecycle.versions import Version, called
 
 @dataclass(eq=False)
 class Change:
-    """``switch`` says how far it is; the rest is what people are told, and what is done with it."""
+    """A change: ``switch`` has its stage, the other fields its details. Times are seconds."""
 
     load: Load
     version: Version
     switch: Switch
     began: float
     moved: float
-    """When it last got on."""
+    """The time of its last progress."""
     detail: str = ""
     progress: Mapping[str, int | None] | None = None
     found: Mapping[str, Any] = field(default_factory=dict)
-    """What there is to tell of the known images."""
+    """The result of the known images."""
 
     def to_json(self) -> dict[str, Any]:
-        """For people."""
+        """The change as ``/healthz`` shows it."""
         return describe(self.switch.stage, self.version.settings, self.detail, self.progress)
 
 
 def describe(
     stage: str, settings: Settings, detail: str, progress: Mapping[str, int | None] | None = None
 ) -> dict[str, Any]:
-    """A change, of whose ``settings`` clients may read some, for people."""
+    """A change as ``/healthz`` shows it, without those of its ``settings`` that are not for clients."""
     return {
         "stage": stage,
         "model": settings.model,

@@ -1,4 +1,4 @@
-"""Changes of a model's version while it serves: loads and rollbacks, one at a time. `switch` has their order."""
+"""Changes of a model's version while it serves: loads and rollbacks, one at a time. `switch` orders their steps."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from service.supervisor.lifecycle.state import State
 from service.supervisor.lifecycle.switch import Action, Stage, Switch
 from service.supervisor.lifecycle.versions import Servable, Version
 
-#: Seconds without any progress of a load, after which it is given up.
+#: Seconds without progress after which a load is given up.
 LOAD_PATIENCE = 600.0
-#: What the supervisor is called among an engine's front-ends.
+#: The supervisor's name among an engine's front-ends.
 _SUPERVISOR = "supervisor"
 
 
 class Changes:
-    """What is asked for comes in by `ordered`; what happens to engines meanwhile by the methods below it."""
+    """Decides about changes. Clients' orders come in by `ordered`, news of engines by the methods below it."""
 
     def __init__(self, state: State) -> None:
         self._state = state
         state.status.switches = {"switched": 0, "failed": 0, "rolled_back": 0}
 
     def of(self, version: Version) -> bool:
-        """Whether ``version`` is the one that is being loaded."""
+        """True if ``version`` is being loaded by a change."""
         change = self._state.change
         return change is not None and change.version is version
 
     # What is asked for
 
     def ordered(self, asker: Asker, message: Mapping[str, Any]) -> None:
-        """A client wants a load or a rollback."""
+        """Handles a client's order for a load or a rollback."""
         name, models = message["name"], self._state.asked
         found = models[:1] if name is None else [model for model in models if model.called == name]
         if not found:
@@ -52,18 +52,18 @@ class Changes:
             self.load(found[0], wish, asker)
 
     def load(self, servable: Servable, wish: Wish, asker: Asker | None = None) -> None:
-        """Loads another version beside the one that answers, and lets it take its place."""
+        """Begins to load another version, which then replaces the one that answers."""
         if not self._refused(servable, asker):
             self._state.do(Load(servable, wish, asker))
 
     def refuse(self, load: Load, settings: Settings | None, code: str, reason: str) -> None:
-        """What a load wants cannot be had; with ``settings`` it counts as one that failed."""
+        """Refuses a load. With ``settings`` it counts as a failed one."""
         if settings is not None:
             self._end("failed", settings, reason, self._state.now)
         self._reply(load.asker, code, reason)
 
     def begin(self, load: Load, settings: Settings, devices: Sequence[Device], make_room: bool) -> None:
-        """What a load wants is there."""
+        """Begins a load that has been found possible."""
         state, servable = self._state, load.servable
         if self._refused(servable, load.asker):
             return
@@ -90,7 +90,7 @@ class Changes:
         self._reply(asker, None, "", {**kept.names, "previous": before.names})
 
     def _refused(self, servable: Servable, asker: Asker | None) -> bool:
-        """Whether nothing can be changed now; the asker is told why."""
+        """True, with an answer to the asker, if nothing can be changed now."""
         if self._state.draining:
             self._reply(asker, "draining", "the service is draining and about to end")
         elif self._state.change is not None:
@@ -106,39 +106,39 @@ class Changes:
         self, asker: Asker | None, code: str | None, words: str, result: Mapping[str, Any] | None = None
     ) -> None:
         if asker is not None:
-            self._state.tell()  # whoever has the answer reads nothing older in /healthz
+            self._state.tell()  # before the answer, so that /healthz shows nothing older to a client that has it
             told = {"number": asker.order, "code": code, "words": words, "result": dict(result or {})}
             self._state.send(asker.front_end, "done", **told)
 
     # What happens
 
     def moved(self, detail: str, progress: Mapping[str, int | None] | None = None) -> None:
-        """The load gets on."""
+        """Notes the progress of the load."""
         change = self._state.change
         if change is not None:
             change.moved, change.detail, change.progress = self._state.now, detail, progress
 
     def ready(self) -> None:
-        """One of the new engines is."""
+        """Notes that one of the new engines is ready."""
         change = self._state.change
         if change is not None:
             self._do(change.switch.ready())
 
     def checked(self, version: int, problem: str, found: Mapping[str, Any]) -> None:
-        """Known images have been run through the engines of ``version``."""
+        """Takes the result of the known images for the engines of ``version``."""
         change = self._state.change
         if change is not None and change.version.number == version:
             change.found, change.detail = found, ""
             self._do(change.switch.checked(problem))
 
     def fail(self, reason: str, code: str = "load_failed") -> None:
-        """One of the new engines has ended, or cannot start; or the service ends."""
+        """Ends the load, since a new engine has ended or cannot start, or the service ends."""
         change = self._state.change
         if change is not None:
             self._do(change.switch.fail(reason), code)
 
     def look(self) -> None:
-        """Goes on, if what it waits for has come true."""
+        """Takes the next step if its condition holds; gives up a load that makes no progress."""
         change = self._state.change
         if change is None:
             return
@@ -147,24 +147,24 @@ class Changes:
         elif change.switch.stage is Stage.CHECKING:
             self._do(change.switch.joined(self._everyone_joined(change.version)))
         if self._state.now - change.moved > LOAD_PATIENCE:
-            self.fail(f"the load has not got on for {LOAD_PATIENCE:.0f} s")
+            self.fail(f"the load has made no progress for {LOAD_PATIENCE:.0f} s")
 
     def _everyone_joined(self, version: Version) -> bool:
-        """Whether every front-end has joined every engine of ``version``, and none of these is about to end."""
+        """True if every front-end has joined every engine of ``version``, and none of these is about to end."""
         if not version.complete:
             return False
         engines = {seat.engine.number for seat in version.seats if seat.engine is not None}
         return all(engines <= front_end.joined for front_end in self._state.front_ends.values())
 
     def lost_kept(self, servable: Servable) -> None:
-        """An engine of the version that was kept has ended: there is nothing to go back to."""
+        """Ends the version that was kept for a rollback, since one of its engines has ended."""
         assert servable.kept is not None
         line = "the version that was kept for a rollback has lost an engine and is let go"
         self._state.say(line, logging.WARNING)
         leaving.begin(self._state, servable, servable.kept)
 
     def keep_no_longer(self) -> None:
-        """Versions that were kept long enough end."""
+        """Ends versions that have been kept for ``keep_previous_ms``."""
         for servable in self._state.servables:
             if servable.kept is not None and self._state.now >= servable.kept.until:
                 self._state.say("the version before this one is not kept any longer (keep_previous_ms)")
@@ -217,7 +217,7 @@ class Changes:
         self._reply(change.load.asker, None, "", {**change.version.names, **result})
 
     def _show(self, servable: Servable, version: Version) -> None:
-        """Lets ``version`` answer from now on, and keeps the one before for a time."""
+        """Lets ``version`` answer from now on, and keeps the previous one for ``keep_previous_ms``."""
         if servable.kept is not None:
             leaving.begin(self._state, servable, servable.kept)
         servable.kept, servable.current = servable.current, version

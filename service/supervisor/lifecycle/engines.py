@@ -1,7 +1,7 @@
-"""What engines say, and what follows from their ends: who is started again, and what it makes of the service's state.
+"""The messages and the ends of engines: which engines are started again, and what follows for the service's state.
 
-A model is served while one of its engines is. An engine's death is the service's only where no other engine has the
-same model; a shadow's is nobody's.
+A model is served while one of its engines is. An engine's death makes the service fail only if no other engine has the
+same model; the death of a shadow's engine never does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from service.supervisor.lifecycle.versions import Servable, Version
 
 
 class Engines:
-    """One method for each kind of news."""
+    """Decides about engines, with a method for each kind of news."""
 
     def __init__(self, state: State, changes: Changes) -> None:
         self._state = state
@@ -32,9 +32,9 @@ class Engines:
             self._state.start_engine(servable.current.seats[0])
 
     def _start_others(self, servable: Servable, version: Version, standby: bool = False) -> None:
-        """Starts those that have waited: the first has converted the weights.
+        """Starts the engines that waited for the first one to convert the weights.
 
-        A ``standby`` only when there is nobody whose start it would delay.
+        A ``standby`` is started only with ``standby``, when it delays no other start.
         """
         if version in servable.leaving or self._state.draining:
             return
@@ -45,7 +45,7 @@ class Engines:
     # What they say
 
     def said(self, number: int, message: Mapping[str, Any]) -> None:
-        """An engine has sent a ``message``."""
+        """Handles a ``message`` of an engine."""
         servable, version, seat = self._state.engines[number]
         match message["kind"]:
             case "phase":
@@ -53,7 +53,7 @@ class Engines:
             case "progress":
                 self._progress(servable, version, {"done": message["done"], "total": message["total"]})
             case "distrusted":
-                # Not asked from now on; the engine ends by itself, and `ended` starts another.
+                # The engine gets no more requests and ends by itself; `ended` then starts another one.
                 seat.distrusted(message["message"])
                 self._say_lost(servable, version, message["message"])
             case "hung":
@@ -61,7 +61,7 @@ class Engines:
             case "failed" if version is servable.current:
                 self._cannot_start(servable, seat, message["message"])
             case "failed":
-                seat.closed = message["message"]  # `ended` says it
+                seat.closed = message["message"]  # `ended` reports it
 
     def _phase(self, servable: Servable, version: Version, seat: Seat, word: Word, detail: str) -> None:
         self._state.say(f"{word}{self._state.where(seat)}: {detail}")
@@ -80,11 +80,11 @@ class Engines:
 
     @staticmethod
     def _is_awaited(servable: Servable, version: Version) -> bool:
-        """Whether the service is not ready because ``version`` is not."""
+        """True if the service is not ready because ``version`` is not."""
         return version is servable.current and not version.serving and not servable.shadow
 
     def ready(self, number: int, names: dict[str, str], over_budget: str) -> None:
-        """An engine takes work: front-ends are joined to it."""
+        """Connects all front-ends to an engine that has become ready."""
         state = self._state
         servable, version, seat = state.engines[number]
         seat.ready(names, state.now)
@@ -104,7 +104,7 @@ class Engines:
             self._changes.ready()
 
     def _say_lost(self, servable: Servable, version: Version, detail: str) -> None:
-        """The service has failed, if nothing serves the model any more."""
+        """Enters the state "failed" if no engine serves the model any more."""
         if self._is_awaited(servable, version):
             self._state.enter("failed", detail)
 
@@ -129,14 +129,14 @@ class Engines:
     # What their ends mean
 
     def ended(self, number: int, outcome: str | None) -> None:
-        """An engine has ended, well or not."""
+        """Handles the end of an engine."""
         state = self._state
         servable, version, seat = state.engines[number]
         engine = seat.leave()
         said = engine.killed_because or outcome or "ended"
         said += f" ({engine.distrust})" if engine.distrust else ""
         if state.draining:
-            # Somebody may have waited for it.
+            # A request may have waited for it.
             state.lost |= version is servable.current and not servable.shadow and bool(state.front_ends)
         elif version is servable.current:
             self._replace(servable, seat, engine, said)
@@ -178,7 +178,7 @@ class Engines:
     # The service is ready
 
     def look(self) -> bool:
-        """The service is ready as soon as every model is served. True when it has just become so."""
+        """Enters the state "ready" if every model is served. True if it has just become so."""
         state = self._state
         over = state.draining or state.giving_up or state.exit_code is not None
         served = all(servable.current.serving for servable in state.asked)
@@ -192,13 +192,13 @@ class Engines:
         return True
 
     def _start_shadow(self) -> None:
-        """When all others are there, and if there is memory for one more."""
+        """Asks for the memory that the shadow needs, unless it has been started or given up."""
         shadow = self._state.shadow
         if shadow is not None and not shadow.current.seats[0].started and not shadow.current.seats[0].closed:
             self._state.do(MeasureShadow(shadow.current.settings))
 
     def shadow_measured(self, refusal: str) -> None:
-        """Whether there is memory for the shadow."""
+        """Starts the shadow's engine, unless there is a ``refusal`` for lack of memory."""
         shadow = self._state.shadow
         if shadow is None or shadow.current.seats[0].started or self._state.draining:
             return

@@ -1,16 +1,16 @@
-"""How a version ends that does not answer any more: when every front-end has answered what it has with it."""
+"""The end of a version that does not answer any more: its engines stop when no front-end has a request with it."""
 
 from __future__ import annotations
 
 from service.supervisor.lifecycle.state import State
 from service.supervisor.lifecycle.versions import Servable, Version
 
-#: Seconds beyond request_timeout_ms that front-ends may need to let go of a version, and its engines to end.
+#: Seconds beyond request_timeout_ms for front-ends to leave a version, and then for its engines to end.
 GRACE = 5.0
 
 
 def begin(state: State, servable: Servable, version: Version) -> None:
-    """``version`` is forgotten by every front-end as soon as nobody there waits for it; then its engines stop."""
+    """Orders every front-end to leave ``version`` when it has no request with it; then its engines stop."""
     if version is servable.kept:
         servable.kept = None
     if version is servable.coming:
@@ -24,7 +24,7 @@ def begin(state: State, servable: Servable, version: Version) -> None:
 
 
 def left(state: State, front_end: int, number: int | None = None) -> None:
-    """A front-end is done with a version, or with all of them since it has ended."""
+    """Notes that a front-end has left the version ``number``, or (None) all versions, since it has ended."""
     for servable in state.servables:
         for version in servable.leaving:
             if number in (None, version.number) and front_end in version.awaited:
@@ -33,7 +33,7 @@ def left(state: State, front_end: int, number: int | None = None) -> None:
 
 
 def kill_late(state: State) -> None:
-    """Ends at once what has not ended in time."""
+    """Kills engines of versions that have not ended in time."""
     for servable in state.servables:
         for version in servable.leaving:
             if state.now >= version.until:
@@ -45,7 +45,7 @@ def kill_late(state: State) -> None:
 
 
 def remove_gone(state: State) -> bool:
-    """A version ends with its last engine. True if one has: engines see how much memory there is for pictures now."""
+    """Removes versions without engines. If there is one, lets engines measure the free memory and returns True."""
     before = sum(len(servable.leaving) for servable in state.servables)
     for servable in state.servables:
         servable.leaving = [version for version in servable.leaving if not version.gone]

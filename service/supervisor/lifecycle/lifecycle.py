@@ -1,13 +1,13 @@
-"""What the supervisor decides, without a clock, a process or a socket: events in, actions out.
+"""The supervisor's decisions, without a clock, a process or a socket: events in, actions out.
 
     starting ──▶ loading ──▶ warming ──▶ ready ──signal──▶ draining ──▶ exit code
                     ▲                     │   │
                     └──── failed ◀────────┘   └── given up ──▶ draining, or the exit code 1 at once
 
-    draining:  the port closes · front-ends answer what they have and end · then engines stop · then the exit code
+    draining:  the port closes · front-ends answer their requests and end · then engines stop · then the exit code
 
-Whatever dies is started again at once: a front-end unless it dies young again and again; an engine unless it said
-why it cannot start, or dies young again and again. During a drain nothing is.
+A part that dies is started again at once, unless it dies young again and again, or is an engine that has reported why
+it cannot start. During a drain nothing is started.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from service.supervisor.lifecycle.parts import FrontEnd
 from service.supervisor.lifecycle.state import State
 from service.supervisor.lifecycle.versions import Model
 
-#: Short runs of a front-end in a row, and the seconds that make one long: one that cannot start dies in a moment.
+#: The short runs of a front-end in a row after which it is given up, and the seconds below which a run is short.
 FRONT_END_CRASH_LOOP = 5, 5.0
-#: Seconds of silence after which a part is taken for hung. Far above any pause that a loaded host causes.
+#: Seconds of silence after which a part counts as hung, far above any pause that a loaded host causes.
 SILENCE = 30.0
-#: Seconds beyond its timeout that a front-end gets to close its connections, and the engine to end.
+#: Seconds beyond drain_timeout_ms for front-ends to close their connections, and for engines to end.
 LAST_GRACE = 2.0
 
 P = ParamSpec("P")
@@ -41,7 +41,7 @@ P = ParamSpec("P")
 def event(
     decide: Callable[Concatenate[Lifecycle, P], None],
 ) -> Callable[Concatenate[Lifecycle, float, P], list[Action]]:
-    """Makes a method an event: its first argument is when it happens, and it returns what is to be done."""
+    """Makes a method an event: its first argument is the time, and it returns the actions that follow."""
 
     @wraps(decide)
     def happens(self: Lifecycle, now: float, /, *args: P.args, **kwargs: P.kwargs) -> list[Action]:
@@ -58,9 +58,10 @@ def event(
 
 
 class Lifecycle:
-    """Construct, then tell of each event, `started` first, until ``state.exit_code`` is there.
+    """The state machine of the service. Call an event for all that happens, `started` first, until there is an
+    ``state.exit_code``.
 
-    Every event begins with its time, in seconds of a clock that never goes back.
+    The first argument of every event is its time, in seconds of a monotonic clock.
     """
 
     def __init__(self, settings: Settings, models: Sequence[Model], *, processes: bool) -> None:
@@ -70,20 +71,20 @@ class Lifecycle:
         self._changes = Changes(self.state)
         self._engines = Engines(self.state, self._changes)
         self._crash_loops: dict[str, CrashLoopGuard] = {}
-        """Of front-ends, by name."""
+        """The lives of front-ends, by name."""
         self._give_up_at: float | None = None
-        """When a drain has taken too long."""
+        """The time at which a drain has taken too long."""
         self._stopping = False
-        """Whether the engines have been told to stop."""
+        """True once the engines have been told to stop."""
 
     def __repr__(self) -> str:
         return f"<Lifecycle {self.state.status.state}, {len(self.state.parts)} parts>"
 
     def _settle(self) -> None:
-        """Draws the conclusions that do not depend on which event has made them true."""
+        """Takes the steps that depend on the state only, whatever event has led to it."""
         state = self.state
         self._changes.look()
-        while leaving.remove_gone(state):  # which may be the room that a change waits for
+        while leaving.remove_gone(state):  # this may free the memory that a change waits for
             self._changes.look()
         self._engines.look()
         if state.giving_up and not state.draining:
@@ -96,9 +97,9 @@ class Lifecycle:
 
     @event
     def started(self, url: str, front_ends: int) -> None:
-        """The port is there: ``url`` is what it is called."""
+        """The port is bound; ``url`` is its address."""
         self.state.begin(url)
-        self._engines.start()  # they load while front-ends are imported
+        self._engines.start()  # before the front-ends: engines load while this process imports them
         for index in range(front_ends):
             self._start_front_end(f"frontend-{index + 1}")
 
@@ -116,9 +117,9 @@ class Lifecycle:
 
     @event
     def engine_ready(self, number: int, names: dict[str, str], over_budget: str) -> None:
-        """An engine takes work. ``names`` is what its ``model`` and its ``weights`` are called.
+        """An engine is ready. ``names`` are those of its ``model`` and its ``weights``.
 
-        ``over_budget`` says what is wrong if all engines together take more memory than they may.
+        ``over_budget`` is an error if all engines together exceed the memory budget, else empty.
         """
         if number in self.state.engines:
             self.state.parts[number].heard_at = self.state.now
@@ -126,7 +127,7 @@ class Lifecycle:
 
     @event
     def ended(self, number: int, outcome: str | None) -> None:
-        """A part is no more. ``outcome`` is None for one that ended well, else how it ended."""
+        """A part has ended. ``outcome`` says how, or is None if it ended well."""
         front_end = self.state.front_ends.pop(number, None)
         if front_end is not None:
             self._front_end_ended(front_end, outcome)
@@ -145,32 +146,32 @@ class Lifecycle:
 
     @event
     def weights_changed(self, place: int) -> None:
-        """The files of the model at ``place`` are others now."""
+        """The weights of the model at ``place`` have changed on disk."""
         self._changes.load(self.state.servables[place], Wish())
 
     @event
     def load_possible(
         self, load: Load, settings: Settings, devices: Sequence[Device], make_room: bool
     ) -> None:
-        """What a `Load` wants is there, and there is memory: ``make_room`` if the kept version ends first."""
+        """A `Load` can begin. ``make_room`` says that the kept version must end first, for its memory."""
         self._changes.begin(load, settings, devices, make_room)
 
     @event
     def load_refused(self, load: Load, settings: Settings | None, code: str, reason: str) -> None:
-        """What a `Load` wants cannot be had: the ``code`` of an error, and the reason in words.
+        """A `Load` is refused, with the ``code`` of an error and the reason in words.
 
-        It counts as a load with these ``settings`` that has failed; None for a slip in what was asked for.
+        It counts as a failed load with these ``settings``; None for an invalid order, which does not count.
         """
         self._changes.refuse(load, settings, code, reason)
 
     @event
     def checked(self, version: int, problem: str, found: Mapping[str, Any]) -> None:
-        """Known images have been run through the engines of ``version``: ``problem`` is empty where it will do."""
+        """Known images have been run through the engines of ``version``. ``problem`` is empty if it may answer."""
         self._changes.checked(version, problem, found)
 
     @event
     def shadow_measured(self, refusal: str) -> None:
-        """``refusal`` is empty where there is memory for the shadow's engine."""
+        """The memory for the shadow is measured. ``refusal`` is empty if it suffices."""
         self._engines.shadow_measured(refusal)
 
     @event
@@ -211,7 +212,7 @@ class Lifecycle:
         self._introduce(self.state.start_front_end(name))
 
     def _introduce(self, front_end: FrontEnd) -> None:
-        """Joins it to every engine that takes work and that it has not found to."""
+        """Connects the front-end to every ready engine that it has not reported as joined."""
         for number, found in self.state.offered_engines().items():
             if number not in front_end.joined:
                 self.state.link(front_end, *found)
@@ -236,7 +237,7 @@ class Lifecycle:
     # The end
 
     def _drain(self, delay: float, lost: bool = False) -> None:
-        """Ends the service after what was admitted; front-ends take newcomers for another ``delay`` seconds."""
+        """Begins to end the service. Front-ends take new requests for another ``delay`` seconds."""
         state = self.state
         state.lost |= lost
         state.enter("draining", "ending after what was admitted")
@@ -248,7 +249,7 @@ class Lifecycle:
             state.send(front_end, "drain", delay=delay)
 
     def _stop_engines(self) -> None:
-        """Nobody asks engines any more; with the last one the service ends."""
+        """Stops the engines, which have no front-ends any more. The service ends with the last engine."""
         if not self._stopping:
             self._stopping = True
             for _, _, seat in self.state.seats:

@@ -1,4 +1,4 @@
-"""The parts that run beside the supervisor, as far as its decisions need to know them."""
+"""The parts that run beside the supervisor, with the data that its decisions need."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from dataclasses import dataclass, field
 
 from service.engine.arena import MAX_FRONTENDS
 
-#: Seconds after an introduction in which a front-end joins an engine, and how often it has to say that it has not.
+#: A front-end is lost if it reports so often, and so many seconds after its last link, that an engine is missing.
 _UNJOINED, _UNJOINED_BEATS = 5.0, 3
 
 
 @dataclass(eq=False)
 class Part:
-    """One process or thread. ``number`` is its own for ever; the ``name`` passes on to its successor."""
+    """One process or thread. Its ``number`` is unique; its ``name`` passes on to its successor."""
 
     number: int
     name: str
     began_at: float
     heard_at: float = field(init=False)
-    """When it last said anything."""
+    """The time of its last message."""
     killed_because: str = ""
-    """Why the supervisor has killed it, in the words that end "the engine …"."""
+    """The reason why the supervisor killed it, as the end of a sentence that begins with its name."""
 
     def __post_init__(self) -> None:
         self.heard_at = self.began_at
@@ -28,21 +28,21 @@ class Part:
 
 @dataclass(eq=False)
 class FrontEnd(Part):
-    """One that speaks HTTP."""
+    """A front-end."""
 
     introduced_at: float = field(init=False)
-    """When it was last told of an engine."""
+    """The time of its last new link."""
     joined: set[int] = field(default_factory=set)
-    """The numbers of the engines that it has said it is joined to."""
+    """The numbers of the engines that it has reported as joined."""
     unjoined: int = 0
-    """How often it has said since its last introduction that it is not joined to an engine that takes work."""
+    """The number of reports since its last new link in which a ready engine was missing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.introduced_at = self.began_at
 
     def is_lost(self, engines: set[int], now: float) -> bool:
-        """Takes note of one report. True when it will not join ``engines`` any more: another would do better."""
+        """Counts one report. True if it will not join all ``engines`` any more and should be replaced."""
         if engines <= self.joined:
             self.unjoined = 0
             return False
@@ -52,29 +52,29 @@ class FrontEnd(Part):
 
 @dataclass(eq=False)
 class Engine(Part):
-    """One that runs a model."""
+    """An engine."""
 
     ready_at: float | None = None
-    """When it was ready; None while it loads."""
+    """The time at which it became ready; None while it loads."""
     trusted: bool = True
-    """Whether nothing has been heard that makes it end soon."""
+    """False once its device failed or its model hangs, so that it ends soon."""
     distrust: str = ""
-    """What it has said of its device, if it has."""
+    """The reason why its device is not trusted; usually empty."""
     names: dict[str, str] = field(default_factory=dict)
-    """What its ``model`` and its ``weights`` are called, as soon as it is ready."""
+    """The names of its ``model`` and its ``weights``; empty before it is ready."""
     _links: dict[str, int] = field(default_factory=dict)
-    """By name of the front-end: the number of the link."""
+    """The number of the link by the front-end's name."""
     _last_link: int = 0
 
     @property
     def serves(self) -> bool:
-        """Whether it takes work."""
+        """True if it takes work."""
         return self.ready_at is not None and self.trusted
 
     def new_link(self, name: str) -> int:
-        """The number under which the engine is going to know the front-end ``name``.
+        """A new number in the engine's arena for the front-end ``name``, round-robin.
 
-        It is the next one, so that the engine is done with whoever had it, and none that another front-end has.
+        A freed number is reused last, since the engine may still hold its slots. Other front-ends' numbers are skipped.
         """
         taken = {number for other, number in self._links.items() if other != name}
         while True:

@@ -1,6 +1,6 @@
-"""Where an engine lives: one version of a model on one device, and whatever engine is there now.
+"""The place of an engine and its successors: one version of a model on one device.
 
-start ──▶ loading ──ready──▶ serving ──ended──▶ start … until it is not worth another one
+start ──▶ loading ──ready──▶ serving ──ended──▶ start … until the place is given up
 """
 
 from __future__ import annotations
@@ -12,40 +12,40 @@ from service.settings import Settings
 from service.supervisor.lifecycle.crash_loop import CrashLoopGuard
 from service.supervisor.lifecycle.parts import Engine
 
-#: Short runs in a row, and the seconds that make one long, counted from when the engine is ready, so that a model
-#: that hangs at its first request is found out as well.
+#: The short runs in a row after which a seat is given up, and the seconds below which a run is short. A run counts from
+#: the moment when the engine is ready, so that a model which hangs at its first request is noticed as well.
 MAX_SHORT_RUNS, _MIN_UPTIME = 5, 120.0
-#: Engines whose device may fail before any is ready: each leaves out one more way to run the model.
+#: The number of engines whose device may fail before any is ready; each one skips one more way to run the model.
 _MAX_GIVEN_UP = 3
-#: Times the first start that an engine which was ready may be silent while it loads again, if that is longer.
+#: A successor that loads may be silent for so many times the first engine's start, if that is longer than usual.
 _TIMES_FIRST = 5.0
 
 
 class Seat:
-    """Construct, `begin` with each engine that is started, `ready`, `leave` when it has ended."""
+    """A seat: `begin` puts an engine into it, `ready` notes that it takes work, `leave` removes it after its end."""
 
     def __init__(self, name: str, device: Device, settings: Settings, standby: bool = False) -> None:
-        """``settings`` are those of its engine, for the one ``device``.
+        """``settings`` are those of its engines, for the one ``device``.
 
-        A ``standby`` is asked while no other is there.
+        A ``standby`` gets images only while there is no other engine.
         """
         self.name = name
-        """What its processes are called."""
+        """The name of its processes."""
         self.device = device
         self.standby = standby
         self.settings = settings
         self.engine: Engine | None = None
-        """The one that is there."""
+        """The present engine."""
         self.started = False
-        """Whether there ever was one."""
+        """True once an engine has been started."""
         self.was_ready = False
-        """Whether one ever took work."""
+        """True once an engine has been ready."""
         self.first_start = 0.0
-        """Seconds from the first engine's start until it was ready."""
+        """Seconds from the start of the first ready engine until it was ready."""
         self.given_up: list[str] = []
-        """Of each engine that ended before it was ready: what it said of its device. The next one tries less."""
+        """The reports of engines whose device failed before they were ready. Each skips one way to run the model."""
         self.closed = ""
-        """Why no other engine is started here, though other devices serve the same model; empty as a rule."""
+        """The reason why no more engines are started here; usually empty."""
         self._crash_loop = CrashLoopGuard(MAX_SHORT_RUNS, _MIN_UPTIME)
 
     def __repr__(self) -> str:
@@ -53,12 +53,12 @@ class Seat:
 
     @property
     def serves(self) -> bool:
-        """Whether its engine takes work."""
+        """True if its engine takes work."""
         return self.engine is not None and self.engine.serves
 
     @property
     def state(self) -> str:
-        """In a word, for people."""
+        """The state in a word, as ``/healthz`` shows it."""
         if self.closed:
             return "given up"
         if self.engine is None:
@@ -68,33 +68,33 @@ class Seat:
         return "loading" if self.engine.trusted else "ending"
 
     def begin(self, engine: Engine) -> None:
-        """An engine is started."""
+        """Takes an engine that is being started."""
         self.engine, self.started = engine, True
 
     def ready(self, names: dict[str, str], now: float) -> None:
-        """The engine takes work, with a model and weights of these ``names``."""
+        """Notes that the engine is ready, with the ``names`` of its model and weights."""
         assert self.engine is not None
         self.engine.ready_at, self.engine.names = now, names
         if not self.was_ready:
             self.was_ready, self.first_start = True, now - self.engine.began_at
 
     def distrusted(self, reason: str) -> None:
-        """The engine is about to end, since its device is not to be trusted."""
+        """Notes that the engine is about to end, since its device cannot be trusted."""
         assert self.engine is not None
         self.engine.trusted, self.engine.distrust = False, reason
         if self.engine.ready_at is None:
             self.given_up.append(reason)
 
     def leave(self) -> Engine:
-        """The engine has ended. Returns it."""
+        """Removes the engine, which has ended, and returns it."""
         assert self.engine is not None
         engine, self.engine = self.engine, None
         return engine
 
     def patience(self, silence: float) -> float:
-        """Seconds that the engine may be silent, ``silence`` as a rule.
+        """Seconds for which the engine may be silent: ``silence``, but more while it loads.
 
-        One that loads is busy in one call; how long the first takes, nobody knows.
+        A load is one long call without messages. The length of the first load is unknown, so it has no limit.
         """
         if self.engine is not None and self.engine.ready_at is not None:
             return silence
@@ -102,9 +102,9 @@ class Seat:
 
     @property
     def worth_a_start(self) -> bool:
-        """Whether an engine that was never ready should be followed by another, which tries less."""
+        """True if another engine should be started, which skips ways to run the model that failed."""
         return self.was_ready or 0 < len(self.given_up) <= _MAX_GIVEN_UP
 
     def died_too_often(self, engine: Engine, now: float) -> bool:
-        """Takes note of the life of an ``engine`` that has ended. True when no other is to follow it."""
+        """Counts the life of an ended ``engine``. True if no other engine should follow it."""
         return self._crash_loop.record(now - engine.ready_at if engine.ready_at is not None else 0.0)

@@ -1,6 +1,6 @@
-"""All that the supervisor's decisions know, and the steps that they are made of.
+"""The data of the supervisor's decisions, and the elementary steps of them.
 
-What is to be done is written down in ``actions``. Here nothing is done, and the time is that of the event.
+A step adds to ``actions`` and does nothing itself. The time is that of the event.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from service.supervisor.lifecycle.parts import Engine, FrontEnd, Part
 from service.supervisor.lifecycle.seat import Seat
 from service.supervisor.lifecycle.versions import Model, Servable, Version
 
-#: Phases of a start, whose seconds are told.
+#: The phases of a start, whose durations the status shows.
 _START = ("starting", "loading", "warming")
 
 
 class State:
-    """Data of one service, which `Lifecycle` and what it is made of share."""
+    """The data of one service, shared by `Lifecycle` and its parts."""
 
     def __init__(self, models: Sequence[Model], *, processes: bool) -> None:
         """``processes`` says whether parts can be killed and replaced."""
@@ -46,19 +46,19 @@ class State:
         self.actions: list[Action] = []
         self.status = Status()
         self.exit_code: int | None = None
-        """Once it is decided, nothing is started any more."""
+        """The exit code once it is decided; then nothing is started any more."""
         self.lost = False
-        """Whether requests were not answered as they should have been: the exit code is 1."""
+        """True if requests were lost, which makes the exit code 1."""
         self.giving_up = False
-        """Whether the service ends after whoever waits has been told."""
+        """True if the service ends after waiting requests have got an error."""
         self.was_ready = False
-        """Whether all models have been served at a time."""
+        """True once all models have been served at the same time."""
         self.tally = Tally()
-        """What the shadow has been seen to do."""
+        """The comparison with the shadow."""
         self.change: Change | None = None
-        """The change of a version that is under way."""
+        """The running change of a version."""
         self.last_change: dict[str, Any] | None = None
-        """How the last one ended, for people."""
+        """The outcome of the last change, as ``/healthz`` shows it."""
         self.front_ends: dict[int, FrontEnd] = {}
         self._parts = self._versions = self._names = 0
         self._phase_began = 0.0
@@ -74,7 +74,7 @@ class State:
         ]
 
     def begin(self, url: str) -> None:
-        """The service starts at ``url``."""
+        """Notes the service's ``url`` and the beginning of its start."""
         self.url, self._phase_began = url, self.now
         for servable in self.servables:
             servable.current.answered = True
@@ -104,36 +104,36 @@ class State:
 
     @property
     def engines(self) -> dict[int, tuple[Servable, Version, Seat]]:
-        """Those that run, by number."""
+        """The running engines by number."""
         return {found[2].engine.number: found for found in self.seats if found[2].engine is not None}
 
     @property
     def parts(self) -> dict[int, Part]:
-        """All that runs, by number."""
+        """All running parts by number."""
         engines = [seat.engine for _, _, seat in self.seats if seat.engine is not None]
         return {part.number: part for part in [*self.front_ends.values(), *engines]}
 
     def patience(self, part: Part, silence: float) -> float:
-        """Seconds that ``part`` may say nothing; ``silence`` for whoever is no engine."""
+        """Seconds for which ``part`` may be silent: ``silence``, but more for an engine that loads."""
         found = self.engines.get(part.number)
         return found[2].patience(silence) if found else silence
 
     def new_part(self) -> int:
-        """The number of one more."""
+        """The number of a new part."""
         self._parts += 1
         return self._parts
 
     def new_version(self, settings: Settings, devices: Sequence[Device]) -> Version:
-        """One more, of which nothing is started yet."""
+        """A new version, of which nothing is started yet."""
         self._versions += 1
         version = Version(self._versions, settings)
         capacity = settings.queue_capacity
-        if capacity != "auto":  # what the setting says is for all of them
+        if capacity != "auto":  # the setting is the sum over all engines
             capacity = -(-capacity // len(devices))
         for device in devices:
             own = {"device": device.setting, "queue_capacity": capacity}
             version.seats.append(Seat(self._name(), device, settings.model_copy(update=own)))
-        if settings.standby and self.processes:  # a thread is not killed
+        if settings.standby and self.processes:  # a thread cannot be killed, so a standby would be of no use
             first = version.seats[0]
             version.seats.append(Seat(self._name(), first.device, first.settings, standby=True))
         return version
@@ -143,7 +143,7 @@ class State:
         return "engine" if self._names == 1 else f"engine-{self._names}"
 
     def where(self, seat: Seat) -> str:
-        """In a log line, where there has been more than one engine that is not another's successor."""
+        """The seat's name and device for a log line; empty while the service has one seat."""
         return f" ({seat.name}, {seat.device.name})" if self._names > 1 else ""
 
     # What is to be done
@@ -152,7 +152,7 @@ class State:
         self.actions.append(action)
 
     def say(self, line: str, level: int = logging.INFO) -> None:
-        """A line for the log."""
+        """Logs a line."""
         self.do(Say(level, line))
 
     def send(self, part: int, kind: str, **fields: Any) -> None:
@@ -161,14 +161,14 @@ class State:
             self.do(Send(part, kind, fields))
 
     def kill(self, part: Part, sentence: str = "") -> None:
-        """Ends a part at once. ``sentence`` says why, in the words that end "the engine …", if it is a fault."""
+        """Ends a part at once. ``sentence`` is the fault, as the end of a sentence that begins with the part's name."""
         if sentence:
             part.killed_because = sentence
             self.say(f"{part.name} {sentence}", logging.ERROR)
         self.do(Kill(part.number))
 
     def start_front_end(self, name: str) -> FrontEnd:
-        """Starts a front-end, which has heard nothing yet."""
+        """Starts a front-end, which then needs the status and its links."""
         front_end = FrontEnd(self.new_part(), name, self.now)
         self.front_ends[front_end.number] = front_end
         self._told = {}
@@ -176,14 +176,14 @@ class State:
         return front_end
 
     def start_engine(self, seat: Seat) -> None:
-        """Starts an engine there."""
+        """Starts an engine in ``seat``."""
         engine = Engine(self.new_part(), seat.name, self.now)
         seat.begin(engine)
         shadow = self.shadow
         self.do(StartEngine(seat, engine.number, shadow is not None and seat in shadow.current.seats))
 
     def stop_engine(self, seat: Seat) -> None:
-        """Lets the engine end after what it has; at once while it loads, since nothing depends on it then."""
+        """Lets the engine finish its work and end; kills it while it loads, since it has no work then."""
         engine = seat.engine
         if engine is None:
             return
@@ -193,7 +193,7 @@ class State:
             self.kill(engine)
 
     def link(self, front_end: FrontEnd, servable: Servable, version: Version, seat: Seat) -> None:
-        """Joins a front-end and the engine of ``seat``."""
+        """Connects a front-end with the engine of ``seat``."""
         assert seat.engine is not None
         front_end.introduced_at, front_end.unjoined = self.now, 0
         told = {
@@ -206,7 +206,7 @@ class State:
         self.do(Link(front_end.number, seat.engine.number, number, told))
 
     def offered_engines(self) -> dict[int, tuple[Servable, Version, Seat]]:
-        """Those that every front-end should be joined to, by number."""
+        """The engines to which every front-end should be connected, by number."""
         return {
             number: (servable, version, seat)
             for number, (servable, version, seat) in self.engines.items()
@@ -216,7 +216,7 @@ class State:
     # What everyone is told
 
     def enter(self, word: Word, detail: str) -> None:
-        """The service is in another state, unless it drains: from there only the end leads on."""
+        """Enters a state, unless the service drains: a drain only leads to the end."""
         status = self.status
         if self.draining:
             return
@@ -228,13 +228,13 @@ class State:
         status.state, status.detail, status.progress = word, detail, None
 
     def give_up(self) -> None:
-        """The service ends now, with exit code 1; if it drains, when it is through with that."""
+        """Ends the service with exit code 1: now, or after a running drain."""
         self.lost = True
         if not self.draining:
             self.exit_code = 1
 
     def tell(self) -> None:
-        """Every front-end hears of the status, if there is anything new."""
+        """Sends the status to every front-end if it has changed."""
         self._look_around()
         document = self.status.to_json()
         if document != self._told:

@@ -1,9 +1,9 @@
-"""One change of a model's version: what has to come before what, decided without a clock or a process.
+"""The order of the steps in a change of a model's version: a pure state machine.
 
     making room ──▶ loading ──▶ checking ──▶ switched
          └─────────────┴────────────┴──────▶ failed, and nothing has changed
 
-The old version goes on until the moment of the switch, whatever becomes of its engines meanwhile.
+The old version answers until the moment of the switch; its engines may die and be replaced meanwhile.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from enum import StrEnum
 
 
 class Stage(StrEnum):
-    """How far a switch is."""
+    """The stage of a switch."""
 
     MAKING_ROOM = "making room"
     LOADING = "loading"
@@ -23,7 +23,7 @@ class Stage(StrEnum):
 
 
 class Action(StrEnum):
-    """What is to be done next."""
+    """The next step."""
 
     FREE = "free"
     """End the version that was kept for a rollback."""
@@ -36,13 +36,13 @@ class Action(StrEnum):
 
 
 class Switch:
-    """Each event returns what is to be done because of it, if anything. After its end, nothing happens any more."""
+    """One switch. Each event returns the step that follows, or None. After its end no event has an effect."""
 
     def __init__(self, engines: int) -> None:
-        """``engines`` is on how many devices the new version has to be ready."""
+        """``engines`` is the number of new engines that must be ready."""
         self.stage = Stage.LOADING
         self.reason = ""
-        """Why it failed."""
+        """The reason of the failure; empty without one."""
         self._missing = engines
         self._joined = self._checked = False
 
@@ -54,19 +54,19 @@ class Switch:
         return self.stage in (Stage.SWITCHED, Stage.FAILED)
 
     def begin(self, make_room: bool) -> Action:
-        """``make_room``: there is not enough memory while another version is kept."""
+        """Begins. ``make_room`` says that the kept version must end first, for its memory."""
         self.stage = Stage.MAKING_ROOM if make_room else Stage.LOADING
         return Action.FREE if make_room else Action.START
 
     def room_made(self) -> Action | None:
-        """The kept version has ended."""
+        """Begins to load, since the kept version has ended."""
         if self.stage is not Stage.MAKING_ROOM:
             return None
         self.stage = Stage.LOADING
         return Action.START
 
     def ready(self) -> Action | None:
-        """One more of the new engines is."""
+        """Counts a new engine that is ready."""
         if self.stage is not Stage.LOADING:
             return None
         self._missing -= 1
@@ -76,12 +76,12 @@ class Switch:
         return Action.CHECK
 
     def joined(self, everyone: bool) -> Action | None:
-        """Whether every front-end there is has joined all the new engines."""
+        """Notes whether every front-end has joined all new engines."""
         self._joined = everyone
         return self._show()
 
     def checked(self, problem: str) -> Action | None:
-        """The known images have been run; ``problem`` is empty where the answers will do."""
+        """Takes the result of the known images; ``problem`` is empty if the new version may answer."""
         if self.stage is not Stage.CHECKING:
             return None
         if problem:
@@ -90,7 +90,7 @@ class Switch:
         return self._show()
 
     def fail(self, reason: str) -> Action | None:
-        """A new engine has ended, or has said why it cannot start, or the service ends."""
+        """Fails, since a new engine has ended or cannot start, or the service ends."""
         if self.over:
             return None
         self.stage, self.reason = Stage.FAILED, reason

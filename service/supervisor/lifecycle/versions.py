@@ -1,4 +1,4 @@
-"""The models that are served, and the versions of each: data that all decisions work on."""
+"""The served models and their versions."""
 
 from __future__ import annotations
 
@@ -16,52 +16,52 @@ Role = Literal["current", "coming", "kept", "leaving", "shadow"]
 
 
 def called(weights: str) -> str:
-    """The weights of the setting as clients may read of them: of a path, the last part."""
+    """The name of the weights for clients: the setting, but of a path only the last part."""
     return weights if "://" in weights else Path(weights).name or weights
 
 
 class Model(NamedTuple):
-    """One that is to be served. ``name`` is None for whatever its weights are called."""
+    """A model to serve. ``name`` is None if it is called what its weights are called."""
 
     name: str | None
     settings: Settings
     devices: Sequence[Device]
     shadow: bool = False
-    """Whether it answers nobody."""
+    """True if its answers go to no client."""
 
 
 @dataclass(eq=False)
 class Version:
-    """A model as it was loaded with ``settings``, on each of its devices. ``number`` is its own for ever."""
+    """A model as it was loaded with ``settings``, on each of its devices. Its ``number`` is unique."""
 
     number: int
     settings: Settings
     seats: list[Seat] = field(default_factory=list)
     awaited: set[int] = field(default_factory=set)
-    """Of one that leaves: the front-ends that still have requests with it."""
+    """The front-ends that still have requests with a leaving version."""
     answered: bool = False
-    """Whether it was ever the one that answers, so that somebody may wait for it."""
+    """True if it has ever been the one that answers, so that requests may wait for it."""
     until: float = math.inf
-    """When one that is kept begins to leave, and one that leaves is not waited for any more."""
+    """The time until which it is kept for a rollback, or has to end once it leaves."""
 
     @property
     def serving(self) -> list[Seat]:
-        """Where an engine takes work."""
+        """The seats whose engines take work."""
         return [seat for seat in self.seats if seat.serves]
 
     @property
     def complete(self) -> bool:
-        """Whether every engine takes work."""
+        """True if every seat's engine takes work."""
         return all(seat.serves for seat in self.seats)
 
     @property
     def gone(self) -> bool:
-        """Whether no engine is left."""
+        """True if it has no engine any more."""
         return all(seat.engine is None for seat in self.seats)
 
     @property
     def names(self) -> dict[str, str]:
-        """What its ``model`` and its ``weights`` are called."""
+        """The names of its ``model`` and its ``weights``."""
         engines = [seat.engine for seat in self.seats if seat.engine is not None and seat.engine.names]
         if engines:
             return engines[0].names
@@ -70,31 +70,31 @@ class Version:
 
 @dataclass(eq=False)
 class Servable:
-    """One of the models that requests may ask for."""
+    """A served model with its versions."""
 
     place: int
-    """On the `Board`."""
+    """The model's place on the `Board`."""
     current: Version
-    """The one that answers."""
+    """The version that answers."""
     name: str | None = None
-    """What it is called whatever is loaded; None for the name that the weights have."""
+    """The fixed name; None if it is called what its weights are called."""
     shadow: bool = False
-    """Whether it answers nobody."""
+    """True if its answers go to no client."""
     coming: Version | None = None
-    """The one that is going to answer, if all goes well."""
+    """The version that is being loaded."""
     kept: Version | None = None
-    """The one that answered before, for a rollback."""
+    """The previous version, kept for a rollback."""
     leaving: list[Version] = field(default_factory=list)
-    """Those that finish what they have."""
+    """The versions that finish their requests and end."""
 
     @property
     def called(self) -> str:
-        """What the model that answers is called."""
+        """The name under which clients ask for it."""
         return self.name if self.name is not None else self.current.names["model"]
 
     @property
     def offered(self) -> list[Version]:
-        """Those that front-ends should be joined to."""
+        """The versions to which front-ends should be connected."""
         return [version for version in (self.current, self.coming, self.kept) if version is not None]
 
     @property
@@ -103,11 +103,11 @@ class Servable:
 
     @property
     def was_ready(self) -> bool:
-        """Whether the version that answers has ever done so."""
+        """True if an engine of the current version has ever been ready."""
         return any(seat.was_ready for seat in self.current.seats)
 
     def role(self, version: Version) -> Role:
-        """What ``version`` is to this model."""
+        """The role of ``version`` for this model."""
         if version is self.current:
             return "current"
         if version is self.coming:
@@ -115,11 +115,11 @@ class Servable:
         return "kept" if version is self.kept else "leaving"
 
     def others_serve(self, seat: Seat) -> bool:
-        """Whether no answer depends on ``seat``: another device has the model, or it is the shadow's."""
+        """True if no answer depends on ``seat``: another one serves the current version, or it is the shadow's."""
         return self.shadow or any(other is not seat for other in self.current.serving)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Every engine, for people."""
+        """All engines, as ``/healthz`` shows them."""
         return [
             {
                 "model": self.name or version.settings.model,

@@ -1,7 +1,7 @@
-"""The engines of the supervisor as processes; `service.supervisor.lifecycle` decides about them.
+"""The supervisor's engines as processes; `service.supervisor.lifecycle` decides about them.
 
-pool.py       does what is wanted of engines      serving.py   what the supervisor holds of one
-checking.py   known images before a switch        canary.py    the same through one engine, verdict.py judged
-room.py       whether there is memory             memory.py    what engines take of it
-watching.py   weights that are loaded when they change (watch.py)
+pool.py       carries out the actions on engines       serving.py   the resources of a ready engine
+checking.py   known images before a switch             canary.py    known images through one engine
+verdict.py    the judgement of their answers           watching.py  weights that change on disk (watch.py)
+room.py       the memory that one more engine needs    memory.py    the memory that engines take
 """

@@ -1,6 +1,6 @@
-"""Known images through engines, over links of the supervisor's own: the way that every request takes.
+"""Sends known images through an engine over a link of the supervisor's own, on the way that requests take.
 
-Nothing here waits: the supervisor's loop calls `hear` when a link is readable.
+Nothing here waits: the supervisor's loop calls `hear` when the link is readable.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from service.shared.transport import Link
 from service.supervisor.child import Child
 from service.supervisor.pool.serving import Serving
 
-#: Images that every new engine answers before anybody else's.
+#: The number of known images that every new engine must answer before it gets requests.
 IMAGES = 4
 _MAX_PIXELS = 50_000_000
 
 
 class Canary:
-    """One engine's answers to the known images. Construct, `hear` until it is `done`, `close`."""
+    """One engine's answers to the known images. Construction sends the images; `hear` receives until `done`."""
 
     def __init__(self, engine: Child, serving: Serving, number: int, patience: float) -> None:
-        """The ``engine`` knows the link by ``number``."""
+        """``number`` is that of the link in the engine's arena; ``patience`` is the deadline in seconds."""
         self.name = engine.name
         self.card = serving.read_card()
         self._arena = Arena(os.dup(serving.arena), serving.read_geometry())
@@ -42,9 +42,9 @@ class Canary:
         theirs.close()
         self._link = Link(ours)
         self._waiting: dict[int, int] = {}
-        """By slot: which image is in it."""
+        """The number of the image by its slot."""
         self.failed = ""
-        """Why there is no answer."""
+        """The reason why an answer is missing."""
         self._answers: dict[int, NDArray[np.float32]] = {}
         self._send(time.monotonic() + patience)
 
@@ -57,7 +57,7 @@ class Canary:
 
     @property
     def answers(self) -> NDArray[np.float32] | None:
-        """float32 ``[IMAGES, outputs]``; None where one is missing."""
+        """The answers, float32 ``[IMAGES, outputs]``; None if one is missing."""
         if len(self._answers) < IMAGES:
             return None
         return np.stack([self._answers[image] for image in range(IMAGES)])
@@ -80,7 +80,7 @@ class Canary:
             self._link.send((slot,))
 
     def hear(self) -> None:
-        """Something has arrived."""
+        """Receives answers; to be called when the link is readable."""
         slots = self._link.receive()
         if slots is None:
             self.give_up("has ended")
@@ -95,18 +95,18 @@ class Canary:
             self._arena.release(slot)
 
     def give_up(self, reason: str) -> None:
-        """No answer is waited for any more."""
+        """Ends the waiting for answers."""
         self.failed = self.failed or reason
         self._waiting.clear()
 
     def close(self) -> None:
-        """The engine takes back what it still has."""
+        """Closes the link, so that the engine reclaims the slots, and the arena."""
         self._link.close()
         self._arena.close()
 
 
 def pictures(card: ModelCard) -> list[NDArray[np.uint8]]:
-    """The known images as the model sees them, uint8 ``[H, W, C]``: sample photos, or patterns without them."""
+    """The known images, preprocessed, uint8 ``[H, W, C]``: sample photos, or noise where there are none."""
     return [_picture(card, image) for image in range(IMAGES)]
 
 
@@ -114,7 +114,7 @@ def _picture(card: ModelCard, image: int) -> NDArray[np.uint8]:
     pixels = np.random.default_rng(image).integers(0, 256, card.image, np.uint8)
     photos = _photos()
     if image < len(photos) and card.preprocessing.shape == card.image:
-        # Pillow, which front-ends need, is imported when the first one is started.
+        # Imported here, since it needs Pillow, which this process imports when the first front-end is started.
         from service.preprocess import prepare
 
         with contextlib.suppress(RequestError):

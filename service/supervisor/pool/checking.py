@@ -1,4 +1,4 @@
-"""Known images through the old version's engine and every new one: what has to be seen before a switch."""
+"""The check before a switch: known images through an engine of the old version and all engines of the new one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from service.supervisor.pool.canary import Canary
 from service.supervisor.pool.serving import Serving
 from service.supervisor.pool.verdict import Verdict
 
-#: Seconds for the known images, on both sides.
+#: Seconds for the answers to the known images.
 _PATIENCE = 60.0
 
 
 class Check:
-    """Construct, `begin`; ``done`` gets the verdict, once, unless `close` comes before."""
+    """One check: `begin` starts it, and ``done`` is called once with the verdict unless `close` comes before."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Check:
         loop: Loop,
         done: Callable[[Verdict], None],
     ) -> None:
-        """``children`` and what they are ``serving`` are known by the numbers of the engines."""
+        """``children`` and ``serving`` are keyed by the engines' numbers."""
         self._wish = action.wish
         self._taken = action.taken
         self._loop = loop
@@ -47,13 +47,13 @@ class Check:
         return [*self._new, *([self._old] if self._old is not None else [])]
 
     def begin(self) -> None:
-        """Waits for the answers."""
+        """Begins to listen for the answers."""
         for canary in self._canaries:
             self._loop.listen_to(canary.fileno(), partial(self._heard, canary))
         self._look()
 
     def tick(self, now: float) -> None:
-        """Does not wait for ever."""
+        """Gives up engines that have not answered within `_PATIENCE` seconds."""
         if now - self._began > _PATIENCE:
             for canary in self._canaries:
                 if not canary.done:
@@ -61,7 +61,7 @@ class Check:
             self._look()
 
     def close(self) -> None:
-        """Nobody wants to know any more."""
+        """Ends the check and closes its links."""
         for canary in self._canaries:
             self._loop.stop_listening_to(canary.fileno())
             canary.close()

@@ -1,4 +1,4 @@
-"""What the engines take of the memory, and whether there is any for another."""
+"""The memory that engines take, and the decision whether there is enough for another one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from service.supervisor.pool import room
 
 
 class Memory:
-    """Looks at the processes of ``children``. ``mib`` is what all engines together may take; None is no limit.
+    """Measures the processes of ``children``. ``mib`` is the budget of all engines together; None means no limit.
 
-    Nothing is ever ended to make room, but a version that is kept for a rollback.
+    To make room, only a version that is kept for a rollback may be ended.
     """
 
     def __init__(self, state: State, children: Mapping[int, Child], mib: int | None) -> None:
@@ -24,7 +24,7 @@ class Memory:
         self._mib = mib
 
     def over_budget(self) -> str:
-        """What is wrong if the engines take more than they may; empty as a rule."""
+        """The error message if the engines exceed the budget; else empty."""
         left = self._left()
         if left is None or left >= 0:
             return ""
@@ -32,7 +32,10 @@ class Memory:
         return f"the engines take {-left >> 20} MiB more than memory_budget_mib={self._mib}: {each}"
 
     def room_for(self, servable: Servable, settings: Settings) -> room.Decision:
-        """Whether a model with these settings fits beside what there is; ``servable`` is one that is known."""
+        """Decides whether a model with these settings fits beside the present ones.
+
+        The need is estimated from the engines of ``servable``.
+        """
         current = servable.current
         taken = [self._resident(seat.engine.number) for seat in current.serving if seat.engine]
         if not taken or not self._state.processes:
@@ -47,13 +50,13 @@ class Memory:
         return room.decide(room.needed(max(taken), old, new) * len(current.seats), there)
 
     def _left(self) -> int | None:
-        """Bytes that engines may take beside those that there are; None without a limit."""
+        """The bytes that are left of the budget; None without one."""
         if self._mib is None or not self._state.processes:
             return None
         return (self._mib << 20) - sum(self._taken().values())
 
     def _taken(self) -> dict[str, int]:
-        """Bytes by engine."""
+        """The bytes of each engine."""
         return {
             f"{seat.name} ({version.settings.model})": self._resident(number)
             for number, (_, version, seat) in self._state.engines.items()

@@ -1,4 +1,4 @@
-"""The engines as processes: what is held of each, how front-ends are joined to it, what is looked up for loads."""
+"""The engines as processes: their resources, their links to front-ends, and the checks for loads."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from service.supervisor.pool.watching import Watching
 
 
 def models_to_serve(settings: Settings) -> list[Model]:
-    """Every model of the settings', the default first and the shadow last. Raises `ConfigurationError`."""
+    """All models of the settings, the default first and the shadow last. Raises `ConfigurationError`."""
     wanted = models_of(settings)
     room.check_budget([one.settings.model for one in wanted], settings.memory_budget_mib)
     models = [Model(name, own, resolve(own.device, gpus)) for name, own in wanted]
     if settings.shadow is not None:
-        # Other weights than the default model has, on the first of its devices.
+        # The shadow has the default model's settings, but other weights, and runs on the first of its devices.
         device = models[0].devices[0].name
         own = {"weights": settings.shadow, "device": device, "standby": False, "watch_weights_ms": 0.0}
         changed = wanted[0].settings.model_copy(update=own)
@@ -42,7 +42,7 @@ def models_to_serve(settings: Settings) -> list[Model]:
 
 
 class Pool:
-    """Part of the supervisor: `perform` does what the lifecycle wants of engines."""
+    """The part of the supervisor that carries out actions on engines (`perform`)."""
 
     def __init__(
         self,
@@ -52,23 +52,23 @@ class Pool:
         loop: Loop,
         happens: Callable[..., None],
     ) -> None:
-        """``happens`` takes an event of the ``lifecycle`` and its arguments."""
+        """``happens`` is called with an event of the ``lifecycle`` and its arguments."""
         self._lifecycle = lifecycle
         self._children = children
         self._loop = loop
         self._happens = happens
         self._serving: dict[int, Serving] = {}
-        """By number of the engine."""
+        """The resources of ready engines by number."""
         self._memory = Memory(lifecycle.state, children, settings.memory_budget_mib)
         self._check: Check | None = None
         self._watching = Watching()
 
     def resources(self) -> list[Serving]:
-        """What no forked process may keep alive."""
+        """The resources that a forked process must close."""
         return list(self._serving.values())
 
     def main_of(self, action: actions.StartEngine) -> Main:
-        """What the new engine does."""
+        """The main function of the new engine."""
         seat = action.seat
         several = seat.device.visible or seat.device.share[1] > 1
         return partial(
@@ -82,19 +82,19 @@ class Pool:
         )
 
     def ready(self, number: int, message: Mapping[str, Any], arena: int, card: int) -> None:
-        """An engine takes work. Owns the descriptors from now on."""
+        """Handles the message that an engine is ready, and owns its descriptors from now on."""
         serving = self._serving[number] = Serving(message["geometry"], arena, card)
         found = serving.read_card()
         names = {"model": found.name, "weights": found.weights}
         self._happens(self._lifecycle.engine_ready, number, names, self._memory.over_budget())
 
     def forget(self, number: int) -> None:
-        """A part has ended."""
+        """Closes the resources of a part that has ended."""
         if number in self._serving:
             self._serving.pop(number).close()
 
     def tick(self) -> None:
-        """Whatever is due."""
+        """Checks timeouts and changed weights; to be called about twice a second."""
         state, now = self._lifecycle.state, time.monotonic()
         if self._check is not None:
             self._check.tick(now)
@@ -103,12 +103,12 @@ class Pool:
                 self._happens(self._lifecycle.weights_changed, servable.place)
 
     def close(self) -> None:
-        """Lets go of the engines' memory."""
+        """Closes the resources of all engines."""
         for serving in self._serving.values():
             serving.close()
 
     def perform(self, action: Action) -> None:
-        """Does what engines are needed for."""
+        """Carries out an action on engines."""
         match action:
             case actions.Link(front_end, number):
                 self._serving[number].join(self._children[number], self._children[front_end], action)
@@ -131,10 +131,10 @@ class Pool:
         self._happens(self._lifecycle.checked, version, found.problem, found.to_json())
 
     def _load(self, load: actions.Load) -> None:
-        from service.models.checkpoints import places  # imports what reads checkpoints
+        from service.models.checkpoints import places  # here, since it imports the readers of checkpoints
 
         lifecycle, servable = self._lifecycle, load.servable
-        # Without what nobody has set: it stays so, and a file may say which of the twelve it is.
+        # Only settings that were set: an unset model lets the new weights decide the variant.
         given = servable.current.settings.model_dump(exclude_unset=True)
         try:
             settings = all_settings.read({**given, **load.wish.settings}, spelled=str)

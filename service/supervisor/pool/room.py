@@ -1,4 +1,4 @@
-"""Whether there is memory for one more engine: an estimate, made before anything is started."""
+"""The estimate whether the memory suffices for one more engine, made before anything is started."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from service.host.usage import resident_bytes
 from service.models.catalog import VARIANTS
 
 _MIB = 1 << 20
-#: Bytes that stay free beside a new engine, for everybody else.
+#: Bytes that must stay free beside a new engine.
 RESERVE = 64 * _MIB
 
 
 def resident(pid: int) -> int:
-    """Bytes that a process holds, what it shares counted in part; 0 where nothing tells."""
+    """The proportional set size of a process in bytes, or its resident memory; 0 if unknown."""
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
@@ -27,9 +27,10 @@ def resident(pid: int) -> int:
 
 
 def needed(taken: int, old: int | None, new: int | None) -> int:
-    """Bytes for an engine with ``new`` parameters, from what one with ``old`` has ``taken``. None is not known.
+    """The bytes for an engine with ``new`` parameters, if one with ``old`` parameters has ``taken`` so many.
 
-    What does not depend on the parameters counts as if it did: rather too much than too little.
+    The estimate is too high rather than too low: it scales all memory with the parameters, and never below ``taken``.
+    None means an unknown number of parameters.
     """
     if not old or not new:
         return taken
@@ -37,7 +38,7 @@ def needed(taken: int, old: int | None, new: int | None) -> int:
 
 
 def check_budget(variants: Sequence[str], budget_mib: int | None) -> None:
-    """Raises `ConfigurationError` where not even the numbers of all ``variants`` would fit, before any is loaded."""
+    """Raises `ConfigurationError` if the budget is too small even for the parameters of all ``variants``."""
     known = {name: 4 * VARIANTS[name].parameters for name in variants}
     least = sum(4 * VARIANTS[name].parameters for name in variants)
     if budget_mib is not None and len(variants) > 1 and least > budget_mib * _MIB:
@@ -48,30 +49,30 @@ def check_budget(variants: Sequence[str], budget_mib: int | None) -> None:
 
 
 def parameters_of(variant: str) -> int | None:
-    """Of one of the twelve."""
+    """The number of parameters of one of the twelve variants; None for any other name."""
     return VARIANTS[variant].parameters if variant in VARIANTS else None
 
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes: ``free`` now, ``kept`` by the version that would end for the new one. None and 0 where not known."""
+    """The memory in bytes: ``free`` now (None: unknown), and ``kept`` by a version that could end for the new one."""
 
     free: int | None
     kept: int = 0
     budget: int | None = None
-    """What all engines together may take, less what they do; None without a limit."""
+    """The rest of the budget of all engines; None without a budget."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """``refusal`` is empty where there is room; ``make_room`` says that the kept version has to go first."""
+    """The decision: ``refusal`` is empty if there is room; ``make_room`` says that the kept version must end first."""
 
     refusal: str = ""
     make_room: bool = False
 
 
 def decide(need: int, room: Room) -> Decision:
-    """For ``need`` bytes more."""
+    """Decides whether ``need`` more bytes fit into ``room``."""
     for left, name in ((room.budget, "memory_budget_mib"), (_less(room.free), "the memory that is free")):
         if left is not None and need > left + room.kept:
             return Decision(

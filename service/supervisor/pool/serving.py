@@ -1,4 +1,4 @@
-"""What the supervisor holds of an engine that takes work."""
+"""The supervisor's resources of a ready engine."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from service.supervisor.lifecycle.actions import Link
 
 @dataclass(frozen=True)
 class Serving:
-    """What front-ends need of it. The descriptors are the supervisor's."""
+    """The data that front-ends need of an engine. The supervisor owns the descriptors ``arena`` and ``card``."""
 
     geometry: dict[str, Any]
     arena: int
     card: int
 
     def read_card(self) -> ModelCard:
-        """What it serves."""
+        """The card of its model."""
         return ModelCard.from_bytes(os.pread(self.card, os.fstat(self.card).st_size, 0))
 
     def read_geometry(self) -> Geometry:
         return Geometry.from_json(self.geometry)
 
     def join(self, engine: Child, front_end: Child, link: Link) -> None:
-        """Hands each of the two its end of a new link."""
+        """Sends the engine and the front-end the two ends of a new link."""
         ours, theirs = transport.socket_pair()
         engine.channel.send("front-end", number=link.number, descriptors=[ours.fileno()])
         front_end.channel.send(

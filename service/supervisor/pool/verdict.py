@@ -1,4 +1,4 @@
-"""Whether a new version may answer in place of the old one, from what both say to known images: pure arithmetic."""
+"""The judgement whether a new version may replace the old one, from both answers to known images: pure arithmetic."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Answers = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Verdict:
-    """``problem`` is empty for a version that will do."""
+    """The result of the check. ``problem`` is empty if the new version may answer."""
 
     problem: str = ""
     agreement: float | None = None
-    """The share of images to which both give the same top class; None where there is nothing to compare."""
+    """The share of images to which both give the same top class; None without a comparison."""
 
     def to_json(self) -> dict[str, float | None]:
         return {"agreement": self.agreement}
 
 
 def classes_problem(old: ModelCard, new: ModelCard) -> str:
-    """What is different about the classes; empty where they are the same in the same order."""
+    """The error message for different classes; empty for the same classes in the same order."""
     if [one.label for one in old.classes] == [one.label for one in new.classes]:
         return ""
     if len(old.classes) != len(new.classes):
@@ -36,7 +36,7 @@ def classes_problem(old: ModelCard, new: ModelCard) -> str:
 
 
 def judge(old: Answers | None, new: Answers, least_agreement: float) -> Verdict:
-    """Of outputs float32 ``[images, outputs]`` for the same images. ``old`` None compares nothing."""
+    """Judges ``new`` against ``old`` (None: no comparison), both float32 ``[images, outputs]`` for the same images."""
     wrong = int(np.count_nonzero(~np.isfinite(new).all(axis=1)))
     if wrong:
         return Verdict(f"the new model answers {wrong} of {len(new)} known images with NaN or infinity")

@@ -1,15 +1,15 @@
-"""Whether the weights on disk have changed, and whether whoever changes them is done: pure but for `look_at`."""
+"""Detects that weights on disk have changed and are complete. Pure, except for `look_at`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-#: Where the weights lie and what each file is like: (name, inode, bytes, nanoseconds of the last change).
+#: The path of the weights and each file's (name, inode, bytes, nanoseconds of the last change).
 Signature = tuple[str, tuple[tuple[str, int, int, int], ...]]
 
 
 def look_at(weights: str) -> Signature | None:
-    """The files that ``weights`` name, as they are now; None where they name none, or none that can be read."""
+    """The present signature of the files that ``weights`` names; None if there are none, or they cannot be read."""
     path = Path(weights).expanduser()
     try:
         real = path.resolve(strict=True)
@@ -24,13 +24,13 @@ def look_at(weights: str) -> Signature | None:
 
 
 class Watch:
-    """Told what is there at every look. A change counts when two looks in a row have seen the same."""
+    """Compares signatures. A change counts when two in a row are equal, so that it is complete."""
 
     def __init__(self, first: Signature | None) -> None:
         self._loaded = self._last = first
 
     def changed(self, seen: Signature | None) -> bool:
-        """Whether ``seen`` is something else than what was loaded, and has settled. True once for each change."""
+        """True, once for each change, if ``seen`` differs from the loaded weights and equals the last signature."""
         settled = seen == self._last
         self._last = seen
         if seen is None or not settled or seen == self._loaded:

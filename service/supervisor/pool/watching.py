@@ -1,4 +1,4 @@
-"""Weights on disk that are loaded by themselves when they have changed (watch_weights_ms)."""
+"""Watches weights on disk, so that changed ones are loaded (watch_weights_ms)."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class _Watched:
     watch: Watch
     weights: str
     look_at: float
-    """When it is time to look again."""
+    """The time of the next look."""
 
 
 class Watching:
-    """Remembers what the weights of each model were like."""
+    """Remembers the signatures of each model's weights."""
 
     def __init__(self) -> None:
         self._watched: dict[int, _Watched] = {}
-        """By place of the model."""
+        """The watched weights by the model's place."""
 
     def has_changed(self, servable: Servable, now: float) -> bool:
-        """Whether the weights of ``servable`` are others, and whoever has changed them is done. Looks now and then."""
+        """True if the weights of ``servable`` have changed completely. Looks every ``watch_weights_ms``."""
         settings = servable.current.settings
         watched = self._watched.get(servable.place)
         due = watched is None or now >= watched.look_at
