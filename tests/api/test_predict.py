@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.api.site import CLASSES, logits_of, site
+from tests.api.site import CLASSES, Site, logits_of, site
 from tests.loops import on_a_loop, until
 from tests.uploads import encoded, noise, png
 
@@ -201,10 +201,17 @@ async def test_a_failing_model_and_one_without_numbers_are_500() -> None:
         assert "secret" not in answer.text
         here.engine.runner.error = None
         here.engine.runner.not_a_number = True
+        before = await _images_without_numbers(here)
         problem(await here.http.post("/predict", files={"file": png(1)}), 500, "internal")
+        assert await _images_without_numbers(here) == before + 1
         here.engine.runner.not_a_number = False
         assert (await here.http.post("/predict", files={"file": png(1)})).status_code == 200
         assert here.free == here.engine.arena.geometry.slots
+
+
+async def _images_without_numbers(here: Site) -> float:
+    scrape = (await here.http.get("/metrics")).text
+    return float(re.findall(r"^imagenet_nan_outputs_total ([0-9.]+)$", scrape, re.MULTILINE)[0])
 
 
 @on_a_loop

@@ -37,6 +37,7 @@ TESTS = [
         f"tests/api/test_{name}.py"
         for name in ("predict", "json_images", "priority", "shortcut", "explain", "features", "shadow")
     ),
+    "tests/frontend/test_wire.py",
 ]
 
 

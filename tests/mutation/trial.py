@@ -85,7 +85,8 @@ def fails(copy: Path, mutant: Mutant, seen: Sequence[Seen]) -> bool:
         path.write_text(mutant.source)
         for cached in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
             cached.unlink()
-        return any(_fork(copy, [one.tests], _TIMES * one.seconds + _MORE) != 0 for one in mine)
+        patience = _TIMES * sum(one.seconds for one in mine) + _MORE
+        return bool(mine) and _fork(copy, [one.tests for one in mine], patience) != 0
     finally:
         path.write_text(original)
 
