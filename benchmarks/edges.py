@@ -1,4 +1,4 @@
-"""What two parts of the HTTP side save: the short way of `POST /predict`, and head and body in one write.
+"""Measures two parts of the HTTP side: the short way of `POST /predict`, and head and body in one write.
 
     python -m benchmarks.edges [--turns 9] [--requests 300]
 
