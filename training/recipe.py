@@ -91,9 +91,9 @@ class Recipe:
 #: for the first half, and the first one to the end.
 REFINING = Recipe(
     stages=(
-        Stage(4.5, 48, 0.35, tried=64, frozen="transition2"),
+        Stage(3.5, 48, 0.35, tried=64, frozen="transition2"),
         Stage(4, 48, 0.35, tried=64, frozen="transition1"),
-        Stage(1.5, 64, 0.6, frozen="transition1"),
+        Stage(2.5, 64, 0.5, frozen="transition1"),
     ),
     peak_learning_rate=0.08,
     warm_up=0.05,

@@ -10,7 +10,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 #: The folder of the samples in an installed wheel, and in a checkout.
 _FOLDERS = (_PACKAGE / "_samples", _PACKAGE.parent / "samples")
 #: The photos of which the demo model is most certain come first; the others follow by name.
-_ORDER = ("red-panda", "coffee", "goldfish")
+_ORDER = ("coffee", "red-panda", "banana", "goldfish")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 

@@ -33,7 +33,7 @@ def test_it_classifies_the_samples_stays_up_and_ends_with_ctrl_c(tmp_path: Path)
             if "Ctrl-C" in line:
                 break
         text = "".join(shown)
-        for name in ("red-panda.jpg", "coffee.jpg", "goldfish.jpg", "thing ", "█", " %"):
+        for name in ("red-panda.jpg", "coffee.jpg", "banana.jpg", "goldfish.jpg", "thing ", "█", " %"):
             assert name in text
         (url,) = re.findall(r"From a shell +curl -F file=@\S+ (http://\S+)/predict", text)
         assert HTTP.get(f"{url}/readyz").status_code == 200
