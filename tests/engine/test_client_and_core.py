@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Iterator
@@ -134,6 +135,32 @@ async def test_expired_and_cancelled_work_never_runs_and_only_hang_ups_count_as_
         await blocker
         assert len(engine.runner.batches) == 1
         assert len(hang_ups) == 1
+
+
+@on_a_loop
+async def test_a_place_forgets_that_somebody_hung_up_there() -> None:
+    with Engine("thread", slots=2, max_batch_size=1) as engine:
+        hang_ups: list[int] = []
+        client = EngineClient()
+        client.on_cancelled(lambda: hang_ups.append(1))
+        engine.connect(client)
+        engine.runner.may_run.clear()
+        blocker = asyncio.create_task(ask(client, picture(1)))
+        await until(lambda: len(engine.runner.batches) == 1)
+        gone = asyncio.create_task(ask(client, picture(2)))
+        await until(lambda: engine.arena.gauges[Gauge.QUEUE_DEPTH] == 1)
+        gone.cancel()
+        await until(lambda: engine.arena.free == 1)
+        # The same place, left for another reason.
+        with contextlib.suppress(ZeroDivisionError), client.acquire() as slot:
+            waiting = asyncio.create_task(slot.answer(client.clock() + LATER, 10))
+            await until(lambda: engine.arena.gauges[Gauge.QUEUE_DEPTH] == 1)
+            waiting.cancel()
+            raise ZeroDivisionError
+        await until(lambda: engine.arena.free == 1)
+        assert len(hang_ups) == 1
+        engine.runner.may_run.set()
+        await blocker
 
 
 @KINDS

@@ -10,7 +10,7 @@ import struct
 import pytest
 
 from service.frontend import connections, protocol
-from tests.api.wire import PATIENCE, Place, on_the_services_loop, place
+from tests.api.wire import PATIENCE, Place, Wire, on_the_services_loop, place
 from tests.loops import until
 from tests.uploads import png
 
@@ -26,6 +26,12 @@ def post(body: bytes, *, length: int | None = None, path: str = "/predict", head
 CHUNKED = (
     b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
+
+
+def reset_on_close(wire: Wire) -> None:
+    """Lets the connection end with a reset: a client that only closes may still wait for its answer."""
+    linger = struct.pack("ii", 1, 0)
+    wire.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
 
 async def still_serves(here: Place) -> None:
@@ -278,9 +284,7 @@ async def test_a_client_that_is_reset_frees_its_place() -> None:
             async with here.connect() as wire:
                 await wire.send(post(PHOTO))
                 await until(lambda: not here.idle)
-                wire.writer.get_extra_info("socket").setsockopt(
-                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-                )
+                reset_on_close(wire)
                 if half_closed:
                     wire.writer.write_eof()
                 wire.writer.transport.abort()
@@ -288,6 +292,24 @@ async def test_a_client_that_is_reset_frees_its_place() -> None:
         await until(lambda: here.idle)
         await until(lambda: not len(here.connections))
         await still_serves(here)
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict?top_k=3&", "/features", "/explain"])
+@on_the_services_loop
+async def test_a_place_is_free_before_the_device_is_when_its_client_hangs_up(path: str) -> None:
+    async with place(slots=4, max_batch_size=1) as here:
+        here.engine.runner.may_run.clear()
+        async with here.connect() as first:
+            await first.send(post(PHOTO))
+            await until(lambda: len(here.engine.runner.batches) == 1)
+            async with here.connect() as wire:
+                await wire.send(post(PHOTO, path=path))
+                await until(lambda: here.engine.arena.free == 2)
+                reset_on_close(wire)
+            await until(lambda: here.engine.arena.free == 3)
+            here.engine.runner.may_run.set()
+            assert (await first.answer()).status == 200
+        assert len(here.engine.runner.batches) == 1
 
 
 @on_the_services_loop
