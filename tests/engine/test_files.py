@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -107,7 +108,7 @@ class Site:
         ours, theirs = socket_pair()
         self.core.attach(number, Link(ours))
         client = client or EngineClient(threads=1)
-        client.attach(Arena(_dup(self.arena.descriptor), self.arena.geometry), Link(theirs), number)
+        client.attach(Arena(os.dup(self.arena.descriptor), self.arena.geometry), Link(theirs), number)
         (connection,) = client.connections
         connection.decoding = 1  # its one decoder is busy with something else
         return client
@@ -122,12 +123,6 @@ class Site:
             assert (slot.pixels == level).all()
             assert (answer.result == fingerprint(slot.pixels, self.runner.results)).all()
             return level
-
-
-def _dup(descriptor: int) -> int:
-    import os
-
-    return os.dup(descriptor)
 
 
 def run(decoder: FakeDecoder | None, scenario: Callable[[Site], object], slots: int = 6) -> Site:
@@ -259,3 +254,14 @@ def test_a_dead_front_end_s_slots_come_back_after_the_engine_has_decoded_into_th
         other.detach()
 
     run(decoder, scenario)
+
+
+def test_a_stopped_thread_leaves_no_descriptor_open() -> None:
+    arena = Arena.create(Geometry(2, *SHAPE, 10))
+    before = os.listdir("/proc/self/fd")
+    for started in (True, False):
+        thread = FileDecodeThread(FakeDecoder(), arena)
+        if started:
+            thread.start()
+        thread.stop()
+    assert os.listdir("/proc/self/fd") == before

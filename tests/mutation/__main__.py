@@ -1,6 +1,6 @@
 """Faults in the engine and in `/predict`, one at a time: which of them do the tests find?
 
-    python -m tests.mutation [--sample 150] [--seed 1] [--files service/engine/batcher.py …]
+    python -m tests.mutation [--sample 150] [--seed 1] [--files FILE …] [--tests FILE …]
 
 Runs in a copy of the checkout. First every test file is run once, to learn what it takes and which lines it runs.
 A mutant then gets the test files that run its line, the quickest first, until one fails. Exit code 1 when fewer than
@@ -47,11 +47,12 @@ def main() -> int:
     )
     parser.add_argument("--sample", type=int, default=150, help="how many mutants")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--files", nargs="+", default=FILES)
+    parser.add_argument("--files", nargs="+", default=FILES, help="modules that get faults")
+    parser.add_argument("--tests", nargs="+", default=TESTS, help="test files that look for them")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="imagenet-serve-mutants-") as folder:
         copy = trial.copy(ROOT, Path(folder) / "copy")
-        seen = trial.learn(copy, TESTS, arguments.files)
+        seen = trial.learn(copy, arguments.tests, arguments.files)
         chosen = mutants.sample(copy, arguments.files, arguments.sample, arguments.seed)
         return report([(mutant, judge(copy, mutant, seen)) for mutant in chosen])
 
