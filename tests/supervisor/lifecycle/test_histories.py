@@ -11,7 +11,6 @@ from service.supervisor.lifecycle import leaving
 from service.supervisor.lifecycle.changes import Changes
 from service.supervisor.lifecycle.engines import Engines
 from service.supervisor.lifecycle.lifecycle import Lifecycle
-from service.supervisor.lifecycle.parts import FrontEnd
 from service.supervisor.lifecycle.state import State
 from tests.engine import histories
 from tests.supervisor.lifecycle.histories import Histories
@@ -30,7 +29,6 @@ BROKEN = {
     "an engine that died is not replaced": (Engines, "_replace", nothing),
     "a front-end hears nothing": (State, "tell", nothing),
     "a new front-end is joined to no engine": (Lifecycle, "_introduce", nothing),
-    "what is silent or late is not ended": (Lifecycle, "tick", lambda *_: []),
     "engines stop before front-ends": (
         Lifecycle,
         "_drain",
@@ -43,7 +41,6 @@ BROKEN = {
         lambda state, version: [state.stop_engine(seat) for seat in version.seats],
     ),
     "an order is not answered": (Changes, "_reply", nothing),
-    "what joins nothing is kept": (FrontEnd, "is_lost", lambda *_: False),
 }
 
 
