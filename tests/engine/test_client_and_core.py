@@ -137,6 +137,24 @@ async def test_expired_and_cancelled_work_never_runs_and_only_hang_ups_count_as_
         assert len(hang_ups) == 1
 
 
+@pytest.mark.parametrize("error", [None, RuntimeError("no numbers today")])
+@on_a_loop
+async def test_a_hang_up_after_the_model_ran_counts_as_none(error: Exception | None) -> None:
+    with Engine("thread", slots=2) as engine:
+        hang_ups: list[int] = []
+        client = EngineClient()
+        client.on_cancelled(lambda: hang_ups.append(1))
+        engine.connect(client)
+        engine.runner.may_run.clear()
+        engine.runner.error = error
+        gone = asyncio.create_task(ask(client, picture(1)))
+        await until(lambda: len(engine.runner.batches) == 1)
+        gone.cancel()
+        engine.runner.may_run.set()
+        await until(lambda: engine.arena.free == 2)
+        assert hang_ups == []
+
+
 @on_a_loop
 async def test_a_place_forgets_that_somebody_hung_up_there() -> None:
     with Engine("thread", slots=2, max_batch_size=1) as engine:
