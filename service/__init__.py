@@ -1,3 +1,3 @@
 """imagenet-serve: ImageNet classification with a VGG or a DenseNet behind an HTTP port."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
