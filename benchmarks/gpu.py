@@ -1,12 +1,13 @@
 """The first thirty minutes on a GPU: one command that runs steps of growing scope and prints a short table.
 
-    python -m benchmarks.gpu [--minutes 30] [--weights random:0] [--models densenet121 vgg16 ...] [--again STEP ...]
-                             [--state FILE] [--allow-no-gpu]
+    python -m benchmarks.gpu [--minutes 30] [--weights random:0] [--models densenet121 vgg16 ...] [--only STEP ...]
+                             [--again STEP ...] [--state FILE] [--allow-no-gpu]
 
 Each step has a verdict and a time; a failing one does not keep the next from running, and leaves in the state's file
 what is needed to understand it elsewhere. Run again, the command goes on after the last step that is there;
-``--again`` repeats some, or all. What does not fit into the time is left out and named. Beside what was measured
-stands what `benchmarks.paper.expected` expects of this GPU. Exit code 1 when a step failed, or without CUDA.
+``--again`` repeats some, or all; ``--only`` runs some. What does not fit into the time is left out and named. Beside
+what was measured stands what `benchmarks.paper.expected` expects of this GPU. Exit code 1 when a step failed, or
+without CUDA.
 
 Steps (`benchmarks.gpu_steps`):
 """
@@ -168,7 +169,9 @@ def main() -> int:
         "--weights", default="random:0", help="random:0 needs no network; pretrained says more"
     )
     parser.add_argument("--models", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--again", nargs="+", default=[], choices=[step.name for step in steps] + ["all"])
+    names = [step.name for step in steps]
+    parser.add_argument("--only", nargs="+", default=names, choices=names)
+    parser.add_argument("--again", nargs="+", default=[], choices=[*names, "all"])
     parser.add_argument("--state", type=Path, default=_STATE, help="where the outcomes are kept")
     parser.add_argument(
         "--allow-no-gpu", action="store_true", help="exit with 0 where there is no CUDA device"
@@ -184,7 +187,7 @@ def main() -> int:
     torch.set_num_threads(available_cores())
     plan = Plan(arguments.models, arguments.weights, time.monotonic() + 60 * arguments.minutes)
     state = State(arguments.state, torch.cuda.get_device_name())
-    go(steps, plan, state, arguments.again)
+    go([step for step in steps if step.name in arguments.only], plan, state, arguments.again)
     publish(steps, state, arguments.weights)
     return int(any(outcome.verdict == "FAILED" for outcome in state.outcomes.values()))
 
