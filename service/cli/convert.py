@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from service.cli.flags import checked, from_flags, overwrite_flag, settings_flags
-from service.cli.progress import may_write, working
+from service.cli.progress import may_write, read_checkpoint, working
 
 
 @click.command()
@@ -27,14 +27,9 @@ def convert(source: str, directory: Path, overwrite: bool, **given: Any) -> None
     from service.models import loader
     from service.models.checkpoints import resolve, write
 
-    with working(f"reading {source}") as work:
-        checkpoint = resolve(
-            settings.weights, settings.named_model, labels=settings.labels, progress=work.downloaded
-        )
-        loader.load(
-            checkpoint
-        )  # fails here, before anything is written, if the tensors do not fit the network
-        work.say(f"writing {directory}")
+    checkpoint = read_checkpoint(settings, f"reading {source}")
+    with working(f"writing {directory}"):
+        loader.load(checkpoint)  # fails before anything is written if the tensors do not fit the network
         write(checkpoint, directory)
         loader.load(resolve(str(directory), settings.named_model))  # proves that the directory can be served
     click.echo(f"{directory}: {checkpoint.name} from {checkpoint.source}", err=True)

@@ -16,6 +16,9 @@ from service.options.wording import size
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from service.models.checkpoints import Checkpoint
+    from service.settings import Settings
+
 
 class Work:
     """The line that says what is being done. `say` replaces its text; `downloaded` adds a count of bytes to it."""
@@ -51,6 +54,16 @@ def working(text: str) -> Iterator[Work]:
         work = Work(progress, progress.add_task(text, total=None), text)
         work.say(text)
         yield work
+
+
+def read_checkpoint(settings: Settings, text: str) -> Checkpoint:
+    """Reads the settings' weights and shows ``text`` meanwhile. Raises `CheckpointError`."""
+    from service.models.checkpoints import resolve
+
+    with working(text) as work:
+        return resolve(
+            settings.weights, settings.named_model, labels=settings.labels, progress=work.downloaded
+        )
 
 
 def check_artifact_directory(out: Path) -> None:

@@ -55,8 +55,14 @@ def by_process(supervisor: int) -> dict[str, Usage]:
     return found
 
 
-def resident_bytes(pid: int) -> int:
-    """The resident memory of the process; 0 if it does not exist."""
+def memory_bytes(pid: int) -> int:
+    """The proportional set size of the process, or else its resident memory; 0 if it does not exist."""
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
     fields = stat_fields(pid)
     return int(fields[_RESIDENT]) * _PAGE if fields else 0
 

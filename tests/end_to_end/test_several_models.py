@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from service import settings
 from service.errors import ConfigurationError
+from service.host.usage import memory_bytes
 from service.options.several import MAX_MODELS, models_of
-from service.supervisor.pool import room
 from service.supervisor.pool.room import check_budget
 from tests.drills.crowd import PHOTOS, options
 from tests.drills.hostile import CLASSES
@@ -163,7 +163,7 @@ def test_a_load_past_the_memory_budget_is_refused_first() -> None:
     settings = options(frontends=1, model_control="open", weights="random:1")
     with Server(**settings) as server:
         (engine,) = engines(server)
-        taken = room.resident(engine)
+        taken = memory_bytes(engine)
     budget = 1.5 * taken / 2**20  # for one of them, and not for two
     with Server(**settings, memory_budget_mib=round(budget)) as server:
         answer = load(server, 2)

@@ -163,7 +163,7 @@ class _Run:
             self._go_on(connection, now)
         else:
             connection.close()
-            self._replace(now)
+            self._go_on(None, now)
 
     def failed(self, connection: _Connection, reason: str) -> None:
         """Counts a request that gets no answer because its connection failed."""
@@ -209,20 +209,14 @@ class _Run:
         else:
             self._waiting.append(due)
 
-    def _go_on(self, connection: _Connection, now: float) -> None:
+    def _go_on(self, connection: _Connection | None, now: float) -> None:
+        """Sends the next request over ``connection``, or over a new one if the server has closed it (None)."""
         if self._waiting:
-            self._send(connection, self._waiting.popleft(), now)
+            self._send(connection or self._connection(self), self._waiting.popleft(), now)
         elif self.plan.rate is None and now < self._ends:
-            self._send(connection, now, now)
-        else:
+            self._send(connection or self._connection(self), now, now)
+        elif connection is not None:
             self._idle.append(connection)
-
-    def _replace(self, now: float) -> None:
-        """Opens a new connection in place of one that the server closed after its answer."""
-        if self._waiting:
-            self._send(self._connection(self), self._waiting.popleft(), now)
-        elif self.plan.rate is None and now < self._ends:
-            self._send(self._connection(self), now, now)
 
     def _send(self, connection: _Connection, due: float, now: float) -> None:
         self._busy.add(connection)

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-from service.classifier import Classification, Classifier, Image
+from service.classifier import Classifier, Image
 from service.classifier.local import LocalClassifier
+from service.cli.bar import Bar
 from service.cli.classify.resume import Resumed
 from service.cli.classify.sinks import Form, Sink, open_sink
-from service.cli.evaluate.dataset import SUFFIXES
+from service.cli.evaluate.dataset import images_below
 from service.errors import ConfigurationError
 from service.settings import Settings
 
@@ -86,44 +84,39 @@ def run(
         settings = settings.model_copy(update={"max_batch_size": min(_BATCH, len(images))})
     try:
         sink = resumed.sink() if resumed else open_sink(form, sys.stdout, images)
-        with _classifier(settings, server) as open_classifier:
-            return _classify(open_classifier, images, sink)
+        return _classify(settings, server, images, sink)
     except BrokenPipeError:
         # Python flushes standard output when it ends, which would fail a second time.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
 
 
-#: Makes the classifier. Its argument is called with each step of the start, in words.
-_Open = Callable[[Callable[[str], None]], Classifier]
-
-
 @contextmanager
-def _classifier(settings: Settings, server: Server | None) -> Iterator[_Open]:
+def _classifier(settings: Settings, server: Server | None, bar: Bar) -> Iterator[Classifier]:
     if server is None:
-        yield lambda tell: LocalClassifier(settings, tell=tell)
+        yield LocalClassifier(settings, tell=bar.say)
         return
     from service.classifier.remote import RemoteClassifier
 
     with RemoteClassifier(
         server.url, key=server.key, top_k=settings.top_k, concurrency=server.concurrency, bulk=True
     ) as remote:
-        yield lambda tell: remote
+        yield remote
 
 
-def _classify(open_classifier: _Open, images: dict[str, Image], sink: Sink) -> int:
+def _classify(settings: Settings, server: Server | None, images: dict[str, Image], sink: Sink) -> int:
     done, bad = 0, False
-    with Bar(len(images)) as bar:
+    with Bar("loading the model", transient=True) as bar:
         try:
-            # Before the sink: if the model cannot be loaded, not even a table's header is printed.
-            classifier = open_classifier(bar.say)
-            with sink:
-                results = classifier.classify(images.values())
-                for name, seen in zip(images, bar.track(results), strict=True):
+            # The sink comes second: if the model cannot be loaded, not even a table's header is printed.
+            with _classifier(settings, server, bar) as classifier, sink:
+                bar.count_from_zero("classifying", len(images))
+                for name, seen in zip(images, classifier.classify(images.values()), strict=True):
                     if seen.error:
                         print(f"{name}: {seen.error}", file=sys.stderr)
                     sink.write(name, seen)
                     done, bad = done + 1, bad or bool(seen.error)
+                    bar.step()
         except KeyboardInterrupt:
             print(f"imagenet-serve: interrupted after {done} of {len(images)} images", file=sys.stderr)
             return _INTERRUPTED
@@ -136,41 +129,9 @@ def _images(paths: Iterable[str]) -> Iterator[tuple[str, Image]]:
         if name == STDIN:
             yield "(stdin)", sys.stdin.buffer.read()
         elif path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            files = images_below(path)
             if not files:
                 raise ConfigurationError(f"there are no images in '{name}'")
             yield from ((str(file), file) for file in files)
         else:
             yield name, path
-
-
-class Bar:
-    """A progress bar on standard error if that is a terminal: first for the start's steps, then for the images."""
-
-    def __init__(self, count: int) -> None:
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._count = count
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> Bar:
-        self._progress.start()
-        self._task = self._progress.add_task("loading the model", total=None)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def say(self, text: str) -> None:
-        """Shows a step of the start."""
-        if self._task is not None:
-            self._progress.update(self._task, description=text)
-
-    def track(self, results: Iterable[Classification]) -> Iterator[Classification]:
-        """Passes the results on and counts them on the bar."""
-        assert self._task is not None
-        self._progress.reset(self._task, total=self._count, description="classifying")
-        for seen in results:
-            yield seen
-            self._progress.advance(self._task)

@@ -6,8 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator
-from types import TracebackType
-from typing import Any, Literal, Protocol, TextIO
+from typing import Any, Literal, Self, TextIO
 
 from service.classifier import Classification
 
@@ -18,34 +17,20 @@ COLUMNS = ("file", "rank", "class_id", "wnid", "label", "probability", "error")
 _MAX_NAME, _LABEL = 48, 32
 
 
-class Sink(Protocol):
-    """An output, used in a ``with`` block; its end closes open brackets and files even if the block ends early."""
-
-    def __enter__(self) -> Sink: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def write(self, name: str, seen: Classification) -> None:
-        """Writes one image's results and flushes them."""
-
-
-class _Stream:
-    """The base of all sinks: writes an image's text to a stream in one piece."""
+class Sink:
+    """The base of all outputs, used in a ``with`` block: writes an image's text to ``stream`` in one piece."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def __enter__(self) -> _Stream:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Completes the output; nothing is left to do for most forms."""
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Completes the output, even if the block ends early; nothing is left to do for most forms."""
 
     def write(self, name: str, seen: Classification) -> None:
+        """Writes one image's results and flushes them."""
         raise NotImplementedError
 
     def _put(self, text: str) -> None:
@@ -53,14 +38,14 @@ class _Stream:
         self._stream.flush()
 
 
-class Table(_Stream):
+class Table(Sink):
     """Aligned columns, a line for each class. The file's name stands on its first line only."""
 
     def __init__(self, stream: TextIO, names: Iterable[str]) -> None:
         super().__init__(stream)
         self._width = min(_MAX_NAME, max(map(len, names), default=0))
 
-    def __enter__(self) -> Table:
+    def __enter__(self) -> Self:
         self._put(self._line("file", "rank", "label", "probability", "class_id", "wnid"))
         return self
 
@@ -86,14 +71,14 @@ class Table(_Stream):
         return "  ".join((*cells, class_id.rjust(8), wnid)).rstrip() + "\n"
 
 
-class JsonLines(_Stream):
+class JsonLines(Sink):
     """JSON Lines: one object a line for each image."""
 
     def write(self, name: str, seen: Classification) -> None:
         self._put(json.dumps(_document(name, seen), ensure_ascii=False) + "\n")
 
 
-class Json(_Stream):
+class Json(Sink):
     """One JSON list. Its bracket is closed even if the run ends early."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -105,21 +90,19 @@ class Json(_Stream):
         self._put(self._separator + text)
         self._separator = ",\n"
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not BrokenPipeError:
             self._put("[]\n" if self._separator == "[\n" else "\n]\n")
 
 
-class Csv(_Stream):
+class Csv(Sink):
     """CSV: a line for each class, or one line with the error. ``header`` is False for a file that has one already."""
 
     def __init__(self, stream: TextIO, *, header: bool = True) -> None:
         super().__init__(stream)
         self._header = header
 
-    def __enter__(self) -> Csv:
+    def __enter__(self) -> Self:
         if self._header:
             self._put(",".join(COLUMNS) + "\n")
         return self
@@ -133,9 +116,7 @@ class Csv(_Stream):
 class CsvFile(Csv):
     """CSV into a file that is closed at the end."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stream.close()
 
 

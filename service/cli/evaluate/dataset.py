@@ -26,7 +26,7 @@ from typing import TypeVar
 from service.errors import ConfigurationError
 from service.labels import ClassLabel
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
 #: File names that are looked for in the folder and beside it, and in an unpacked development kit (`_KITS`) in either.
 _GROUND_TRUTHS = (
@@ -111,15 +111,18 @@ def _plain(label: str) -> str:
     return label.replace("_", " ").casefold()
 
 
+def images_below(folder: Path) -> list[Path]:
+    """The image files in ``folder`` and its sub-folders, in the order of their paths."""
+    return sorted(path for path in folder.rglob("*") if _is_image(path))
+
+
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    return path.suffix.lower() in _SUFFIXES and path.is_file()
 
 
 def _image_folder(folder: Path) -> Iterator[Photo]:
     for child in sorted(path for path in folder.iterdir() if path.is_dir()):
-        for path in sorted(child.rglob("*")):
-            if _is_image(path):
-                yield Photo(path, child.name)
+        yield from (Photo(path, child.name) for path in images_below(child))
 
 
 def _flat(images: list[Path], ground_truth: Path, class_list: Path | None) -> Iterator[Photo]:

@@ -17,13 +17,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from service.classifier import Classifier
 from service.classifier.local import LocalClassifier
 from service.classifier.remote import RemoteClassifier
+from service.cli.bar import Bar
 from service.cli.evaluate import calibrate, dataset, report
 from service.cli.evaluate.calibrate import Calibration
 from service.cli.evaluate.dataset import Names, Photo
@@ -60,9 +58,8 @@ def in_process(task: EvaluationOptions, several: Iterable[Settings]) -> int:
     """Evaluates one model after the other, each in this process. Returns the exit code."""
     photos = dataset.read(task.folder, task.ground_truth, task.class_list)
 
-    def one(
-        settings: Settings,
-    ) -> Evaluation:  # a function, so that each model is freed before the next is loaded
+    # A function, so that each model is freed before the next is loaded.
+    def one(settings: Settings) -> Evaluation:
         checkpoint = calibrate.ready(settings) if task.calibrate else None
         classifier = LocalClassifier(
             settings.model_copy(update={"top_k": TOP}), warm=True, keep_logits=checkpoint is not None
@@ -103,28 +100,22 @@ def _evaluate(classifier: Classifier, photos: Sequence[Photo], limit: int | None
     logits, columns = [], []
     column = {entry.class_id: number for number, entry in enumerate(classifier.identity.classes)}
     began = time.monotonic()
-    with _Bar(classifier.identity.model, len(chosen), score) as bar:
+    with Bar(classifier.identity.model, len(chosen)) as bar:
         results = classifier.classify(photo.path for photo, _ in chosen)
         for (photo, truth), seen in zip(chosen, results, strict=True):
             if seen.error:
                 errors.append((photo.path, seen.error))
-                bar.say(f"{photo.path}: {seen.error}")
+                bar.print(f"{photo.path}: {seen.error}")
             else:
                 named = [prediction["class_id"] for prediction in seen.predictions]
                 score.add(truth, named, seen.predictions[0]["probability"])
                 if seen.logits is not None:
                     logits.append(seen.logits)
                     columns.append(column[truth])
-            bar.step()
+            bar.step(f"top-1 {score.top1:5.2f} %  top-5 {score.top5:5.2f} %")
     seconds = time.monotonic() - began
-    return Evaluation(
-        classifier.identity,
-        score,
-        errors,
-        left_out,
-        seconds,
-        _calibration(logits, columns) if logits else None,
-    )
+    calibration = _calibration(logits, columns) if logits else None
+    return Evaluation(classifier.identity, score, errors, left_out, seconds, calibration)
 
 
 def _calibration(logits: Sequence[NDArray[np.float32]], columns: Sequence[int]) -> Calibration | str:
@@ -141,37 +132,3 @@ def _split(photos: Sequence[Photo], names: Names) -> tuple[list[tuple[Photo, int
     known = [(photo, class_id) for photo in photos if (class_id := found[photo.answer]) is not None]
     unknown = sum(class_id is None for class_id in found.values())
     return known, LeftOut(classes=unknown, of=len(found), images=len(photos) - len(known))
-
-
-class _Bar:
-    """A progress bar with the figures so far, on standard error if that is a terminal."""
-
-    def __init__(self, model: str, images: int, score: Score) -> None:
-        console = Console(stderr=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._model, self._images, self._score = model, images, score
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        self._task = self._progress.add_task(self._model, total=self._images, figures="")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def step(self) -> None:
-        assert self._task is not None
-        figures = f"top-1 {self._score.top1:5.2f} %  top-5 {self._score.top5:5.2f} %"
-        self._progress.update(self._task, advance=1, figures=figures)
-
-    def say(self, line: str) -> None:
-        """Prints a line above the bar."""
-        self._progress.console.print(escape(line), soft_wrap=True, highlight=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from service.cli import tables
-from service.cli.progress import check_artifact_directory, working
+from service.cli.progress import check_artifact_directory, read_checkpoint, working
 from service.errors import ConfigurationError
 from service.settings import Settings, available_cores
 
@@ -48,7 +48,6 @@ def _compile(settings: Settings, out: Path) -> int:
     import torch
 
     from service.models import loader
-    from service.models.checkpoints import resolve
     from service.models.placement import place
     from service.models.runtimes import package
     from service.models.runtimes.whole import whole
@@ -56,10 +55,7 @@ def _compile(settings: Settings, out: Path) -> int:
     torch.set_num_threads(available_cores())
     placement = place(settings.device, settings.precision, "compile")
     device = torch.device(placement.device)
-    with working("reading the weights") as work:
-        checkpoint = resolve(
-            settings.weights, settings.named_model, labels=settings.labels, progress=work.downloaded
-        )
+    checkpoint = read_checkpoint(settings, "reading the weights")
     image, has_head = checkpoint.preprocessing.shape, checkpoint.classes is not None
     max_batch_size = _MAX_BATCH_SIZE if settings.max_batch_size == "auto" else settings.max_batch_size
     with tempfile.TemporaryDirectory(prefix="imagenet-serve-") as folder:

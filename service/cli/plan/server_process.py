@@ -13,9 +13,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
-from service.host.usage import CLOCK_TICKS, stat_fields, tree
+from service.host.usage import CLOCK_TICKS, memory_bytes, stat_fields, tree
 
 #: Seconds for a start, which imports torch and warms up a VGG on a busy machine, and for an end.
 _START, _END = 180.0, 30.0
@@ -60,23 +59,19 @@ class ServerProcess:
             give_up = time.monotonic() + _START
             while not self._answers():
                 if self._process.poll() is not None or time.monotonic() > give_up:
-                    self.__exit__(None, None, None)
+                    self.__exit__()
                     log.seek(0)
                     said = log.read().decode(errors="replace")
                     raise DidNotStart(f"{self._command} does not answer:\n{said[-2000:]}")
                 time.sleep(0.1)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         assert self._process is not None
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END)
-        with contextlib.suppress(
-            ProcessLookupError
-        ):  # ends what is left of the session that this process began
+        with contextlib.suppress(ProcessLookupError):  # ends the rest of the session that this process began
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
@@ -110,17 +105,9 @@ def free_port() -> int:
 
 def memory_mib(pid: int) -> float:
     """The proportional set size of ``pid`` and its descendants: shared pages count once."""
-    return sum(_pss_kib(one) for one in tree(pid)) / 1024
+    return sum(memory_bytes(one) for one in tree(pid)) / 2**20
 
 
 def _cpu(pid: int) -> float:
     fields = stat_fields(pid)
     return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS if fields else 0.0
-
-
-def _pss_kib(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)

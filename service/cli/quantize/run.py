@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.progress import track
 
 from service.cli import tables
-from service.cli.evaluate.dataset import SUFFIXES
+from service.cli.evaluate.dataset import images_below
 from service.cli.evaluate.temperature import softmax
-from service.cli.progress import check_artifact_directory, working
+from service.cli.progress import check_artifact_directory, read_checkpoint, working
 from service.errors import ConfigurationError, RequestError
 from service.preprocess import prepare
 from service.settings import Settings, available_cores
@@ -106,13 +106,9 @@ def run(settings: Settings, folder: Path, out: Path, *, force: bool = False, see
 def _prepare(settings: Settings, folder: Path, chance: random.Random) -> _Source:
     from service.models import loader
     from service.models.building import describe
-    from service.models.checkpoints import resolve
     from service.models.runtimes import conversion, converting
 
-    with working("reading the weights") as work:
-        checkpoint = resolve(
-            settings.weights, settings.named_model, labels=settings.labels, progress=work.downloaded
-        )
+    checkpoint = read_checkpoint(settings, "reading the weights")
     if checkpoint.classes is None:
         raise ConfigurationError("this checkpoint has no classes, so agreement cannot be measured on it")
     most = CALIBRATION + HELD_OUT
@@ -185,7 +181,7 @@ def read(folder: Path, spec: Any, max_pixels: int, most: int, chance: random.Ran
 
     Returns uint8 pixels of the shape ``spec.shape``. Raises `ConfigurationError` for fewer than `_MIN_IMAGES` images.
     """
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = images_below(folder)
     chance.shuffle(files)
     images = []
     for path in _tracked(files[:most], "reading images"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from service.host.machine import free_memory
+from service.host.usage import memory_bytes
 from service.settings import Settings
 from service.supervisor.child import Child
 from service.supervisor.lifecycle.state import State
@@ -63,4 +64,4 @@ class Memory:
         }
 
     def _resident(self, engine: int) -> int:
-        return room.resident(self._children[engine].pid) if engine in self._children else 0
+        return memory_bytes(self._children[engine].pid) if engine in self._children else 0

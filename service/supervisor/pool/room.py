@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from service.errors import ConfigurationError
-from service.host.usage import resident_bytes
 from service.models.catalog import VARIANTS
 
 _MIB = 1 << 20
 #: Bytes that must stay free beside a new engine.
 RESERVE = 64 * _MIB
-
-
-def resident(pid: int) -> int:
-    """The proportional set size of a process in bytes, or its resident memory; 0 if unknown."""
-    try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return resident_bytes(pid)
 
 
 def needed(taken: int, old: int | None, new: int | None) -> int:
