@@ -8,7 +8,8 @@ from starlette.responses import Response
 from service.api.context import context_of
 from service.api.schemas import Health, Live, Problem, Ready, Version
 from service.engine.readings import Source, readings
-from service.observability.metrics import Snapshot, exposition
+from service.observability.metrics import exposition
+from service.observability.snapshot import Snapshot
 from service.observability.version import build_information
 
 router = APIRouter(tags=["health"])

@@ -2,8 +2,8 @@
 
 Counters and histograms live in prometheus_client's multi-process files, one set for each process, so that a scrape of
 any front-end shows the whole service. The first import of prometheus_client chooses that mode, and `prepare` has to run
-before it; therefore no import of it stands at the head of this module. Values that the arena holds (queue, slots, load)
-are read from there at the moment of the scrape.
+before it; therefore no import of it stands at the head of this module. `Snapshot` has the values that are read at the
+moment of a scrape.
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from service.errors import ConfigurationError
 from service.host.leftovers import remove
-from service.host.usage import Usage, by_process
-from service.observability.card import ModelCard
 from service.observability.counters import merge_dead, reading
-from service.observability.readings import Readings
-from service.observability.version import build_information
+from service.observability.snapshot import Snapshot
 from service.shared.buckets import SIZES
 
 if TYPE_CHECKING:
@@ -43,8 +40,6 @@ _PREFIX = "imagenet-serve-metrics-"
 #: k8s/overlays/monitoring exclude the same routes.
 PROBES = re.compile(r"/(livez|readyz|healthz|metrics)|/v2/health/(live|ready)|/v2/models/.+/ready")
 
-STATES = ("starting", "loading", "warming", "ready", "draining", "failed")
-ENGINE_STATES = ("waiting", "loading", "serving", "standby", "ending", "ended", "given up")
 STAGES = ("receive", "decode", "queue", "inference", "respond")
 
 #: The buckets of durations in seconds: from a stage below a millisecond to a request that waited for its deadline.
@@ -135,25 +130,29 @@ class Metrics:
         # This registry is never scraped: in multi-process mode the values are in the files.
         registry = CollectorRegistry()
 
-        def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
-            return Counter(f"imagenet_{name}", text, labels, registry=registry)
+        def counter(name: str, text: str) -> Counter:
+            return Counter(f"imagenet_{name}", text, registry=registry)
 
-        def histogram(
-            name: str, text: str, labels: Iterable[str] = (), buckets: tuple[float, ...] = DURATIONS
-        ) -> Histogram:
-            return Histogram(f"imagenet_{name}", text, labels, registry=registry, buckets=buckets)
+        def histogram(name: str, text: str, buckets: tuple[float, ...] = DURATIONS) -> Histogram:
+            return Histogram(f"imagenet_{name}", text, registry=registry, buckets=buckets)
+
+        def labelled_counter(name: str, text: str, *labels: str) -> Labelled[Counter]:
+            return Labelled(Counter(f"imagenet_{name}", text, labels, registry=registry))
+
+        def labelled_histogram(name: str, text: str, label: str) -> Labelled[Histogram]:
+            return Labelled(
+                Histogram(f"imagenet_{name}", text, (label,), registry=registry, buckets=DURATIONS)
+            )
 
         metrics = cls(
-            requests=Labelled(counter("requests", "Requests answered.", ("route", "status"))),
-            request_duration=Labelled(
-                histogram("request_duration_seconds", "First byte to last.", ("route",))
+            requests=labelled_counter("requests", "Requests answered.", "route", "status"),
+            request_duration=labelled_histogram("request_duration_seconds", "First byte to last.", "route"),
+            stage_duration=labelled_histogram(
+                "stage_duration_seconds", "Where an image's time went.", "stage"
             ),
-            stage_duration=Labelled(
-                histogram("stage_duration_seconds", "Where an image's time went.", ("stage",))
-            ),
-            batch_size=histogram("batch_size", "Images in a forward pass.", buckets=SIZES),
-            batch_duration=Labelled(
-                histogram("batch_duration_seconds", "From the start of a batch to its answers.", ("bucket",))
+            batch_size=histogram("batch_size", "Images in a forward pass.", SIZES),
+            batch_duration=labelled_histogram(
+                "batch_duration_seconds", "From the start of a batch to its answers.", "bucket"
             ),
             padding_rows=counter("padding_rows", "Rows of batches that held no image."),
             resubmitted=counter("resubmitted", "Images that were given to another engine since theirs died."),
@@ -163,28 +162,22 @@ class Metrics:
             canary_mismatch=counter("canary_mismatch", "Wrong answers of the device to a known image."),
             batches=counter("batches", "Forward passes."),
             images=counter("images", "Images that went through the model."),
-            rejected=Labelled(
-                counter("rejected", "Requests refused before any work, by reason.", ("reason",))
-            ),
+            rejected=labelled_counter("rejected", "Requests refused before any work, by reason.", "reason"),
             cancelled=counter("cancelled", "Images whose client went away before the model ran."),
             expired=counter("expired", "Requests answered 504."),
             late_work=counter("late_work", "Images that the model ran after their deadline; stays 0."),
             nan_outputs=counter("nan_outputs", "Images that the model answered with NaN or infinity."),
-            shadow_images=Labelled(
-                counter(
-                    "shadow_images", "Images that the shadow was shown, by what came of it.", ("outcome",)
-                )
+            shadow_images=labelled_counter(
+                "shadow_images", "Images that the shadow was shown, by what came of it.", "outcome"
             ),
             shadow_difference=histogram(
                 "shadow_probability_difference",
                 "The largest difference of any class's probability between the two models.",
-                buckets=DIFFERENCES,
+                DIFFERENCES,
             ),
             shadow_inference=histogram("shadow_inference_seconds", "What the shadow took for a batch."),
-            decodes_killed=Labelled(
-                counter(
-                    "decodes_killed", "Decodes that were ended, by format and reason.", ("format", "reason")
-                )
+            decodes_killed=labelled_counter(
+                "decodes_killed", "Decodes that were ended, by format and reason.", "format", "reason"
             ),
         )
         for stage in STAGES:
@@ -201,152 +194,6 @@ def forget(process: int) -> None:
         # A cleaner of temporary folders may cost the counts, but not the service: its next process needs the folder.
         log.error("the counters' folder %s was removed, and the counts in it are lost", directory)
         directory.mkdir(exist_ok=True)
-
-
-class Snapshot:
-    """The gauges at the moment of a scrape; a prometheus_client collector."""
-
-    def __init__(
-        self,
-        state: str,
-        restarts: int,
-        frontend_restarts: int,
-        engine_up: bool,
-        readings: Readings,
-        cards: Sequence[ModelCard],
-        supervisor: int | None = None,
-        switches: Mapping[str, int] | None = None,
-        engines: Sequence[str] = (),
-    ) -> None:
-        """``readings`` are sums over all engines; ``cards`` are the answering models, the default one first.
-
-        ``supervisor`` is the pid of the root of the service's process tree, whose usage is measured. ``switches``
-        counts the ended changes of a model by outcome. ``engines`` are the states of the answering models' engines.
-        """
-        self._state = state
-        self._restarts = restarts
-        self._frontend_restarts = frontend_restarts
-        self._engine_up = engine_up
-        self._readings = readings
-        self._cards = cards
-        self._supervisor = supervisor
-        self._switches = switches or {}
-        self._engines = engines
-
-    def collect(self) -> Iterable[Metric]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-        def gauge(name: str, text: str, value: float) -> Metric:
-            return GaugeMetricFamily(f"imagenet_{name}", text, value=value)
-
-        yield gauge("engine_up", "1 while the engine takes work.", float(self._engine_up))
-        yield CounterMetricFamily(
-            "imagenet_engine_restarts", "Engines that were started in place of a dead one.", self._restarts
-        )
-        yield CounterMetricFamily(
-            "imagenet_frontend_restarts",
-            "Front-ends that were started in place of a dead one.",
-            self._frontend_restarts,
-        )
-        engines = GaugeMetricFamily(
-            "imagenet_engines", "Engines of the models that answer, by state.", labels=["state"]
-        )
-        for name in ENGINE_STATES:
-            engines.add_metric([name], float(self._engines.count(name)))
-        yield engines
-        switches = CounterMetricFamily(
-            "imagenet_switches", "Changes of a model's version that ended, by outcome.", labels=["outcome"]
-        )
-        for outcome, count in self._switches.items():
-            switches.add_metric([outcome], count)
-        yield switches
-        state = GaugeMetricFamily(
-            "imagenet_state", "1 for the state that the service is in.", labels=["state"]
-        )
-        for name in STATES:
-            state.add_metric([name], float(name == self._state))
-        yield state
-        seen = self._readings
-        yield gauge("queue_depth", "Images that wait for the device.", seen.queue_depth)
-        yield gauge("in_flight_requests", "Images admitted and not yet answered.", seen.in_flight)
-        yield gauge(
-            "saturation_ratio",
-            "Arrivals over the capacity of the narrower side, device or decoding.",
-            seen.saturation,
-        )
-        yield gauge("engine_busy_ratio", "Share of time the device computes.", seen.busy_ratio)
-        if seen.memory_total:
-            yield _memory(seen.memory_used, seen.memory_total)
-        if self._cards:
-            yield _model_info(self._cards)
-            yield _fallbacks(self._cards)
-        yield _build_info()
-        if self._supervisor is not None:
-            yield from _process_usage(by_process(self._supervisor))
-
-
-def _memory(used: float, total: float) -> Metric:
-    from prometheus_client.core import GaugeMetricFamily
-
-    memory = GaugeMetricFamily(
-        "imagenet_gpu_memory_bytes", "The device's memory, used by anyone, and in all.", labels=["kind"]
-    )
-    memory.add_metric(["used"], used)
-    memory.add_metric(["total"], total)
-    return memory
-
-
-def _model_info(cards: Sequence[ModelCard]) -> Metric:
-    from prometheus_client.core import GaugeMetricFamily
-
-    names = ("name", "family", "weights", "sha256", "precision", "device", "runtime")
-    info = GaugeMetricFamily("imagenet_model_info", "A model that answers; always 1.", labels=names)
-    for card in cards:
-        info.add_metric([str(getattr(card, name) or "") for name in names], 1.0)
-    return info
-
-
-def _build_info() -> Metric:
-    from prometheus_client.core import GaugeMetricFamily
-
-    build = build_information()
-    info = GaugeMetricFamily("imagenet_build_info", "What is running; always 1.", labels=list(build))
-    info.add_metric(list(build.values()), 1.0)
-    return info
-
-
-def _process_usage(usage: dict[str, Usage]) -> Iterable[Metric]:
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-    processor = CounterMetricFamily(
-        "imagenet_process_cpu_seconds", "User and system time, by kind of process.", labels=["process"]
-    )
-    memory = GaugeMetricFamily(
-        "imagenet_process_resident_memory_bytes",
-        "Resident memory, by kind of process; what is shared counts in each.",
-        labels=["process"],
-    )
-    files = GaugeMetricFamily(
-        "imagenet_process_open_fds", "Open descriptors, by kind of process.", labels=["process"]
-    )
-    for name, used in sorted(usage.items()):
-        processor.add_metric([name], used.cpu_seconds)
-        memory.add_metric([name], float(used.resident_bytes))
-        files.add_metric([name], float(used.open_files))
-    return processor, memory, files
-
-
-def _fallbacks(cards: Sequence[ModelCard]) -> Metric:
-    from prometheus_client.core import GaugeMetricFamily
-
-    info = GaugeMetricFamily(
-        "imagenet_fallback_info",
-        "Something optional that the service goes on without; always 1.",
-        labels=["what", "why"],
-    )
-    for told in dict.fromkeys(told for card in cards for told in card.fallbacks):
-        info.add_metric(list(told), 1.0)
-    return info
 
 
 class _WithExemplars:

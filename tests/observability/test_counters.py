@@ -11,6 +11,7 @@ import pytest
 
 from service.observability import counters, metrics
 from service.observability.readings import Readings
+from service.observability.snapshot import Snapshot
 
 NAMESPACES = ["unshare", "--user", "--map-root-user", "--mount"]
 
@@ -52,7 +53,7 @@ declared.rejected.labels(sys.argv[1]).inc()
 
 
 def scraped() -> dict[str, float]:
-    snapshot = metrics.Snapshot("ready", 0, 0, True, Readings(), [])
+    snapshot = Snapshot("ready", 0, 0, True, Readings(), [])
     text = metrics.exposition(snapshot)[0].decode()
     lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, _, value in lines}

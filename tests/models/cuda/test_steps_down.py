@@ -17,8 +17,8 @@ from service.models.cuda import host_memory, start
 from service.models.cuda.program import Choice
 from service.models.placement import Placement
 from service.observability.card import ModelCard
-from service.observability.metrics import Snapshot
 from service.observability.readings import Readings
+from service.observability.snapshot import Snapshot
 from service.shared.fallback import Fallback, Fallbacks, sentence
 from tests.api.site import CARD
 
