@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.paper import expected
-from benchmarks.paper.trace import Launch, Paper, Trace
+from benchmarks.paper.trace import Launch, Paper, Trace, resizing
 from service.models.catalog import VARIANTS
 from service.shared.buckets import SIZES
 
@@ -105,7 +105,7 @@ def main() -> int:
         print("benchmarks.paper: Triton is not installed, so nothing was compiled", file=sys.stderr)
         return 1
     rows, traces, launches = networks(arguments.models, arguments.precisions)
-    table = compilations(launches, arguments.architectures)
+    table = compilations([*launches, resizing(1, _IMAGE)], arguments.architectures)
     lines = [
         line
         for row, trace in zip(rows, traces, strict=True)

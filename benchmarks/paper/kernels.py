@@ -32,6 +32,7 @@ _TYPES = {
     torch.bfloat16: "*bf16",
     torch.uint8: "*u8",
     torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 #: The divisor that the launcher looks for in addresses and integers.
 _DIVISOR = 16

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from service.models import fused
 from service.models.configuration import Configuration
+from service.models.cuda import resize_kernel
 from service.models.fused import kernels, ops
 from service.models.loader import Uint8Model
 from service.models.network import build
@@ -96,6 +97,17 @@ class Launch:
     grid: tuple[int, ...]
     arguments: tuple[Access | int, ...]
     constants: dict[str, int]
+
+
+def resizing(photos: int, shape: tuple[int, int, int]) -> Launch:
+    """Returns the launch that resizes photos of ``decode=gpu`` to uint8 ``[photos, *shape]``."""
+    fields = resize_kernel.CONSTANTS["fields"]
+    described = Access((photos, fields), (fields, 1), torch.int64, CUDA, 0)
+    out = Access((photos, *shape), (prod(shape), shape[1] * shape[2], shape[2], 1), torch.uint8, CUDA, 0)
+    programs = -(-prod(shape) // resize_kernel.CONSTANTS["block"])
+    return Launch(
+        resize_kernel.resize, (photos, programs), (described, out, *shape[:2]), resize_kernel.CONSTANTS
+    )
 
 
 @dataclass

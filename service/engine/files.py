@@ -30,8 +30,11 @@ _LAST_STRAW = 3
 class FileDecoder(Protocol):
     """A decoder of files that belongs to one thread."""
 
-    def decode(self, files: Sequence[bytes]) -> list[NDArray[np.uint8] | None]:
-        """The prepared pixels, uint8 ``[H, W, 3]``, of each file; None for a file that it refuses."""
+    def decode(self, files: Sequence[bytes]) -> Sequence[NDArray[np.uint8] | None]:
+        """The prepared pixels, uint8 ``[H, W, 3]``, of each file; None for a file that it refuses.
+
+        They are valid until the next call.
+        """
 
 
 class FileDecodeThread:

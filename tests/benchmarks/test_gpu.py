@@ -170,10 +170,12 @@ def test_without_a_gpu_it_says_so(
 
 def test_the_lane_that_decodes_says_how_fast_and_how_right_it_is() -> None:
     photos = [bench.synthetic_photo(60, 40, seed) for seed in range(3)]
-    decoder = jpegs.JpegDecoder(by_pillow, Preprocessing())
+    decoder = jpegs.JpegDecoder(by_pillow, Preprocessing(), torch.device("cpu"))
     outcome = gpu_steps.lane_rate(decoder, photos, 0.01)
     assert outcome.verdict == "passed"
     assert outcome.rows[0]["photos/s"] > 0
     assert outcome.rows[0]["grey levels away"] == 0
-    broken = jpegs.JpegDecoder(lambda files: [None, *by_pillow(files[1:])], Preprocessing())
+    broken = jpegs.JpegDecoder(
+        lambda files: [None, *by_pillow(files[1:])], Preprocessing(), torch.device("cpu")
+    )
     assert gpu_steps.lane_rate(broken, photos, 0.01).verdict == "FAILED"

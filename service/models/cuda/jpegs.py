@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from service.images.resample import PRECISION_BITS, Taps, pillow_passes
-from service.preprocess import RESIZE_CROP, Preprocessing, prepare, windows
+from service.models.cuda.resize import PassCache, Resize, by_torch
+from service.preprocess import RESIZE_CROP, Preprocessing, prepare
 
 Pixels = NDArray[np.uint8]
 
@@ -28,67 +27,65 @@ Pixels = NDArray[np.uint8]
 class Decoder(Protocol):
     """A `service.engine.files.FileDecoder`."""
 
-    def decode(self, files: Sequence[bytes]) -> list[Pixels | None]: ...
+    def decode(self, files: Sequence[bytes]) -> Sequence[Pixels | None]: ...
 
 
-#: Decodes files to uint8 ``[H, W, 3]`` on a device, at full size; None for a file that cannot be decoded.
+#: Decodes files to uint8 ``[H, W, 3]`` on a device, at full size, in the order of the current stream; None for a file
+#: that cannot be decoded. A photo's memory stays while its tensor is there.
 Codec = Callable[[Sequence[bytes]], Sequence[Tensor | None]]
 
 #: Grey levels by which prepared pixels may differ from the CPU's: on average, and at most.
 AGREEMENT = (1.0, 16)
-#: Number of photo sizes whose taps are cached.
-_KEPT = 256
 
 
 class JpegDecoder:
-    """A `service.engine.files.FileDecoder` on the GPU. Belongs to one thread."""
+    """A `service.engine.files.FileDecoder` by ``codec``, on the GPU. Belongs to one thread."""
 
-    def __init__(self, codec: Codec, spec: Preprocessing) -> None:
-        self._codec, self._spec = codec, spec
-        self._passes = lru_cache(_KEPT)(self._make_passes)
+    def __init__(
+        self, codec: Codec, spec: Preprocessing, device: torch.device, resize: Resize | None = None
+    ) -> None:
+        self._codec, self._shape = codec, spec.shape
+        self._passes = PassCache(spec, device)
+        self._resize = resize or _fastest(device)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._host = self._staging(0)
 
     def decode(self, files: Sequence[bytes]) -> list[Pixels | None]:
-        photos = self._codec(files)
-        assert len(photos) == len(files)
-        prepared = [None if photo is None else self._prepared(photo) for photo in photos]
-        # All work is enqueued before the first copy to the host waits.
-        return [None if pixels is None else pixels.cpu().numpy() for pixels in prepared]
+        """See `service.engine.files.FileDecoder`; the pixels are valid until the next call."""
+        with torch.cuda.stream(self._stream):
+            photos = self._codec(files)
+            assert len(photos) == len(files)
+            decoded = [photo for photo in photos if photo is not None]
+            ready = iter(self._prepared(decoded) if decoded else ())
+        return [None if photo is None else next(ready) for photo in photos]
 
-    @torch.inference_mode()
-    def _prepared(self, photo: Tensor) -> Tensor:
-        height, width, _ = photo.shape
-        passes, top, left = self._passes(height, width, photo.device)
-        for index, weight, axis in passes:
-            photo = _weighted(photo, index, weight, axis)
-        out = torch.zeros(self._spec.shape, dtype=torch.uint8, device=photo.device)
-        out[top : top + photo.shape[0], left : left + photo.shape[1]] = photo
-        return out
+    def _prepared(self, photos: list[Tensor]) -> Pixels:
+        passes = [self._passes.of(photo.shape[0], photo.shape[1]) for photo in photos]
+        prepared = self._resize(photos, passes, self._shape)
+        if len(photos) > len(self._host):
+            self._host = self._staging(len(photos))
+        host = self._host[: len(photos)]
+        host.copy_(prepared, non_blocking=True)
+        if self._stream is not None:
+            # Until here the photos' memory is read, so they must live.
+            self._stream.synchronize()
+        pixels: Pixels = host.numpy()
+        return pixels
 
-    def _make_passes(
-        self, height: int, width: int, device: torch.device
-    ) -> tuple[list[tuple[Tensor, Tensor, int]], int, int]:
-        rows, columns, top, left = windows((height, width), self._spec)
-        passes = pillow_passes((width, height), rows, columns, self._spec.interpolation)
-        return [(*_on(taps, device), axis) for taps, axis in passes], top, left
-
-
-def _on(taps: Taps, device: torch.device) -> tuple[Tensor, Tensor]:
-    return (
-        torch.from_numpy(taps.index.T.copy()).to(device),
-        torch.from_numpy(taps.weight.T.astype(np.int32)).to(device),
-    )
+    def _staging(self, photos: int) -> Tensor:
+        pinned = self._stream is not None
+        return torch.empty((photos, *self._shape), dtype=torch.uint8, pin_memory=pinned)
 
 
-def _weighted(photo: Tensor, index: Tensor, weight: Tensor, axis: int) -> Tensor:
-    """Runs one pass of `service.images.resample.pillow_passes`. ``index`` and ``weight`` are ``[taps, n]``."""
-    shape = [1, 1, 1]
-    shape[axis] = -1
-    size = list(photo.shape)
-    size[axis] = index.shape[1]
-    total = torch.full(size, 1 << (PRECISION_BITS - 1), dtype=torch.int32, device=photo.device)
-    for places, factors in zip(index, weight, strict=True):
-        total += photo.index_select(axis, places).int() * factors.view(shape)
-    return (total >> PRECISION_BITS).clamp_(0, 255).to(torch.uint8)
+def _fastest(device: torch.device) -> Resize:
+    """Returns the kernel where Triton is installed and the device is a GPU, and torch elsewhere."""
+    if device.type != "cuda":
+        return by_torch
+    try:
+        from service.models.cuda.resize_kernel import by_triton
+    except ImportError:
+        return by_torch
+    return by_triton
 
 
 def open_decoder(spec: Preprocessing, device: torch.device) -> Decoder:
@@ -99,7 +96,7 @@ def open_decoder(spec: Preprocessing, device: torch.device) -> Decoder:
         )
     if device.type != "cuda":
         raise ValueError("the model runs on the CPU, and so do the decoders")
-    decoder = JpegDecoder(_nvimagecodec(device), spec)
+    decoder = JpegDecoder(_nvimagecodec(device), spec, device)
     prove(decoder, spec)
     return decoder
 
@@ -123,17 +120,12 @@ def _nvimagecodec(device: torch.device) -> Codec:
         options=":fancy_upsampling=1",
     )
     params = nvimgcodec.DecodeParams(apply_exif_orientation=False, color_spec=nvimgcodec.ColorSpec.SRGB)
-    stream = torch.cuda.Stream(device)
 
     def decode(files: Sequence[bytes]) -> list[Tensor | None]:
-        with torch.cuda.stream(stream):
-            streams = [nvimgcodec.CodeStream(data) for data in files]
-            images: list[Any] = decoder.decode(streams, params=params, cuda_stream=stream.cuda_stream)
-            photos = [None if image is None else torch.as_tensor(image, device=device) for image in images]
-            # Copied, since the library's buffers are freed with its images, even while this stream still reads.
-            copies = [photo if photo is None else _colour(photo).clone() for photo in photos]
-        stream.synchronize()
-        return copies
+        streams = [nvimgcodec.CodeStream(data) for data in files]
+        current = torch.cuda.current_stream(device).cuda_stream
+        images: list[Any] = decoder.decode(streams, params=params, cuda_stream=current)
+        return [None if image is None else _colour(torch.as_tensor(image, device=device)) for image in images]
 
     return decode
 

@@ -18,7 +18,7 @@ from service.images.jpegs import plain
 from service.models.cuda import jpegs
 from service.preprocess import Preprocessing, prepare
 
-SPEC = Preprocessing(resize=40, crop=(32, 32))
+SPEC, CPU = Preprocessing(resize=40, crop=(32, 32)), torch.device("cpu")
 
 
 def by_pillow(files: Sequence[bytes]) -> list[Tensor | None]:
@@ -66,17 +66,17 @@ def test_the_device_s_resize_is_the_processor_s_to_the_bit(
     data = saved(photo(width, height))
     wanted = np.empty(spec.shape, np.uint8)
     prepare(data, spec, wanted, max_pixels=1 << 20)
-    (got,) = jpegs.JpegDecoder(by_pillow, spec).decode([data])
+    (got,) = jpegs.JpegDecoder(by_pillow, spec, CPU).decode([data])
     assert got is not None
     assert (got == wanted).all()
 
 
 def test_a_decoder_that_agrees_is_trusted_and_others_are_not() -> None:
-    jpegs.prove(jpegs.JpegDecoder(by_pillow, SPEC), SPEC)
+    jpegs.prove(jpegs.JpegDecoder(by_pillow, SPEC, CPU), SPEC)
     with pytest.raises(ValueError, match="grey levels off"):
-        jpegs.prove(jpegs.JpegDecoder(nearest_chroma, SPEC), SPEC)
+        jpegs.prove(jpegs.JpegDecoder(nearest_chroma, SPEC, CPU), SPEC)
     with pytest.raises(ValueError, match="does not decode"):
-        jpegs.prove(jpegs.JpegDecoder(lambda files: [None] * len(files), SPEC), SPEC)
+        jpegs.prove(jpegs.JpegDecoder(lambda files: [None] * len(files), SPEC, CPU), SPEC)
 
 
 @pytest.mark.parametrize(

@@ -38,14 +38,44 @@ print("equal")
 """
 
 
-def test_the_kernels_say_what_torch_says_and_keep_nan() -> None:
+_RESIZE = """
+import random
+import numpy, torch
+from service.models.cuda.resize import PassCache, by_torch
+from service.models.cuda.resize_kernel import by_triton
+from service.preprocess import Preprocessing
+
+torch.set_num_threads(1)
+chance = random.Random(1)
+def photo(channels):
+    shape = chance.randint(1, 60), chance.randint(1, 60), channels
+    seed = chance.randrange(1000)
+    return torch.from_numpy(numpy.random.default_rng(seed).integers(0, 256, shape, numpy.uint8))
+for number in range(12):
+    pair = chance.randint(1, 30), chance.randint(1, 30)
+    resize = chance.choice([None, pair[0], pair])
+    crop = chance.randint(1, 20), chance.randint(1, 20)
+    how = ("nearest", "bilinear", "bicubic", "lanczos")[number % 4]
+    spec = Preprocessing(resize=resize, crop=crop, interpolation=how)
+    # Grey ones repeat a channel, and a decoder's rows may be longer than a photo's.
+    photos = [photo(3), photo(3), photo(1).expand(-1, -1, 3), photo(3)[:, :-3] if number else photo(3)]
+    photos = [each for each in photos if each.shape[1]]
+    cache = PassCache(spec, torch.device("cpu"))
+    passes = [cache.of(each.shape[0], each.shape[1]) for each in photos]
+    assert torch.equal(by_triton(photos, passes, spec.shape), by_torch(photos, passes, spec.shape)), spec
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("code", [_CODE, _RESIZE])
+def test_the_kernels_say_what_torch_says_and_keep_nan(code: str) -> None:
     import triton
 
     if triton.__version__ < "3.7":
         pytest.skip("Triton's interpreter before 3.7 cannot work with NumPy 2.4 and later")
     # Triton reads the variable when a kernel is declared: a process of its own.
     done = subprocess.run(
-        [sys.executable, "-c", _CODE],
+        [sys.executable, "-c", code],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
@@ -56,16 +86,17 @@ def test_the_kernels_say_what_torch_says_and_keep_nan() -> None:
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 def test_triton_s_front_end_takes_every_kernel_as_the_networks_launch_it(precision: str) -> None:
     from benchmarks.paper.kernels import front_end, specialised
-    from benchmarks.paper.trace import Paper
+    from benchmarks.paper.trace import Paper, resizing
     from service.models.catalog import VARIANTS
 
     launches = []
     for model in ("densenet161", "vgg11_bn"):
         paper = Paper(VARIANTS[model].configuration, precision, fuse=True)
         launches += [launch for images in (1, 64) for launch in paper.run(images, (224, 224, 3)).launches]
-    found = specialised(launches)
+    found = specialised([*launches, resizing(2, (224, 224, 3))])
     assert {kernel.name for kernel in found} == {
         "_normalise", "_norm_relu", "_norm_relu_pool", "_max_pool", "_norm_relu_matmul", "_conv3x3",
+        "resize",
     }  # fmt: skip
     for kernel in found:
         assert "tt.store" in front_end(kernel), kernel.name
