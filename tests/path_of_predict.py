@@ -38,6 +38,8 @@ ROOT = Path(__file__).resolve().parent.parent
 _SERVICE = f"{ROOT / 'service'}/"
 #: Calls that hand something to another thread or process: sockets, pipes, queues, a lock that somebody waits for.
 _HANDS_OVER = frozenset({"send", "recv", "write", "put", "release", "call_soon_threadsafe", "set_result"})
+#: Where the other threads wait for work.
+_WAIT = {"EngineCore.step", "DeviceThread._work", "RestThread._work", "Threads._sleep", "Owner._work"}
 #: Requests before the one that is traced: what is done once is no part of the path.
 _BEFORE = 2
 
@@ -123,8 +125,8 @@ async def _serve(found: Trace) -> None:
             app = create_app(context)
             for _ in range(_BEFORE):
                 await _ask(app, recorder)
-            await until(lambda: "EngineCore.step" in {function.name for function in recorder.at_work()})
-            found.loops = recorder.at_work()
+            await until(recorder.is_everyone_waiting)
+            found.loops = frozenset(function for stack in recorder.stacks() for function in stack)
             with recorder.recording():
                 await _ask(app, recorder)
     finally:
@@ -161,11 +163,16 @@ class _Recorder:
         elif event == "call" and frame.f_code.co_name in _HANDS_OVER and _is_ours(frame.f_back.f_code):  # type: ignore[union-attr]
             self.hand_over(frame.f_back)  # an event loop in Python
 
-    def at_work(self) -> frozenset[Function]:
-        """The functions on the stacks of all other threads."""
+    def stacks(self) -> list[list[Function]]:
+        """Our functions on the stack of each other thread that has any."""
         own = threading.get_ident()
         frames = [frame for thread, frame in sys._current_frames().items() if thread != own]
-        return frozenset(function for frame in frames for function in self._stack(frame))
+        return [stack for frame in frames if (stack := self._stack(frame))]
+
+    def is_everyone_waiting(self) -> bool:
+        """True if the engine has begun to serve, and no other thread is at work."""
+        innermost = {stack[-1].name for stack in self.stacks()}
+        return "EngineCore.step" in innermost and innermost <= _WAIT
 
     def hand_over(self, frame: FrameType | None) -> None:
         """The request goes on from ``frame``."""
@@ -228,13 +235,16 @@ def _function(code: CodeType) -> Function | None:
 
 
 _KNOWN: dict[str, list[tuple[ast.FunctionDef | ast.AsyncFunctionDef, str]]] = {}
+#: Several threads are traced. Two that parse at the same time raise SystemError in Python 3.11.
+_PARSING = threading.Lock()
 
 
 def _functions(file: str) -> list[tuple[ast.FunctionDef | ast.AsyncFunctionDef, str]]:
     """The functions and methods of a file, with their qualified names."""
-    if file not in _KNOWN:
-        _KNOWN[file] = list(_named(ast.parse((ROOT / file).read_text()), ""))
-    return _KNOWN[file]
+    with _PARSING:
+        if file not in _KNOWN:
+            _KNOWN[file] = list(_named(ast.parse((ROOT / file).read_text()), ""))
+        return _KNOWN[file]
 
 
 def _named(node: ast.AST, prefix: str) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, str]]:
