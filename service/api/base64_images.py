@@ -44,14 +44,7 @@ def parse_image_document(raw: bytes) -> ImageDocument:
         documents.check(raw)
         return ImageDocument.model_validate_json(raw)
     except ValidationError as errors:
-        raise InvalidParameter(first_complaint(errors)) from None
-
-
-def first_complaint(errors: ValidationError) -> str:
-    """One sentence for the first of ``errors``, which does not repeat the client's input."""
-    first = errors.errors(include_input=False, include_url=False)[0]
-    place = ".".join(map(str, first["loc"]))[:100]
-    return f"{place or 'the body'}: {first['msg']}"[:300]
+        raise InvalidParameter(documents.first_complaint(errors)) from None
 
 
 def decode_base64(text: str, name: str, limit: int) -> bytes:

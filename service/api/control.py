@@ -17,7 +17,7 @@ from service.api import body, documents
 from service.api.context import context_of
 from service.api.inference import reply
 from service.api.request_state import request_state_of
-from service.api.schemas import LoadRequest, Problem, RollbackRequest, SwitchResponse
+from service.api.schemas import LoadRequest, RollbackRequest, SwitchResponse, problems
 from service.errors import Forbidden, InvalidParameter, MalformedRequest, NotReady, UnsupportedMediaType
 from service.options import wording
 from service.options.nearest import did_you_mean
@@ -31,12 +31,9 @@ _MOMENT = 0.2
 
 Asked = TypeVar("Asked", LoadRequest, RollbackRequest)
 
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "content": {"application/problem+json": {}}}
-    for status in (400, 403, 404, 409, 413, 415, 422, 503, 507)
-}
+_STATUSES = (400, 403, 404, 409, 413, 415, 422, 503, 507)
 
-router = APIRouter(prefix="/models", tags=["models"], responses=_PROBLEMS)
+router = APIRouter(prefix="/models", tags=["models"], responses=problems(*_STATUSES))
 
 
 def _takes(model: type[LoadRequest] | type[RollbackRequest]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The limit on JSON that clients send.
+"""The limit on JSON that clients send, and the sentence for JSON that does not fit.
 
 Parsing holds the interpreter's lock from the first byte to the last, and blocks the event loop even from another
 thread. A long string costs next to nothing. Values cost more, and lists and objects most, since the garbage collector
@@ -6,6 +6,8 @@ visits each.
 """
 
 from __future__ import annotations
+
+from pydantic import ValidationError
 
 from service.errors import PayloadTooLarge
 
@@ -24,3 +26,10 @@ def check(document: bytes | memoryview) -> None:
         raise PayloadTooLarge(
             "the JSON holds more numbers and lists than are read in one go; send images as base64 or as binary data"
         )
+
+
+def first_complaint(errors: ValidationError) -> str:
+    """One sentence for the first of ``errors``, which does not repeat the client's input."""
+    first = errors.errors(include_input=False, include_url=False)[0]
+    place = ".".join(map(str, first["loc"]))[:100]
+    return f"{place or 'the body'}: {first['msg']}"[:300]

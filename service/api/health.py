@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.api.context import context_of
-from service.api.schemas import Health, Live, Problem, Ready, Version
+from service.api.schemas import Health, Live, Ready, Version, problems
 from service.engine.readings import Source, readings
 from service.observability.metrics import exposition
 from service.observability.snapshot import Snapshot
@@ -15,7 +15,7 @@ from service.observability.version import build_information
 router = APIRouter(tags=["health"])
 
 
-@router.get("/livez", responses={503: {"model": Problem, "content": {"application/problem+json": {}}}})
+@router.get("/livez", responses=problems(503))
 async def livez(request: Request) -> Live:
     """Returns 200 unless a restart would help: the event loop turns, and a start makes progress.
 
@@ -25,7 +25,7 @@ async def livez(request: Request) -> Live:
     return Live()
 
 
-@router.get("/readyz", responses={503: {"model": Problem, "content": {"application/problem+json": {}}}})
+@router.get("/readyz", responses=problems(503))
 async def readyz(request: Request) -> Ready:
     """Returns 200 while new traffic should come here: the model is warm, the engine lives, no drain has begun."""
     context_of(request).check_ready()

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from service.api.context import Context
 from service.api.request_state import RequestState
-from service.api.schemas import Problem
+from service.api.schemas import problems
 from service.errors import DeadlineExceeded
 from service.observability.card import ModelCard
 
@@ -26,10 +26,7 @@ ModelName = Annotated[
 ]
 
 #: The error responses of an inference route, for the schema.
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "content": {"application/problem+json": {}}}
-    for status in (400, 404, 413, 415, 422, 429, 500, 503, 504)
-}
+PROBLEMS = problems(400, 404, 413, 415, 422, 429, 500, 503, 504)
 
 
 def upload(part: str, *, several: bool = False, json: type[BaseModel] | None = None) -> dict[str, Any]:

@@ -8,12 +8,11 @@ have not moved for a while are dropped first, so that a client that has stalled 
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from service.errors import IntakeFull
+from service.host.usage import trim_memory
 
 #: The largest budget of a front-end in bytes: forty photos of a telephone.
 _PLENTY = 128 << 20
@@ -62,7 +61,7 @@ class Intake:
         self.held -= size
         if self._peak > _WORTH_TRIMMING and self.held <= _LEFT * self._peak:
             self._peak = self.held
-            hand_back()
+            trim_memory()
 
     def share(self, on_dropped: Callable[[], None]) -> Share:
         """A new body's share. ``on_dropped`` is called if the body is dropped."""
@@ -131,9 +130,3 @@ class Share:
         size, self.size = self.size, 0
         if size:
             self._intake.give(size)
-
-
-def hand_back() -> None:
-    """Gives free memory back to the system. glibc would keep free memory that lies below a used block."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 
 from service.api.context import context_of
-from service.api.schemas import Accuracy, FallbackInfo, Label, ModelInfo, Problem, VariantInfo
+from service.api.schemas import Accuracy, FallbackInfo, Label, ModelInfo, VariantInfo, problems
 from service.models.catalog import VARIANTS
 from service.observability.card import ModelCard
 
 router = APIRouter(tags=["model"])
-
-_UNKNOWN: dict[int | str, dict[str, Any]] = {
-    404: {"model": Problem, "content": {"application/problem+json": {}}}
-}
 
 
 @router.get("/model")
@@ -53,13 +47,13 @@ async def loaded_models(request: Request) -> list[ModelInfo]:
     return [_described(served.card) for served in context_of(request).models.answering]
 
 
-@router.get("/models/loaded/{model_name}", responses=_UNKNOWN)
+@router.get("/models/loaded/{model_name}", responses=problems(404))
 async def loaded_model(request: Request, model_name: str) -> ModelInfo:
     """Returns the card of one of several models."""
     return _described(context_of(request).model(model_name))
 
 
-@router.get("/models/loaded/{model_name}/labels", responses=_UNKNOWN)
+@router.get("/models/loaded/{model_name}/labels", responses=problems(404))
 async def labels_of(request: Request, model_name: str) -> list[Label]:
     """Returns all classes of one of several models, in the order of its logits."""
     return _labels(context_of(request).model(model_name))

@@ -28,33 +28,32 @@ class Timings(BaseModel):
     total: float = Field(examples=[8.3])
 
 
-class PredictResponse(BaseModel):
-    """The best classes of one image, best first."""
+class ModelResponse(BaseModel):
+    """The first fields of every answer of a model."""
 
     request_id: str
     model: str = Field(examples=["densenet121"])
     weights: str = Field(examples=["IMAGENET1K_V1"])
+
+
+class PredictResponse(ModelResponse):
+    """The best classes of one image, best first."""
+
     predictions: list[Prediction]
     timings_ms: Timings
 
 
-class FeaturesResponse(BaseModel):
+class FeaturesResponse(ModelResponse):
     """The backbone's output for one image, as nested lists of the given ``shape``."""
 
-    request_id: str
-    model: str
-    weights: str
     pooling: Literal["avg", "max", "none"]
     shape: list[int] = Field(examples=[[1024]])
     features: list[float] | list[list[list[float]]]
 
 
-class ExplainResponse(BaseModel):
+class ExplainResponse(ModelResponse):
     """The contribution of each part of a photo to one class."""
 
-    request_id: str
-    model: str = Field(examples=["densenet121"])
-    weights: str = Field(examples=["IMAGENET1K_V1"])
     class_id: int = Field(examples=[285])
     wnid: str | None = Field(examples=["n02124075"])
     label: str = Field(examples=["Egyptian cat"])
@@ -85,6 +84,11 @@ class Problem(BaseModel):
     request_id: str
 
 
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problem documents of a route, for the schema."""
+    return {status: {"model": Problem, "content": {"application/problem+json": {}}} for status in statuses}
+
+
 class BatchItem(BaseModel):
     """The result for one image of a batch: ``predictions`` if ``status`` is 200, else ``error``."""
 
@@ -94,12 +98,9 @@ class BatchItem(BaseModel):
     error: Problem | None = None
 
 
-class BatchResponse(BaseModel):
+class BatchResponse(ModelResponse):
     """One result for each image, in order."""
 
-    request_id: str
-    model: str
-    weights: str
     results: list[BatchItem]
 
 
@@ -224,14 +225,23 @@ class SwitchInfo(BaseModel):
     agreement: float | None = None
 
 
-class LoadRequest(BaseModel):
-    """The model to load. Settings that are not given stay as they are; without any, the same weights are read again."""
+class ModelRequest(BaseModel):
+    """A change of one of the served models."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str | None = Field(
         None, description="The name of one of several models; the default one unless given."
     )
+
+
+class RollbackRequest(ModelRequest):
+    """The model that goes back to its previous version."""
+
+
+class LoadRequest(ModelRequest):
+    """The model to load. Settings that are not given stay as they are; without any, the same weights are read again."""
+
     model: str | None = Field(None, description="One of the twelve variants.", examples=["densenet121"])
     weights: str | None = Field(None, min_length=1, max_length=4096, examples=["/models/new.safetensors"])
     labels: str | None = Field(None, description="A file of labels; null means the labels of the weights.")
@@ -251,26 +261,14 @@ class LoadRequest(BaseModel):
         return {name: value for name, value in given.items() if value is not None or name == "labels"}
 
 
-class RollbackRequest(BaseModel):
-    """The model that goes back to its previous version."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    name: str | None = Field(
-        None, description="The name of one of several models; the default one unless given."
-    )
-
-
 class Named(BaseModel):
     model: str
     weights: str
 
 
-class SwitchResponse(BaseModel):
+class SwitchResponse(Named):
     """The model that answers now, and the one before."""
 
-    model: str
-    weights: str
     previous: Named
     seconds: float | None = Field(None, description="The time from the request to the switch.")
     agreement: float | None = Field(

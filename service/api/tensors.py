@@ -123,9 +123,7 @@ def parse(body: bytes, json_length: str | None) -> tuple[InferRequest, dict[str,
     try:
         request = InferRequest.model_validate_json(body[:length])
     except ValidationError as errors:
-        first = errors.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise InvalidParameter(f"{place or 'the body'}: {first['msg']}") from None
+        raise InvalidParameter(documents.first_complaint(errors)) from None
     tensors: dict[str, Tensor] = {}
     rest = memoryview(body)[length:]
     for given in request.inputs:
@@ -238,7 +236,7 @@ def encode(head: Mapping[str, Any], outputs: Sequence[Output]) -> tuple[bytes, i
         datatype, shape, flat = described(output)
         entry: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": shape}
         if output.binary:
-            data = flat.astype("<f4").tobytes() if isinstance(flat, np.ndarray) else joined(flat)
+            data = packed(flat)
             entry["parameters"] = {"binary_data_size": len(data)}
             binary.append(data)
         else:
@@ -261,3 +259,8 @@ def described(output: Output) -> tuple[str, list[int], NDArray[np.float32] | lis
 def joined(elements: Sequence[bytes]) -> bytes:
     """The bytes of BYTES elements in the binary extension, each after its length."""
     return b"".join(_LENGTH.pack(len(element)) + element for element in elements)
+
+
+def packed(flat: NDArray[np.float32] | Sequence[bytes]) -> bytes:
+    """The bytes of an output's elements in the binary extension."""
+    return flat.astype("<f4").tobytes() if isinstance(flat, np.ndarray) else joined(flat)

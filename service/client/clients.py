@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
-from typing import Any, Literal, Self, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import httpx
 
@@ -17,6 +17,7 @@ from service.client.photos import Photo, read_all_aside, read_aside, read_photo,
 from service.client.retry import Patience
 
 R = TypeVar("R")
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 
 #: Seconds to wait for an answer: longer than the service's own deadline; and what is added to a given deadline.
 _TIMEOUT, _GRACE = 120.0, 5.0
@@ -26,39 +27,11 @@ _TIMEOUT, _GRACE = 120.0, 5.0
 NOTHING = BatchPredictions(request_id="", model="", weights="", results=())
 
 
-class _Client:
+class _Client(Generic[Http]):
     """The settings of both clients."""
 
-    def __init__(
-        self, url: str, *, key: str | None, timeout: float | None, patience: float, bulk: bool
-    ) -> None:
-        self.url = url.rstrip("/")
-        self._patience = Patience(self.url, patience, deadlined=timeout is not None)
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        if bulk:
-            headers["x-priority"] = "bulk"
-        if timeout is not None:
-            headers["x-request-timeout-ms"] = f"{1000 * timeout:g}"
-        self._options: dict[str, Any] = {
-            "base_url": self.url,
-            "headers": headers,
-            "timeout": _TIMEOUT if timeout is None else timeout + _GRACE,
-            # Loading the certificates takes 0.1 s, and without TLS there is nothing to verify.
-            "verify": url.startswith("https:"),
-        }
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.url}>"
-
-
-class Client(_Client):
-    """A client of the service at ``url``. Threads may share it. Use it in a ``with`` block, or `close` it.
-
-    ``key`` is an API key. ``timeout`` is the deadline, in seconds, that the service keeps for each request; without it
-    the service's own holds. ``patience`` is the time, in seconds, for which a request is sent again while the service
-    refuses it for the moment; 0 means never. ``connections`` is the largest number of open connections. With ``bulk``
-    requests have the lower priority. All methods raise `ClientError`.
-    """
+    _http_class: ClassVar[Callable[..., Any]]
+    """The class of httpx that sends the requests."""
 
     def __init__(
         self,
@@ -69,14 +42,42 @@ class Client(_Client):
         patience: float = 30.0,
         connections: int = 100,
         bulk: bool = False,
-        transport: httpx.BaseTransport | None = None,
+        transport: httpx.BaseTransport | httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        super().__init__(url, key=key, timeout=timeout, patience=patience, bulk=bulk)
-        limits = httpx.Limits(max_connections=connections)
+        self.url = url.rstrip("/")
+        self._patience = Patience(self.url, patience, deadlined=timeout is not None)
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        if bulk:
+            headers["x-priority"] = "bulk"
+        if timeout is not None:
+            headers["x-request-timeout-ms"] = f"{1000 * timeout:g}"
         try:
-            self._http = httpx.Client(transport=transport, limits=limits, **self._options)
+            self._http: Http = self._http_class(
+                base_url=self.url,
+                headers=headers,
+                timeout=_TIMEOUT if timeout is None else timeout + _GRACE,
+                # Loading the certificates takes 0.1 s, and without TLS there is nothing to verify.
+                verify=url.startswith("https:"),
+                limits=httpx.Limits(max_connections=connections),
+                transport=transport,
+            )
         except (httpx.InvalidURL, ValueError) as error:
             raise Unreachable(f"{url} is no address of a server: {error}") from error
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url}>"
+
+
+class Client(_Client[httpx.Client]):
+    """A client of the service at ``url``. Threads may share it. Use it in a ``with`` block, or `close` it.
+
+    ``key`` is an API key. ``timeout`` is the deadline, in seconds, that the service keeps for each request; without it
+    the service's own holds. ``patience`` is the time, in seconds, for which a request is sent again while the service
+    refuses it for the moment; 0 means never. ``connections`` is the largest number of open connections. With ``bulk``
+    requests have the lower priority. All methods raise `ClientError`.
+    """
+
+    _http_class = httpx.Client
 
     def __enter__(self) -> Self:
         return self
@@ -146,26 +147,10 @@ class Client(_Client):
                 return calls.read(call, answered.value)
 
 
-class AsyncClient(_Client):
+class AsyncClient(_Client[httpx.AsyncClient]):
     """`Client` for an event loop: the same settings, methods, answers and errors. Use it in ``async with``."""
 
-    def __init__(
-        self,
-        url: str = "http://127.0.0.1:8000",
-        *,
-        key: str | None = None,
-        timeout: float | None = None,
-        patience: float = 30.0,
-        connections: int = 100,
-        bulk: bool = False,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        super().__init__(url, key=key, timeout=timeout, patience=patience, bulk=bulk)
-        limits = httpx.Limits(max_connections=connections)
-        try:
-            self._http = httpx.AsyncClient(transport=transport, limits=limits, **self._options)
-        except (httpx.InvalidURL, ValueError) as error:
-            raise Unreachable(f"{url} is no address of a server: {error}") from error
+    _http_class = httpx.AsyncClient
 
     async def __aenter__(self) -> Self:
         return self

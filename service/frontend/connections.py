@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Protocol, TypeVar, cast
 
-from service.api.intake import Intake, hand_back
+from service.api.intake import Intake
 from service.errors import HeadersTooLarge, IntakeFull, RequestTimeout, ServiceError
+from service.host.usage import trim_memory
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ class Connections:
             self._put_aside += 1
         if self._put_aside >= _MANY:
             self._put_aside = 0
-            hand_back()
+            trim_memory()
 
     def _make_room(self, newcomer: Waiting) -> None:
         """Closes one connection: the longest idle one, else the one with the oldest partial head, else the newcomer."""

@@ -11,7 +11,6 @@ Every file can be deleted at any time and is made again. A cache that cannot be 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
@@ -42,12 +41,6 @@ def is_writable() -> bool:
             return True
     except OSError:
         return False
-
-
-def trim_memory() -> None:
-    """Returns freed memory to the system, where the C library can (glibc)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def digest(document: Any) -> str:

@@ -57,8 +57,7 @@ def response(head: dict[str, str], outputs: Sequence[Output], raw: bool) -> Any:
         datatype, shape, flat = tensors.described(output)
         tensor = answer.outputs.add(name=output.name, datatype=datatype, shape=shape)
         if raw:
-            packed = flat.astype("<f4").tobytes() if isinstance(flat, np.ndarray) else tensors.joined(flat)
-            answer.raw_output_contents.append(packed)
+            answer.raw_output_contents.append(tensors.packed(flat))
         elif isinstance(flat, np.ndarray):
             tensor.contents.fp32_contents.extend(flat.tolist())
         else:

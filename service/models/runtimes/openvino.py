@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from service.errors import ConfigurationError
-from service.models import cache
+from service.host.usage import trim_memory
 from service.models.openvino_import import openvino
 from service.models.runtimes import Answer, Executor, Pixels, Stream, artifact, gather, onnx_runtime
 from service.models.runtimes.artifact import Converted, Graph
@@ -96,7 +96,7 @@ class OpenVino:
             if isinstance(executor, _Lazy):
                 executor.let_go()
         self._graph.let_go()
-        cache.trim_memory()
+        trim_memory()
         return anew
 
     def _keep(self, executor: _Any) -> bool:
