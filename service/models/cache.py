@@ -77,10 +77,15 @@ def _read(path: Path) -> str:
 
 def write(path: Path, document: Any) -> None:
     """Writes a JSON file atomically, replacing an existing one. Raises OSError."""
+    write_bytes(path, json.dumps(document).encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file atomically, replacing an existing one. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        partial.write_text(json.dumps(document), "utf-8")
+        partial.write_bytes(content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -53,12 +53,10 @@ def wants_preparing(settings: Settings, progress: Progress | None = None) -> boo
     if placement.runtime != "openvino" or converted_weights(settings.weights, settings.model) is not None:
         return False
     source = sources.find(settings.weights, settings.named_model, progress)
-    if source is not None and placement.artifact is None:
-        if artifact.cached(source.fingerprint, placement.precision).is_dir():
-            return False
-    elif source is not None:
-        return False
-    return cache.is_writable()
+    is_known = source is not None and (
+        placement.artifact is not None or artifact.cached(source.fingerprint, placement.precision).is_dir()
+    )
+    return not is_known and cache.is_writable()
 
 
 def _prepared(settings: Settings, placement: Placement, progress: Progress | None) -> Loaded | None:

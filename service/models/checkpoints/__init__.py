@@ -26,7 +26,7 @@ from typing import Any
 
 from service.errors import CheckpointError
 from service.models.catalog import DEFAULT, VARIANTS
-from service.models.checkpoints import huggingface, kaggle, places
+from service.models.checkpoints import huggingface, places
 from service.models.checkpoints.checkpoint import Activation, Checkpoint
 from service.models.checkpoints.download import Progress
 from service.models.checkpoints.folder import Folder, local
@@ -93,12 +93,8 @@ def _origin(weights: str, model: str | None, progress: Progress | None, cached_o
     if huggingface.file_in(source):
         path = huggingface.fetch_file(source, progress, cached_only=cached_only)
         return _with_file(_from_file(path, model, options), path)
-    if source.startswith(huggingface.SCHEME):
-        repository = huggingface.open_repository(source, progress, cached_only=cached_only)
+    if (repository := places.hub_folder(source, progress, cached_only=cached_only)) is not None:
         return _from_folder(repository, model, options)
-    if source.startswith(kaggle.SCHEME) or source in kaggle.BUILT_IN:
-        address = kaggle.BUILT_IN.get(source, source)
-        return _from_folder(kaggle.open_model(address, progress, cached_only=cached_only), model, options)
     # 3. Paths of this host.
     path = Path(source).expanduser()
     if source and path.is_dir():

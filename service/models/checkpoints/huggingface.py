@@ -54,9 +54,7 @@ def check(address: str) -> str:
 
 
 def _repository(address: str, progress: Progress | None, cached_only: bool) -> _Repository:
-    check_form(address)
-    match = _ADDRESS.fullmatch(address)
-    assert match is not None
+    match = parse(address)
     try:
         # Imported one by one: newer clients set a submodule as an attribute only after its import.
         hub, errors, bars = map(
@@ -68,12 +66,14 @@ def _repository(address: str, progress: Progress | None, cached_only: bool) -> _
     return _Repository(hub, errors, match["repo"], match["revision"] or "main", bar, cached_only)
 
 
-def check_form(address: str) -> None:
-    """Raises `CheckpointError` for a malformed address."""
-    if _ADDRESS.fullmatch(address) is None:
+def parse(address: str) -> re.Match[str]:
+    """Returns the parts ``repo``, ``file`` and ``revision`` of an address. Raises `CheckpointError`."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
         raise CheckpointError(
             f"'{address}' is no hf:// address; write hf://owner/repo or hf://owner/repo/file, and @revision behind it"
         )
+    return match
 
 
 def fetch_file(address: str, progress: Progress | None = None, *, cached_only: bool = False) -> Path:

@@ -22,30 +22,14 @@ from service.models.checkpoints.folder import Folder
 
 SCHEME = "kaggle://"
 
-#: KerasHub's preset names, with the versions that current releases load.
+#: KerasHub's presets, in the versions that current releases load, by their names and by those in Keras's documentation.
 BUILT_IN = {
-    f"{name}_imagenet": f"kaggle://keras/{model}/keras/{name}_imagenet/3"
-    for model, name in (
-        ("vgg", "vgg_11"),
-        ("vgg", "vgg_13"),
-        ("vgg", "vgg_16"),
-        ("vgg", "vgg_19"),
-        ("densenet", "densenet_121"),
-        ("densenet", "densenet_169"),
-        ("densenet", "densenet_201"),
-    )
-}
-
-#: The same presets under the names in Keras's documentation.
-BUILT_IN |= {
-    other: BUILT_IN[f"{kind}_{depth}_imagenet"]
+    name: f"kaggle://keras/{kind}/keras/{kind}_{depth}_imagenet/3"
     for kind, depths in (("vgg", (11, 13, 16, 19)), ("densenet", (121, 169, 201)))
     for depth in depths
-    for other in (
-        (f"{kind}{depth}", f"{kind}{depth}_imagenet") if kind == "vgg" else (f"{kind}{depth}_imagenet",)
-    )
+    for name in (f"{kind}_{depth}_imagenet", f"{kind}{depth}_imagenet", f"{kind}{depth}")
+    if name != f"densenet{depth}"
 }
-
 _ENDPOINT = "https://www.kaggle.com"
 
 _PART = r"[A-Za-z0-9][\w.-]*"
@@ -61,7 +45,7 @@ def open_model(address: str, progress: Progress | None = None, *, cached_only: b
     With ``cached_only`` Kaggle is not asked, and a file that is not in the cache raises `NotCached`. Raises
     `CheckpointError` for a malformed address, or if the newest version cannot be asked for.
     """
-    handle, version = _parsed(address)
+    handle, version = parse(address)
     if version is None:
         if cached_only:
             raise NotCached(f"kaggle://{handle} names no version, and only Kaggle knows the newest")
@@ -75,7 +59,7 @@ def check(address: str) -> str:
 
     Raises `CheckpointError` where a start could not download it: no such model or version, no permission, no network.
     """
-    handle, version = _parsed(address)
+    handle, version = parse(address)
     if version is None:
         _newest_version(handle)
         return _endpoint()
@@ -88,20 +72,14 @@ def check(address: str) -> str:
     return _endpoint()
 
 
-def _parsed(address: str) -> tuple[str, str | None]:
+def parse(address: str) -> tuple[str, str | None]:
     """Returns ``owner/model/framework/variation``, and the version or None. Raises `CheckpointError`."""
-    check_form(address)
     match = _ADDRESS.fullmatch(address)
-    assert match is not None
-    return "/".join(match.groups()[:4]), match[5]
-
-
-def check_form(address: str) -> None:
-    """Raises `CheckpointError` for a malformed address."""
-    if _ADDRESS.fullmatch(address) is None:
+    if match is None:
         raise CheckpointError(
             f"'{address}' is no kaggle:// address; write {SCHEME}owner/model/framework/variation"
         )
+    return "/".join(match.groups()[:4]), match[5]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from service.errors import CheckpointError
 from service.models.catalog import DEFAULT, VARIANTS, Variant
 from service.models.checkpoints import huggingface, kaggle
 from service.models.checkpoints.download import Progress
-from service.models.checkpoints.folder import local
+from service.models.checkpoints.folder import Folder, local
 from service.models.checkpoints.label_files import read_labels
 from service.models.checkpoints.tensors import recognise
 from service.models.options import parse
@@ -55,12 +55,22 @@ def locator(weights: str, model: str | None, progress: Progress | None = None) -
     if huggingface.file_in(source):
         path = huggingface.fetch_file(source, progress)
         return lambda name: path if name == path.name else None
-    if source.startswith(huggingface.SCHEME):
-        return huggingface.open_repository(source, progress).find
-    if source.startswith(kaggle.SCHEME) or source in kaggle.BUILT_IN:
-        return kaggle.open_model(kaggle.BUILT_IN.get(source, source), progress).find
+    if (repository := hub_folder(source, progress)) is not None:
+        return repository.find
     path = Path(source).expanduser()
     return local(path).find if path.is_dir() else _among(path)
+
+
+def hub_folder(source: str, progress: Progress | None, *, cached_only: bool = False) -> Folder | None:
+    """Returns the files of a repository that ``source`` names on a hub; None if it names none.
+
+    Raises `CheckpointError`, and with ``cached_only`` `NotCached`.
+    """
+    if source.startswith(huggingface.SCHEME):
+        return huggingface.open_repository(source, progress, cached_only=cached_only)
+    if source.startswith(kaggle.SCHEME) or source in kaggle.BUILT_IN:
+        return kaggle.open_model(kaggle.BUILT_IN.get(source, source), progress, cached_only=cached_only)
+    return None
 
 
 def ask(weights: str) -> str:
@@ -101,7 +111,7 @@ def check(weights: str, labels: Path | None = None) -> None:
         return
     for scheme, room in ((huggingface.SCHEME, huggingface), (kaggle.SCHEME, kaggle)):
         if source.startswith(scheme):
-            room.check_form(source)
+            room.parse(source)
             return
     path = Path(source).expanduser()
     if source and path.is_file():

@@ -101,11 +101,22 @@ class Runtime(Protocol):
         """Keeps only the executors ``names``. Returns True if any of them was compiled anew."""
 
 
-def gather(pixels: Pixels, slots: Sequence[int], staging: Pixels) -> Pixels:
-    """Returns ``pixels[slots]`` as one block: a view if the slots are neighbours, else a copy in ``staging``."""
-    first, count = slots[0], len(slots)
-    if list(slots) == list(range(first, first + count)):
-        return pixels[first : first + count]
-    for row, slot in enumerate(slots):
-        staging[row] = pixels[slot]
-    return staging[:count]
+class Gather:
+    """Collects a batch's images. Keeps the memory for copies, which is as large as the largest batch so far."""
+
+    def __init__(self) -> None:
+        self._staging: Pixels = np.empty(0, np.uint8)
+
+    def __call__(self, pixels: Pixels, slots: Sequence[int]) -> Pixels:
+        """Returns ``pixels[slots]`` as one block, valid until the next call.
+
+        It is a view of ``pixels`` if the slots are neighbours, else a copy.
+        """
+        first, count = slots[0], len(slots)
+        if list(slots) == list(range(first, first + count)):
+            return pixels[first : first + count]
+        if len(self._staging) < count or self._staging.shape[1:] != pixels.shape[1:]:
+            self._staging = np.empty((count, *pixels.shape[1:]), np.uint8)
+        for row, slot in enumerate(slots):
+            self._staging[row] = pixels[slot]
+        return self._staging[:count]

@@ -13,7 +13,7 @@ import sys
 import sysconfig
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from service.errors import ConfigurationError
 from service.models import cache
+from service.models.runtimes.eager import Forward
 
 log = logging.getLogger(__name__)
 
-Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 #: Images of the example for which kernels are tuned. On a GPU, the best kernel for two images is not the best for a
 #: batch; on a CPU, kernels are not tuned.

@@ -5,35 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from service.models.loader import Uint8Model
-from service.models.runtimes import Answer, Executor, Pixels, gather
+from service.models.runtimes import Answer, Executor, Gather, Pixels
+
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class Eager:
-    """The torch module itself on the CPU, with folded batch norms. (CUDA has `service.models.cuda`.)
+class SingleExecutor:
+    """A function on the CPU as a runtime, for at most ``max_batch_size`` images at once: see `BatchExecutor`."""
 
-    ``model`` must not be used afterwards.
-    """
-
-    name = "eager"
-    max_batch_size: int | None = None
-
-    def __init__(self, model: Uint8Model, precision: str, *, has_head: bool = True) -> None:
-        self.precision = precision
-        fold_batch_norms(model)
-        moved = model.to(_DTYPES[precision]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-        def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
-            features = moved.forward_features(pixels)
-            return features, moved.forward_head(features) if has_head else features
-
+    def __init__(
+        self, name: str, precision: str, forward: Forward, max_batch_size: int | None, *, has_head: bool
+    ) -> None:
+        self.name, self.precision, self.max_batch_size = name, precision, max_batch_size
         self._executor = BatchExecutor(forward, has_head=has_head)
 
     def executors(self) -> list[Executor]:
@@ -47,6 +37,23 @@ class Eager:
         return False
 
 
+class Eager(SingleExecutor):
+    """The torch module itself on the CPU, with folded batch norms. (CUDA has `service.models.cuda`.)
+
+    ``model`` must not be used afterwards.
+    """
+
+    def __init__(self, model: Uint8Model, precision: str, *, has_head: bool = True) -> None:
+        fold_batch_norms(model)
+        moved = model.to(_DTYPES[precision]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
+            features = moved.forward_features(pixels)
+            return features, moved.forward_head(features) if has_head else features
+
+        super().__init__("eager", precision, forward, None, has_head=has_head)
+
+
 class BatchExecutor:
     """Runs one forward pass for all images, by a function of uint8 ``[N, H, W, C]`` on the CPU.
 
@@ -56,15 +63,13 @@ class BatchExecutor:
     name = "together"
     parallelism: int | None = None
 
-    def __init__(self, forward: Callable[[Tensor], tuple[Tensor, Tensor]], *, has_head: bool) -> None:
+    def __init__(self, forward: Forward, *, has_head: bool) -> None:
         self._forward, self._has_head = forward, has_head
-        self._staging: Pixels = np.empty(0, np.uint8)
+        self._gather = Gather()
 
     @torch.inference_mode()
     def __call__(self, pixels: Pixels, slots: Sequence[int]) -> list[Answer]:
-        if len(self._staging) < len(slots) or self._staging.shape[1:] != pixels.shape[1:]:
-            self._staging = np.empty((len(slots), *pixels.shape[1:]), np.uint8)
-        batch = torch.from_numpy(gather(pixels, slots, self._staging))
+        batch = torch.from_numpy(self._gather(pixels, slots))
         features, logits = self._forward(batch)
         if not self._has_head:
             logits = torch.empty((len(slots), 0))

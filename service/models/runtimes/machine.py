@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import platform
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -110,19 +109,13 @@ class Notes:
         if not self.folders:
             return None
         path = self.folders[-1] / f"{way}.{hashlib.sha256(compiled).hexdigest()[:_DIGITS]}.blob"
-        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             for old in path.parent.glob(f"{way}.*.blob"):
                 old.unlink()
-            partial.write_bytes(compiled)
-            partial.replace(path)
+            cache.write_bytes(path, compiled)
         except OSError as error:
             log.warning("the compiled model is not kept: %s", error)
             return None
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
         return path
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from service.models.runtimes import Answer, Pixels, Stream, gather
+from service.models.runtimes import Answer, Gather, Pixels, Stream
 from service.models.runtimes.artifact import Graph
 
 log = logging.getLogger(__name__)
@@ -91,12 +91,10 @@ class BatchExecutor(_Executor):
 
     def __init__(self, make: Callable[[], Any]) -> None:
         super().__init__(make)
-        self._staging: Pixels = np.empty(0, np.uint8)
+        self._gather = Gather()
 
     def __call__(self, pixels: Pixels, slots: Sequence[int]) -> list[Answer]:
-        if len(self._staging) < len(slots) or self._staging.shape[1:] != pixels.shape[1:]:
-            self._staging = np.empty((len(slots), *pixels.shape[1:]), np.uint8)
-        return self._run(gather(pixels, slots, self._staging))
+        return self._run(self._gather(pixels, slots))
 
 
 class StreamExecutor(_Executor):

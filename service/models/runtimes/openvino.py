@@ -26,7 +26,7 @@ import numpy as np
 from service.errors import ConfigurationError
 from service.host.usage import trim_memory
 from service.models.openvino_import import openvino
-from service.models.runtimes import Answer, Executor, Pixels, Stream, artifact, gather, onnx_runtime
+from service.models.runtimes import Answer, Executor, Gather, Pixels, Stream, artifact, onnx_runtime
 from service.models.runtimes.artifact import Converted, Graph
 from service.models.runtimes.machine import Notes
 
@@ -185,7 +185,7 @@ class _BatchExecutor(_Lazy):
         super().__init__(compile)
         self.name = name
         self._request: Any = None
-        self._staging: Pixels = np.empty(0, np.uint8)
+        self._gather = Gather()
 
     def reset(self, compile: Callable[[], _Compiled]) -> None:
         self._compile, self._made, self._request = compile, None, None
@@ -193,9 +193,7 @@ class _BatchExecutor(_Lazy):
     def __call__(self, pixels: Pixels, slots: Sequence[int]) -> list[Answer]:
         if self._request is None:
             self._request = self.prepare().create_infer_request()
-        if len(self._staging) < len(slots) or self._staging.shape[1:] != pixels.shape[1:]:
-            self._staging = np.empty((len(slots), *pixels.shape[1:]), np.uint8)
-        batch = gather(pixels, slots, self._staging)
+        batch = self._gather(pixels, slots)
         self._request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
         self._request.infer()
         return _answers(self._request)

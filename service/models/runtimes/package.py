@@ -20,7 +20,6 @@ from service.errors import ConfigurationError
 from service.models.checkpoints import Checkpoint
 from service.models.runtimes import manifest
 from service.models.runtimes.compiled import (
-    Forward,
     compiler,
     compiling,
     example,
@@ -28,6 +27,7 @@ from service.models.runtimes.compiled import (
     first_line,
     keep_kernels,
 )
+from service.models.runtimes.eager import Forward
 
 KIND = manifest.PACKAGE
 _PACKAGE = "model.pt2"

@@ -44,14 +44,6 @@ class Head:
     tensors: dict[str, Tensor]
     activation: Activation
 
-    @property
-    def classes(self) -> int:
-        return next(layer.outputs for layer in reversed(self.layers) if isinstance(layer, Linear))
-
-    @property
-    def pooling(self) -> Pooling | None:
-        return self.layers[0].by if isinstance(self.layers[0], Pool) else None
-
 
 def pools_by_maximum(leaves: list[Leaf]) -> bool:
     """Returns True if features are made of the backbone's map by global maximum pooling."""

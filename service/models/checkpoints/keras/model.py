@@ -31,8 +31,8 @@ from service.models.checkpoints.keras.files import read as read_file
 from service.models.checkpoints.keras.graph import Leaf
 from service.models.checkpoints.keras.head import Head, pools_by_maximum, read_head
 from service.models.checkpoints.pixels import with_pixels
-from service.models.configuration import Configuration, DenseNetConfig, VGGConfig
-from service.models.head import Activate, Flatten, Linear
+from service.models.checkpoints.plain_head import with_head
+from service.models.configuration import Configuration
 from service.models.options import Options
 from service.preprocess import Preprocessing
 
@@ -74,8 +74,8 @@ def read(path: Path, options: Options) -> Checkpoint:
     tensors = keras_layers.of_layers(convolutions, norms, configuration, name)
     head = read_head(parts.head, configuration, size, options, complete=file.complete, name=name)
     if head is not None:
-        configuration = _with_head(configuration, head, size)
-        tensors |= _renamed(head.tensors, configuration)
+        configuration, named = with_head(configuration, head.layers, head.tensors, size)
+        tensors |= named
     return _checkpoint(path, file, parts, configuration, tensors, head, size, options)
 
 
@@ -208,41 +208,3 @@ def _size(file: KerasFile, parts: _Parts, configuration: Configuration, options:
 
 def _written(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
-
-
-def _with_head(configuration: Configuration, head: Head, size: Size) -> Configuration:
-    if isinstance(configuration, VGGConfig):
-        kinds = [type(layer) for layer in head.layers]
-        usual = kinds == [Flatten, Linear, Activate, Linear, Activate, Linear]
-        if usual and all(
-            layer in (Activate(), Flatten()) or (isinstance(layer, Linear) and layer.bias)
-            for layer in head.layers
-        ):
-            first, hidden, last = (layer.outputs for layer in head.layers if isinstance(layer, Linear))
-            other = None if first == hidden else first
-            return replace(
-                configuration,
-                head="flatten",
-                hidden=hidden,
-                hidden_first=other,
-                num_classes=last,
-                image_size=size,
-            )
-    elif (
-        len(head.layers) == 2 and isinstance(head.layers[1], Linear) and head.layers[1].bias and head.pooling
-    ):
-        return replace(configuration, num_classes=head.classes, head_pooling=head.pooling)
-    return replace(configuration, num_classes=head.classes, layers=head.layers)
-
-
-def _renamed(tensors: dict[str, Tensor], configuration: Configuration) -> dict[str, Tensor]:
-    """Renames a head's tensors if the configuration has a named head."""
-    if configuration.layers:
-        return tensors
-    if isinstance(configuration, DenseNetConfig):
-        return {key.replace(".0.", "."): tensor for key, tensor in tensors.items()}
-    renamed = {}
-    for key, tensor in tensors.items():
-        name, number, part = key.split(".")
-        renamed[f"{name}.{3 * int(number)}.{part}"] = tensor
-    return renamed

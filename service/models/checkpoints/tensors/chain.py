@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from service.errors import CheckpointError
+from service.models.checkpoints.tensors.search import natural
 from service.models.head import Activate, Adapt, Flatten, Layer, Linear, Nonlinearity, Norm, Pool, Pooling
 from service.models.options import Options
 
@@ -83,7 +83,7 @@ def stored_layers(tensors: dict[str, Tensor]) -> list[Stored]:
 def ordered(layers: Sequence[Stored], width: int) -> list[Stored] | None:
     """Returns the order in which the layers fit each other behind ``width`` channels; None for no order, or several."""
     sequences = {layer.place[0] for layer in layers if layer.place}
-    by_number = sorted(layers, key=lambda layer: _natural(layer.name))
+    by_number = sorted(layers, key=lambda layer: natural(layer.name))
     if len(sequences) == 1 and all(layer.place for layer in layers):
         return by_number if fit(by_number, width) else None
     for order in (list(layers), by_number):
@@ -102,12 +102,6 @@ def fit(layers: Sequence[Stored], width: int) -> bool:
         return False
     follows = all(second.inputs == first.outputs for first, second in itertools.pairwise(layers))
     return follows and _entries(layers[0].inputs, width) > 0
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [
-        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)|\.", name) if part
-    ]
 
 
 def _entries(inputs: int, width: int) -> int:

@@ -14,12 +14,9 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from service.models.catalog import VARIANTS
+from service.models.checkpoints.tensors.search import Flat, natural
 from service.models.configuration import VGGConfig
-
-Flat = dict[str, Tensor]
 
 _MAX_CHANNELS = 16
 _USUAL = re.compile(r"(?:.*\.)?\d+\.weight")
@@ -33,7 +30,7 @@ def with_usual_names(flat: Flat) -> Flat:
     if len(kernels) < 2 or (len(roots) == 1 and all(_USUAL.fullmatch(key) for key in kernels)):
         return flat
     order = next(
-        (order for order in (sorted(kernels, key=_natural), [*kernels]) if _follow(kernels, order)), None
+        (order for order in (sorted(kernels, key=natural), [*kernels]) if _follow(kernels, order)), None
     )
     if order is None:
         return flat
@@ -86,7 +83,7 @@ def _norms(flat: Flat, scope: str, widths: Sequence[int]) -> list[str] | None:
     """Returns the names of the convolutions' batch norms, in order: one each, or none; None if the norms do not fit."""
     found = [
         key.removesuffix(".running_mean")
-        for key in sorted(flat, key=_natural)
+        for key in sorted(flat, key=natural)
         if key.startswith(scope) and key.endswith(".running_mean")
     ]
     if [len(flat[f"{name}.running_mean"]) for name in found[: len(widths)]] == [*widths]:
@@ -112,9 +109,3 @@ def _renamed(
         name, _, part = key.rpartition(".")
         renamed[f"{scope}features.{places[name]}.{part}" if name in places else key] = tensor
     return renamed
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [
-        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)|[._]", name) if part
-    ]

@@ -225,3 +225,9 @@ def _kind(number: int, rest: str, value: Tensor, first: int) -> str:
     if number < first:
         return "conv0" if value.ndim == 4 else "norm0"
     return "norm5" if value.ndim <= 1 and "." not in rest else ""
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sort key of a layer's name: its numbers count as numbers, so 2 comes before 10."""
+    parts = [part for part in re.split(r"(\d+)|[._]", name) if part]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from service.errors import CheckpointError
+from service.models.checkpoints.plain_head import with_head
 from service.models.checkpoints.tensors import chain, folded, named, normalising, search, strangers
 from service.models.checkpoints.tensors.chain import Stored
 from service.models.checkpoints.tensors.normalising import Normalising
 from service.models.checkpoints.tensors.search import Flat, Found
 from service.models.checkpoints.tensors.shapes import body
 from service.models.configuration import Configuration, VGGConfig
-from service.models.head import KERNEL, Activate, Adapt, Flatten, Layer, Linear, Pool
 from service.models.options import Options
 
 _log = logging.getLogger(__name__)
@@ -31,10 +31,6 @@ _OLD_DENSENET_KEY = re.compile(
 #: timm's names for the head of a VGG, whose first two layers are convolutions there.
 _TIMM_HEAD = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
 _TIMMS = tuple(f"{name}." for name in _TIMM_HEAD)
-
-
-#: The layers of torchvision's VGG head.
-_TORCHVISIONS = [Adapt, Flatten, Linear, Activate, Linear, Activate, Linear]
 
 
 @dataclass(frozen=True)
@@ -193,7 +189,7 @@ def _read_head(
         _log.warning("%s holds a head without its last layer: it serves features only", name)
         return configuration, {}, order
     stored, tensors = chain.layers_of(order, width, options, name)
-    return *_canonical(configuration, stored, tensors, order[-1].outputs), order
+    return *with_head(configuration, stored, tensors), order
 
 
 def _candidates(layers: list[Stored], width: int, name: str, wanted: str | None) -> list[Stored]:
@@ -272,33 +268,6 @@ def _is_cut_off(order: list[Stored], configuration: Configuration) -> bool:
         and places == [("classifier", 0), ("classifier", 3)]
         and order[0].outputs == order[1].outputs == order[1].inputs
     )
-
-
-def _canonical(
-    configuration: Configuration, layers: tuple[Layer, ...], tensors: Flat, classes: int
-) -> tuple[Configuration, Flat]:
-    """Gives torchvision's own head its name and numbers, so that one network has one configuration."""
-    kinds = [type(layer) for layer in layers]
-    dense = [layer for layer in layers if isinstance(layer, Linear)]
-    usual = {layer for layer in layers if isinstance(layer, Activate)} <= {Activate()}
-    named = usual and all(layer.bias for layer in dense)
-    if isinstance(configuration, VGGConfig):
-        if named and kinds == _TORCHVISIONS and layers[0] == Adapt((KERNEL, KERNEL)):
-            first, second = (layer.outputs for layer in dense[:2])
-            other_first = None if first == second else first
-            configuration = replace(
-                configuration, hidden=second, hidden_first=other_first, num_classes=classes
-            )
-            return configuration, {_renumbered(key): tensor for key, tensor in tensors.items()}
-    elif named and kinds == [Pool, Linear]:
-        configuration = replace(configuration, num_classes=classes, head_pooling=cast(Pool, layers[0]).by)
-        return configuration, {key.replace(".0.", "."): tensor for key, tensor in tensors.items()}
-    return replace(configuration, num_classes=classes, layers=layers), tensors
-
-
-def _renumbered(key: str) -> str:
-    name, number, part = key.split(".")
-    return f"{name}.{3 * int(number)}.{part}"
 
 
 def _timm_head(rest: Flat, configuration: VGGConfig, name: str) -> tuple[Configuration, Flat]:
