@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,6 +53,18 @@ def test_who_has_more_before_it_never_comes_sooner(found: list[Offer], turn: int
     for one in found:
         longer = one._replace(backlog=one.backlog._replace(images=one.backlog.images + more))
         assert finish(longer) >= finish(one)
+
+
+@given(st.integers(0, 12), st.integers(0, 4), st.floats(0, 1), st.sampled_from([0.0, 10.0]))
+def test_a_device_is_through_after_its_batch_the_queue_and_one_pass(
+    queued: int, running: int, running_for: float, capacity: float
+) -> None:
+    pace = ServiceRates(0.4, capacity, 4, 0.0, 0)
+    backlog = QueueState(queued, running, running_for, 0)
+    of_the_batch = 0.4 - running_for if running and running_for < 0.4 else 0.0
+    # An engine that has shown no capacity yet is not passed by for its queue.
+    of_the_queue = (queued - running) / capacity if capacity and queued > running else 0.0
+    assert finish(Offer(pace, backlog, True)) == pytest.approx(of_the_batch + of_the_queue + 0.4)
 
 
 def test_equal_engines_take_turns() -> None:

@@ -47,6 +47,14 @@ def test_decoding_counts_where_it_is_slower() -> None:
     assert seconds_until_answered(PACE, BACKLOG._replace(decoding=99)) == pytest.approx(5.0 + 0.4)
 
 
+@given(st.integers(1, 4), st.floats(0, 1))
+def test_whoever_is_due_before_the_queue_waits_for_the_running_batch_alone(images: int, elapsed: float) -> None:
+    pace = PACE._replace(max_batch_size=1)
+    backlog = QueueState(images, running=4, running_for=elapsed, decoding=0)
+    left = max(0.0, 0.4 - elapsed)
+    assert seconds_until_answered(pace, backlog) == pytest.approx(max(left, 0.1) + 0.4)
+
+
 @given(paces, backlogs)
 def test_nothing_is_refused_when_idle_or_before_anything_was_measured(
     pace: ServiceRates, backlog: QueueState
