@@ -27,7 +27,6 @@ from service.engine.canary import Canary
 from service.engine.device import Batch, DeviceThread, Runner, StreamThreads
 from service.engine.files import MAX_WAITING, FileDecodeThread
 from service.engine.load import LoadMeter
-from service.engine.owner import Owner
 from service.shared.batches import DeviceFailed
 from service.shared.transport import Link
 
@@ -72,14 +71,15 @@ class EngineCore:
         capacity: float,
         batch_ran: Callable[[Batch], None] = lambda batch: None,
         clock: Callable[[], float] = time.monotonic,
-        owner: Owner | None = None,
+        device: DeviceThread | None = None,
         files: FileDecodeThread | None = None,
     ) -> None:
+        """``device`` runs the batches of ``runner``; without one it is a thread of its own."""
         self._arena = arena
         self._batcher = batcher
         self._batch_ran = batch_ran
         self._clock = clock
-        self._device = DeviceThread(runner, arena, clock, owner)
+        self._device = device or DeviceThread(runner, arena, clock)
         self._files = files
         self._streams = runner.streams
         self._threads = (

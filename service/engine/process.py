@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from service.engine.arena import Arena, Gauge, Geometry
 from service.engine.batcher import Batcher
 from service.engine.core import EngineCore
-from service.engine.device import Batch
+from service.engine.device import Batch, DeviceThread
 from service.engine.files import FileDecodeThread
 from service.engine.owner import Owner
 from service.engine.spare import Seen, SpareTime
@@ -97,7 +97,7 @@ def main(
         ),
         capacity=runner.capacity,
         batch_ran=_counter(Metrics.declare()) if not shadow else lambda batch: None,
-        owner=owner,
+        device=DeviceThread(runner, arena, owner=owner),
         files=files,
     )
     core.watch(channel, lambda: obey(core, channel))

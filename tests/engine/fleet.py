@@ -109,11 +109,9 @@ class Fleet(Counted):
     def start_engine(self, version: int, front_ends: list[FrontEnd] | None = None) -> None:
         arena = Arena.create(GEOMETRY)
         runner = FakeRunner(max_batch_size=MOST, offset=version * _APART)
-        core = EngineCore(
-            runner, arena, Batcher(MOST, max_bulk_batch_size=1), capacity=10.0, clock=self.clock
-        )
-        core._device.stop()
-        device = core._device = ManualDevice(runner, arena, self.clock)
+        device = ManualDevice(runner, arena, self.clock)
+        batcher = Batcher(MOST, max_bulk_batch_size=1)
+        core = EngineCore(runner, arena, batcher, capacity=10.0, clock=self.clock, device=device)
         core.begin()
         self.engines.append(Engine(version, arena, core, device))
         for front_end in self.front_ends if front_ends is None else front_ends:
@@ -182,7 +180,6 @@ class Fleet(Counted):
 
     def end(self, engine: Engine) -> None:
         self.engines.remove(engine)
-        engine.device._jobs.put(None)
         engine.core.end()
         engine.arena.close()
 

@@ -76,6 +76,12 @@ class ManualDevice(DeviceThread):
     def start(self) -> None:
         """There is no thread."""
 
+    def stop(self) -> None:
+        """Leaves nothing open, failed or not."""
+        self._jobs.put(None)
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
     def submit(self, batch: Batch) -> None:
         assert self.given is None, "two batches at once"
         late = [request for request in batch.requests if request.deadline <= self._clock()]
@@ -182,9 +188,10 @@ class Service(Counted):
         self.runner = FakeRunner(max_batch_size=MOST, watch=Watch(["fake"], CANARY_EVERY))
         self.glitches = 0
         batcher = Batcher(MOST, max_bulk_batch_size=1)
-        self.core = EngineCore(self.runner, self.arena, batcher, capacity=10.0, clock=self.clock)
-        self.core._device.stop()
-        self.device = self.core._device = ManualDevice(self.runner, self.arena, self.clock)
+        self.device = ManualDevice(self.runner, self.arena, self.clock)
+        self.core = EngineCore(
+            self.runner, self.arena, batcher, capacity=10.0, clock=self.clock, device=self.device
+        )
         self.device.waiting = lambda: [*batcher._queue.waiting.values(), *batcher._bulk.waiting.values()]
         self.core.begin()
         clients = [front_end.client for front_end in self.front_ends]
@@ -383,11 +390,7 @@ class Service(Counted):
                     asked.front_end = new
 
     def end_engine(self) -> None:
-        self.device._jobs.put(None)
         self.core.end()
-        if self.device.failed:  # else it has closed them itself
-            os.close(self.device._wake_read)
-            os.close(self.device._wake_write)
         self.arena.close()
 
     # What is promised

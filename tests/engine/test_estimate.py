@@ -48,7 +48,9 @@ def test_decoding_counts_where_it_is_slower() -> None:
 
 
 @given(st.integers(1, 4), st.floats(0, 1))
-def test_whoever_is_due_before_the_queue_waits_for_the_running_batch_alone(images: int, elapsed: float) -> None:
+def test_whoever_is_due_before_the_queue_waits_for_the_running_batch_alone(
+    images: int, elapsed: float
+) -> None:
     pace = PACE._replace(max_batch_size=1)
     backlog = QueueState(images, running=4, running_for=elapsed, decoding=0)
     left = max(0.0, 0.4 - elapsed)

@@ -17,7 +17,7 @@ from service.engine.arena import Arena, Gauge, Geometry
 from service.engine.batcher import Batcher
 from service.engine.client import EngineClient
 from service.engine.core import EngineCore
-from service.engine.files import FileDecodeThread
+from service.engine.files import MAX_WAITING, FileDecodeThread
 from service.errors import DeadlineExceeded
 from service.images.decoders.threads import ThreadWriting
 from service.shared.transport import Link, socket_pair
@@ -210,6 +210,39 @@ def test_a_decoder_that_fails_again_and_again_gets_no_more(caplog: pytest.LogCap
     assert caplog.text.count("cannot decode") == 3
 
 
+def test_failures_that_are_not_in_a_row_close_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    decoder = FakeDecoder()
+
+    async def scenario(site: Site) -> None:
+        client = site.client()
+        for _ in range(3):
+            for error in (RuntimeError("CUDA error"), RuntimeError("CUDA error"), None):
+                decoder.error = error
+                assert await site.ask(client, Photo(b"F\x10")) == (0x11 if error else 0x10)
+        assert site.arena.gauges[Gauge.FILES] == MAX_WAITING
+        client.detach()
+
+    run(decoder, scenario)
+    assert caplog.text.count("cannot decode") == 6
+
+
+def test_the_engine_takes_as_many_files_as_may_wait_and_says_how_many_more() -> None:
+    decoder = FakeDecoder()
+
+    async def scenario(site: Site) -> None:
+        decoder.may.clear()
+        client = site.client()
+        assert site.arena.gauges[Gauge.FILES] == MAX_WAITING
+        waiting = [asyncio.create_task(site.ask(client, Photo(b"F" + bytes([k])))) for k in range(5)]
+        await until(lambda: site.arena.gauges[Gauge.FILES] == MAX_WAITING - 5)
+        decoder.may.set()
+        assert await asyncio.gather(*waiting) == list(range(5))
+        await until(lambda: site.arena.gauges[Gauge.FILES] == MAX_WAITING)
+        client.detach()
+
+    run(decoder, scenario)
+
+
 def test_a_slot_stays_taken_while_the_engine_decodes_into_it_whoever_leaves() -> None:
     decoder = FakeDecoder()
 
@@ -254,6 +287,23 @@ def test_a_dead_front_end_s_slots_come_back_after_the_engine_has_decoded_into_th
         other.detach()
 
     run(decoder, scenario)
+
+
+def test_stopping_waits_for_the_files_that_were_handed_over() -> None:
+    arena = Arena.create(Geometry(2, *SHAPE, 10))
+    arena.pixels[0, 0, 0] = list(b"F\x10\x00")
+    arena.record_admission(0, float("inf"), bulk=False)
+    arena.record_file(0, 2)
+    decoder = FakeDecoder()
+    decoder.may.clear()
+    thread = FileDecodeThread(decoder, arena)
+    thread.start()
+    thread.submit(0)
+    threading.Timer(0.05, decoder.may.set).start()
+    thread.stop()
+    assert decoder.seen == [b"F\x10"]
+    assert (arena.pixels[0] == 0x10).all()
+    arena.close()
 
 
 def test_a_stopped_thread_leaves_no_descriptor_open() -> None:

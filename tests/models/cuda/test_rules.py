@@ -14,7 +14,7 @@ from torch import Tensor
 from service.engine.arena import Arena, Geometry
 from service.engine.batcher import Batcher, Request
 from service.engine.core import EngineCore
-from service.engine.device import Batch
+from service.engine.device import Batch, DeviceThread
 from service.engine.owner import Owner
 from service.models.cuda.buffers import BatchBuffers
 from service.models.cuda.pipeline import CudaRunner
@@ -185,11 +185,11 @@ def engine(owner: Owner) -> None:
         return runner, arena
 
     runner, arena = owner.call(load)
-    core = EngineCore(runner, arena, Batcher(4), capacity=1.0, owner=owner)
+    thread = DeviceThread(runner, arena, owner=owner)
+    core = EngineCore(runner, arena, Batcher(4), capacity=1.0, device=thread)
     core.begin()
     try:
         arena.pixels[:4] = photos(4)
-        thread = core._device
         requests = [Request(slot, np.inf, 0.0) for slot in range(4)]
         thread.submit(Batch(1, requests, [OutputKind.CLASSIFY] * 4))
         batch = thread.collect()

@@ -1,0 +1,229 @@
+"""The engine's loop on a virtual clock: what it publishes, what it returns, and what it does when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.engine.arena import Decoding, Gauge, Outcome
+from service.engine.load import LoadMeter
+from service.shared.outputs import OutputKind
+from tests.engine.driven import Driven
+from tests.engine.machine import MOST
+
+MEASURED = ("BUSY_RATIO", "CAPACITY", "SATURATION", "ARRIVALS", "DECODE_CAPACITY", "DECODE_BUSY")
+
+
+@pytest.fixture
+def driven() -> Iterator[Driven]:
+    made = Driven()
+    yield made
+    made.close()
+
+
+def submit(driven: Driven, slots: list[int], patience: float = 1000.0) -> None:
+    for slot in slots:
+        driven.arena.owners[slot] = 1
+        driven.arena.record_submission(
+            slot, driven.clock.now + patience, driven.clock.now, OutputKind.CLASSIFY
+        )
+    driven.link.send(slots)
+    driven.core.step(0)
+
+
+def replies(driven: Driven) -> dict[int, Outcome]:
+    """The slots that came back, with what their records say."""
+    slots = driven.link.receive() or []
+    for slot in slots:
+        driven.arena.owners[slot] = 0
+    return {slot: Outcome(driven.arena.record(slot).outcome) for slot in slots}
+
+
+@dataclass
+class Moment:
+    """What happens between two turns of the loop: seconds that pass, arrivals, decodes, and a batch."""
+
+    seconds: float
+    arrivals: int
+    decoded: int
+    images: int
+    during: float
+
+
+moments = st.builds(
+    Moment,
+    st.floats(0.26, 5.0),
+    st.integers(0, 50),
+    st.integers(0, 9),
+    st.integers(0, MOST),
+    st.floats(0.01, 0.2),
+)
+
+
+@settings(max_examples=30)
+@given(st.lists(moments, min_size=1, max_size=6), st.integers(1, 4))
+def test_the_gauges_are_what_a_meter_of_the_same_events_says(events: list[Moment], threads: int) -> None:
+    driven = Driven()
+    meter = LoadMeter(driven.clock.now, 10.0, MOST)
+    arena, gauges = driven.arena, driven.arena.gauges
+    try:
+        assert gauges[Gauge.MAX_BATCH_SIZE] == MOST
+        assert gauges[Gauge.CAPACITY] == 10.0  # before the first turn
+        arena.decoding[1, Decoding.THREADS] = threads
+        driven.core.step(0)
+        for event in events:
+            driven.clock.advance(event.seconds)
+            arena.arrivals[1] += event.arrivals
+            arena.decoding[1, [Decoding.IMAGES, Decoding.SECONDS]] += event.decoded, 0.1 * event.decoded
+            arena.decoding[1, Decoding.BUSY] += 0.05 * event.decoded
+            sums = arena.decoding.sum(axis=0)
+            decoded, seconds, threads_, busy = (float(value) for value in sums[: Decoding.MEMORY])
+            meter.update(driven.clock.now, int(arena.arrivals.sum()), decoded, seconds, threads_, busy)
+            driven.core.step(0)  # with the canary, where it is quiet
+            if driven.device.given is not None:
+                driven.device.finish()
+                driven.core.step(0)
+            for name in MEASURED:
+                assert gauges[Gauge[name]] == pytest.approx(
+                    getattr(meter, _ATTRIBUTES.get(name, name.lower()))
+                )
+            if event.images:
+                submit(driven, list(range(event.images)))
+                driven.device.finish(during=event.during)
+                meter.record_batch(event.images, event.during)
+                driven.core.step(0)
+                assert len(replies(driven)) == event.images
+                assert gauges[Gauge.PASS] == pytest.approx(meter.seconds)
+    finally:
+        driven.close()
+
+
+_ATTRIBUTES = {"ARRIVALS": "arrival_rate"}
+
+
+def test_the_gauges_follow_the_queue_and_the_device(driven: Driven) -> None:
+    gauges = driven.arena.gauges
+    seen = [Gauge.QUEUE_DEPTH, Gauge.RUNNING, Gauge.BUSY_SINCE]
+    assert list(gauges[seen]) == [0, 0, 0]
+    submit(driven, [0, 1])
+    began = driven.clock.now
+    assert list(gauges[seen]) == [0, 2, began]
+    driven.clock.advance(0.1)
+    submit(driven, [2, 3, 4, 5])
+    assert list(gauges[seen]) == [4, 2, began]
+    driven.device.finish(during=0.1)
+    driven.core.step(0)
+    assert list(gauges[seen]) == [1, 3, driven.clock.now]
+    for _ in range(2):
+        driven.device.finish(during=0.1)
+        driven.core.step(0)
+    assert list(gauges[seen]) == [0, 0, 0]
+    assert sorted(replies(driven)) == list(range(6))
+
+
+def test_gauges_are_renewed_four_times_a_second_and_heartbeats_called_once(driven: Driven) -> None:
+    beats: list[float] = []
+    driven.core.every_second(lambda: beats.append(driven.clock.now))
+    began = driven.clock.now
+    renewed = []
+    for _ in range(17):
+        driven.arena.gauges[Gauge.CAPACITY] = 0.0
+        driven.core.step(0)
+        if driven.arena.gauges[Gauge.CAPACITY]:
+            renewed.append(driven.clock.now - began)
+        if driven.device.given is not None:
+            driven.device.finish()
+            driven.core.step(0)
+        driven.clock.advance(0.125)
+    assert renewed == [0.25 * turn for turn in range(9)]
+    assert [beat - began for beat in beats] == [0.0, 1.0, 2.0]
+
+
+def test_a_batch_is_overdue_after_the_longest_and_is_said_once(driven: Driven) -> None:
+    said: list[float] = []
+    driven.core.when_overdue(2.0, said.append)
+    driven.clock.advance(0.25)
+    submit(driven, [0])
+    for passed, expected in ((2.0, []), (0.25, [2.25]), (5.0, [2.25])):
+        driven.clock.advance(passed)
+        driven.core.step(0)
+        assert said == expected
+
+
+def test_an_answer_s_record_is_that_of_its_batch_without_those_that_were_late(driven: Driven) -> None:
+    submit(driven, [0, 1], patience=10.0)
+    submit(driven, [2], patience=0.5)  # waits for the device
+    submit(driven, [3], patience=10.0)
+    driven.device.finish(during=0.25)
+    driven.core.step(0)
+    assert replies(driven) == {0: Outcome.OK, 1: Outcome.OK}
+    began = driven.clock.now
+    driven.device.finish(before=0.3, during=0.25)  # 2 expires between the loop and the device
+    driven.core.step(0)
+    assert replies(driven) == {2: Outcome.EXPIRED, 3: Outcome.OK}
+    record, earlier = driven.arena.record(3), driven.arena.record(0)
+    assert record.started == pytest.approx(began + 0.3)
+    assert record.finished == pytest.approx(began + 0.55)
+    assert (earlier.batch_size, record.batch_size) == (2, 1)
+    assert record.batch == earlier.batch + 1
+    assert driven.passes == 2
+
+
+def test_a_batch_of_which_everybody_was_late_counts_as_none(driven: Driven) -> None:
+    driven.core.step(0)
+    capacity = driven.arena.gauges[Gauge.CAPACITY]
+    submit(driven, [0], patience=0.1)
+    driven.device.finish(before=0.2)
+    driven.core.step(0)
+    assert replies(driven) == {0: Outcome.EXPIRED}
+    assert driven.passes == 0
+    assert driven.arena.gauges[Gauge.PASS] == 0
+    assert driven.arena.gauges[Gauge.CAPACITY] == capacity
+
+
+def test_what_waits_past_its_deadline_is_answered_in_the_next_turn(driven: Driven) -> None:
+    submit(driven, [0])
+    submit(driven, [1], patience=0.5)
+    driven.clock.advance(0.5)
+    driven.core.step(0)
+    assert replies(driven) == {1: Outcome.EXPIRED}
+    driven.link.send([~0])  # runs: it comes back with its batch
+    submit(driven, [2])
+    driven.link.send([~2])
+    driven.core.step(0)
+    assert replies(driven) == {2: Outcome.CANCELLED}
+    driven.device.finish()
+    driven.core.step(0)
+    assert replies(driven) == {0: Outcome.OK}
+
+
+def test_a_front_end_that_goes_takes_its_decoders_along_and_leaves_its_counts(driven: Driven) -> None:
+    decoding = driven.arena.decoding
+    decoding[1] = range(1, 1 + decoding.shape[1])
+    driven.arena.owners[[0, 1]] = 1
+    driven.link.close()
+    driven.core.step(0)
+    assert list(decoding[1]) == [
+        0 if kind in (Decoding.THREADS, Decoding.MEMORY) else 1 + kind for kind in range(decoding.shape[1])
+    ]
+    assert driven.arena.free == driven.arena.geometry.slots
+
+
+def test_what_decoding_may_take_is_beside_what_is_reserved(driven: Driven) -> None:
+    driven.arena.decoding[[1, 2], Decoding.MEMORY] = 30.0, 12.0
+    driven.core.allow_pictures(100.0)
+    assert driven.arena.gauges[Gauge.DECODE_MEMORY] == 142.0
+
+
+def test_a_canary_is_no_pass_of_anybody(driven: Driven) -> None:
+    driven.clock.advance(0.5)
+    driven.core.step(0)
+    assert driven.device.given is not None
+    driven.device.finish(during=0.25)
+    driven.core.step(0)
+    assert (driven.canaries, driven.passes) == (1, 0)
+    assert driven.arena.gauges[Gauge.PASS] == 0
