@@ -30,7 +30,7 @@ from service.engine.batcher import Batcher
 from service.engine.canary import Canary
 from service.engine.client import EngineClient
 from service.engine.core import EngineCore
-from service.engine.device import Batch
+from service.engine.device import Batch, DeviceThread
 from service.engine.owner import Owner
 from service.models import serving
 from service.models.watch import CANARY_EVERY
@@ -68,7 +68,7 @@ class Site:
             Batcher(runner.max_batch_size),
             capacity=runner.capacity,
             batch_ran=self._ran,
-            owner=owner,
+            device=DeviceThread(runner, self.arena, owner=owner),
         )
         self.canary = self.core._canary = Switched(time.monotonic())
 
