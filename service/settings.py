@@ -365,9 +365,8 @@ def read(given: Mapping[str, Any], spelled: Callable[[str], str]) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        told: dict[
-            str, str
-        ] = {}  # one sentence for each setting: pydantic reports one for each type of a union
+        # One sentence for each setting: pydantic reports one for each type of a union.
+        told: dict[str, str] = {}
         for item in error.errors():
             name = ".".join(map(str, item["loc"][:1]))
             written = spelled(name) if name in given else variable(name)

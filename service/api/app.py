@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fastapi import Depends, FastAPI
-from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Router
@@ -63,9 +62,7 @@ _TO_SCRIPTS = [
 def create_app(context: Context, keys: Keys | None = None) -> ASGIApp:
     """The ASGI application of one front-end. Without ``keys`` it serves everyone."""
     app = create_api(context.settings, guarded=keys is not None)
-    for layer in reversed(
-        _around(context, keys, app.router)
-    ):  # the last that is added is the first that is asked
+    for layer in reversed(_around(context, keys, app.router)):  # the last that is added is asked first
         app.add_middleware(layer.cls, *layer.args, **layer.kwargs)
     root_path = context.settings.root_path
     return Mount(app, root_path) if root_path else app
@@ -80,7 +77,7 @@ def create_api(settings: Settings, *, guarded: bool = False) -> FastAPI:
         title="imagenet-serve",
         version=__version__,
         description=_DESCRIPTION,
-        generate_unique_id_function=_operation_id,
+        generate_unique_id_function=lambda route: route.name,
         docs_url=None,  # FastAPI's own pages load scripts from another host
         redoc_url=None,
         redirect_slashes=False,
@@ -88,9 +85,8 @@ def create_api(settings: Settings, *, guarded: bool = False) -> FastAPI:
         servers=[{"url": settings.root_path or "."}],
         root_path_in_servers=False,
     )
-    for router in compat.routers(
-        settings
-    ):  # first, since a platform's route may have the path of one of the service's
+    # These come first, since a platform's route may have the path of one of the service's.
+    for router in compat.routers(settings):
         app.include_router(router)
     for room in (predict, features, explain, models, control, open_inference):
         app.include_router(room.router, dependencies=[Depends(known_only)])
@@ -124,7 +120,3 @@ def _around(context: Context, keys: Keys | None, router: Router) -> list[Middlew
     if not compat.takes_predict(context.settings):
         around.append(Middleware(ShortCut))
     return around
-
-
-def _operation_id(route: APIRoute) -> str:
-    return route.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, Router
+from starlette.routing import Match, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 #: The methods that a route may have.
@@ -49,9 +49,7 @@ class Methods:
         return [
             method
             for method in _ASKED
-            if any(_serves(route, {**scope, "method": method}) for route in self._router.routes)
+            if any(
+                route.matches({**scope, "method": method})[0] is Match.FULL for route in self._router.routes
+            )
         ]
-
-
-def _serves(route: BaseRoute, scope: Scope) -> bool:
-    return route.matches(scope)[0] is Match.FULL

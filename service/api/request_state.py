@@ -148,9 +148,7 @@ class RequestMiddleware:
                 state.status = message["status"]
                 message["headers"] = [*message["headers"], *self._headers(state)]
             elif not message.get("more_body"):
-                self._count(
-                    scope, state
-                )  # before the end of the answer, so that an answered request is counted
+                self._count(scope, state)  # before the answer ends, so that an answered request is counted
             await send(message)
 
         try:
@@ -226,7 +224,8 @@ def _asked_by_machines(scope: Scope) -> bool:
 
 def _is_bulk(request: Request) -> bool:
     """True if the request has the lower priority, by its header, its key or its route."""
-    fixed = request.scope.get("bulk", False) or request.scope["path"] in _bulk_routes(request)
+    settings: Settings = request.scope["context"].settings
+    fixed = request.scope.get("bulk", False) or request.scope["path"] in settings.listed_bulk_routes
     return asks_for_bulk(request.headers.get(_PRIORITY, "interactive")) or fixed
 
 
@@ -236,11 +235,6 @@ def asks_for_bulk(priority: str) -> bool:
     if asked not in _PRIORITIES:
         raise InvalidParameter(f"X-Priority must be {' or '.join(_PRIORITIES)}")
     return asked == "bulk"
-
-
-def _bulk_routes(request: Request) -> list[str]:
-    settings: Settings = request.scope["context"].settings
-    return settings.listed_bulk_routes
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:

@@ -47,9 +47,7 @@ class LocalClassifier:
         self._card = loaded.card()
         if not self._card.classes:
             raise ConfigurationError(f"{self._card.weights} is a network without classes; it cannot classify")
-        if (
-            warm or loaded.runner.in_flight > 1
-        ):  # a runner that overlaps batches needs its warm-up to run at all
+        if warm or loaded.runner.in_flight > 1:  # a runner that overlaps batches runs only after a warm-up
             loaded.runner.warm_up()
         self._settings = settings
         self._keep_logits = keep_logits

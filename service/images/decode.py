@@ -158,7 +158,7 @@ class Opened:
 
 
 #: Called with each picture before its pixels are decoded. An exception that it raises ends the decoding.
-Admit = Callable[[Opened], None]
+Admit = Callable[[Opened], object]
 
 
 def sniff(head: bytes) -> str | None:

@@ -13,7 +13,6 @@ from service.models import canary, loaded, loader, sources
 from service.models.catalog import VARIANTS
 from service.models.checkpoints import Checkpoint, Progress, resolve
 from service.models.explain import Explainer
-from service.models.gradients import Head
 from service.models.loaded import Loaded, Report
 from service.models.loader import Uint8Model
 from service.models.placement import Placement, place
@@ -88,7 +87,8 @@ def load(
         if converted is not None:
             sources.remember(settings.weights, settings.named_model, checkpoint, card)
             return loaded.openvino(converted, card, settings, placement)
-    explainer = _explainer(model, checkpoint)
+    head = converting.head_of(model, checkpoint)
+    explainer = Explainer(head) if head is not None else None
     largest = loaded.chosen_largest(settings)
     described = loaded.labelled(card, settings.labels)
     if placement.on_cuda:
@@ -154,11 +154,6 @@ def _converted(
             ) from error
         fallbacks.add("openvino", error)
         return None
-
-
-def _explainer(model: Uint8Model, checkpoint: Checkpoint) -> Explainer | None:
-    head: Head | None = converting.head_of(model, checkpoint)
-    return Explainer(head) if head is not None else None
 
 
 def _runtime(

@@ -76,7 +76,10 @@ def load(checkpoint: Checkpoint) -> Uint8Model:
     configuration, preprocessing = checkpoint.configuration, checkpoint.preprocessing
     with torch.device("meta"):
         network = build(configuration)
-    tensors = {key: _fp32(tensor) for key, tensor in checkpoint.state_dict.items()}
+    tensors = {
+        key: tensor.float() if tensor.is_floating_point() else tensor
+        for key, tensor in checkpoint.state_dict.items()
+    }
     _refuse_misfit(network.state_dict(), tensors, checkpoint.name)
     network.load_state_dict(tensors, strict=True, assign=True)
     model = Uint8Model(network, configuration.channels, preprocessing.mean, preprocessing.std)
@@ -101,7 +104,3 @@ def _refuse_misfit(wanted: dict[str, Tensor], given: dict[str, Tensor], name: st
                 f"the weights '{name}' hold {key} as {list(given[key].shape)} and their network needs "
                 f"{list(wanted[key].shape)}"
             )
-
-
-def _fp32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor

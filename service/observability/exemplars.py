@@ -24,7 +24,7 @@ class Exemplars:
         self._bounds = bounds
         self._kept: dict[tuple[str, str, float], tuple[Mapping[str, str], float, float]] = {}
 
-    def record(self, name: str, label: str, value: str, seconds: float, names: Mapping[str, str]) -> None:
+    def record(self, name: str, value: str, seconds: float, names: Mapping[str, str]) -> None:
         """Keeps an observation of ``seconds`` of the histogram ``name``, whose one label has this ``value``.
 
         ``names`` are the exemplar's own labels: trace_id and span_id.

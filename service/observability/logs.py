@@ -16,16 +16,18 @@ from service.settings import Settings
 _encode = json.JSONEncoder().encode
 
 
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line. The fields of a request's line stand beside the message, not nested."""
-
+class _Formatter(logging.Formatter):
     def __init__(self, process: str) -> None:
         super().__init__()
         self._process = process
 
+
+class JsonFormatter(_Formatter):
+    """One JSON object a line. The fields of a request's line stand beside the message, not nested."""
+
     def format(self, record: logging.LogRecord) -> str:
         document: dict[str, Any] = {
-            "time": _timestamp(record.created),
+            "time": f"{_second(int(record.created))}.{int(record.created % 1 * 1000):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "process": self._process,
@@ -37,12 +39,8 @@ class JsonFormatter(logging.Formatter):
         return _encode(document)
 
 
-class TextFormatter(logging.Formatter):
+class TextFormatter(_Formatter):
     """Text for a terminal. No line can be forged: control characters are escaped, a traceback's lines indented."""
-
-    def __init__(self, process: str) -> None:
-        super().__init__()
-        self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
@@ -80,20 +78,12 @@ def flush() -> None:
 def _handler() -> logging.Handler:
     try:
         return Handler(Output(sys.stderr.fileno()))
-    except (
-        OSError,
-        ValueError,
-        AttributeError,
-    ):  # standard error is no descriptor, as under a test's capture
+    except (OSError, ValueError, AttributeError):  # no descriptor, as under a test's capture
         return logging.StreamHandler()
 
 
 def _printable(text: str) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode()
-
-
-def _timestamp(seconds: float) -> str:
-    return f"{_second(int(seconds))}.{int(seconds % 1 * 1000):03d}Z"
 
 
 @lru_cache(maxsize=4)

@@ -188,13 +188,11 @@ class Tracing:
     def _exemplify(self, trace: Trace, route: str, stages: Mapping[str, float], duration: float) -> None:
         context = trace.span.get_span_context()
         names = {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
-        self.exemplars.record("imagenet_request_duration_seconds", "route", route, duration, names)
-        for stage in ("receive", "respond"):
-            if stage in stages:
-                self.exemplars.record("imagenet_stage_duration_seconds", "stage", stage, stages[stage], names)
-        for image in trace.images:
-            for stage, seconds in image.stages.items():
-                self.exemplars.record("imagenet_stage_duration_seconds", "stage", stage, seconds, names)
+        self.exemplars.record("imagenet_request_duration_seconds", route, duration, names)
+        timed = [(stage, stages[stage]) for stage in ("receive", "respond") if stage in stages]
+        timed += [pair for image in trace.images for pair in image.stages.items()]
+        for stage, seconds in timed:
+            self.exemplars.record("imagenet_stage_duration_seconds", stage, seconds, names)
 
     def _at(self, monotonic: float) -> int:
         return self._started + round(monotonic * 1e9)

@@ -116,9 +116,7 @@ class Link:
             except OSError:
                 return numbers or None
             if not frame:
-                return (
-                    numbers or None
-                )  # numbers that came before the end are returned first, None by the next call
+                return numbers or None  # numbers before the end are returned first, None by the next call
             numbers.frombytes(frame)
 
     def close(self) -> None:

@@ -58,9 +58,7 @@ class Loop:
         # All callbacks are collected first: one of them may close a descriptor whose number another one then reuses.
         due = [(key.fd, self._callbacks[key.fd]) for key, _ in self._selector.select(seconds)]
         for descriptor, callback in due:
-            if (
-                self._callbacks.get(descriptor) is callback
-            ):  # else an earlier callback has removed or replaced it
+            if self._callbacks.get(descriptor) is callback:  # else an earlier one has removed or replaced it
                 callback()
 
     def close(self) -> None:

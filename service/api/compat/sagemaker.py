@@ -24,9 +24,7 @@ from service.settings import Settings
 def router(settings: Settings) -> APIRouter:
     """The routes of this contract."""
     routes = APIRouter(tags=["SageMaker"])
-    if (
-        "torchserve" not in settings.listed_compat
-    ):  # TorchServe's /ping has the same path, and answers with a document
+    if "torchserve" not in settings.listed_compat:  # its /ping has the same path, and answers a document
         routes.get("/ping")(ping)
     routes.post("/invocations", response_model=PredictResponse)(invocations)
     return routes

@@ -138,9 +138,8 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     if not len(seconds):
         return {}
     values = 1000 * np.asarray(seconds)
-    found = np.percentile(
-        values, PERCENTILES, method="higher"
-    )  # a time that was measured, not one between two
+    # "higher" is a time that was measured, not one between two.
+    found = np.percentile(values, PERCENTILES, method="higher")
     named = {f"p{point:g}": round(float(value), 3) for point, value in zip(PERCENTILES, found, strict=True)}
     return {"mean": round(float(values.mean()), 3), **named, "max": round(float(values.max()), 3)}
 

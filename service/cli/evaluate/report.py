@@ -49,7 +49,8 @@ def show(evaluations: Sequence[Evaluation], form: tables.Form, confusions: int) 
         tables.show([row for evaluation in evaluations for row in _lines(evaluation, published)], form)
         for evaluation in evaluations:
             if worst := _worst(evaluation, confusions):
-                tables.show([_confusion_line(entry) for entry in worst], form, title=_title(evaluation))
+                title = f"What {evaluation.identity.model} mistakes most often"
+                tables.show([_confusion_line(entry) for entry in worst], form, title=title)
 
 
 def remarks(evaluation: Evaluation) -> Iterator[str]:
@@ -148,10 +149,6 @@ def _worst(evaluation: Evaluation, count: int) -> list[dict[str, Any]]:
         }
         for (truth, predicted), images in ordered[:count]
     ]
-
-
-def _title(evaluation: Evaluation) -> str:
-    return f"What {evaluation.identity.model} mistakes most often"
 
 
 def _confusion_line(entry: dict[str, Any]) -> dict[str, Any]:

@@ -36,45 +36,38 @@ QUICK = Effort(alone=1.0, saturated=2.5, probe=3.0, probes=3)
 Show = Callable[[str], None]
 
 
+@dataclass(frozen=True)
 class Bench:
     """Measures candidates with the same photos and objective. ``given`` are the settings that they share."""
 
-    def __init__(
-        self,
-        given: Mapping[str, Any],
-        photos: Sequence[bytes],
-        objective_ms: float,
-        effort: Effort,
-        show: Show,
-    ) -> None:
-        self._given = given
-        self._photos = photos
-        self._objective_ms = objective_ms
-        self._effort = effort
-        self._show = show
+    given: Mapping[str, Any]
+    photos: Sequence[bytes]
+    objective_ms: float
+    effort: Effort
+    show: Show
 
     def measure(self, candidate: Candidate, best_rate: float) -> Trial:
         """Runs a trial of ``candidate``. Rates are tried only if it can sustain more than ``best_rate``, in images/s.
 
         Raises `DidNotStart` if the service does not start with these settings.
         """
-        self._show(f"{candidate}: starting")
+        self.show(f"{candidate}: starting")
         with self._serve(candidate) as server:
             trial = self._explore(server, candidate, best_rate)
             return replace(trial, memory_mib=server.memory_mib())
 
     def _serve(self, candidate: Candidate) -> ServerProcess:
         port = free_port()
-        settings = {**self._given, **candidate.settings(), "port": port, "log_level": "warning"}
+        settings = {**self.given, **candidate.settings(), "port": port, "log_level": "warning"}
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
         command = module_command("service", "serve", "--host=127.0.0.1", *flags)
         return ServerProcess(command, port, environment=module_environment())
 
     def _explore(self, server: ServerProcess, candidate: Candidate, best_rate: float) -> Trial:
-        effort = self._effort
-        self._show(f"{candidate}: one client")
+        effort = self.effort
+        self.show(f"{candidate}: one client")
         alone = self._answered(server, effort.alone, clients=1)
-        self._show(f"{candidate}: saturation")
+        self.show(f"{candidate}: saturation")
         full = self._answered(server, effort.saturated, clients=_CLIENTS)
         # The service says what "auto" has become, so that the proposal can name it.
         card = httpx.get(f"{server.url}/model", verify=False).json()
@@ -85,13 +78,13 @@ class Bench:
         )
         alone_ms = bench.percentiles(alone.latencies).get("p50", float("inf"))
         trial = Trial(decided, full.throughput, alone_ms, 0.0)
-        if not worth_probing(trial, best_rate, self._objective_ms):
+        if not worth_probing(trial, best_rate, self.objective_ms):
             return trial
         while len(trial.probes) < effort.probes:
-            rate = next_rate(trial.ceiling, trial.probes, self._objective_ms)
-            if rate is None or max(rate, trial.rate(self._objective_ms)) <= 0:
+            rate = next_rate(trial.ceiling, trial.probes, self.objective_ms)
+            if rate is None or max(rate, trial.rate(self.objective_ms)) <= 0:
                 break
-            self._show(f"{candidate}: {rate:.1f} images/s")
+            self.show(f"{candidate}: {rate:.1f} images/s")
             trial = replace(trial, probes=(*trial.probes, self._probe(server, rate)))
         return trial
 
@@ -105,7 +98,7 @@ class Bench:
 
     def _probe(self, server: ServerProcess, rate: float) -> Probe:
         began, cpu = time.monotonic(), server.cpu_seconds()
-        tally = self._load(server, self._effort.probe, rate=rate)
+        tally = self._load(server, self.effort.probe, rate=rate)
         saturation = _scraped(server.url, "imagenet_saturation_ratio")
         cores = (server.cpu_seconds() - cpu) / (time.monotonic() - began)
         found = bench.percentiles(tally.latencies)
@@ -115,7 +108,7 @@ class Bench:
     def _load(self, server: ServerProcess, seconds: float, **load: Any) -> loadgen.Tally:
         warm_up = seconds / 4
         plan = bench.plan(
-            server.url, self._photos, bench.Upload(), duration=seconds + warm_up, warm_up=warm_up, **load
+            server.url, self.photos, bench.Upload(), duration=seconds + warm_up, warm_up=warm_up, **load
         )
         return loadgen.generate(plan)
 

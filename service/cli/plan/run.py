@@ -79,8 +79,12 @@ def run(
     ``given`` are settings that stay as they are; ``photos`` are encoded images; ``budget`` is in seconds. Returns the
     exit code: 1 if no settings keep the objective.
     """
-    cores = available_cores()
-    sweep = _measure(objective_ms, given, runtimes, photos, cores, quick=quick, budget=budget)
+    cores, console = available_cores(), Console(stderr=True)
+    with console.status("starting") as status:
+        effort = measure.QUICK if quick else measure.FULL
+        bench = measure.Bench(given, photos, objective_ms, effort, status.update)
+        sweep = Sweep(bench, objective_ms, budget, console)
+        sweep.run(runtimes, cores, quick=quick)
     choice = decide.choose(sweep.trials, objective_ms)
     if choice is None:
         print(f"imagenet-serve: {_no_choice(sweep.trials, objective_ms)}", file=sys.stderr)
@@ -98,25 +102,6 @@ def run(
     print(explanation(proposal))
     print(f"written: {', '.join(str(file) for file in write(folder, proposal))}")
     return 0
-
-
-def _measure(
-    objective_ms: float,
-    given: Mapping[str, Any],
-    runtimes: Sequence[str],
-    photos: Sequence[bytes],
-    cores: int,
-    *,
-    quick: bool,
-    budget: float,
-) -> Sweep:
-    console = Console(stderr=True)
-    with console.status("starting") as status:
-        effort = measure.QUICK if quick else measure.FULL
-        bench = measure.Bench(given, photos, objective_ms, effort, lambda text: status.update(text))
-        sweep = Sweep(bench, objective_ms, budget, console)
-        sweep.run(runtimes, cores, quick=quick)
-    return sweep
 
 
 def _on_gpu(device: str) -> bool:

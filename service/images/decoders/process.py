@@ -132,11 +132,7 @@ def warm_up(recipe: Recipe) -> None:
             file = io.BytesIO()
             options = {} if name in ("GIF", "BMP") else {"exif": exif}
             Image.new("RGB", (8, 8)).convert(mode).save(file, name, **options)
-            Picture(file.getvalue(), recipe, drawn=True)(pixels, _reckon)
-
-
-def _reckon(opened: Opened) -> None:
-    cost(opened)
+            Picture(file.getvalue(), recipe, drawn=True)(pixels, cost)
 
 
 _WARM = {

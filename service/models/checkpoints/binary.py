@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from service.models.checkpoints.checkpoint import Checkpoint
 from service.models.configuration import Configuration
@@ -31,14 +30,10 @@ def with_both_classes(checkpoint: Checkpoint) -> Checkpoint:
     tensors = dict(checkpoint.state_dict)
     for part in ("weight", "bias"):
         if (name := key(last) + part) in tensors:
-            tensors[name] = _after_zeros(tensors[name])
+            tensors[name] = torch.cat([torch.zeros_like(tensors[name]), tensors[name]])
     return replace(
         checkpoint, configuration=_of_two(configuration, last), state_dict=tensors, activation="softmax"
     )
-
-
-def _after_zeros(tensor: Tensor) -> Tensor:
-    return torch.cat([torch.zeros_like(tensor), tensor])
 
 
 def _of_two(configuration: Configuration, last: Linear) -> Configuration:

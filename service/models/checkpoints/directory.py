@@ -79,7 +79,8 @@ def write(checkpoint: Checkpoint, directory: Path, *, notes: Mapping[str, Any] |
     }
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(_contiguous(checkpoint.state_dict), directory / _WEIGHTS)
+        tensors = {key: tensor.detach().contiguous() for key, tensor in checkpoint.state_dict.items()}
+        save_file(tensors, directory / _WEIGHTS)
         _as_any_other_file(directory / _WEIGHTS)
         (directory / _CONFIG).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
     except OSError as error:
@@ -112,10 +113,6 @@ def _tensors(path: Path) -> dict[str, Tensor]:
                 f"'{path.name}' holds '{key}' as {tensor.dtype}; only float weights can be served"
             )
     return tensors
-
-
-def _contiguous(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor.detach().contiguous() for key, tensor in state_dict.items()}
 
 
 def _classes(entries: list[dict[str, Any]] | None, count: int) -> tuple[ClassLabel, ...] | None:

@@ -143,10 +143,11 @@ def _store(request: urllib.request.Request, partial: Partial, sha256_prefix: str
         if mark:
             request.add_header("If-Range", mark)
     try:
-        with _opener().open(request, timeout=_SILENCE) as response:
+        with urllib.request.build_opener(_SameHostOnly).open(request, timeout=_SILENCE) as response:
+            goes_on = str(response.headers.get("Content-Range", "")).startswith(f"bytes {start}-")
             if start and response.status != http.HTTPStatus.PARTIAL_CONTENT:
                 start = 0
-            elif start and not _goes_on(response, start):
+            elif start and not goes_on:
                 raise _Another
             if not start:
                 partial.restart(request.full_url, _mark(response))
@@ -178,10 +179,6 @@ def _receive(
         partial.restart(response.url, "")
         raise DownloadError(f"its SHA-256 begins with {digest[:8]}, not with {sha256_prefix}")
     return digest
-
-
-def _goes_on(response: http.client.HTTPResponse, start: int) -> bool:
-    return str(response.headers.get("Content-Range", "")).startswith(f"bytes {start}-")
 
 
 def _mark(response: http.client.HTTPResponse) -> str:
@@ -224,7 +221,3 @@ class _SameHostOnly(urllib.request.HTTPRedirectHandler):
         ):
             following.remove_header("Authorization")
         return following
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_SameHostOnly)

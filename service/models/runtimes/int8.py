@@ -60,7 +60,7 @@ def prepared(model: Any) -> Any:
 
 def quantised(model: Any, images: Sequence[NDArray[np.uint8]], recipe: Recipe) -> Any:
     """Returns an int8 copy of a `prepared` model, calibrated with these images, each uint8 ``[H, W, 3]``."""
-    nncf = tools()
+    nncf, estimators = tools(), import_module("nncf.quantization.range_estimator")
     return nncf.quantize(
         model.clone(),
         nncf.Dataset(images, lambda image: image[None]),
@@ -72,7 +72,7 @@ def quantised(model: Any, images: Sequence[NDArray[np.uint8]], recipe: Recipe) -
         advanced_parameters=nncf.AdvancedQuantizationParameters(
             # The range with the least loss, from each activation's histogram. On the demo model it halves the loss of
             # the default (the mean of each image's extremes).
-            activations_range_estimator_params=_range_estimators().HISTOGRAM
+            activations_range_estimator_params=estimators.RangeEstimatorParametersSet.HISTOGRAM
         ),
     )
 
@@ -88,10 +88,6 @@ def tools() -> ModuleType:
         ) from error
     nncf.set_log_level(logging.WARNING)  # without this it lists every operation that stays in fp32
     return nncf
-
-
-def _range_estimators() -> Any:
-    return import_module("nncf.quantization.range_estimator").RangeEstimatorParametersSet
 
 
 def _readers(operation: Any) -> set[str]:

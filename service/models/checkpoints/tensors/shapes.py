@@ -50,7 +50,8 @@ def _stages(state_dict: StateDict, batch_norm: bool) -> tuple[tuple[int, ...], .
 def _densenet(state_dict: StateDict) -> DenseNetConfig:
     if any(tensor.ndim != 4 for key, tensor in state_dict.items() if re.search(r"conv\d?\.weight$", key)):
         raise ValueError("one of its convolutions has no 4-d kernel")
-    stem = [state_dict[f"features.conv{number}.weight"] for number in _stem_layers(state_dict)]
+    stem_layers = 3 if "features.conv2.weight" in state_dict else 1
+    stem = [state_dict[f"features.conv{number}.weight"] for number in range(stem_layers)]
     growth_rate = len(state_dict["features.denseblock1.denselayer1.conv2.weight"])
     blocks = _blocks(state_dict)
     transitions = [state_dict[f"features.transition{number}.conv.weight"] for number in range(1, len(blocks))]
@@ -65,10 +66,6 @@ def _densenet(state_dict: StateDict) -> DenseNetConfig:
         channels=stem[0].shape[1],
         num_classes=0,
     )
-
-
-def _stem_layers(state_dict: StateDict) -> range:
-    return range(3 if "features.conv2.weight" in state_dict else 1)
 
 
 def _stem_kernel(stem: list[Tensor]) -> int:
