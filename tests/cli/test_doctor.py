@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from service import settings
 from service.cli.doctor import libraries, machine, weights
-from service.cli.doctor.run import Finding, Level
+from service.cli.doctor.run import Level
 from service.cli.main import cli
 from service.shared.fallback import Fallback
 from tests import tiny
@@ -107,14 +107,16 @@ def hub_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def look(monkeypatch: pytest.MonkeyPatch, address: str, answer: Any) -> tuple[Finding, list[str]]:
-    """What the doctor finds while the hubs answer so, and what they were asked."""
+def finds(monkeypatch: pytest.MonkeyPatch, address: str, answer: Any, level: Level, words: str) -> list[str]:
+    """The doctor finds ``level`` and ``words`` while the hubs answer so. Returns what they were asked."""
     with serve(answer) as server:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", server.url + TEMPLATE)
         monkeypatch.setenv("KAGGLE_API_ENDPOINT", server.url)
         finding = weights.weights(settings.load(weights=address))
-        return finding, [f"{request.method} {request.path}" for request in server.requests]
+    assert finding.level is level, finding
+    assert words in finding.found + finding.advice
+    return [f"{request.method} {request.path}" for request in server.requests]
 
 
 TEMPLATE = "/{repo_id}/resolve/{revision}/{filename}"
@@ -144,9 +146,7 @@ def hugging_face(request: Request) -> Reply:
 def test_a_hub_is_asked_for_the_very_weights(
     hub_folders: Path, monkeypatch: pytest.MonkeyPatch, address: str, level: Level, words: str
 ) -> None:
-    finding, asked = look(monkeypatch, address, hugging_face)
-    assert finding.level is level, finding
-    assert words in finding.found + finding.advice
+    asked = finds(monkeypatch, address, hugging_face, level, words)
     assert not any(one.startswith("GET") and "resolve" in one for one in asked), "nothing is fetched"
     assert [path for path in hub_folders.rglob("*") if path.is_file()] == []
 
@@ -171,9 +171,7 @@ def kaggle(request: Request) -> Reply:
 def test_kaggle_is_asked_for_the_very_weights(
     hub_folders: Path, monkeypatch: pytest.MonkeyPatch, address: str, level: Level, words: str
 ) -> None:
-    finding, asked = look(monkeypatch, address, kaggle)
-    assert finding.level is level, finding
-    assert words in finding.found + finding.advice
+    asked = finds(monkeypatch, address, kaggle, level, words)
     assert not any("/download/" in one for one in asked), "nothing is fetched"
     assert [path for path in hub_folders.rglob("*") if path.is_file()] == []
 

@@ -114,16 +114,28 @@ async def test_a_deadline_is_kept_while_a_batch_runs(kind: str) -> None:
         await until(lambda: engine.arena.free == 4)
 
 
+def counts_hang_ups(engine: Engine) -> tuple[EngineClient, list[int]]:
+    """A client of ``engine``, and a list that grows with every hang-up that it counts."""
+    hang_ups: list[int] = []
+    client = EngineClient()
+    client.on_cancelled(lambda: hang_ups.append(1))
+    engine.connect(client)
+    return client, hang_ups
+
+
+async def blocks(engine: Engine, client: EngineClient) -> asyncio.Task[Answer]:
+    """An image that is on the device, which goes on when ``may_run`` is set."""
+    engine.runner.may_run.clear()
+    blocker = asyncio.create_task(ask(client, picture(1)))
+    await until(lambda: len(engine.runner.batches) == 1)
+    return blocker
+
+
 @on_a_loop
 async def test_expired_and_cancelled_work_never_runs_and_only_hang_ups_count_as_such() -> None:
     with Engine("thread", slots=4, max_batch_size=1) as engine:
-        hang_ups: list[int] = []
-        client = EngineClient()
-        client.on_cancelled(lambda: hang_ups.append(1))
-        engine.connect(client)
-        engine.runner.may_run.clear()
-        blocker = asyncio.create_task(ask(client, picture(1)))
-        await until(lambda: len(engine.runner.batches) == 1)
+        client, hang_ups = counts_hang_ups(engine)
+        blocker = await blocks(engine, client)
         late = asyncio.create_task(ask(client, picture(2), patience=0.05))
         gone = asyncio.create_task(ask(client, picture(3)))
         await asyncio.sleep(0.1)
@@ -141,14 +153,9 @@ async def test_expired_and_cancelled_work_never_runs_and_only_hang_ups_count_as_
 @on_a_loop
 async def test_a_hang_up_after_the_model_ran_counts_as_none(error: Exception | None) -> None:
     with Engine("thread", slots=2) as engine:
-        hang_ups: list[int] = []
-        client = EngineClient()
-        client.on_cancelled(lambda: hang_ups.append(1))
-        engine.connect(client)
-        engine.runner.may_run.clear()
+        client, hang_ups = counts_hang_ups(engine)
         engine.runner.error = error
-        gone = asyncio.create_task(ask(client, picture(1)))
-        await until(lambda: len(engine.runner.batches) == 1)
+        gone = await blocks(engine, client)
         gone.cancel()
         engine.runner.may_run.set()
         await until(lambda: engine.arena.free == 2)
@@ -158,13 +165,8 @@ async def test_a_hang_up_after_the_model_ran_counts_as_none(error: Exception | N
 @on_a_loop
 async def test_a_place_forgets_that_somebody_hung_up_there() -> None:
     with Engine("thread", slots=2, max_batch_size=1) as engine:
-        hang_ups: list[int] = []
-        client = EngineClient()
-        client.on_cancelled(lambda: hang_ups.append(1))
-        engine.connect(client)
-        engine.runner.may_run.clear()
-        blocker = asyncio.create_task(ask(client, picture(1)))
-        await until(lambda: len(engine.runner.batches) == 1)
+        client, hang_ups = counts_hang_ups(engine)
+        blocker = await blocks(engine, client)
         gone = asyncio.create_task(ask(client, picture(2)))
         await until(lambda: engine.arena.gauges[Gauge.QUEUE_DEPTH] == 1)
         gone.cancel()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -217,6 +219,20 @@ def test_what_decoding_may_take_is_beside_what_is_reserved(driven: Driven) -> No
     driven.arena.decoding[[1, 2], Decoding.MEMORY] = 30.0, 12.0
     driven.core.allow_pictures(100.0)
     assert driven.arena.gauges[Gauge.DECODE_MEMORY] == 142.0
+
+
+def test_the_end_closes_links_pipes_and_the_selector() -> None:
+    def is_open() -> list[str]:
+        names = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+        links = [os.readlink(name) for name in names if os.path.islink(name)]
+        return sorted(link for link in links if link.startswith(("socket:", "pipe:", "anon_inode:")))
+
+    gc.collect()  # what others have left is closed now, and not meanwhile
+    before = is_open()
+    driven = Driven()
+    assert is_open() != before
+    driven.close()
+    assert is_open() == before
 
 
 def test_a_canary_is_no_pass_of_anybody(driven: Driven) -> None:

@@ -38,7 +38,6 @@ from tests.pictures import (
 )
 
 LIMIT = 50_000_000
-FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 
 
 def reference(data: bytes) -> Image.Image:
@@ -54,7 +53,7 @@ def assert_like_pillow(data: bytes) -> None:
     np.testing.assert_array_equal(np.asarray(image), np.asarray(reference(data)))
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", corpus.FORMATS)
 def test_every_format_is_known_by_its_bytes_and_decoded_like_pillow(name: str) -> None:
     data = encode(picture(), name)
     assert sniff(data[: room.MAGIC_BYTES]) == name
@@ -266,7 +265,7 @@ def test_a_bomb_is_refused_from_its_header(data: bytes) -> None:
     assert peak < 1_000_000
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", corpus.FORMATS)
 def test_the_limit_is_exact_for_odd_and_even_numbers(name: str) -> None:
     data = encode(picture(size=(37, 23)), name)
     decode(data, max_pixels=37 * 23)
@@ -349,7 +348,7 @@ def test_a_whole_file_of_a_kind_that_is_not_read_is_called_that() -> None:
             decode(bytes(data), max_pixels=LIMIT)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", corpus.FORMATS)
 def test_a_file_cut_in_half_is_invalid(name: str) -> None:
     data = encode(picture(size=(200, 150)), name)
     with pytest.raises(
