@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.engine.arena import Arena, Gauge, Geometry
+from service.engine.arena import Arena, Decoding, Gauge, Geometry
 from service.engine.batcher import Batcher
 from service.engine.client import EngineClient
 from service.engine.core import EngineCore
@@ -89,6 +89,8 @@ class Site:
         files = FileDecodeThread(decoder, self.arena) if decoder else None
         self.core = EngineCore(self.runner, self.arena, Batcher(8), capacity=100.0, files=files)
         self.decoders = Slow()
+        self.ends: dict[int, socket.socket] = {}
+        """The engine's ends of the links, by front-end."""
 
     @contextmanager
     def serving(self) -> Iterator[None]:
@@ -106,6 +108,7 @@ class Site:
 
     def client(self, number: int = 1, client: EngineClient | None = None) -> EngineClient:
         ours, theirs = socket_pair()
+        self.ends[number] = ours
         self.core.attach(number, Link(ours))
         client = client or EngineClient(threads=1)
         client.attach(Arena(os.dup(self.arena.descriptor), self.arena.geometry), Link(theirs), number)
@@ -181,7 +184,7 @@ def test_a_file_whose_engine_dies_is_decoded_here_and_answered_by_the_next() -> 
         client = site.client()
         waiting = asyncio.create_task(site.ask(client, Photo(b"F\x10")))
         await until(decoder.began.is_set)
-        site.core._front_ends[1].link._socket.shutdown(socket.SHUT_RDWR)  # as the end of its process does
+        site.ends[1].shutdown(socket.SHUT_RDWR)  # as the end of its process does
         await until(lambda: len(site.decoders.begun) == 1)
         with next_site.serving():
             next_site.client(client=client)
@@ -278,7 +281,7 @@ def test_a_dead_front_end_s_slots_come_back_after_the_engine_has_decoded_into_th
         client.detach()
         with pytest.raises(Exception, match="engine was left"):
             await dies
-        await until(lambda: 1 in site.core._front_ends and site.core._front_ends[1].gone)
+        await until(lambda: site.arena.decoding[1, Decoding.THREADS] == 0)  # the engine has seen it
         assert site.arena.free == 5
         decoder.may.set()
         await until(lambda: site.arena.free == 6)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
+import pytest
+
 from service.engine.spare import Seen, SpareTime
 
 
@@ -64,13 +66,16 @@ def test_work_pauses_when_somebody_comes_and_goes_on_after_as_long_a_silence() -
     assert not [look for look in taken if 11 < look < 33]
 
 
-def test_work_that_fails_harms_nobody(caplog: object) -> None:
+def test_work_that_fails_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    failing = threading.Event()
+
     def fails() -> Iterator[None]:
         yield
+        failing.set()
         raise ValueError("no")
 
     spare = SpareTime(fails(), lambda: (0, False), patience=0, look=0.0)
     spare.start()
-    spare._thread.join(30)
-    assert not spare._thread.is_alive()
+    assert failing.wait(30)
     spare.stop()
+    assert "spare time failed" in caplog.text
