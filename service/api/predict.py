@@ -32,7 +32,6 @@ Activation = Annotated[
 @router.post(
     "/predict",
     response_model=PredictResponse,
-    response_model_exclude_none=True,
     responses=PROBLEMS,
     openapi_extra=upload("file", json=base64_images.ImageDocument),
 )
@@ -80,7 +79,6 @@ async def _predict(
 @router.post(
     "/predict/batch",
     response_model=BatchResponse,
-    response_model_exclude_none=True,
     responses=PROBLEMS,
     openapi_extra=upload("files", several=True),
 )

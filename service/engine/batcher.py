@@ -174,6 +174,4 @@ class Batcher:
     def _due(self, queue: _Queue, largest: int, now: float) -> bool:
         if not queue:
             return False
-        if self.max_queue_delay == 0 or len(queue) >= largest:
-            return True
-        return now >= queue.oldest() + self.max_queue_delay
+        return len(queue) >= largest or now >= queue.oldest() + self.max_queue_delay

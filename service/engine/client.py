@@ -93,8 +93,7 @@ class EngineClient:
     @property
     def asked(self) -> list[Connection]:
         """The connections for new images: those without standby, or the standby if there is no other."""
-        living = self._connected
-        return [connection for connection in living if not connection.standby] or living
+        return _without_standby(self._connected)
 
     @property
     def connections(self) -> list[Connection]:
@@ -180,10 +179,10 @@ class EngineClient:
             if not self.connected:
                 await self._another(deadline)
                 continue
-            connections = [one for one in self._in_order(bulk) if one.model == failed.model]
-            if not connections:
+            alike = _without_standby([one for one in self._connected if one.model == failed.model])
+            if not alike:
                 raise EngineFailed("the engine failed, and the one after it has another model")
-            for connection in connections:
+            for connection in self._in_order(bulk, alike):
                 number = _acquire_from(connection, deadline, bulk)
                 if number is not None:
                     return connection, number
@@ -234,9 +233,12 @@ class EngineClient:
             raise EngineFailed("the engine has failed and is being started again")
         raise NotReady("the model is not loaded yet")
 
-    def _in_order(self, bulk: bool) -> list[Connection]:
-        """The connections with room for the next image, the best first; all of them if none has room."""
-        connections = self._ready()
+    def _in_order(self, bulk: bool, among: list[Connection] | None = None) -> list[Connection]:
+        """The connections with room for the next image, the best first; all of them if none has room.
+
+        ``among`` are those for new images, unless given.
+        """
+        connections = among or self._ready()
         if len(connections) == 1:
             return connections
         now = self.clock()
@@ -263,6 +265,11 @@ class EngineClient:
         capacity = sum(float(connection.arena.gauges[Gauge.CAPACITY]) for connection in connections)
         reason = f"all {slots} places are taken (queue_capacity)"
         return _overload(reason, slots / capacity if capacity > 0 else _MIN_RETRY)
+
+
+def _without_standby(living: list[Connection]) -> list[Connection]:
+    """Those without standby; all if there is no other."""
+    return [connection for connection in living if not connection.standby] or living
 
 
 def _acquire_from(connection: Connection, deadline: float, bulk: bool) -> int | None:

@@ -98,6 +98,19 @@ def test_batches_are_reported_in_their_order_whatever_becomes_of_them(in_flight:
     assert device.failed == ""
 
 
+@pytest.mark.parametrize("in_flight", [1, 2, 3])
+def test_no_more_batches_are_on_the_device_than_it_takes(in_flight: int, arena: Arena) -> None:
+    runner = FakeRunner(in_flight=in_flight)
+    runner.may_run.clear()
+    with running(runner, arena, lambda: NOW) as device:
+        submitted = [batch(number, [number]) for number in range(SLOTS)]
+        for one in submitted:
+            device.submit(one)
+        threading.Timer(SOON, runner.may_run.set).start()
+        assert [device.collect() for _ in submitted] == submitted
+    assert [one.error for one in submitted] == [None] * SLOTS  # the runner refuses one too many
+
+
 def test_an_idle_device_is_checked_now_and_then(arena: Arena) -> None:
     runner = FakeRunner(memory=Memory(3, 7))
     clock = VirtualClock()
