@@ -3,50 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
-from service.engine.arena import FILE, Arena, Decoding, Gauge, Geometry, Outcome
+from service.engine.arena import FILE, Decoding, Gauge, Outcome
 from service.engine.connection import Connection
 from service.errors import EngineFailed
 from service.shared.outputs import OutputKind
-from service.shared.transport import Link, socket_pair
+from tests.engine.scripted import NUMBER, ScriptedEngine
 from tests.loops import on_a_loop, until
 
 SLOTS = 6
 LATER = 1e12
 
 
-class Engine:
-    """The other end: an arena, and a link that is read when told to."""
+class Engine(ScriptedEngine):
+    """An engine, with a connection to it whose client has ``threads`` decoders."""
 
     def __init__(self, threads: int = 2) -> None:
-        self.arena = Arena.create(Geometry(SLOTS, 2, 2, 3, results=1))
-        ours, theirs = socket_pair()
-        self.link = Link(theirs)
+        super().__init__(SLOTS)
         self.hang_ups = 0
-        mapped = Arena(os.dup(self.arena.descriptor), self.arena.geometry)
-        self.descriptor = ours.fileno()
-        self.connection = Connection(mapped, Link(ours), 1, self.hung_up, threads)
+        self.connection = Connection(self.mapped, self.theirs, NUMBER, self.hung_up, threads)
         self.connection.listen()
 
     def hung_up(self) -> None:
         self.hang_ups += 1
 
     def take(self) -> int:
-        slot = self.connection.arena.acquire(1)
+        slot = self.mapped.acquire(NUMBER)
         assert slot is not None
         return slot
 
     def submit(self) -> tuple[int, asyncio.Future[None]]:
         slot = self.take()
         return slot, self.connection.submit(slot, OutputKind.CLASSIFY, 0.0, LATER)
-
-    def received(self) -> list[int]:
-        return list(self.link.receive() or [])
 
 
 @asynccontextmanager
@@ -56,8 +48,7 @@ async def engine(threads: int = 2) -> AsyncIterator[Engine]:
         yield one
     finally:
         one.connection.leave_engine()
-        one.link.close()
-        one.arena.close()
+        one.close()
 
 
 @on_a_loop
@@ -135,7 +126,7 @@ async def test_after_the_end_all_who_wait_are_told_and_no_slot_is_given_back() -
 @on_a_loop
 async def test_files_go_to_the_engine_while_all_decoders_are_busy_and_it_takes_some(threads: int) -> None:
     async with engine(threads) as one:
-        assert one.arena.decoding[1, Decoding.THREADS] == threads
+        assert one.arena.decoding[NUMBER, Decoding.THREADS] == threads
         for room in (0, 1):
             one.arena.gauges[Gauge.FILES] = room
             for decoding in range(5):
@@ -156,7 +147,7 @@ async def test_files_go_to_the_engine_while_all_decoders_are_busy_and_it_takes_s
 @on_a_loop
 async def test_decode_times_are_summed_and_smoothed() -> None:
     async with engine() as one:
-        one.arena.gauges[[Gauge.PASS, Gauge.CAPACITY, Gauge.MAX_BATCH_SIZE]] = 0.0625, 1e9, 1
+        one.measured(0.0625, 1e9)
         waits = []
         for seconds in (4.0, None, 8.0, 8.0):
             one.connection.decoding += 1
@@ -164,7 +155,7 @@ async def test_decode_times_are_summed_and_smoothed() -> None:
             waits.append(one.connection.wait(1, 0.0) - 0.0625)
         # The first is taken as it is, of each later one a tenth; one that was given up says nothing.
         assert waits == pytest.approx([4.0, 4.0, 4.4, 4.76])
-        assert list(one.arena.decoding[1, [Decoding.IMAGES, Decoding.SECONDS]]) == [3, 20.0]
+        assert list(one.arena.decoding[NUMBER, [Decoding.IMAGES, Decoding.SECONDS]]) == [3, 20.0]
         assert one.connection.decoding == 0
 
 
