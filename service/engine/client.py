@@ -268,7 +268,7 @@ class EngineClient:
 
 
 def _without_standby(living: list[Connection]) -> list[Connection]:
-    """Those without standby; all if there is no other."""
+    """Returns those without standby; all if there is no other."""
     return [connection for connection in living if not connection.standby] or living
 
 
