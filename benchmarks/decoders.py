@@ -33,7 +33,7 @@ from service.host import usage
 from service.images.decoders import picture
 from service.images.decoders.keeper import Keeper
 from service.images.decoders.picture import Picture, Recipe
-from service.images.decoders.pool import Pool
+from service.images.decoders.pool import DecoderPool
 from service.images.decoders.threads import Threads
 from service.preprocess import Preprocessing
 
@@ -105,8 +105,8 @@ def _hop(kind: str) -> dict[str, Any]:
     recipe = Recipe(Preprocessing(), 50_000_000, fast=False)
 
     async def run() -> dict[str, Any]:
-        pool: Pool | Threads = Threads(2) if keeper is None else Pool(keeper, 2, DecodeMemory())
-        if isinstance(pool, Pool):
+        pool: DecoderPool | Threads = Threads(2) if keeper is None else DecoderPool(keeper, 2, DecodeMemory())
+        if isinstance(pool, DecoderPool):
             pool.configure(recipe, 1 << 20)
         data, slots = os.urandom(60_000), np.zeros((_AT_A_TIME, 224, 224, 3), np.uint8)
 

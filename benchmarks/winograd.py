@@ -55,7 +55,7 @@ def row(channels: int, side: int, batch: int, seconds: float) -> dict[str, Any]:
     convolutions = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2)]
     direct = nn.Sequential(*(nn.Sequential(each, nn.ReLU()) for each in convolutions))
     fewer = nn.Sequential(
-        *(nn.Sequential(winograd.Convolution(each, side, side), nn.ReLU()) for each in convolutions)
+        *(nn.Sequential(winograd.WinogradConv2d(each, side, side), nn.ReLU()) for each in convolutions)
     )
     images = torch.randn(batch, channels, side, side).relu()
     first, second = run_of(direct, images), run_of(fewer, images.permute(2, 3, 0, 1).contiguous())

@@ -22,7 +22,7 @@ from PIL import Image
 
 from service.errors import CheckpointError
 from service.images.decode import EXTENT, Admit, Data, decode, load, sniff, to_rgb
-from service.images.interpolate import Part, interpolate
+from service.images.interpolate import AxisPart, interpolate
 from service.images.resample import FILTERS, Window, resize_window
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocessing", "decode", "prepare", "sniff"]
@@ -249,7 +249,7 @@ def _fit_like_keras(image: Image.Image, spec: Preprocessing) -> Pixels:
     return interpolate(np.asarray(image), rows, columns, spec.crop, spec.interpolation, spec.antialias)
 
 
-def _keras_parts(size: Size, spec: Preprocessing) -> tuple[Part, Part]:
+def _keras_parts(size: Size, spec: Preprocessing) -> tuple[AxisPart, AxisPart]:
     """Returns the rows and the columns of the source that become the result."""
     height, width = size
     # Each argument is the side that fits the other side at the result's aspect ratio, rounded down as in Keras.
@@ -258,14 +258,14 @@ def _keras_parts(size: Size, spec: Preprocessing) -> tuple[Part, Part]:
     return rows, columns
 
 
-def _keras_part(side: int, wanted: int, fit: str) -> Part:
+def _keras_part(side: int, wanted: int, fit: str) -> AxisPart:
     """Returns the part of one axis that Keras resizes. The border that is cut off or added is rounded down at the
     start."""
     if fit == CROP_RESIZE:
         kept = max(min(side, wanted), 1)
-        return Part((side - kept) // 2, kept)
+        return AxisPart((side - kept) // 2, kept)
     if fit == PAD_RESIZE:
         # Both borders are equal, so the sum is one less than wanted where the difference is odd.
         border = (max(side, wanted) - side) // 2
-        return Part(-border, side + 2 * border)
-    return Part(0, side)
+        return AxisPart(-border, side + 2 * border)
+    return AxisPart(0, side)

@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 
 from service.api.context import Context, context_of
 from service.api.request_state import RequestState, request_state_of
-from service.engine.client import Answer, Slot
+from service.engine.client import Slot, SlotAnswer
 from service.errors import NotANumber, RequestError
 from service.shared.outputs import OutputKind, OutputRequest
 from service.shared.ranking import finite
@@ -105,7 +105,7 @@ class Admission:
         self.state.gone = True
         self._task.cancel()
 
-    async def infer(self, work: Work, length: int, wanted: OutputRequest = OutputKind.CLASSIFY) -> Answer:
+    async def infer(self, work: Work, length: int, wanted: OutputRequest = OutputKind.CLASSIFY) -> SlotAnswer:
         """Takes a slot, lets ``work`` fill it, and returns ``length`` float32 of the output ``wanted``.
 
         Raises `Overloaded`, and what `infer_in` raises.
@@ -115,7 +115,7 @@ class Admission:
 
     async def infer_in(
         self, slot: Slot, work: Work, length: int, wanted: OutputRequest = OutputKind.CLASSIFY
-    ) -> Answer:
+    ) -> SlotAnswer:
         """Does what `infer` does in a taken ``slot``. Raises `NotANumber`, and what ``work`` and `Slot` raise."""
         metrics = self.context.metrics
         began = time.monotonic()

@@ -24,7 +24,7 @@ from service.api import (
 )
 from service.api.context import Context
 from service.api.hosts import Hosts
-from service.api.keys import Guard, Keys, describe_keys
+from service.api.keys import KeyMiddleware, Keys, describe_keys
 from service.api.methods import Methods
 from service.api.mount import Mount
 from service.api.queries import known_only
@@ -116,7 +116,7 @@ def _around(context: Context, keys: Keys | None, router: Router) -> list[Middlew
     if context.settings.listed_allowed_hosts:
         around.append(Middleware(Hosts, allowed=context.settings.listed_allowed_hosts, probes=probes))
     if keys is not None:
-        around.append(Middleware(Guard, keys=keys, probes=probes))
+        around.append(Middleware(KeyMiddleware, keys=keys, probes=probes))
     if not compat.takes_predict(context.settings):
         around.append(Middleware(ShortCut))
     return around

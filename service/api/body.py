@@ -45,7 +45,7 @@ _RAW_TYPES = ("image/", "application/octet-stream")
 
 
 @dataclass
-class Part:
+class FormPart:
     """One part of a multipart body."""
 
     name: str = ""
@@ -149,7 +149,7 @@ async def one_image(request: Request, limit: int, *, any_type: bool = False) -> 
     return _checked(images[0], limit)
 
 
-async def named_parts(request: Request, limit: int) -> list[Part]:
+async def named_parts(request: Request, limit: int) -> list[FormPart]:
     """Reads the parts of a form with one image, in order. ``limit`` is that of the image, in bytes."""
     content_type = request.headers.get("content-type", "")
     parts = parse(content_type, await read(request, limit + ENVELOPE), most=_MAX_PARTS)
@@ -159,7 +159,7 @@ async def named_parts(request: Request, limit: int) -> list[Part]:
     return parts
 
 
-async def several_images(request: Request, limit: int, most: int) -> list[Part]:
+async def several_images(request: Request, limit: int, most: int) -> list[FormPart]:
     """Reads the parts named ``files`` of ``/predict/batch``: at most ``most``, of ``limit`` bytes in all."""
     content_type = request.headers.get("content-type", "")
     if not content_type.lower().startswith("multipart/"):
@@ -179,7 +179,7 @@ def too_many(count: int, most: int) -> TooManyImages:
     return TooManyImages(f"{count} images in one request; {most} are allowed (max_images_per_request)")
 
 
-def parse(content_type: str, body: bytes, most: int) -> list[Part]:
+def parse(content_type: str, body: bytes, most: int) -> list[FormPart]:
     """The parts of a multipart body, as views of it.
 
     Raises `MalformedMultipart`, or `TooManyImages` for more than ``most`` parts.
@@ -190,7 +190,7 @@ def parse(content_type: str, body: bytes, most: int) -> list[Part]:
     return collector.parts
 
 
-def _begun(content_type: str, start: bytes, most: int) -> list[Part]:
+def _begun(content_type: str, start: bytes, most: int) -> list[FormPart]:
     """The parts in the first bytes of a multipart body; the last one may be incomplete."""
     return _collect(content_type, start, most).parts
 
@@ -222,7 +222,7 @@ class _Collector:
     """Collects the parts from the parser's callbacks. The parser gets the body in one piece, and so does each part."""
 
     def __init__(self, body: bytes, most: int) -> None:
-        self.parts: list[Part] = []
+        self.parts: list[FormPart] = []
         self.complete = False
         self._view = memoryview(body)
         self._most = most
@@ -232,7 +232,7 @@ class _Collector:
     def begin(self) -> None:
         if len(self.parts) >= self._most:
             raise TooManyImages(f"more than {self._most} parts in one request (max_images_per_request)")
-        self.parts.append(Part())
+        self.parts.append(FormPart())
 
     def header_field(self, data: bytes, start: int, end: int) -> None:
         self._field += data[start:end]

@@ -71,7 +71,7 @@ async def explain(request: Request, class_id: ClassId = None, model: ModelName =
 
 
 @dataclass(frozen=True)
-class Explanation:
+class ExplainedImage:
     """The contributions of a photo's parts to one class: ``grid``, float32 ``[h, w]``, in units of the logit."""
 
     label: ClassLabel
@@ -89,7 +89,7 @@ async def explain_image(
     receive: Callable[[], Awaitable[bytes | memoryview]],
     *,
     drawn: bool = False,
-) -> Explanation:
+) -> ExplainedImage:
     """Admits the request, reads its image with ``receive`` and explains a class (None: the top one).
 
     With ``drawn`` the result has a PNG. Raises `NotFound` for a model without classes, `InvalidParameter` for an
@@ -110,7 +110,7 @@ async def explain_image(
             assert photo.photo is not None
             picture = await in_a_thread(context, partial(overlay, photo.photo, grid, box), admission.deadline)
     probability = float(activate(logits, model.activation)[index])
-    return Explanation(model.classes[index], probability, grid, box, admission.state.timings(), picture)
+    return ExplainedImage(model.classes[index], probability, grid, box, admission.state.timings(), picture)
 
 
 def _index(classes: Sequence[ClassLabel], class_id: int) -> int:

@@ -24,7 +24,7 @@ _METHODS = {b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS",
 Headers = list[tuple[bytes, bytes]]
 
 
-class Head(NamedTuple):
+class RequestHead(NamedTuple):
     """The meaning of a head. ``target`` begins with a slash; ``length`` is the body's in bytes, None for chunks."""
 
     target: bytes
@@ -35,7 +35,7 @@ class Head(NamedTuple):
     """True if the client waits for 100 (Continue) before it sends the body."""
 
 
-def examine(method: bytes, version: str, target: bytes, headers: Headers) -> Head:
+def examine(method: bytes, version: str, target: bytes, headers: Headers) -> RequestHead:
     """The meaning of a head that the parser has accepted. Names in ``headers`` are in lower case.
 
     Raises `MalformedRequest`, `VersionUnknown`, `Unimplemented`.
@@ -62,7 +62,7 @@ def examine(method: bytes, version: str, target: bytes, headers: Headers) -> Hea
         _check_codings(codings, version)
     # 9110 10.1.1: the expectation of an HTTP/1.0 client, or of a request without a body, is ignored.
     expects = expects and version == "1.1" and (chunked or length > 0)
-    return Head(path, host, None if chunked else length, expects)
+    return RequestHead(path, host, None if chunked else length, expects)
 
 
 def refusal(head: bytes) -> RequestError:

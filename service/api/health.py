@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from service.api.context import context_of
 from service.api.schemas import Health, Live, Ready, Version, problems
-from service.engine.readings import Source, readings
+from service.engine.readings import LoadSource, readings
 from service.observability.metrics import exposition
 from service.observability.snapshot import Snapshot
 from service.observability.version import build_information
@@ -62,7 +62,7 @@ def metrics(request: Request) -> Response:
         context.connected,
         readings(
             [
-                Source(
+                LoadSource(
                     served.card, connection.arena, served in answering and connection in served.client.asked
                 )
                 for served in context.models.all

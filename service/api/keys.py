@@ -75,7 +75,7 @@ OPEN = frozenset({"/livez", "/readyz", "/metrics"})
 _STATIC = re.compile(r"/|/page/.+|/docs|/docs/.+|/openapi\.json")
 
 
-class Guard:
+class KeyMiddleware:
     """Middleware that refuses requests without a key, except for probes, the metrics and static files."""
 
     def __init__(self, app: ASGIApp, keys: Keys, probes: frozenset[str] = frozenset()) -> None:

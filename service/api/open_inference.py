@@ -23,7 +23,7 @@ from service.api.admission import Admission
 from service.api.context import ENVELOPE, Context, context_of
 from service.api.inference import in_a_thread
 from service.api.served import Served
-from service.api.tensors import InferOutput, InferRequest, Output, OutputParameters, Tensor
+from service.api.tensors import InferOutput, InferRequest, OutputParameters, OutputTensor, Tensor
 from service.errors import EmptyBody, InvalidParameter, MissingFile, NotFound
 from service.observability.card import ModelCard
 from service.shared.ranking import activate, top
@@ -203,7 +203,7 @@ def _set(outputs: Sequence[InferOutput]) -> list[InferOutput]:
     return [output for place, output in enumerate(outputs) if output not in outputs[:place]]
 
 
-def outputs_of(asked: InferRequest, logits: NDArray[np.float32], model: ModelCard) -> list[Output]:
+def outputs_of(asked: InferRequest, logits: NDArray[np.float32], model: ModelCard) -> list[OutputTensor]:
     """The outputs that the request asks for (none named: all), from logits float32 ``[N, classes]``."""
     everything_binary = bool(asked.parameters and asked.parameters.binary_data_output)
     outputs = []
@@ -222,5 +222,5 @@ def outputs_of(asked: InferRequest, logits: NDArray[np.float32], model: ModelCar
                 ]
                 for row, logit in zip(scores, logits, strict=True)
             ]
-        outputs.append(Output(wanted.name, values, binary))
+        outputs.append(OutputTensor(wanted.name, values, binary))
     return outputs

@@ -94,7 +94,7 @@ async def predict_batch(
     card, ranking = _ask(admission, top_k, activation)
     settings, state = admission.context.settings, admission.state
 
-    async def result(part: body.Part, slot: Slot) -> dict[str, Any]:
+    async def result(part: body.FormPart, slot: Slot) -> dict[str, Any]:
         try:
             answer = await admission.infer_in(slot, admission.served.picture(part.data), len(card.classes))
         except (RequestError, NotANumber) as error:

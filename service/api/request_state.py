@@ -22,7 +22,7 @@ from service.api.errors import defect, respond
 from service.api.intake import Share
 from service.api.numbers import positive
 from service.api.served import Served
-from service.engine.client import Answer
+from service.engine.client import SlotAnswer
 from service.errors import Draining, InvalidParameter
 from service.observability.metrics import PROBES
 from service.observability.tracing import Image, Trace
@@ -99,7 +99,7 @@ class RequestState:
         self.due = self.started + timeout_ms / 1000
         return self.due
 
-    def record_stages(self, stages: dict[str, float], answer: Answer) -> None:
+    def record_stages(self, stages: dict[str, float], answer: SlotAnswer) -> None:
         """Records the stages of a finished image. Of several images, the last one gives the request's stages."""
         if self.trace is not None:
             self.trace.images.append(Image(stages, answer.finished, answer.batch, answer.batch_size))

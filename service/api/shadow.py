@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from service.engine.client import Answer, Slot
+from service.engine.client import Slot, SlotAnswer
 from service.errors import ServiceError
 from service.shared.ranking import activate
-from service.shared.shadow_tally import Tally
+from service.shared.shadow_tally import ShadowTally
 
 if TYPE_CHECKING:
     from service.api.served import Models, Served
@@ -32,7 +32,7 @@ class Shadow:
 
     def __init__(self, models: Models, metrics: Metrics, share: float) -> None:
         """``share`` is that of the images that the shadow gets, 0 to 1."""
-        self.tally = Tally()
+        self.tally = ShadowTally()
         self._models = models
         self._metrics = metrics
         self._share = share
@@ -42,7 +42,7 @@ class Shadow:
     def __repr__(self) -> str:
         return f"<Shadow of {self._share:.0%}, {len(self._tasks)} under way>"
 
-    def compare(self, slot: Slot, answer: Answer) -> None:
+    def compare(self, slot: Slot, answer: SlotAnswer) -> None:
         """Copies the pixels of an answered image to the shadow, if it belongs to the share. Does not wait."""
         self._due += self._share
         if self._due < 1:
@@ -69,7 +69,7 @@ class Shadow:
         task.add_done_callback(self._tasks.discard)
 
     async def _compare(
-        self, place: Slot, deadline: float, answer: Answer, usual: Served, shadow: Served
+        self, place: Slot, deadline: float, answer: SlotAnswer, usual: Served, shadow: Served
     ) -> None:
         with place:
             try:

@@ -221,7 +221,7 @@ def _expect(tensor: Tensor, datatype: str, shape: tuple[int, ...]) -> None:
 
 
 @dataclass(frozen=True)
-class Output:
+class OutputTensor:
     """One output: float32 of any shape, or rows of BYTES elements."""
 
     name: str
@@ -229,7 +229,7 @@ class Output:
     binary: bool
 
 
-def encode(head: Mapping[str, Any], outputs: Sequence[Output]) -> tuple[bytes, int | None]:
+def encode(head: Mapping[str, Any], outputs: Sequence[OutputTensor]) -> tuple[bytes, int | None]:
     """The response's body, and the length of its JSON if binary tensors follow it. The JSON begins with ``head``."""
     entries, binary = [], []
     for output in outputs:
@@ -248,7 +248,7 @@ def encode(head: Mapping[str, Any], outputs: Sequence[Output]) -> tuple[bytes, i
     return b"".join([document, *binary]), len(document) if binary else None
 
 
-def described(output: Output) -> tuple[str, list[int], NDArray[np.float32] | list[bytes]]:
+def described(output: OutputTensor) -> tuple[str, list[int], NDArray[np.float32] | list[bytes]]:
     """An output's datatype, shape and elements in C order."""
     values = output.values
     if isinstance(values, np.ndarray):

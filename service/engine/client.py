@@ -17,7 +17,7 @@ from service.engine.arena import Arena, Gauge
 from service.engine.choice import in_order
 from service.engine.connection import Connection
 from service.engine.decode_memory import DecodeMemory
-from service.engine.slot import Answer, Slot
+from service.engine.slot import Slot, SlotAnswer
 from service.errors import DeadlineExceeded, EngineFailed, NotReady, Overloaded
 from service.shared.transport import Link
 
@@ -292,4 +292,4 @@ def _overload(reason: str, wait: float) -> Overloaded:
     return Overloaded(f"{reason}; try again in about {wait:.0f} s", retry_after=wait)
 
 
-__all__ = ["Answer", "EngineClient", "Slot"]
+__all__ = ["EngineClient", "Slot", "SlotAnswer"]

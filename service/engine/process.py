@@ -27,7 +27,7 @@ from service.host.machine import memory_for_pictures
 from service.observability import logs
 from service.observability.card import ModelCard
 from service.observability.metrics import Metrics
-from service.options.devices import Device, confine
+from service.options.devices import EngineDevice, confine
 from service.settings import Settings
 from service.shared.batches import BatchReport, DeviceFailed, Remeasurable
 from service.shared.buckets import bucket_of
@@ -63,7 +63,7 @@ def main(
     channel: Channel,
     given_up: Sequence[str] = (),
     name: str = "engine",
-    device: Device | None = None,
+    device: EngineDevice | None = None,
     standby: bool = False,
     shadow: bool = False,
 ) -> None:

@@ -16,7 +16,7 @@ from service.observability.card import ModelCard
 from service.observability.readings import Readings
 
 
-class Source(NamedTuple):
+class LoadSource(NamedTuple):
     """An engine's arena and its model."""
 
     card: ModelCard
@@ -25,16 +25,16 @@ class Source(NamedTuple):
     """True if new images go there; False for a standby beside others, and for a version that does not answer."""
 
 
-def readings(sources: Sequence[Source]) -> Readings:
+def readings(sources: Sequence[LoadSource]) -> Readings:
     """Combines the engines' gauges by sum, mean or maximum. All values are zero without an engine."""
     if not sources:
         return Readings()
 
-    def values(gauge: Gauge, chosen: Sequence[Source] = sources) -> list[float]:
+    def values(gauge: Gauge, chosen: Sequence[LoadSource] = sources) -> list[float]:
         return [float(source.arena.gauges[gauge]) for source in chosen]
 
     asked = [source for source in sources if source.asked] or sources
-    models: defaultdict[tuple[str, str], list[Source]] = defaultdict(list)
+    models: defaultdict[tuple[str, str], list[LoadSource]] = defaultdict(list)
     for source in asked:
         models[source.card.name, source.card.weights].append(source)
     full = [

@@ -31,7 +31,7 @@ _OK, _EXPIRED = int(Outcome.OK), int(Outcome.EXPIRED)
 
 
 @dataclass(frozen=True)
-class Answer:
+class SlotAnswer:
     """The engine's answer to one image. Durations are seconds."""
 
     result: NDArray[np.float32]
@@ -132,7 +132,7 @@ class Slot:
 
     async def answer(
         self, deadline: float, length: int, wanted: OutputRequest = OutputKind.CLASSIFY
-    ) -> Answer:
+    ) -> SlotAnswer:
         """Submits the slot for the output ``wanted``, waits for the reply and returns ``length`` float32 of it.
 
         If the engine dies, the image is submitted to another one. Raises `DeadlineExceeded` at the ``deadline``
@@ -173,14 +173,14 @@ class Slot:
         self._connection, self.number = await self._others.acquire_elsewhere(old, deadline, bulk)
         self.pixels[...] = old.arena.pixels[number]
 
-    def _read(self, length: int) -> Answer:
+    def _read(self, length: int) -> SlotAnswer:
         arena = self._connection.arena
         record = arena.record(self.number)
         if record.outcome == _EXPIRED:
             raise _deadline_passed()
         if record.outcome != _OK:
             raise InternalError("the model failed on the batch that this image was in")
-        return Answer(
+        return SlotAnswer(
             result=arena.results[self.number, :length].copy(),
             queue=record.started - record.submitted,
             inference=record.finished - record.started,

@@ -22,7 +22,7 @@ from service.shared.transport import Link, read_blob
 _POLL = 0.02
 
 
-class Engines:
+class JoinedEngines:
     """Connects to engines and fills a context's models with them. Used on the event loop."""
 
     def __init__(
@@ -39,7 +39,7 @@ class Engines:
         """Models with their versions that this front-end has left for good."""
 
     def __repr__(self) -> str:
-        return f"<Engines {self.joined()}>"
+        return f"<JoinedEngines {self.joined()}>"
 
     def joined(self) -> list[int]:
         """The numbers of the connected engines."""

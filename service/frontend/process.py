@@ -27,14 +27,14 @@ from service.errors import Draining, EngineFailed
 from service.frontend import credentials
 from service.frontend.connections import HEAD_SECONDS, Connections
 from service.frontend.descriptors import Reserve, connections
-from service.frontend.engines import Engines
+from service.frontend.engines import JoinedEngines
 from service.frontend.listener import BACKLOG, refuse_newcomers
 from service.frontend.protocol import Protocol
 from service.frontend.tls import Certificate
 from service.images.decoders.cost import SMALL
 from service.images.decoders.keeper import Keeper
 from service.images.decoders.picture import Recipe
-from service.images.decoders.pool import Pool
+from service.images.decoders.pool import DecoderPool
 from service.images.decoders.threads import Threads
 from service.observability import logs
 from service.observability.metrics import Metrics
@@ -62,7 +62,7 @@ _LAST_WORDS = 0.5
 _LAST_SECOND = 1.0
 
 
-class FrontEnd:
+class FrontEndServer:
     """One front-end, made of the listening socket and the channel to the supervisor. `run` is its life."""
 
     def __init__(
@@ -84,7 +84,7 @@ class FrontEnd:
         """True if it ends because its decoders failed."""
         self._memory = DecodeMemory(SMALL.memory if keeper else 0)
         self._pool = (
-            Pool(
+            DecoderPool(
                 keeper,
                 threads,
                 self._memory,
@@ -111,7 +111,7 @@ class FrontEnd:
         self._reserve = Reserve()
         if settings.shadow is not None:
             self._context.shadow = Shadow(self._context.models, metrics, settings.shadow_share)
-        self._engines = Engines(self._context, threads, self._memory, self._configure)
+        self._engines = JoinedEngines(self._context, threads, self._memory, self._configure)
 
     async def run(self) -> int:
         """Serves until the supervisor orders a drain or dies. Returns the number of requests that were cut off."""
@@ -325,7 +325,7 @@ async def _run(
     board: Board | None,
 ) -> bool:
     """Runs a front-end. True if no request was lost and it did not fail."""
-    front_end = FrontEnd(settings, listener, channel, keeper, board)
+    front_end = FrontEndServer(settings, listener, channel, keeper, board)
     lost = await front_end.run()
     if lost:
         log.error("%d requests were cut off: drain_timeout_ms was too short for them", lost)

@@ -145,7 +145,7 @@ Data = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedImage:
     """A picture before its pixels are decoded."""
 
     data: bytes
@@ -158,7 +158,7 @@ class Opened:
 
 
 #: Called with each picture before its pixels are decoded. An exception that it raises ends the decoding.
-Admit = Callable[[Opened], object]
+Admit = Callable[[OpenedImage], object]
 
 
 def sniff(head: bytes) -> str | None:
@@ -248,7 +248,7 @@ def _read(
     data = data if isinstance(data, bytes) else bytes(data)
     effort.judge(name, data)
     if admit is not None and name == "WEBP" and (canvas := declared(name, data[:IMAGE_HEADER_BYTES])):
-        admit(Opened(data, canvas[0] * canvas[1], None, turned=True))
+        admit(OpenedImage(data, canvas[0] * canvas[1], None, turned=True))
     image = _READERS[name](io.BytesIO(data))  # shares bytes, copies anything else
     _judge(image.width, image.height, max_pixels)
     pixels = image.width * image.height
@@ -257,7 +257,7 @@ def _read(
         if drafted is not None:
             image.info[EXTENT] = drafted[1]
     if admit is not None:
-        admit(Opened(data, pixels, image, _may_be_turned(name, image, data)))
+        admit(OpenedImage(data, pixels, image, _may_be_turned(name, image, data)))
     image.load()
     return image
 

@@ -12,7 +12,7 @@ from service.images.resample import FILTERS, Pixels, Taps, Window, area_taps, gr
 
 
 @dataclass(frozen=True)
-class Part:
+class AxisPart:
     """Positions ``start`` … ``start + length - 1`` of a source axis. Outside of the source is black."""
 
     start: int
@@ -20,7 +20,12 @@ class Part:
 
 
 def interpolate(
-    pixels: Pixels, rows: Part, columns: Part, size: tuple[int, int], interpolation: str, antialias: bool
+    pixels: Pixels,
+    rows: AxisPart,
+    columns: AxisPart,
+    size: tuple[int, int],
+    interpolation: str,
+    antialias: bool,
 ) -> Pixels:
     """Resizes a part of an image like torch's ``F.interpolate(mode=interpolation, align_corners=False)``.
 
@@ -45,7 +50,7 @@ def _cost(shape: tuple[int, ...], first: Taps, second: Taps) -> int:
     return first.weight.size * shape[1] + second.weight.size * len(first.weight)
 
 
-def _padded(taps: Taps, part: Part, source: int) -> Taps:
+def _padded(taps: Taps, part: AxisPart, source: int) -> Taps:
     """Returns the taps of a part as taps of the source. Taps outside of it get weight 0, since black adds nothing."""
     index = taps.index + part.start
     inside = (index >= 0) & (index < source)

@@ -18,7 +18,7 @@ from service.models.guard import Guard
 from service.models.output_writer import OutputWriter, max_output_length
 from service.models.runtimes import Executor, Pixels, Preparable, Runtime, SupportsStreams
 from service.models.runtimes.machine import Measured, Notes
-from service.models.streams import Streams
+from service.models.streams import CpuStreams
 from service.shared.batches import BatchReport, CompletedBatch, Memory
 from service.shared.fallback import Fallback
 from service.shared.outputs import OutputRequest
@@ -66,7 +66,7 @@ class ModelRunner:
         self.max_batch_size = min(max_batch_size or _SIZES[-1], runtime.max_batch_size or _MAX_BATCH_SIZE)
         self._chosen = max_batch_size is None
         self._image = image
-        self.streams: Streams | None = None
+        self.streams: CpuStreams | None = None
         """The streams in which single images run side by side, if `warm_up` finds them useful."""
         self._executors = dict(enumerate(runtime.executors()))
         self._notes = notes or Notes()
@@ -255,7 +255,7 @@ class ModelRunner:
             self._guard.learn(executors, sizes)
             self.runtime.settle(names)
 
-    def _streams(self) -> Streams | None:
+    def _streams(self) -> CpuStreams | None:
         """Returns the streams of an executor that the plan uses for several images."""
         for number, executor in self._executors.items():
             if (
@@ -264,7 +264,7 @@ class ModelRunner:
                 and isinstance(executor, SupportsStreams)
             ):
                 taken = [any(step.executor == number for step in steps) for steps in self._steps]
-                return Streams(executor.name, executor.streams(), taken, self._deliver, self._guard)
+                return CpuStreams(executor.name, executor.streams(), taken, self._deliver, self._guard)
         return None
 
 

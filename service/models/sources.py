@@ -27,14 +27,14 @@ _LIBRARIES = ("torch", "torchvision", "safetensors", "h5py", "numpy")
 
 
 @dataclass(frozen=True)
-class Source:
+class KnownSource:
     """A known source of weights: ``fingerprint`` is from `manifest.fingerprint`, ``card`` describes the weights."""
 
     fingerprint: str
     card: ModelCard
 
 
-def find(weights: str, model: str | None, progress: Progress | None = None) -> Source | None:
+def find(weights: str, model: str | None, progress: Progress | None = None) -> KnownSource | None:
     """Returns what an earlier start noted about these weights; None if nothing was noted or the files have changed.
 
     May ask a hub, as reading the weights would. Raises `CheckpointError`.
@@ -42,7 +42,7 @@ def find(weights: str, model: str | None, progress: Progress | None = None) -> S
     try:
         document = json.loads(_place(weights, model).read_text("utf-8"))
         files = dict(document["files"])
-        source = Source(str(document["fingerprint"]), ModelCard.from_json(document["card"]))
+        source = KnownSource(str(document["fingerprint"]), ModelCard.from_json(document["card"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     locate = places.locator(weights, model, progress)
@@ -53,9 +53,9 @@ def find(weights: str, model: str | None, progress: Progress | None = None) -> S
     return source if same else None
 
 
-def remember(weights: str, model: str | None, checkpoint: Checkpoint, card: ModelCard) -> Source:
+def remember(weights: str, model: str | None, checkpoint: Checkpoint, card: ModelCard) -> KnownSource:
     """Notes the result of reading these weights. An unwritable cache is ignored."""
-    source = Source(manifest.fingerprint(checkpoint), card)
+    source = KnownSource(manifest.fingerprint(checkpoint), card)
     try:
         files = {name: _sha256(path) for name, path in checkpoint.files.items()}
         document = {"files": files, "fingerprint": source.fingerprint, "card": card.to_json()}

@@ -19,7 +19,7 @@ from service.shared.batches import BatchReport
 from service.shared.outputs import OutputRequest
 
 
-class Streams:
+class CpuStreams:
     """The `service.engine.device.Streams` of the executor with this ``name``.
 
     ``sooner[n]`` is True if n images finish sooner here than as one batch.

@@ -30,7 +30,7 @@ _LAST_WORDS = 0.5
 _UNKNOWN = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ESPIPE)
 
 
-class Output:
+class LineWriter:
     """Writes to a descriptor without waiting. Not thread-safe."""
 
     def __init__(self, descriptor: int) -> None:
@@ -115,9 +115,9 @@ class Output:
 
 
 class Handler(logging.Handler):
-    """A logging handler that writes to an `Output`."""
+    """A logging handler that writes to a `LineWriter`."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: LineWriter) -> None:
         super().__init__()
         self._output = output
 

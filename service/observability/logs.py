@@ -9,7 +9,7 @@ import time
 from functools import lru_cache
 from typing import Any
 
-from service.observability.lines import Handler, Output
+from service.observability.lines import Handler, LineWriter
 from service.settings import Settings
 
 #: Encodes to ASCII only, since some readers take U+2028 or U+0085 for a line end, and terminals obey C1 controls.
@@ -77,7 +77,7 @@ def flush() -> None:
 
 def _handler() -> logging.Handler:
     try:
-        return Handler(Output(sys.stderr.fileno()))
+        return Handler(LineWriter(sys.stderr.fileno()))
     except (OSError, ValueError, AttributeError):  # no descriptor, as under a test's capture
         return logging.StreamHandler()
 

@@ -28,7 +28,7 @@ _LISTED = re.compile(r"UUID: ((?:GPU|MIG)-[0-9A-Za-z/-]+)")
 
 
 @dataclass(frozen=True)
-class Device:
+class EngineDevice:
     """The device of one engine. ``name`` is for people, ``setting`` is the engine's own setting ``device``.
 
     ``visible`` is the engine's ``CUDA_VISIBLE_DEVICES``; empty leaves it as it is. ``share`` (i, n) is the i-th of n
@@ -70,7 +70,7 @@ def _unfit(item: str, several: bool) -> str:
     return f"must be {one_of(WORDS)}{did_you_mean(meant, (*WORDS, ALL))}"
 
 
-def resolve(text: str, every: Callable[[], Sequence[str]]) -> list[Device]:
+def resolve(text: str, every: Callable[[], Sequence[str]]) -> list[EngineDevice]:
     """The device of each engine. ``every`` returns the devices of ``cuda:all``: numbers, or UUIDs.
 
     Raises `ConfigurationError` for ``cuda:all`` without a GPU.
@@ -81,14 +81,16 @@ def resolve(text: str, every: Callable[[], Sequence[str]]) -> list[Device]:
         if not names:
             raise ConfigurationError(f"device={ALL}: nvidia-smi lists no GPU here; use device=cpu or auto")
     processors = names.count("cpu")
-    found: list[Device] = []
+    found: list[EngineDevice] = []
     for name in names:
         if _UUID.fullmatch(name):
-            found.append(Device(name, "cuda", visible=name))
+            found.append(EngineDevice(name, "cuda", visible=name))
         elif name == "cpu":
-            found.append(Device(name, name, share=(sum(one.name == "cpu" for one in found), processors)))
+            found.append(
+                EngineDevice(name, name, share=(sum(one.name == "cpu" for one in found), processors))
+            )
         else:
-            found.append(Device(name, name))
+            found.append(EngineDevice(name, name))
     return found
 
 
@@ -118,7 +120,7 @@ def cores_of(share: tuple[int, int], cores: Sequence[int]) -> list[int]:
     return ordered[begin:end] or [ordered[part % len(ordered)]]
 
 
-def confine(device: Device) -> None:
+def confine(device: EngineDevice) -> None:
     """Restricts this process to the GPUs and the cores of ``device``."""
     from service.host import machine as host
 

@@ -15,7 +15,7 @@ _AGREES, _MOSTLY = 0.99, 0.95
 
 
 @dataclass
-class Tally:
+class ShadowTally:
     """Sums over compared images."""
 
     compared: int = 0

@@ -34,7 +34,7 @@ from service.supervisor.lifecycle.actions import Action
 from service.supervisor.lifecycle.lifecycle import Lifecycle
 from service.supervisor.lifecycle.parts import FrontEnd
 from service.supervisor.loop import Loop
-from service.supervisor.pool.pool import Pool, models_to_serve
+from service.supervisor.pool.pool import EnginePool, models_to_serve
 from service.supervisor.ports import Ports
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Supervisor:
         self._ports = Ports()
         self._loop = Loop()
         self._board = Board()
-        self._pool = Pool(settings, self._lifecycle, self._children, self._loop, self._happens)
+        self._pool = EnginePool(settings, self._lifecycle, self._children, self._loop, self._happens)
         self._claim: Claim | None = None
 
     def bind(self) -> str:

@@ -79,7 +79,7 @@ def damaged(monkeypatch: pytest.MonkeyPatch) -> Damaged:
         tried: list[str] = []
         noise, answers = iter(damages), quantize.logits
 
-        def quantised(model: object, images: object, recipe: int8.Recipe) -> tuple[object, float]:
+        def quantised(model: object, images: object, recipe: int8.QuantizationRecipe) -> tuple[object, float]:
             tried.append(recipe.fp32)
             return model, next(noise)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.shared.shadow_tally import Tally
+from service.shared.shadow_tally import ShadowTally
 from tests.drills.crowd import options
 from tests.drills.hostile import MISSING
 from tests.end_to_end.test_switching import Asking, engines, health, load, until
@@ -27,7 +27,7 @@ reports = st.lists(
 
 @given(reports)
 def test_what_front_ends_report_bit_by_bit_is_what_there_is_in_all(found: list[tuple[Any, ...]]) -> None:
-    whole, here = Tally(), Tally()
+    whole, here = ShadowTally(), ShadowTally()
     for compared, share, difference, seconds, missed in found:
         agreed = int(share * compared)
         here.add(compared, agreed, difference, seconds, seconds / 2, missed)

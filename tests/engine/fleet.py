@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from service.api.served import Models, Served
 from service.engine.arena import Arena
 from service.engine.batcher import Batcher
-from service.engine.client import Answer, EngineClient
+from service.engine.client import EngineClient, SlotAnswer
 from service.engine.core import EngineCore
 from service.errors import DeadlineExceeded, EngineFailed, InvalidImage, Overloaded
 from service.shared.board import Board
@@ -71,7 +71,7 @@ class Asked:
     deadline: float
     version: int = 0
     """Which answered when it came."""
-    task: asyncio.Task[Answer] | None = None
+    task: asyncio.Task[SlotAnswer] | None = None
     hung_up: bool = False
     deaths: int = 0
     """Engines of its version that died while it was on its way."""
@@ -133,7 +133,7 @@ class Fleet(Counted):
 
         self.loop.run_until_complete(attach())
 
-    async def one(self, asked: Asked, front_end: FrontEnd) -> Answer:
+    async def one(self, asked: Asked, front_end: FrontEnd) -> SlotAnswer:
         """What a route does: the version of the moment, to the request's end."""
         served = front_end.models.current()
         assert served is not None, "no version answers"
@@ -163,7 +163,7 @@ class Fleet(Counted):
         self.let_go()
 
     def let_go(self) -> None:
-        """What `service.frontend.engines.Engines.let_go` and the pool do."""
+        """What `service.frontend.engines.JoinedEngines.let_go` and the pool do."""
         for front_end in self.front_ends:
             for served in list(front_end.leaving):
                 if served.idle:
@@ -316,7 +316,7 @@ class Fleet(Counted):
             self.asked.remove(asked)
             self.judge(asked, task)
 
-    def judge(self, asked: Asked, task: asyncio.Task[Answer]) -> None:
+    def judge(self, asked: Asked, task: asyncio.Task[SlotAnswer]) -> None:
         if task.cancelled():
             assert asked.hung_up
             return

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from service.engine.arena import Arena, Geometry
 from service.engine.batcher import Batcher, Request
 from service.engine.canary import PAUSE, SHARE
-from service.engine.client import Answer, EngineClient
+from service.engine.client import EngineClient, SlotAnswer
 from service.engine.core import EngineCore
 from service.engine.device import Batch, DeviceThread
 from service.errors import DeadlineExceeded, InternalError, InvalidImage, Overloaded
@@ -135,7 +135,7 @@ class Asked:
     front_end: FrontEnd
     deadline: float
     bulk: bool = False
-    task: asyncio.Task[Answer] | None = None
+    task: asyncio.Task[SlotAnswer] | None = None
     hung_up: bool = False
     abandoned: bool = False
     """Its front-end was killed: nobody waits for it."""
@@ -212,7 +212,7 @@ class Service(Counted):
         self.loop.run_until_complete(attach())
         self.front_ends.append(FrontEnd(self.numbers, client, arena))
 
-    async def one(self, asked: Asked) -> Answer:
+    async def one(self, asked: Asked) -> SlotAnswer:
         """What `service.api.admission.Admission.infer` does."""
         front_end, arena = asked.front_end, self.arena
 
@@ -423,7 +423,7 @@ class Service(Counted):
                 self.judge(asked, task)
         self.asked = still
 
-    def judge(self, asked: Asked, task: asyncio.Task[Answer]) -> None:
+    def judge(self, asked: Asked, task: asyncio.Task[SlotAnswer]) -> None:
         if task.cancelled():
             assert asked.hung_up or asked.abandoned
             return

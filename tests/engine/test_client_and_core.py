@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from service.engine.arena import Gauge
-from service.engine.client import Answer, EngineClient, Slot
+from service.engine.client import EngineClient, Slot, SlotAnswer
 from service.errors import DeadlineExceeded, EngineFailed, InternalError, NotReady, Overloaded
 from service.images.decoders.threads import Threads
 from tests.crew import threads
@@ -36,7 +36,7 @@ def picture(seed: int) -> NDArray[np.uint8]:
 
 async def ask(
     client: EngineClient, image: NDArray[np.uint8], patience: float = LATER, bulk: bool = False
-) -> Answer:
+) -> SlotAnswer:
     with client.acquire(bulk=bulk) as slot:
         slot.pixels[...] = image
         return await slot.answer(client.clock() + patience, 10)
@@ -123,7 +123,7 @@ def counts_hang_ups(engine: Engine) -> tuple[EngineClient, list[int]]:
     return client, hang_ups
 
 
-async def blocks(engine: Engine, client: EngineClient) -> asyncio.Task[Answer]:
+async def blocks(engine: Engine, client: EngineClient) -> asyncio.Task[SlotAnswer]:
     """An image that is on the device, which goes on when ``may_run`` is set."""
     engine.runner.may_run.clear()
     blocker = asyncio.create_task(ask(client, picture(1)))
@@ -306,7 +306,7 @@ async def test_whoever_waits_for_a_killed_engine_is_answered_by_the_next() -> No
             assert another.arena.free == 4
 
 
-async def _fill(slot: Slot, seed: int) -> Answer:
+async def _fill(slot: Slot, seed: int) -> SlotAnswer:
     with slot:
         slot.pixels[...] = picture(seed)
         return await slot.answer(time.monotonic() + LATER, 10)

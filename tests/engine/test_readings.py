@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.arena import Arena, Gauge, Geometry
-from service.engine.readings import Source, readings
+from service.engine.readings import LoadSource, readings
 from service.observability.readings import Readings
 from tests.api.site import CARD
 
@@ -16,11 +16,11 @@ GEOMETRY = Geometry(slots=4, height=1, width=1, channels=3, results=1)
 rates = st.floats(0.1, 1e4)
 
 
-def source(name: str = "a", device: str = "cpu", **gauges: float) -> Source:
+def source(name: str = "a", device: str = "cpu", **gauges: float) -> LoadSource:
     arena = Arena.create(GEOMETRY)
     for gauge, value in gauges.items():
         arena.gauges[Gauge[gauge]] = value
-    return Source(replace(CARD, name=name, device=device), arena)
+    return LoadSource(replace(CARD, name=name, device=device), arena)
 
 
 def test_nothing_is_read_where_there_is_no_engine() -> None:

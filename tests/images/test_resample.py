@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.images import resample
-from service.images.interpolate import Part, interpolate
+from service.images.interpolate import AxisPart, interpolate
 from service.images.resample import FILTERS, Window, resize_window
 
 SIDES = st.one_of(st.integers(1, 12), st.integers(1, 400))
@@ -84,7 +84,7 @@ def test_interpolate_equals_torch_but_for_ties(
     mode = "nearest-exact" if nearest else name
     expected = torch.nn.functional.interpolate(tensor, size=(high, wide), mode=mode, **options)[0]
     expected = expected.permute(1, 2, 0).clamp(0, 255).numpy()
-    result = interpolate(pixels, Part(0, height), Part(0, width), (high, wide), name, antialias)
+    result = interpolate(pixels, AxisPart(0, height), AxisPart(0, width), (high, wide), name, antialias)
     last_bit = max(height, width) * 2.0**-23
     assert np.abs(result - expected).max() <= 0.5 + 4 * 255 * last_bit
 
@@ -94,7 +94,10 @@ def test_padding_is_a_black_border_that_is_never_made() -> None:
     bordered = np.zeros((50, 50, 3), np.uint8)
     bordered[10:40] = pixels
     for name in ("nearest", "bilinear", "bicubic"):
-        expected = interpolate(bordered, Part(0, 50), Part(0, 50), (23, 31), name, False)
-        result = interpolate(pixels, Part(-10, 50), Part(0, 50), (23, 31), name, False)
+        expected = interpolate(bordered, AxisPart(0, 50), AxisPart(0, 50), (23, 31), name, False)
+        result = interpolate(pixels, AxisPart(-10, 50), AxisPart(0, 50), (23, 31), name, False)
         np.testing.assert_array_equal(result, expected)
-    assert interpolate(pixels[:1, :1], Part(-30_000, 65_000), Part(0, 1), (8, 8), "bilinear", True).max() == 0
+    assert (
+        interpolate(pixels[:1, :1], AxisPart(-30_000, 65_000), AxisPart(0, 1), (8, 8), "bilinear", True).max()
+        == 0
+    )

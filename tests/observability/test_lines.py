@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from service.observability import lines
-from service.observability.lines import Handler, Output
+from service.observability.lines import Handler, LineWriter
 
 #: Far more than any pipe, socket or terminal keeps.
 MANY = 3000
@@ -47,7 +47,7 @@ def test_a_stalled_reader_holds_nobody_up_and_learns_what_it_missed(
 ) -> None:
     monkeypatch.setattr(lines, "_MAX_QUEUED_BYTES", 20_000)
     reader, writer = kind()
-    output = Output(writer)
+    output = LineWriter(writer)
     output._knows_nowait &= knows
     for number in range(MANY):
         output.write(b"%06d %s\n" % (number, b"x" * 100))
@@ -73,7 +73,7 @@ def test_a_stalled_reader_holds_nobody_up_and_learns_what_it_missed(
 def test_what_was_dropped_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "_MAX_QUEUED_BYTES", 1000)
     reader, writer = os.pipe()
-    handler = Handler(Output(writer))
+    handler = Handler(LineWriter(writer))
     logger = logging.Logger("test")
     logger.addHandler(handler)
     lines.log.addHandler(handler)
@@ -97,7 +97,7 @@ def test_what_was_dropped_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_fork_leaves_its_parents_lines_alone() -> None:
     reader, writer = os.pipe()
-    output = Output(writer)
+    output = LineWriter(writer)
     for _ in range(MANY):
         output.write(b"parent %s\n" % (b"x" * 100))
     if (child := os.fork()) == 0:

@@ -14,7 +14,7 @@ from service import settings
 from service.errors import ConfigurationError
 from service.host import machine as host
 from service.models.placement import place
-from service.options.devices import ALL, MAX_DEVICES, Device, _counted, cores_of, gpus, listed, resolve
+from service.options.devices import ALL, MAX_DEVICES, EngineDevice, _counted, cores_of, gpus, listed, resolve
 
 SLICE = "MIG-8f6a1c2e-0d5f-5a52-9e3f-6a2b6f0f9d11"
 ITEMS = ("cpu", "cuda", "cuda:0", "cuda:7", SLICE, "GPU-1f")
@@ -91,14 +91,14 @@ def test_shares_are_even_disjoint_and_all_there_is(cores: set[int], parts: int) 
 def test_every_gpu_is_what_the_process_may_use() -> None:
     listing = "GPU 0: NVIDIA H100 (UUID: GPU-1)\nGPU 1: NVIDIA H100 (UUID: GPU-2)\n"
     assert _counted(listing) == ["0", "1"]
-    assert _counted(listing + f"  MIG 1g.10gb Device 0: (UUID: {SLICE})\n") == [SLICE]
+    assert _counted(listing + f"  MIG 1g.10gb EngineDevice 0: (UUID: {SLICE})\n") == [SLICE]
     assert _counted("") == []
     assert gpus({"CUDA_VISIBLE_DEVICES": "3,5"}) == ["0", "1"]
     assert gpus({"CUDA_VISIBLE_DEVICES": f"{SLICE}"}) == [SLICE]
     assert gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
     assert resolve(ALL, lambda: ["0", SLICE]) == [
-        Device("cuda:0", "cuda:0"),
-        Device(SLICE, "cuda", visible=SLICE),
+        EngineDevice("cuda:0", "cuda:0"),
+        EngineDevice(SLICE, "cuda", visible=SLICE),
     ]
     with pytest.raises(ConfigurationError, match="no GPU"):
         resolve(ALL, list)

@@ -14,8 +14,8 @@ from service.api.tensors import (
     InferOutput,
     InferParameters,
     InferRequest,
-    Output,
     OutputParameters,
+    OutputTensor,
     Tensor,
 )
 from service.errors import InvalidParameter
@@ -50,7 +50,7 @@ def parse(message: Any) -> tuple[InferRequest, dict[str, Tensor]]:
     return request, given
 
 
-def response(head: dict[str, str], outputs: Sequence[Output], raw: bool) -> Any:
+def response(head: dict[str, str], outputs: Sequence[OutputTensor], raw: bool) -> Any:
     """The answer's message, with tensors in ``raw_output_contents`` if ``raw``, else typed."""
     answer = _Response(**head)
     for output in outputs:

@@ -62,10 +62,10 @@ _WATCH = 0.5
 #: Methods that need no key, since orchestrators have none.
 _OPEN = frozenset({f"/{schema.SERVICE}/ServerLive", f"/{schema.SERVICE}/ServerReady"})
 
-Handler = Callable[[Any, "Call"], Awaitable[Any]]
+Handler = Callable[[Any, "GrpcCall"], Awaitable[Any]]
 
 
-class Call:
+class GrpcCall:
     """The state of one call: its `RequestState`, and gRPC's own context."""
 
     def __init__(self, settings: Settings, grpc_context: grpc.aio.ServicerContext[Any, Any]) -> None:
@@ -153,7 +153,7 @@ class GrpcServer:
         self, route: str, handler: Handler, request: Any, grpc_context: grpc.aio.ServicerContext[Any, Any]
     ) -> Any:
         """Runs ``handler`` for a call: checks the key, counts and logs, and turns errors into gRPC's statuses."""
-        call = Call(self._context.settings, grpc_context)
+        call = GrpcCall(self._context.settings, grpc_context)
         call.state.status = 200
         try:
             self._admit(route, call)
@@ -173,7 +173,7 @@ class GrpcServer:
             call.state.leave()
             self._account(route, call.state)
 
-    def _admit(self, route: str, call: Call) -> None:
+    def _admit(self, route: str, call: GrpcCall) -> None:
         call.state.bulk = asks_for_bulk(str(call.metadata.get("x-priority", "interactive")))
         if self._keys is None or route in _OPEN:
             return
@@ -206,26 +206,26 @@ class GrpcServer:
 
     # The protocol's methods
 
-    async def _server_live(self, request: Any, call: Call) -> Any:
+    async def _server_live(self, request: Any, call: GrpcCall) -> Any:
         return schema.message("ServerLiveResponse")(live=True)
 
-    async def _server_ready(self, request: Any, call: Call) -> Any:
+    async def _server_ready(self, request: Any, call: GrpcCall) -> Any:
         return schema.message("ServerReadyResponse")(ready=self._is_ready())
 
-    async def _model_ready(self, request: Any, call: Call) -> Any:
+    async def _model_ready(self, request: Any, call: GrpcCall) -> Any:
         open_inference.named(self._context, request.name, request.version or open_inference.VERSION)
         return schema.message("ModelReadyResponse")(ready=self._is_ready())
 
-    async def _server_metadata(self, request: Any, call: Call) -> Any:
+    async def _server_metadata(self, request: Any, call: GrpcCall) -> Any:
         return schema.message("ServerMetadataResponse")(
             name="imagenet-serve", version=__version__, extensions=["classification"]
         )
 
-    async def _model_metadata(self, request: Any, call: Call) -> Any:
+    async def _model_metadata(self, request: Any, call: GrpcCall) -> Any:
         card = open_inference.named(self._context, request.name, request.version or open_inference.VERSION)
         return schema.message("ModelMetadataResponse")(**open_inference.described(card))
 
-    async def _model_infer(self, request: Any, call: Call) -> Any:
+    async def _model_infer(self, request: Any, call: GrpcCall) -> Any:
         context = self._context
         admission = Admission(context, call.state, request.model_name)
         model = open_inference.check_asked(admission.served, request.model_version or open_inference.VERSION)
@@ -298,7 +298,7 @@ def _unknown_service() -> Any:
     return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
 
 
-async def _abort(call: Call, error: ServiceError) -> None:
+async def _abort(call: GrpcCall, error: ServiceError) -> None:
     """Ends the call with the error's status and, if another try may succeed, the time to wait."""
     code = _CODES.get(status_of(error), grpc.StatusCode.INTERNAL)
     metadata: list[tuple[str, str]] = [("x-request-id", call.state.id)]

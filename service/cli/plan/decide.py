@@ -92,7 +92,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenTrial:
     """The proposed trial, the measurement at the rate that it sustains, and the reasons, in sentences."""
 
     trial: Trial
@@ -150,7 +150,7 @@ def best(trials: Sequence[Trial], objective_ms: float) -> Trial:
     return max(trials, key=lambda trial: (trial.rate(objective_ms), trial.ceiling))
 
 
-def choose(trials: Sequence[Trial], objective_ms: float) -> Choice | None:
+def choose(trials: Sequence[Trial], objective_ms: float) -> ChosenTrial | None:
     """The proposal; None if no candidate kept the objective at any rate."""
     most = max((trial.rate(objective_ms) for trial in trials), default=0.0)
     if not most:
@@ -159,7 +159,7 @@ def choose(trials: Sequence[Trial], objective_ms: float) -> Choice | None:
     chosen = min(equal, key=lambda trial: _expense(trial.candidate))
     probe = chosen.sustained(objective_ms)
     assert probe is not None
-    return Choice(chosen, probe, tuple(_reasons(chosen, trials, objective_ms)))
+    return ChosenTrial(chosen, probe, tuple(_reasons(chosen, trials, objective_ms)))
 
 
 def _expense(candidate: Candidate) -> tuple[Any, ...]:
@@ -237,7 +237,7 @@ class Scaling:
     """Requests a second and pod at that point."""
 
 
-def scaling(choice: Choice, cores: int, frontends: int) -> Scaling:
+def scaling(choice: ChosenTrial, cores: int, frontends: int) -> Scaling:
     """The proposal's resources and thresholds, from the measurement at the rate that it sustains."""
     probe, trial = choice.probe, choice.trial
     seen = probe.saturation or probe.rate / trial.ceiling

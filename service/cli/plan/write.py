@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from service.cli.plan.decide import Choice, Scaling, Trial
+from service.cli.plan.decide import ChosenTrial, Scaling, Trial
 
 _ENV = "imagenet-serve.env"
 
@@ -17,7 +17,7 @@ _ENV = "imagenet-serve.env"
 class Proposal:
     """The result of a sweep. ``given`` are the settings that the user fixed; ``notes`` are cautions for the reader."""
 
-    choice: Choice
+    choice: ChosenTrial
     scaling: Scaling
     trials: Sequence[Trial]
     objective_ms: float

@@ -32,7 +32,7 @@ from service.settings import Settings, available_cores
 if TYPE_CHECKING:
     from service.models.checkpoints import Checkpoint
     from service.models.runtimes.artifact import Converted
-    from service.models.runtimes.int8 import Recipe
+    from service.models.runtimes.int8 import QuantizationRecipe
 
 #: Images for the calibration: NNCF's default. More of them change little.
 CALIBRATION = 300
@@ -52,7 +52,7 @@ Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Check:
+class Agreement:
     """The comparison of the int8 model with the fp32 one on images that it was not calibrated with."""
 
     images: int
@@ -123,7 +123,9 @@ def _prepare(settings: Settings, folder: Path, chance: random.Random) -> _Source
     return _Source(checkpoint, converted, images[:count], images[count:])
 
 
-def _write(out: Path, source: _Source, recipe: Recipe, smaller: Any, check: Check, seed: int) -> None:
+def _write(
+    out: Path, source: _Source, recipe: QuantizationRecipe, smaller: Any, check: Agreement, seed: int
+) -> None:
     from service.models import canary
     from service.models.runtimes import artifact, manifest
 
@@ -142,7 +144,7 @@ def _write(out: Path, source: _Source, recipe: Recipe, smaller: Any, check: Chec
     )
 
 
-def _quantise(original: Any, images: Sequence[Images]) -> tuple[Recipe, Any]:
+def _quantise(original: Any, images: Sequence[Images]) -> tuple[QuantizationRecipe, Any]:
     """The fastest recipe that keeps enough of the images' classes, or else the last one, and its int8 model."""
     from service.models.runtimes import int8
 
@@ -160,14 +162,14 @@ def _quantise(original: Any, images: Sequence[Images]) -> tuple[Recipe, Any]:
     return recipe, smaller
 
 
-def compare(before: Logits, after: Logits) -> Check:
+def compare(before: Logits, after: Logits) -> Agreement:
     """Compares the logits of two models for the same images; both are float32 ``[images, classes]``."""
     old, new = softmax(before.astype(np.float64)), softmax(after.astype(np.float64))
     top = before.argmax(1)
     rows = np.arange(len(top))
     best, now = (np.argsort(-logits, axis=1, kind="stable")[:, :5] for logits in (before, after))
     shared = [len(set(a) & set(b)) / len(a) for a, b in zip(best.tolist(), now.tolist(), strict=True)]
-    return Check(
+    return Agreement(
         images=len(top),
         top1_agreement=float((top == after.argmax(1)).mean()),
         top5_agreement=float(np.mean(shared)),
@@ -215,7 +217,7 @@ def _tracked(items: Sequence[Any], what: str) -> Iterable[Any]:
     return track(items, what, console=stderr, disable=not stderr.is_terminal, transient=True)
 
 
-def _row(check: Check) -> dict[str, Any]:
+def _row(check: Agreement) -> dict[str, Any]:
     return {
         "held-out images": check.images,
         "same top class %": round(100 * check.top1_agreement, 2),

@@ -13,7 +13,7 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from service.images.decode import Opened
+from service.images.decode import OpenedImage
 
 #: Bytes of a pixel in Pillow's memory, by mode; 4 for all other modes.
 _PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
@@ -39,7 +39,7 @@ class Cost:
     """Seconds of CPU."""
 
 
-def cost(opened: Opened) -> Cost:
+def cost(opened: OpenedImage) -> Cost:
     """Returns the cost bound of a picture that is opened but not decoded."""
     return Cost(
         _FIXED + 2 * len(opened.data) + int(_bytes(opened)), _SECONDS + _SECONDS_A_PIXEL * opened.pixels
@@ -55,7 +55,7 @@ def largest(max_pixels: int, max_bytes: int) -> Cost:
 SMALL = Cost(48 << 20, _SECONDS)
 
 
-def _bytes(opened: Opened) -> float:
+def _bytes(opened: OpenedImage) -> float:
     """Bytes for the pixels in the most expensive of three steps: decode, rotate, convert."""
     image = opened.image
     if image is None:
@@ -68,7 +68,7 @@ def _bytes(opened: Opened) -> float:
     return max(loaded, turned, converted)
 
 
-def _beside(image: ImageFile, opened: Opened) -> float:
+def _beside(image: ImageFile, opened: OpenedImage) -> float:
     """Bytes that a decoder needs in addition to the image that it writes."""
     if isinstance(image, TiffImageFile):
         return _STRIP * opened.pixels

@@ -32,7 +32,7 @@ _NICE = 10
 _CPUCLOCK = 2
 
 
-class Decoder:
+class DecoderHandle:
     """A decoder process. Construct on the loop; it accepts a `job` at once, even before its process exists."""
 
     def __init__(
@@ -40,8 +40,8 @@ class Decoder:
         keeper: Keeper,
         layout: Layout,
         recipe: Recipe,
-        replied: Callable[[Decoder, bytes], None],
-        gone: Callable[[Decoder], None],
+        replied: Callable[[DecoderHandle, bytes], None],
+        gone: Callable[[DecoderHandle], None],
     ) -> None:
         self.job: Job | None = None
         self.single_use = False
@@ -72,7 +72,7 @@ class Decoder:
         self._loop.add_reader(self._end.fileno(), self._on_readable)
 
     def __repr__(self) -> str:
-        return f"<Decoder {self.pid} {'busy' if self.job else 'idle'}>"
+        return f"<DecoderHandle {self.pid} {'busy' if self.job else 'idle'}>"
 
     def started(self, pid: int) -> None:
         """Records the process id that the keeper reports."""

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from service import errors
 from service.images.decoders import replies, wire
 from service.images.decoders.cost import SMALL, Cost, largest
-from service.images.decoders.decoder import Decoder
+from service.images.decoders.decoder import DecoderHandle
 from service.images.decoders.job import Job
 from service.images.decoders.keeper import Keeper
 from service.images.decoders.picture import Picture, Recipe
@@ -61,7 +61,7 @@ _PAUSE, _MAX_PAUSE = 0.05, 5.0
 _RETRY = 2.0
 
 
-class Memory(Protocol):
+class MemoryBudget(Protocol):
     """The memory budget in bytes that the decoders of all front-ends share."""
 
     @property
@@ -70,14 +70,14 @@ class Memory(Protocol):
     def release(self, size: int) -> None: ...
 
 
-class Pool:
+class DecoderPool:
     """A `service.shared.writing.Decoders` of processes. Lives on one event loop, from `configure` on."""
 
     def __init__(
         self,
         keeper: Keeper,
         quick: int,
-        memory: Memory,
+        memory: MemoryBudget,
         *,
         killed: Callable[[str, str], None] = lambda kind, reason: None,
         lost: Callable[[], None] = lambda: None,
@@ -99,9 +99,9 @@ class Pool:
         self._waiting: deque[Job] = deque()
         self._large: deque[Job] = deque()
         """Jobs that wait for memory, in order of arrival."""
-        self._idle: list[Decoder] = []
-        self._all: set[Decoder] = set()
-        self._starting: deque[Decoder] = deque()
+        self._idle: list[DecoderHandle] = []
+        self._all: set[DecoderHandle] = set()
+        self._starting: deque[DecoderHandle] = deque()
         self._last_start = time.monotonic()
         """Monotonic time of the last moment at which a picture was begun or none waited."""
         self._finished_seconds = 0.0
@@ -110,7 +110,9 @@ class Pool:
         self._ticking = self._retrying = self._ended = False
 
     def __repr__(self) -> str:
-        return f"<Pool {len(self._all)} decoders, {len(self._idle)} idle, {len(self._waiting)} waiting>"
+        return (
+            f"<DecoderPool {len(self._all)} decoders, {len(self._idle)} idle, {len(self._waiting)} waiting>"
+        )
 
     # For the front-end
 
@@ -204,7 +206,7 @@ class Pool:
         if not self._waiting:
             self._last_start = time.monotonic()
 
-    def _hand_over(self, decoder: Decoder, job: Job) -> None:
+    def _hand_over(self, decoder: DecoderHandle, job: Job) -> None:
         if not decoder.take(job):
             self._waiting.appendleft(job)
             self._on_gone(decoder)
@@ -248,7 +250,7 @@ class Pool:
             job.reserved = 0
             self._call_later(0.0, self._admit_large)
 
-    def _continues(self, decoder: Decoder, needed: Cost) -> bool:
+    def _continues(self, decoder: DecoderHandle, needed: Cost) -> bool:
         """Returns True if the decoder went on at once with a picture that ``needed`` more than it was allowed."""
         job = decoder.job
         assert job is not None
@@ -315,7 +317,7 @@ class Pool:
         self._drop(spare)
         return True
 
-    def _drop(self, decoder: Decoder) -> None:
+    def _drop(self, decoder: DecoderHandle) -> None:
         """Closes a decoder that is idle or has ended."""
         self._all.discard(decoder)
         if decoder in self._idle:
@@ -325,9 +327,9 @@ class Pool:
             self._memory.release(decoder.reserved)
             decoder.reserved = 0
 
-    def _start(self, *, single_use: bool = False) -> Decoder:
+    def _start(self, *, single_use: bool = False) -> DecoderHandle:
         assert self._recipe is not None
-        decoder = Decoder(self._keeper, self._layout, self._recipe, self._on_reply, self._on_gone)
+        decoder = DecoderHandle(self._keeper, self._layout, self._recipe, self._on_reply, self._on_gone)
         decoder.single_use = single_use
         self._all.add(decoder)
         self._starting.append(decoder)
@@ -336,7 +338,7 @@ class Pool:
             self._dispatch()
         return decoder
 
-    def _on_reply(self, decoder: Decoder, frame: bytes) -> None:
+    def _on_reply(self, decoder: DecoderHandle, frame: bytes) -> None:
         try:
             result = replies.read(decoder, frame)
         except ValueError:
@@ -361,14 +363,14 @@ class Pool:
             job.end(result)
         self._dispatch()
 
-    def _return_to_idle(self, decoder: Decoder) -> None:
+    def _return_to_idle(self, decoder: DecoderHandle) -> None:
         spare = self._quick_count > self._quick and self._idle and not self._waiting
         if decoder.single_use or spare:  # the last idle decoder stays: the others may be busy for long
             self._drop(decoder)
         else:
             self._idle.append(decoder)
 
-    def _on_gone(self, decoder: Decoder) -> None:
+    def _on_gone(self, decoder: DecoderHandle) -> None:
         """Handles the end of a decoder's process, or its expulsion."""
         if decoder not in self._all:
             return
@@ -388,7 +390,7 @@ class Pool:
                 self._call_later(pause, self._start_if_too_few)
         self._admit_large()
 
-    def _on_crash(self, decoder: Decoder, job: Job) -> None:
+    def _on_crash(self, decoder: DecoderHandle, job: Job) -> None:
         """Handles a ``job`` whose decoder has ended: once more after a first crash, else refused."""
         if decoder.killed is None:
             job.crashes += 1

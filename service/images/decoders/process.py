@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image, _imaging
 
 from service.errors import InvalidImage, RequestError
-from service.images.decode import Opened
+from service.images.decode import OpenedImage
 from service.images.decoders import wire
 from service.images.decoders.cost import Cost, cost, largest
 from service.images.decoders.picture import Picture, Recipe
 from service.images.decoders.rights import Bounds, close_all_but, give_up
-from service.images.decoders.wire import Kind, Layout
+from service.images.decoders.wire import Layout, ReplyKind
 
 #: Blocks of 16 MiB that Pillow keeps for the next picture, within the memory of `SMALL`. Fresh pages from the kernel
 #: take a fifth of the time of a photo of 12 megapixels.
@@ -33,7 +33,7 @@ class _NeedsMore(Exception):
 
 def main(end: socket.socket, memory: int, layout: Layout, recipe: Recipe) -> None:
     """Serves orders until the front-end closes its ``end``. Runs in a process that has no other purpose."""
-    decoder = Decoder(mmap.mmap(memory, layout.size), layout, recipe)
+    decoder = PictureDecoder(mmap.mmap(memory, layout.size), layout, recipe)
     bounds = Bounds()
     _be_silent()
     close_all_but({0, 1, 2, end.fileno(), bounds.descriptor})
@@ -55,7 +55,7 @@ def _be_silent() -> None:
         os.dup2(nowhere, number)
 
 
-class Decoder:
+class PictureDecoder:
     """Carries out orders; it knows nothing of the process, so tests call it directly."""
 
     def __init__(self, memory: mmap.mmap, layout: Layout, recipe: Recipe) -> None:
@@ -76,34 +76,36 @@ class Decoder:
         kind, content = self._work(length, memory, drawn)
         return wire.REPLY.pack(number, kind) + content[: wire.MAX_WORDS_BYTES]
 
-    def _work(self, length: int, memory: int, drawn: bool) -> tuple[Kind, bytes]:
+    def _work(self, length: int, memory: int, drawn: bool) -> tuple[ReplyKind, bytes]:
         picture = Picture(self._memory[:length], self._recipe, drawn)
 
-        def admit(opened: Opened) -> None:
+        def admit(opened: OpenedImage) -> None:
             needed = cost(opened)
             if needed.memory > memory:
                 raise _NeedsMore(needed)
 
         try:
             picture(self._pixels, admit)
-            return Kind.DONE, self._done(picture)
+            return ReplyKind.DONE, self._done(picture)
         except _NeedsMore as more:
-            return Kind.NEEDS, _needed(more.needed)
+            return ReplyKind.NEEDS, _needed(more.needed)
         except RequestError as error:
             if isinstance(error.__cause__, MemoryError):
                 return self._out_of_memory(memory)
-            return Kind.REFUSED, _words(error)
+            return ReplyKind.REFUSED, _words(error)
         except MemoryError:
             return self._out_of_memory(memory)
         except Exception:
             # The border of this process: a defect of this project, which the front-end logs and answers with 500.
-            return Kind.DEFECT, traceback.format_exc(limit=-12).encode(errors="replace")
+            return ReplyKind.DEFECT, traceback.format_exc(limit=-12).encode(errors="replace")
 
-    def _out_of_memory(self, memory: int) -> tuple[Kind, bytes]:
+    def _out_of_memory(self, memory: int) -> tuple[ReplyKind, bytes]:
         """Asks for the largest picture's memory, since the estimate was too low; refuses if it has that already."""
         if memory < self._largest.memory:
-            return Kind.NEEDS, _needed(self._largest)
-        return Kind.REFUSED, _words(InvalidImage("the image takes more memory than any of its size should"))
+            return ReplyKind.NEEDS, _needed(self._largest)
+        return ReplyKind.REFUSED, _words(
+            InvalidImage("the image takes more memory than any of its size should")
+        )
 
     def _done(self, picture: Picture) -> bytes:
         width, height = picture.photo.size if picture.photo is not None else (0, 0)

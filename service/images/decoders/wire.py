@@ -31,7 +31,7 @@ MAX_REPLY_BYTES = REPLY.size + MAX_WORDS_BYTES
 _PAGE = mmap.PAGESIZE
 
 
-class Kind(IntEnum):
+class ReplyKind(IntEnum):
     """Kind of a reply."""
 
     DONE = 0

@@ -25,7 +25,7 @@ _LAYERS = ("Convolution", "MatMul")
 _BETWEEN_LAYERS = ("Multiply", "AvgPool", "ReduceMean")
 
 
-class Recipe(NamedTuple):
+class QuantizationRecipe(NamedTuple):
     """A choice of layers that stay in fp32."""
 
     fp32: str
@@ -36,16 +36,16 @@ class Recipe(NamedTuple):
     """Types of operations."""
 
 
-def recipes(model: Any) -> Iterator[Recipe]:
+def recipes(model: Any) -> Iterator[QuantizationRecipe]:
     """Yields recipes for a model from `prepared`, the fastest first."""
-    yield Recipe("nothing")
+    yield QuantizationRecipe("nothing")
     layers = [operation for operation in model.get_ordered_ops() if operation.get_type_name() in _LAYERS]
     ends = (layers[0].get_friendly_name(), layers[-1].get_friendly_name())
-    yield Recipe("norms, poolings, first and last layer", ends, _BETWEEN_LAYERS)
+    yield QuantizationRecipe("norms, poolings, first and last layer", ends, _BETWEEN_LAYERS)
     transitions = tuple(layer.get_friendly_name() for layer in layers if "AvgPool" in _readers(layer))
     if transitions:
         words = "norms, poolings, first and last layer, transitions"
-        yield Recipe(words, (*ends, *transitions), _BETWEEN_LAYERS)
+        yield QuantizationRecipe(words, (*ends, *transitions), _BETWEEN_LAYERS)
 
 
 def prepared(model: Any) -> Any:
@@ -58,7 +58,7 @@ def prepared(model: Any) -> Any:
     return copy
 
 
-def quantised(model: Any, images: Sequence[NDArray[np.uint8]], recipe: Recipe) -> Any:
+def quantised(model: Any, images: Sequence[NDArray[np.uint8]], recipe: QuantizationRecipe) -> Any:
     """Returns an int8 copy of a `prepared` model, calibrated with these images, each uint8 ``[H, W, 3]``."""
     nncf, estimators = tools(), import_module("nncf.quantization.range_estimator")
     return nncf.quantize(

@@ -33,7 +33,7 @@ _STEM = f"*.{'[0-9a-f]' * 32}"
 
 
 @dataclass(frozen=True)
-class Kind:
+class ArtifactKind:
     """A kind of artifact: its ``format``, its ``version``, and the command that makes it (``imagenet-serve
     COMMAND``)."""
 
@@ -44,9 +44,9 @@ class Kind:
 
 #: The kind that `imagenet-serve quantize` and `export --runtime openvino` make, and that the cache holds
 #: (artifact.py).
-OPENVINO = Kind("imagenet-serve-openvino", 2, "quantize")
+OPENVINO = ArtifactKind("imagenet-serve-openvino", 2, "quantize")
 #: The kind that `imagenet-serve export` makes (package.py).
-PACKAGE = Kind("imagenet-serve-package", 1, "export")
+PACKAGE = ArtifactKind("imagenet-serve-package", 1, "export")
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
@@ -96,7 +96,7 @@ def code_hash() -> str:
 
 
 def write(
-    kind: Kind,
+    kind: ArtifactKind,
     directory: Path,
     save: Callable[[Path], Sequence[str]],
     checkpoint: Checkpoint,
@@ -151,7 +151,7 @@ def format_of(directory: Path) -> str | None:
         return None
 
 
-def read(kind: Kind, directory: Path) -> Mapping[str, Any]:
+def read(kind: ArtifactKind, directory: Path) -> Mapping[str, Any]:
     """Reads ``about.json`` and checks every file. Raises `ConfigurationError` for another kind or damage."""
     try:
         about: dict[str, Any] = json.loads((directory / _ABOUT).read_text("utf-8"))
@@ -168,7 +168,7 @@ def read(kind: Kind, directory: Path) -> Mapping[str, Any]:
         raise unreadable(kind, directory, error) from error
 
 
-def unreadable(kind: Kind, directory: Path, error: Exception) -> ConfigurationError:
+def unreadable(kind: ArtifactKind, directory: Path, error: Exception) -> ConfigurationError:
     """Returns the error for a directory that holds something else."""
     return ConfigurationError(
         f"runtime: '{directory.name}' is no artifact that can be read ({type(error).__name__}); make one "
@@ -176,7 +176,7 @@ def unreadable(kind: Kind, directory: Path, error: Exception) -> ConfigurationEr
     )
 
 
-def refuse_another(about: Mapping[str, Any], checkpoint: Checkpoint, name: str, kind: Kind) -> None:
+def refuse_another(about: Mapping[str, Any], checkpoint: Checkpoint, name: str, kind: ArtifactKind) -> None:
     """Raises `ConfigurationError` unless the artifact was made from this checkpoint."""
     if about.get("fingerprint") != fingerprint(checkpoint):
         model = about.get("model", {})

@@ -32,11 +32,11 @@ def is_installed() -> bool:
     return find_spec("onnxruntime") is not None and find_spec("onnx") is not None
 
 
-def executors(graph: Graph, cores: int) -> list[BatchExecutor | StreamExecutor]:
+def executors(graph: Graph, cores: int) -> list[OnnxBatchExecutor | OnnxStreamExecutor]:
     """Returns the executors for ``graph`` on ``cores``. Each makes its session when it is first used."""
-    found: list[BatchExecutor | StreamExecutor] = [BatchExecutor(partial(_session, graph, cores))]
+    found: list[OnnxBatchExecutor | OnnxStreamExecutor] = [OnnxBatchExecutor(partial(_session, graph, cores))]
     if cores > 1:
-        found.append(StreamExecutor(partial(_session, graph, 1), cores))
+        found.append(OnnxStreamExecutor(partial(_session, graph, 1), cores))
     return found
 
 
@@ -83,7 +83,7 @@ class _Executor:
         return [Answer(*row) for row in zip(features, *(logits or [_headless(batch)]), strict=True)]
 
 
-class BatchExecutor(_Executor):
+class OnnxBatchExecutor(_Executor):
     """An `Executor` of any number of images as one batch."""
 
     name = "onnxruntime"
@@ -97,7 +97,7 @@ class BatchExecutor(_Executor):
         return self._run(self._gather(pixels, slots))
 
 
-class StreamExecutor(_Executor):
+class OnnxStreamExecutor(_Executor):
     """An `Executor` of ``cores`` images at a time, each on one core. It has streams."""
 
     name = "onnxruntime apart"

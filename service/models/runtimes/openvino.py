@@ -70,7 +70,7 @@ class OpenVino:
         }
         return list(self._executors.values())
 
-    def _others(self) -> list[onnx_runtime.BatchExecutor | onnx_runtime.StreamExecutor]:
+    def _others(self) -> list[onnx_runtime.OnnxBatchExecutor | onnx_runtime.OnnxStreamExecutor]:
         """Returns the executors of ONNX Runtime, if it is installed: those with measured times, or those that work
         now."""
         if self.precision != "fp32" or not onnx_runtime.is_installed():
@@ -270,7 +270,7 @@ class _InferRequest:
         self.request.set_input_tensor(openvino.Tensor(pixels[slot : slot + 1], shared_memory=True))
 
 
-_Any = _BatchExecutor | _StreamExecutor | onnx_runtime.BatchExecutor | onnx_runtime.StreamExecutor
+_Any = _BatchExecutor | _StreamExecutor | onnx_runtime.OnnxBatchExecutor | onnx_runtime.OnnxStreamExecutor
 
 
 def _finished(request: openvino.InferRequest) -> RuntimeError | None:

@@ -33,7 +33,7 @@ KIND = manifest.PACKAGE
 _PACKAGE = "model.pt2"
 
 
-class Opened(NamedTuple):
+class LoadedPackage(NamedTuple):
     """A loaded package. ``forward`` takes at most ``max_batch_size`` images."""
 
     forward: Forward
@@ -127,7 +127,7 @@ def load(path: Path, device: torch.device) -> Forward:
     return forward
 
 
-def open_artifact(directory: Path, checkpoint: Checkpoint, device: torch.device) -> Opened:
+def open_artifact(directory: Path, checkpoint: Checkpoint, device: torch.device) -> LoadedPackage:
     """Opens an artifact directory. Raises `ConfigurationError` unless it is for this model and platform."""
     about = read(directory, checkpoint, device)
-    return Opened(load(directory / _PACKAGE, device), str(about["precision"]), int(about["most"]))
+    return LoadedPackage(load(directory / _PACKAGE, device), str(about["precision"]), int(about["most"]))

@@ -180,21 +180,21 @@ def _(_: winograd.Swap, x: Node) -> Node:
 
 
 @layer.register
-def _(module: winograd.Pool, x: Node) -> Node:
+def _(module: winograd.WinogradMaxPool2d, x: Node) -> Node:
     for axis, size in enumerate((module.height, module.width)):
         x = _ops.maximum(_sliced(x, 0, size, axis, step=2), _sliced(x, 1, size, axis, step=2))
     return x
 
 
 @layer.register
-def _(module: winograd.Convolution, x: Node) -> Node:
+def _(module: winograd.WinogradConv2d, x: Node) -> Node:
     x = _reshaped(x, 0, -1)
     strips = [_strip(module, strip, x) for strip in module.strips]
     return strips[0] if len(strips) == 1 else _ops.concat(strips, 0)
 
 
-def _strip(module: winograd.Convolution, strip: winograd.Strip, x: Node) -> Node:
-    """Translates `winograd.Convolution.strip`, whose comments name the axes."""
+def _strip(module: winograd.WinogradConv2d, strip: winograd.Strip, x: Node) -> Node:
+    """Translates `winograd.WinogradConv2d.strip`, whose comments name the axes."""
     size, width, tiles = winograd.IN, module.width, module.tiles
     channels, filters = module.filters.shape[2:]
     along = size * strip.tiles

@@ -120,9 +120,9 @@ def suits(layer: nn.Module, height: int, width: int) -> bool:
 
 def _inside(place: _Place) -> nn.Module:
     if isinstance(place.layer, nn.Conv2d):
-        return Convolution(place.layer, place.height, place.width)
+        return WinogradConv2d(place.layer, place.height, place.width)
     if isinstance(place.layer, nn.MaxPool2d):
-        return Pool(place.height, place.width)
+        return WinogradMaxPool2d(place.height, place.width)
     return place.layer  # a ReLU, and an Identity in place of a norm, work on any layout
 
 
@@ -132,7 +132,7 @@ class Swap(nn.Module):
         return x.permute(2, 3, 0, 1)
 
 
-class Pool(nn.Module):
+class WinogradMaxPool2d(nn.Module):
     """Max-pooling of 2 x 2; an odd last row or column is dropped."""
 
     def __init__(self, height: int, width: int) -> None:
@@ -146,7 +146,7 @@ class Pool(nn.Module):
         return torch.maximum(x[:, 0 : self.width : 2], x[:, 1 : self.width : 2])
 
 
-class Convolution(nn.Module):
+class WinogradConv2d(nn.Module):
     """A 3 x 3 convolution with padding 1 on maps of one size: float ``[H, W, N, C]`` → ``[H, W, N, C']``."""
 
     def __init__(self, convolution: nn.Conv2d, height: int, width: int) -> None:

@@ -31,7 +31,7 @@ class StartEngine(Action):
 
 
 @dataclass(frozen=True)
-class Link(Action):
+class LinkFrontEnd(Action):
     """Connects a front-end with a ready engine, in whose arena the front-end has the ``number``."""
 
     front_end: int

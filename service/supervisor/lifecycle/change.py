@@ -9,7 +9,7 @@ from typing import Any
 from service.settings import Settings
 from service.supervisor.lifecycle.actions import Load
 from service.supervisor.lifecycle.switch import Switch
-from service.supervisor.lifecycle.versions import Version, called
+from service.supervisor.lifecycle.versions import ModelVersion, called
 
 
 @dataclass(eq=False)
@@ -17,7 +17,7 @@ class Change:
     """A change: ``switch`` has its stage, the other fields its details. Times are seconds."""
 
     load: Load
-    version: Version
+    version: ModelVersion
     switch: Switch
     began: float
     moved: float

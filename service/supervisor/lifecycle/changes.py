@@ -7,15 +7,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from service.options.devices import Device
+from service.options.devices import EngineDevice
 from service.options.nearest import did_you_mean, one_of
 from service.settings import Settings
 from service.supervisor.lifecycle import leaving
 from service.supervisor.lifecycle.actions import Asker, Check, EndCheck, Load, Show, Wish
 from service.supervisor.lifecycle.change import Change, describe
 from service.supervisor.lifecycle.state import State
-from service.supervisor.lifecycle.switch import Action, Stage, Switch
-from service.supervisor.lifecycle.versions import Servable, Version
+from service.supervisor.lifecycle.switch import Stage, Switch, SwitchStep
+from service.supervisor.lifecycle.versions import ModelVersion, Servable
 
 #: Seconds without progress after which a load is given up.
 LOAD_PATIENCE = 600.0
@@ -30,7 +30,7 @@ class Changes:
         self._state = state
         state.status.switches = {"switched": 0, "failed": 0, "rolled_back": 0}
 
-    def of(self, version: Version) -> bool:
+    def of(self, version: ModelVersion) -> bool:
         """True if ``version`` is being loaded by a change."""
         change = self._state.change
         return change is not None and change.version is version
@@ -62,7 +62,7 @@ class Changes:
             self._end("failed", settings, reason, self._state.now)
         self._reply(load.asker, code, reason)
 
-    def begin(self, load: Load, settings: Settings, devices: Sequence[Device], make_room: bool) -> None:
+    def begin(self, load: Load, settings: Settings, devices: Sequence[EngineDevice], make_room: bool) -> None:
         """Begins a load that has been found possible."""
         state, servable = self._state, load.servable
         if self._refused(servable, load.asker):
@@ -137,7 +137,7 @@ class Changes:
         if change is not None:
             self._do(change.switch.fail(reason), code)
 
-    def look(self) -> None:
+    def advance(self) -> None:
         """Takes the next step if its condition holds; gives up a load that makes no progress."""
         change = self._state.change
         if change is None:
@@ -149,7 +149,7 @@ class Changes:
         if self._state.now - change.moved > LOAD_PATIENCE:
             self.fail(f"the load has made no progress for {LOAD_PATIENCE:.0f} s")
 
-    def _everyone_joined(self, version: Version) -> bool:
+    def _everyone_joined(self, version: ModelVersion) -> bool:
         """True if every front-end has joined every engine of ``version``, and none of these is about to end."""
         if not version.complete:
             return False
@@ -172,21 +172,21 @@ class Changes:
 
     # What is done
 
-    def _do(self, action: Action | None, code: str = "load_failed") -> None:
+    def _do(self, action: SwitchStep | None, code: str = "load_failed") -> None:
         change = self._state.change
         if action is None or change is None:
             return
         match action:
-            case Action.FREE:
+            case SwitchStep.FREE:
                 if change.load.servable.kept is not None:
                     leaving.begin(self._state, change.load.servable, change.load.servable.kept)
-            case Action.START:
+            case SwitchStep.START:
                 self._state.start_engine(change.version.seats[0])
-            case Action.CHECK:
+            case SwitchStep.CHECK:
                 self._check(change)
-            case Action.SHOW:
+            case SwitchStep.SHOW:
                 self._finish(change)
-            case Action.ABANDON:
+            case SwitchStep.ABANDON:
                 self._abandon(change, code)
 
     def _check(self, change: Change) -> None:
@@ -216,7 +216,7 @@ class Changes:
         result = {"previous": before.names, "seconds": round(seconds, 3), **change.found}
         self._reply(change.load.asker, None, "", {**change.version.names, **result})
 
-    def _show(self, servable: Servable, version: Version) -> None:
+    def _show(self, servable: Servable, version: ModelVersion) -> None:
         """Lets ``version`` answer from now on, and keeps the previous one for ``keep_previous_ms``."""
         if servable.kept is not None:
             leaving.begin(self._state, servable, servable.kept)

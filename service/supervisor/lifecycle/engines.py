@@ -16,7 +16,7 @@ from service.supervisor.lifecycle.changes import Changes
 from service.supervisor.lifecycle.parts import Engine
 from service.supervisor.lifecycle.seat import MAX_SHORT_RUNS, Seat
 from service.supervisor.lifecycle.state import State
-from service.supervisor.lifecycle.versions import Servable, Version
+from service.supervisor.lifecycle.versions import ModelVersion, Servable
 
 
 class Engines:
@@ -31,7 +31,7 @@ class Engines:
         for servable in self._state.asked:
             self._state.start_engine(servable.current.seats[0])
 
-    def _start_others(self, servable: Servable, version: Version, standby: bool = False) -> None:
+    def _start_others(self, servable: Servable, version: ModelVersion, standby: bool = False) -> None:
         """Starts the engines that waited for the first one to convert the weights.
 
         A ``standby`` is started only with ``standby``, when it delays no other start.
@@ -63,7 +63,7 @@ class Engines:
             case "failed":
                 seat.closed = message["message"]  # `ended` reports it
 
-    def _phase(self, servable: Servable, version: Version, seat: Seat, word: Word, detail: str) -> None:
+    def _phase(self, servable: Servable, version: ModelVersion, seat: Seat, word: Word, detail: str) -> None:
         self._state.say(f"{word}{self._state.where(seat)}: {detail}")
         if word == "warming":
             self._start_others(servable, version)
@@ -72,14 +72,14 @@ class Engines:
         elif self._is_awaited(servable, version):
             self._state.enter(word, detail)
 
-    def _progress(self, servable: Servable, version: Version, progress: dict[str, int | None]) -> None:
+    def _progress(self, servable: Servable, version: ModelVersion, progress: dict[str, int | None]) -> None:
         if self._changes.of(version):
             self._changes.moved("loading: download", progress)
         elif self._is_awaited(servable, version):
             self._state.status.progress = progress
 
     @staticmethod
-    def _is_awaited(servable: Servable, version: Version) -> bool:
+    def _is_awaited(servable: Servable, version: ModelVersion) -> bool:
         """True if the service is not ready because ``version`` is not."""
         return version is servable.current and not version.serving and not servable.shadow
 
@@ -98,17 +98,17 @@ class Engines:
                 state.enter("failed", over_budget)
                 state.give_up()
                 return
-        if not self.look():
+        if not self.enter_ready_if_served():
             state.say(f"{seat.name} is ready on {seat.device.name}")
         if self._changes.of(version):
             self._changes.ready()
 
-    def _say_lost(self, servable: Servable, version: Version, detail: str) -> None:
+    def _say_lost(self, servable: Servable, version: ModelVersion, detail: str) -> None:
         """Enters the state "failed" if no engine serves the model any more."""
         if self._is_awaited(servable, version):
             self._state.enter("failed", detail)
 
-    def _hung(self, servable: Servable, version: Version, seat: Seat, seconds: float) -> None:
+    def _hung(self, servable: Servable, version: ModelVersion, seat: Seat, seconds: float) -> None:
         assert seat.engine is not None
         sentence = f"was killed: a batch had been running for {seconds:.0f} s"
         seat.engine.trusted = False
@@ -177,7 +177,7 @@ class Engines:
 
     # The service is ready
 
-    def look(self) -> bool:
+    def enter_ready_if_served(self) -> bool:
         """Enters the state "ready" if every model is served. True if it has just become so."""
         state = self._state
         over = state.draining or state.giving_up or state.exit_code is not None

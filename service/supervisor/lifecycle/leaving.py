@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from service.supervisor.lifecycle.state import State
-from service.supervisor.lifecycle.versions import Servable, Version
+from service.supervisor.lifecycle.versions import ModelVersion, Servable
 
 #: Seconds beyond request_timeout_ms for front-ends to leave a version, and then for its engines to end.
 GRACE = 5.0
 
 
-def begin(state: State, servable: Servable, version: Version) -> None:
+def begin(state: State, servable: Servable, version: ModelVersion) -> None:
     """Orders every front-end to leave ``version`` when it has no request with it; then its engines stop."""
     if version is servable.kept:
         servable.kept = None
@@ -58,7 +58,7 @@ def remove_gone(state: State) -> bool:
     return True
 
 
-def _stop_if_left(state: State, version: Version) -> None:
+def _stop_if_left(state: State, version: ModelVersion) -> None:
     if version.awaited:
         return
     for seat in version.seats:

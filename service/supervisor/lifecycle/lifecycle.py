@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec
 
-from service.options.devices import Device
+from service.options.devices import EngineDevice
 from service.settings import Settings
 from service.supervisor.lifecycle import leaving
 from service.supervisor.lifecycle.actions import Action, Asker, ClosePort, Load, Wish
@@ -83,10 +83,10 @@ class Lifecycle:
     def _settle(self) -> None:
         """Takes the steps that depend on the state only, whatever event has led to it."""
         state = self.state
-        self._changes.look()
+        self._changes.advance()
         while leaving.remove_gone(state):  # this may free the memory that a change waits for
-            self._changes.look()
-        self._engines.look()
+            self._changes.advance()
+        self._engines.enter_ready_if_served()
         if state.giving_up and not state.draining:
             self._drain(0.0, lost=True)
         if state.draining and not state.front_ends:
@@ -151,7 +151,7 @@ class Lifecycle:
 
     @event
     def load_possible(
-        self, load: Load, settings: Settings, devices: Sequence[Device], make_room: bool
+        self, load: Load, settings: Settings, devices: Sequence[EngineDevice], make_room: bool
     ) -> None:
         """A `Load` can begin. ``make_room`` says that the kept version must end first, for its memory."""
         self._changes.begin(load, settings, devices, make_room)
@@ -202,16 +202,16 @@ class Lifecycle:
                 if lost and self.state.processes:
                     self.state.kill(front_end, "was not joined to the engine and was killed")
             case "again":
-                self._introduce(front_end)
+                self._connect(front_end)
             case "left":
                 leaving.left(self.state, front_end.number, message["version"])
             case "order":
                 self._changes.ordered(Asker(front_end.number, message["number"]), message)
 
     def _start_front_end(self, name: str) -> None:
-        self._introduce(self.state.start_front_end(name))
+        self._connect(self.state.start_front_end(name))
 
-    def _introduce(self, front_end: FrontEnd) -> None:
+    def _connect(self, front_end: FrontEnd) -> None:
         """Connects the front-end to every ready engine that it has not reported as joined."""
         for number, found in self.state.offered_engines().items():
             if number not in front_end.joined:

@@ -30,7 +30,7 @@ class Part:
 class FrontEnd(Part):
     """A front-end."""
 
-    introduced_at: float = field(init=False)
+    linked_at: float = field(init=False)
     """The time of its last new link."""
     joined: set[int] = field(default_factory=set)
     """The numbers of the engines that it has reported as joined."""
@@ -39,7 +39,7 @@ class FrontEnd(Part):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.introduced_at = self.began_at
+        self.linked_at = self.began_at
 
     def is_lost(self, engines: set[int], now: float) -> bool:
         """Counts one report. True if it will not join all ``engines`` any more and should be replaced."""
@@ -47,7 +47,7 @@ class FrontEnd(Part):
             self.unjoined = 0
             return False
         self.unjoined += 1
-        return self.unjoined >= _UNJOINED_BEATS and now - self.introduced_at > _UNJOINED
+        return self.unjoined >= _UNJOINED_BEATS and now - self.linked_at > _UNJOINED
 
 
 @dataclass(eq=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from service.options.devices import Device
+from service.options.devices import EngineDevice
 from service.settings import Settings
 from service.supervisor.lifecycle.crash_loop import CrashLoopGuard
 from service.supervisor.lifecycle.parts import Engine
@@ -24,7 +24,7 @@ _TIMES_FIRST = 5.0
 class Seat:
     """A seat: `begin` puts an engine into it, `ready` notes that it takes work, `leave` removes it after its end."""
 
-    def __init__(self, name: str, device: Device, settings: Settings, standby: bool = False) -> None:
+    def __init__(self, name: str, device: EngineDevice, settings: Settings, standby: bool = False) -> None:
         """``settings`` are those of its engines, for the one ``device``.
 
         A ``standby`` gets images only while there is no other engine.

@@ -9,16 +9,16 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from service.options.devices import Device
+from service.options.devices import EngineDevice
 from service.settings import Settings
 from service.shared.board import Board
-from service.shared.shadow_tally import Tally
+from service.shared.shadow_tally import ShadowTally
 from service.shared.status import State as Word
 from service.shared.status import Status
 from service.supervisor.lifecycle.actions import (
     Action,
     Kill,
-    Link,
+    LinkFrontEnd,
     Say,
     Send,
     Show,
@@ -28,7 +28,7 @@ from service.supervisor.lifecycle.actions import (
 from service.supervisor.lifecycle.change import Change
 from service.supervisor.lifecycle.parts import Engine, FrontEnd, Part
 from service.supervisor.lifecycle.seat import Seat
-from service.supervisor.lifecycle.versions import Model, Servable, Version
+from service.supervisor.lifecycle.versions import Model, ModelVersion, Servable
 
 #: The phases of a start, whose durations the status shows.
 _START = ("starting", "loading", "warming")
@@ -53,7 +53,7 @@ class State:
         """True if the service ends after waiting requests have got an error."""
         self.was_ready = False
         """True once all models have been served at the same time."""
-        self.tally = Tally()
+        self.tally = ShadowTally()
         """The comparison with the shadow."""
         self.change: Change | None = None
         """The running change of a version."""
@@ -96,14 +96,14 @@ class State:
         return next((servable for servable in self.servables if servable.shadow), None)
 
     @property
-    def seats(self) -> Iterator[tuple[Servable, Version, Seat]]:
+    def seats(self) -> Iterator[tuple[Servable, ModelVersion, Seat]]:
         for servable in self.servables:
             for version in servable.versions:
                 for seat in version.seats:
                     yield servable, version, seat
 
     @property
-    def engines(self) -> dict[int, tuple[Servable, Version, Seat]]:
+    def engines(self) -> dict[int, tuple[Servable, ModelVersion, Seat]]:
         """The running engines by number."""
         return {found[2].engine.number: found for found in self.seats if found[2].engine is not None}
 
@@ -123,10 +123,10 @@ class State:
         self._parts += 1
         return self._parts
 
-    def new_version(self, settings: Settings, devices: Sequence[Device]) -> Version:
+    def new_version(self, settings: Settings, devices: Sequence[EngineDevice]) -> ModelVersion:
         """A new version, of which nothing is started yet."""
         self._versions += 1
-        version = Version(self._versions, settings)
+        version = ModelVersion(self._versions, settings)
         capacity = settings.queue_capacity
         if capacity != "auto":  # the setting is the sum over all engines
             capacity = -(-capacity // len(devices))
@@ -192,10 +192,10 @@ class State:
         else:
             self.kill(engine)
 
-    def link(self, front_end: FrontEnd, servable: Servable, version: Version, seat: Seat) -> None:
+    def link(self, front_end: FrontEnd, servable: Servable, version: ModelVersion, seat: Seat) -> None:
         """Connects a front-end with the engine of ``seat``."""
         assert seat.engine is not None
-        front_end.introduced_at, front_end.unjoined = self.now, 0
+        front_end.linked_at, front_end.unjoined = self.now, 0
         told = {
             "standby": seat.standby,
             "model": servable.place,
@@ -203,9 +203,9 @@ class State:
             "version": version.number,
         }
         number = seat.engine.new_link(front_end.name)
-        self.do(Link(front_end.number, seat.engine.number, number, told))
+        self.do(LinkFrontEnd(front_end.number, seat.engine.number, number, told))
 
-    def offered_engines(self) -> dict[int, tuple[Servable, Version, Seat]]:
+    def offered_engines(self) -> dict[int, tuple[Servable, ModelVersion, Seat]]:
         """The engines to which every front-end should be connected, by number."""
         return {
             number: (servable, version, seat)
@@ -235,14 +235,14 @@ class State:
 
     def tell(self) -> None:
         """Sends the status to every front-end if it has changed."""
-        self._look_around()
+        self._refresh_status()
         document = self.status.to_json()
         if document != self._told:
             self._told = document
             for front_end in self.front_ends:
                 self.send(front_end, "status", status=document)
 
-    def _look_around(self) -> None:
+    def _refresh_status(self) -> None:
         self.status.switch = self.change.to_json() if self.change is not None else self.last_change
         self.status.engines = [engine for servable in self.servables for engine in servable.to_json()]
         shadow = self.shadow

@@ -22,7 +22,7 @@ class Stage(StrEnum):
     FAILED = "failed"
 
 
-class Action(StrEnum):
+class SwitchStep(StrEnum):
     """The next step."""
 
     FREE = "free"
@@ -53,19 +53,19 @@ class Switch:
     def over(self) -> bool:
         return self.stage in (Stage.SWITCHED, Stage.FAILED)
 
-    def begin(self, make_room: bool) -> Action:
+    def begin(self, make_room: bool) -> SwitchStep:
         """Begins. ``make_room`` says that the kept version must end first, for its memory."""
         self.stage = Stage.MAKING_ROOM if make_room else Stage.LOADING
-        return Action.FREE if make_room else Action.START
+        return SwitchStep.FREE if make_room else SwitchStep.START
 
-    def room_made(self) -> Action | None:
+    def room_made(self) -> SwitchStep | None:
         """Begins to load, since the kept version has ended."""
         if self.stage is not Stage.MAKING_ROOM:
             return None
         self.stage = Stage.LOADING
-        return Action.START
+        return SwitchStep.START
 
-    def ready(self) -> Action | None:
+    def ready(self) -> SwitchStep | None:
         """Counts a new engine that is ready."""
         if self.stage is not Stage.LOADING:
             return None
@@ -73,14 +73,14 @@ class Switch:
         if self._missing:
             return None
         self.stage = Stage.CHECKING
-        return Action.CHECK
+        return SwitchStep.CHECK
 
-    def joined(self, everyone: bool) -> Action | None:
+    def joined(self, everyone: bool) -> SwitchStep | None:
         """Notes whether every front-end has joined all new engines."""
         self._joined = everyone
         return self._show()
 
-    def checked(self, problem: str) -> Action | None:
+    def checked(self, problem: str) -> SwitchStep | None:
         """Takes the result of the known images; ``problem`` is empty if the new version may answer."""
         if self.stage is not Stage.CHECKING:
             return None
@@ -89,15 +89,15 @@ class Switch:
         self._checked = True
         return self._show()
 
-    def fail(self, reason: str) -> Action | None:
+    def fail(self, reason: str) -> SwitchStep | None:
         """Fails, since a new engine has ended or cannot start, or the service ends."""
         if self.over:
             return None
         self.stage, self.reason = Stage.FAILED, reason
-        return Action.ABANDON
+        return SwitchStep.ABANDON
 
-    def _show(self) -> Action | None:
+    def _show(self) -> SwitchStep | None:
         if self.stage is not Stage.CHECKING or not (self._joined and self._checked):
             return None
         self.stage = Stage.SWITCHED
-        return Action.SHOW
+        return SwitchStep.SHOW

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from service.options.devices import Device
+from service.options.devices import EngineDevice
 from service.settings import Settings
 from service.supervisor.lifecycle.seat import Seat
 
@@ -25,13 +25,13 @@ class Model(NamedTuple):
 
     name: str | None
     settings: Settings
-    devices: Sequence[Device]
+    devices: Sequence[EngineDevice]
     shadow: bool = False
     """True if its answers go to no client."""
 
 
 @dataclass(eq=False)
-class Version:
+class ModelVersion:
     """A model as it was loaded with ``settings``, on each of its devices. Its ``number`` is unique."""
 
     number: int
@@ -74,17 +74,17 @@ class Servable:
 
     place: int
     """The model's place on the `Board`."""
-    current: Version
+    current: ModelVersion
     """The version that answers."""
     name: str | None = None
     """The fixed name; None if it is called what its weights are called."""
     shadow: bool = False
     """True if its answers go to no client."""
-    coming: Version | None = None
+    coming: ModelVersion | None = None
     """The version that is being loaded."""
-    kept: Version | None = None
+    kept: ModelVersion | None = None
     """The previous version, kept for a rollback."""
-    leaving: list[Version] = field(default_factory=list)
+    leaving: list[ModelVersion] = field(default_factory=list)
     """The versions that finish their requests and end."""
 
     @property
@@ -93,12 +93,12 @@ class Servable:
         return self.name if self.name is not None else self.current.names["model"]
 
     @property
-    def offered(self) -> list[Version]:
+    def offered(self) -> list[ModelVersion]:
         """The versions to which front-ends should be connected."""
         return [version for version in (self.current, self.coming, self.kept) if version is not None]
 
     @property
-    def versions(self) -> list[Version]:
+    def versions(self) -> list[ModelVersion]:
         return [*self.offered, *self.leaving]
 
     @property
@@ -106,7 +106,7 @@ class Servable:
         """True if an engine of the current version has ever been ready."""
         return any(seat.was_ready for seat in self.current.seats)
 
-    def role(self, version: Version) -> Role:
+    def role(self, version: ModelVersion) -> Role:
         """The role of ``version`` for this model."""
         if version is self.current:
             return "current"

@@ -10,7 +10,7 @@ from service.supervisor.child import Child
 from service.supervisor.lifecycle import actions
 from service.supervisor.loop import Loop
 from service.supervisor.pool import verdict
-from service.supervisor.pool.canary import Canary
+from service.supervisor.pool.probe import EngineProbe
 from service.supervisor.pool.serving import Serving
 from service.supervisor.pool.verdict import Verdict
 
@@ -18,7 +18,7 @@ from service.supervisor.pool.verdict import Verdict
 _PATIENCE = 60.0
 
 
-class Check:
+class VersionCheck:
     """One check: `begin` starts it, and ``done`` is called once with the verdict unless `close` comes before."""
 
     def __init__(
@@ -36,44 +36,44 @@ class Check:
         self._done = done
         self._began = time.monotonic()
 
-        def canary(engine: int, number: int) -> Canary:
-            return Canary(children[engine], serving[engine], number, _PATIENCE)
+        def probe(engine: int, number: int) -> EngineProbe:
+            return EngineProbe(children[engine], serving[engine], number, _PATIENCE)
 
-        self._old = canary(*action.old) if action.old is not None else None
-        self._new = [canary(*link) for link in action.new.items()]
+        self._old = probe(*action.old) if action.old is not None else None
+        self._new = [probe(*link) for link in action.new.items()]
 
     @property
-    def _canaries(self) -> list[Canary]:
+    def _probes(self) -> list[EngineProbe]:
         return [*self._new, *([self._old] if self._old is not None else [])]
 
     def begin(self) -> None:
         """Begins to listen for the answers."""
-        for canary in self._canaries:
-            self._loop.listen_to(canary.fileno(), partial(self._heard, canary))
-        self._look()
+        for probe in self._probes:
+            self._loop.listen_to(probe.fileno(), partial(self._on_readable, probe))
+        self._end_if_done()
 
     def tick(self, now: float) -> None:
         """Gives up engines that have not answered within `_PATIENCE` seconds."""
         if now - self._began > _PATIENCE:
-            for canary in self._canaries:
-                if not canary.done:
-                    canary.give_up(f"did not answer the known images within {_PATIENCE:.0f} s")
-            self._look()
+            for probe in self._probes:
+                if not probe.done:
+                    probe.give_up(f"did not answer the known images within {_PATIENCE:.0f} s")
+            self._end_if_done()
 
     def close(self) -> None:
         """Ends the check and closes its links."""
-        for canary in self._canaries:
-            self._loop.stop_listening_to(canary.fileno())
-            canary.close()
+        for probe in self._probes:
+            self._loop.stop_listening_to(probe.fileno())
+            probe.close()
 
-    def _heard(self, canary: Canary) -> None:
-        canary.hear()
-        if canary.done:
-            self._loop.stop_listening_to(canary.fileno())
-        self._look()
+    def _on_readable(self, probe: EngineProbe) -> None:
+        probe.receive_answers()
+        if probe.done:
+            self._loop.stop_listening_to(probe.fileno())
+        self._end_if_done()
 
-    def _look(self) -> None:
-        if all(canary.done for canary in self._canaries):
+    def _end_if_done(self) -> None:
+        if all(probe.done for probe in self._probes):
             found = self._judge()
             self.close()
             self._done(found)
@@ -86,7 +86,7 @@ class Check:
                 break
         return found
 
-    def _compare(self, new: Canary) -> Verdict:
+    def _compare(self, new: EngineProbe) -> Verdict:
         old = self._old
         if new.answers is None:
             return Verdict(f"the new engine {new.failed}")

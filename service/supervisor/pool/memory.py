@@ -13,7 +13,7 @@ from service.supervisor.lifecycle.versions import Servable
 from service.supervisor.pool import room
 
 
-class Memory:
+class EngineMemory:
     """Measures the processes of ``children``. ``mib`` is the budget of all engines together; None means no limit.
 
     To make room, only a version that is kept for a rollback may be ended.

@@ -20,8 +20,8 @@ from service.supervisor.lifecycle.lifecycle import Lifecycle
 from service.supervisor.lifecycle.versions import Model
 from service.supervisor.loop import Loop
 from service.supervisor.pool import room
-from service.supervisor.pool.checking import Check
-from service.supervisor.pool.memory import Memory
+from service.supervisor.pool.checking import VersionCheck
+from service.supervisor.pool.memory import EngineMemory
 from service.supervisor.pool.serving import Serving
 from service.supervisor.pool.verdict import Verdict
 from service.supervisor.pool.watching import Watching
@@ -41,7 +41,7 @@ def models_to_serve(settings: Settings) -> list[Model]:
     return models
 
 
-class Pool:
+class EnginePool:
     """The part of the supervisor that carries out actions on engines (`perform`)."""
 
     def __init__(
@@ -59,8 +59,8 @@ class Pool:
         self._happens = happens
         self._serving: dict[int, Serving] = {}
         """The resources of ready engines by number."""
-        self._memory = Memory(lifecycle.state, children, settings.memory_budget_mib)
-        self._check: Check | None = None
+        self._memory = EngineMemory(lifecycle.state, children, settings.memory_budget_mib)
+        self._check: VersionCheck | None = None
         self._watching = Watching()
 
     def resources(self) -> list[Serving]:
@@ -110,12 +110,12 @@ class Pool:
     def perform(self, action: Action) -> None:
         """Carries out an action on engines."""
         match action:
-            case actions.Link(front_end, number):
+            case actions.LinkFrontEnd(front_end, number):
                 self._serving[number].join(self._children[number], self._children[front_end], action)
             case actions.Load():
                 self._load(action)
             case actions.Check(version):
-                self._check = Check(
+                self._check = VersionCheck(
                     action, self._children, self._serving, self._loop, partial(self._checked, version)
                 )
                 self._check.begin()

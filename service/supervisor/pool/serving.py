@@ -10,7 +10,7 @@ from service.engine.arena import Geometry
 from service.observability.card import ModelCard
 from service.shared import transport
 from service.supervisor.child import Child
-from service.supervisor.lifecycle.actions import Link
+from service.supervisor.lifecycle.actions import LinkFrontEnd
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Serving:
     def read_geometry(self) -> Geometry:
         return Geometry.from_json(self.geometry)
 
-    def join(self, engine: Child, front_end: Child, link: Link) -> None:
+    def join(self, engine: Child, front_end: Child, link: LinkFrontEnd) -> None:
         """Sends the engine and the front-end the two ends of a new link."""
         ours, theirs = transport.socket_pair()
         engine.channel.send("front-end", number=link.number, descriptors=[ours.fileno()])

@@ -1,4 +1,4 @@
-"""Detects that weights on disk have changed and are complete. Pure, except for `look_at`."""
+"""Detects that weights on disk have changed and are complete. Pure, except for `signature_of`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 Signature = tuple[str, tuple[tuple[str, int, int, int], ...]]
 
 
-def look_at(weights: str) -> Signature | None:
+def signature_of(weights: str) -> Signature | None:
     """The present signature of the files that ``weights`` names; None if there are none, or they cannot be read."""
     path = Path(weights).expanduser()
     try:
@@ -23,7 +23,7 @@ def look_at(weights: str) -> Signature | None:
     )
 
 
-class Watch:
+class SignatureWatch:
     """Compares signatures. A change counts when two in a row are equal, so that it is complete."""
 
     def __init__(self, first: Signature | None) -> None:

@@ -6,16 +6,16 @@ import logging
 from dataclasses import dataclass
 
 from service.supervisor.lifecycle.versions import Servable
-from service.supervisor.pool.watch import Watch, look_at
+from service.supervisor.pool.watch import SignatureWatch, signature_of
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class _Watched:
-    watch: Watch
+    watch: SignatureWatch
     weights: str
-    look_at: float
+    due_at: float
     """The time of the next look."""
 
 
@@ -30,15 +30,15 @@ class Watching:
         """True if the weights of ``servable`` have changed completely. Looks every ``watch_weights_ms``."""
         settings = servable.current.settings
         watched = self._watched.get(servable.place)
-        due = watched is None or now >= watched.look_at
+        due = watched is None or now >= watched.due_at
         if not settings.watch_weights_ms or not due or not servable.current.serving:
             return False
         again = now + settings.watch_weights_ms / 1000
-        seen = look_at(settings.weights)
+        seen = signature_of(settings.weights)
         if watched is None or watched.weights != settings.weights:
-            self._watched[servable.place] = _Watched(Watch(seen), settings.weights, again)
+            self._watched[servable.place] = _Watched(SignatureWatch(seen), settings.weights, again)
             return False
-        watched.look_at = again
+        watched.due_at = again
         if not watched.watch.changed(seen):
             return False
         log.info("weights %s have changed", settings.weights)

@@ -36,10 +36,10 @@ from service.errors import (
 from service.host import usage
 from service.images.decoders import cost, job, picture
 from service.images.decoders.cost import Cost
-from service.images.decoders.decoder import Decoder
+from service.images.decoders.decoder import DecoderHandle
 from service.images.decoders.keeper import Keeper
 from service.images.decoders.picture import Picture, Recipe
-from service.images.decoders.pool import Pool
+from service.images.decoders.pool import DecoderPool
 from service.preprocess import Preprocessing, prepare
 from tests.engine.harness import IMAGE, Engine
 from tests.fuzz import corpus
@@ -110,12 +110,12 @@ def landlock_scopes_signals() -> bool:
 @asynccontextmanager
 async def pool(
     monkeypatch: pytest.MonkeyPatch, quick: int = 2, memory: DecodeMemory | None = None, **told: Any
-) -> AsyncIterator[Pool]:
+) -> AsyncIterator[DecoderPool]:
     monkeypatch.setattr(picture, "prepare", tricky)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # newer Pythons warn of a fork beside threads, which the tests have
         keeper = Keeper()
-    pool = Pool(keeper, quick, memory or DecodeMemory(), **told)
+    pool = DecoderPool(keeper, quick, memory or DecodeMemory(), **told)
     pool.configure(RECIPE, ROOM)
     try:
         yield pool
@@ -125,7 +125,7 @@ async def pool(
 
 
 async def decode(
-    pool: Pool, data: bytes, patience: float = LATER, recipe: Recipe = RECIPE
+    pool: DecoderPool, data: bytes, patience: float = LATER, recipe: Recipe = RECIPE
 ) -> NDArray[np.uint8]:
     """What `Slot.fill` does."""
     pixels = np.zeros(recipe.preprocessing.shape, np.uint8)
@@ -144,7 +144,7 @@ async def decode(
     return pixels
 
 
-def decoders_of(pool: Pool) -> list[int]:
+def decoders_of(pool: DecoderPool) -> list[int]:
     return usage.children(pool._keeper.pid)
 
 
@@ -341,7 +341,7 @@ async def test_a_large_picture_stays_with_the_decoder_that_reckoned_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taken = Counter[str]()
-    for way in (Decoder.take, Decoder.retry):
+    for way in (DecoderHandle.take, DecoderHandle.retry):
         count(monkeypatch, way, taken)
     data = encode(Image.new("RGB", (3000, 3000), (10, 200, 30)), "PNG")
     async with pool(monkeypatch, quick=1) as decoders:
@@ -357,7 +357,7 @@ def count(monkeypatch: pytest.MonkeyPatch, method: Callable[..., Any], calls: Co
         calls[method.__name__] += 1
         return method(*arguments)
 
-    monkeypatch.setattr(Decoder, method.__name__, counted)
+    monkeypatch.setattr(DecoderHandle, method.__name__, counted)
 
 
 @on_a_loop
@@ -372,8 +372,8 @@ async def test_a_decoder_that_gets_no_processor_is_not_one_that_works_long(
         waits = asyncio.create_task(decode(decoders, GOOD))
         looked = Counter[str]()
         with monkeypatch.context() as patch:
-            tick = Pool._tick
-            patch.setattr(Pool, "_tick", lambda self: (looked.update(["tick"]), tick(self)))
+            tick = DecoderPool._tick
+            patch.setattr(DecoderPool, "_tick", lambda self: (looked.update(["tick"]), tick(self)))
             await until(lambda: looked["tick"] > 3)
         assert decoders_of(decoders) == before
         os.kill(only, signal.SIGCONT)
@@ -416,7 +416,7 @@ async def test_pictures_share_the_memory_that_there_is(monkeypatch: pytest.Monke
         assert held[:, 4].sum() == MEGABYTE
 
 
-async def decode_in_line(decoders: Pool, data: bytes, waiting: list[asyncio.Task[Any]]) -> None:
+async def decode_in_line(decoders: DecoderPool, data: bytes, waiting: list[asyncio.Task[Any]]) -> None:
     next(task for task in waiting if not task.done()).cancel()
     await asyncio.sleep(0)
     await decode(decoders, data, patience=0.3)
@@ -475,13 +475,13 @@ import asyncio, numpy as np, sys
 from service.images.decoders import picture
 from tests.images.decoders import test_pool as here
 from service.images.decoders.keeper import Keeper
-from service.images.decoders.pool import Pool
+from service.images.decoders.pool import DecoderPool
 from service.engine.decode_memory import DecodeMemory
 picture.prepare = here.tricky
 keeper = Keeper()
 
 async def main():
-    pool = Pool(keeper, 2, DecodeMemory())
+    pool = DecoderPool(keeper, 2, DecodeMemory())
     pool.configure(here.RECIPE, here.ROOM)
     await here.decode(pool, here.GOOD)
     busy = asyncio.create_task(here.decode(pool, b"spin:"))

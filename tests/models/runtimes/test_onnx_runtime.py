@@ -120,7 +120,7 @@ def test_the_measurement_chooses_and_the_next_start_knows(
 def test_streams_run_side_by_side() -> None:
     checkpoint = tiny.checkpoint()
     apart = onnx_runtime.executors(graph(checkpoint), 3)[1]
-    assert isinstance(apart, onnx_runtime.StreamExecutor)
+    assert isinstance(apart, onnx_runtime.OnnxStreamExecutor)
     pixels, start = images(checkpoint, 24), threading.Barrier(3)
     wanted = [answer.logits for part in range(8) for answer in apart(pixels, range(3 * part, 3 * part + 3))]
 

@@ -38,7 +38,7 @@ from service.models.runtimes import (
 )
 from service.models.runtimes.eager import Eager
 from service.models.runtimes.machine import Measured, Notes
-from service.models.streams import Streams
+from service.models.streams import CpuStreams
 from service.settings import load as settings
 from service.shared.outputs import OutputKind
 from tests import tiny
@@ -133,7 +133,7 @@ def test_streams_run_side_by_side_and_say_what_the_batch_says() -> None:
     expected = [answer.logits.copy() for answer in runtime(checkpoint).executors()[0](pixels, range(12))]
     guard = Guard(checkpoint.preprocessing.shape, "fp32")
     guard.learn([apart], [[1, 2]])
-    streams = Streams(apart.name, apart.streams(), [False, False, True], OutputWriter(), guard)
+    streams = CpuStreams(apart.name, apart.streams(), [False, False, True], OutputWriter(), guard)
     assert streams.count == 2
     assert [streams.sooner(images) for images in (1, 2, 50)] == [False, True, True]
     results = np.full((12, 30), 777, np.float32)

@@ -61,7 +61,7 @@ def test_a_convolution_of_any_size_in_strips_of_any_height(
         images = torch.randn(count, channels, height, width)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(winograd, "_STRIP", tiles * 4 * 36 * -(-width // 4) * max(channels, filters))
-        replacement = winograd.Convolution(convolution, height, width)
+        replacement = winograd.WinogradConv2d(convolution, height, width)
     assert max(strip.tiles for strip in replacement.strips) <= max(1, tiles)
     answer = replacement(images.permute(2, 3, 0, 1)).permute(2, 3, 0, 1)
     torch.testing.assert_close(

@@ -28,7 +28,7 @@ def nothing(*args: Any, **kwargs: Any) -> Any:
 BROKEN = {
     "an engine that died is not replaced": (Engines, "_replace", nothing),
     "a front-end hears nothing": (State, "tell", nothing),
-    "a new front-end is joined to no engine": (Lifecycle, "_introduce", nothing),
+    "a new front-end is joined to no engine": (Lifecycle, "_connect", nothing),
     "engines stop before front-ends": (
         Lifecycle,
         "_drain",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 
 from service.engine.arena import MAX_FRONTENDS
-from service.options.devices import Device
+from service.options.devices import EngineDevice
 from service.settings import Settings
 from service.supervisor.lifecycle.parts import Engine
 from service.supervisor.lifecycle.seat import Seat
 
 
 def seat() -> Seat:
-    return Seat("engine", Device("cpu", "cpu"), Settings())
+    return Seat("engine", EngineDevice("cpu", "cpu"), Settings())
 
 
 def test_no_two_front_ends_have_one_number_however_often_the_others_are_replaced() -> None:

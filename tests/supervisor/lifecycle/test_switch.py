@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.supervisor.lifecycle.switch import Action, Stage, Switch
+from service.supervisor.lifecycle.switch import Stage, Switch, SwitchStep
 
 events = st.lists(
     st.one_of(
@@ -38,25 +38,29 @@ def test_nothing_answers_before_it_is_ready_joined_and_checked_whatever_happens(
             checked = True
         if action is not None:
             actions.append(action)
-        if action is Action.SHOW:
+        if action is SwitchStep.SHOW:
             assert (ready, joined, checked) == (engines, True, True)
         if before in (Stage.SWITCHED, Stage.FAILED):
             assert action is None
             assert switch.stage is before
         assert bool(switch.reason) == (switch.stage is Stage.FAILED)
     assert len(set(actions)) == len(actions), "something was done twice"
-    order = [one for one in (Action.FREE, Action.START, Action.CHECK, Action.SHOW) if one in actions]
-    assert actions == order + [Action.ABANDON] * (Action.ABANDON in actions)
+    order = [
+        one
+        for one in (SwitchStep.FREE, SwitchStep.START, SwitchStep.CHECK, SwitchStep.SHOW)
+        if one in actions
+    ]
+    assert actions == order + [SwitchStep.ABANDON] * (SwitchStep.ABANDON in actions)
 
 
 def test_a_good_load_goes_through_all_of_it() -> None:
     switch = Switch(2)
-    assert switch.begin(True) is Action.FREE
-    assert switch.room_made() is Action.START
+    assert switch.begin(True) is SwitchStep.FREE
+    assert switch.room_made() is SwitchStep.START
     assert switch.ready() is None
-    assert switch.ready() is Action.CHECK
+    assert switch.ready() is SwitchStep.CHECK
     assert switch.checked("") is None
     assert switch.joined(False) is None
-    assert switch.joined(True) is Action.SHOW
+    assert switch.joined(True) is SwitchStep.SHOW
     assert switch.fail("too late") is None
     assert switch.stage is Stage.SWITCHED

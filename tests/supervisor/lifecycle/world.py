@@ -10,7 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.options.devices import Device
+from service.options.devices import EngineDevice
 from service.settings import Settings
 from service.supervisor.lifecycle import actions
 from service.supervisor.lifecycle.actions import Action
@@ -86,10 +86,10 @@ class World:
     ) -> None:
         self.now = 0.0
         self.settings = SETTINGS.model_copy(update=own)
-        wanted = [Model(None, self.settings, [Device("cpu", "cpu")] * devices) for _ in range(models)]
+        wanted = [Model(None, self.settings, [EngineDevice("cpu", "cpu")] * devices) for _ in range(models)]
         if shadow:
             alone = self.settings.model_copy(update={"standby": False})
-            wanted.append(Model(None, alone, [Device("cpu", "cpu")], shadow=True))
+            wanted.append(Model(None, alone, [EngineDevice("cpu", "cpu")], shadow=True))
         self.life = Lifecycle(self.settings, wanted, processes=processes)
         self.front_ends: dict[int, FrontEnd] = {}
         self.engines: dict[int, Engine] = {}
@@ -202,7 +202,7 @@ class World:
                 self.front_ends[front_end.number] = FrontEnd(front_end.number, front_end.name, self.now)
             case actions.StartEngine(seat):
                 self._starts_engine(action, seat)
-            case actions.Link():
+            case actions.LinkFrontEnd():
                 self._link(action)
             case actions.Send():
                 self._send(action)
@@ -240,7 +240,7 @@ class World:
         engine = Engine(action.engine, seat.name, self.now, seat=seat, version=version.number)
         self.engines[action.engine] = engine
 
-    def _link(self, action: actions.Link) -> None:
+    def _link(self, action: actions.LinkFrontEnd) -> None:
         front_end, engine = self.front_ends[action.front_end], self.engines[action.engine]
         assert engine.ready, "a front-end is joined to an engine that loads"
         assert action.told["version"] == engine.version, "an engine is taken for one of another version"

@@ -37,7 +37,7 @@ _POOLS: dict[str, Pooling] = {"GlobalAveragePooling2D": "avg", "GlobalMaxPooling
 
 
 @dataclass
-class Head:
+class KerasHead:
     """A head: its numbered layers, their tensors, and the activation that turns logits into scores."""
 
     layers: tuple[Layer, ...]
@@ -58,7 +58,7 @@ def read_head(
     *,
     complete: bool,
     name: str,
-) -> Head | None:
+) -> KerasHead | None:
     """Returns the head; None if only pooling follows the backbone, so that the model has features only.
 
     ``complete`` is True if all layers are there with their arguments. Raises `CheckpointError`.
@@ -210,7 +210,7 @@ class _Reader:
         self.number += 1
         return str(self.number - 1)
 
-    def finish(self, wanted: str | None) -> Head:
+    def finish(self, wanted: str | None) -> KerasHead:
         """Returns the head without its last activation, which (or the operator's) turns logits into scores."""
         last = self.layers.pop() if isinstance(self.layers[-1], Activate) else Activate("linear")
         if wanted is not None:
@@ -221,7 +221,9 @@ class _Reader:
                 "cannot be served; softmax, sigmoid or none can"
             )
         one = next((layer.outputs for layer in reversed(self.layers) if isinstance(layer, Linear)), 0) == 1
-        return Head(tuple(self.layers), self.tensors, "sigmoid" if last.by == "sigmoid" or one else "softmax")
+        return KerasHead(
+            tuple(self.layers), self.tensors, "sigmoid" if last.by == "sigmoid" or one else "softmax"
+        )
 
 
 def _map_size(configuration: Configuration, size: Size) -> Size:

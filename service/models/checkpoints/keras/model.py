@@ -29,7 +29,7 @@ from service.models.checkpoints.keras.body import configuration_of
 from service.models.checkpoints.keras.files import KerasFile
 from service.models.checkpoints.keras.files import read as read_file
 from service.models.checkpoints.keras.graph import Leaf
-from service.models.checkpoints.keras.head import Head, pools_by_maximum, read_head
+from service.models.checkpoints.keras.head import KerasHead, pools_by_maximum, read_head
 from service.models.checkpoints.pixels import with_pixels
 from service.models.checkpoints.plain_head import with_head
 from service.models.configuration import Configuration
@@ -85,7 +85,7 @@ def _checkpoint(
     parts: _Parts,
     configuration: Configuration,
     tensors: dict[str, Tensor],
-    head: Head | None,
+    head: KerasHead | None,
     size: Size,
     options: Options,
 ) -> Checkpoint:
@@ -113,7 +113,7 @@ def _checkpoint(
     return with_pixels(checkpoint, _usual_pixels(file, configuration, path.name))
 
 
-def _scores(head: Head | None, options: Options) -> Activation:
+def _scores(head: KerasHead | None, options: Options) -> Activation:
     if options.classifier_activation is not None:
         return keras_layers.scores(options.classifier_activation)
     return "softmax" if head is None else head.activation

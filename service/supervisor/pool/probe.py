@@ -1,6 +1,6 @@
 """Sends known images through an engine over a link of the supervisor's own, on the way that requests take.
 
-Nothing here waits: the supervisor's loop calls `hear` when the link is readable.
+Nothing here waits: the supervisor's loop calls `receive_answers` when the link is readable.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ IMAGES = 4
 _MAX_PIXELS = 50_000_000
 
 
-class Canary:
-    """One engine's answers to the known images. Construction sends the images; `hear` receives until `done`."""
+class EngineProbe:
+    """One engine's answers to the known images. Construction sends these; `receive_answers` is called until `done`."""
 
     def __init__(self, engine: Child, serving: Serving, number: int, patience: float) -> None:
         """``number`` is that of the link in the engine's arena; ``patience`` is the deadline in seconds."""
@@ -49,7 +49,7 @@ class Canary:
         self._send(time.monotonic() + patience)
 
     def __repr__(self) -> str:
-        return f"<Canary of {self.name}, {len(self._waiting)} waiting>"
+        return f"<EngineProbe of {self.name}, {len(self._waiting)} waiting>"
 
     @property
     def done(self) -> bool:
@@ -79,7 +79,7 @@ class Canary:
             self._waiting[slot] = image
             self._link.send((slot,))
 
-    def hear(self) -> None:
+    def receive_answers(self) -> None:
         """Receives answers; to be called when the link is readable."""
         slots = self._link.receive()
         if slots is None:
