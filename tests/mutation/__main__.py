@@ -37,7 +37,16 @@ TESTS = [
     "tests/engine",
     *(
         f"tests/api/test_{name}.py"
-        for name in ("predict", "json_images", "open_inference", "priority", "explain", "features", "shadow")
+        for name in (
+            "admission",
+            "predict",
+            "json_images",
+            "open_inference",
+            "priority",
+            "explain",
+            "features",
+            "shadow",
+        )
     ),
     "tests/frontend/test_wire.py",
 ]
