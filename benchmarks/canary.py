@@ -33,7 +33,7 @@ from service.engine.core import EngineCore
 from service.engine.device import Batch, DeviceThread
 from service.engine.owner import Owner
 from service.models import serving
-from service.models.watch import CANARY_EVERY
+from service.models.guard import LOOK_EVERY
 from service.settings import Settings
 from service.shared.outputs import OutputKind
 from service.shared.transport import Channel, Link, socket_pair
@@ -165,8 +165,8 @@ async def _measure(
 
 
 def _passes(runner: Any, image: tuple[int, int, int], rounds: int = 40) -> dict[str, Any]:
-    """Returns the time of a pass with one image and with the canary, in turns, and the share of one canary in 65
-    passes."""
+    """Returns the time of a pass with one image and with the canary, in turns, and a canary's share of a busy
+    device's time."""
     pixels = np.random.default_rng(0).integers(0, 256, (1, *image), np.uint8)
     results = np.zeros((1, runner.results), np.float32)
     times: tuple[list[float], list[float]] = ([], [])
@@ -179,7 +179,7 @@ def _passes(runner: Any, image: tuple[int, int, int], rounds: int = 40) -> dict[
             rows = 1
         times[number % 2].append(1000 * (time.perf_counter() - began) / rows)
     one, canary = map(median, times)
-    share = canary / (CANARY_EVERY * one + canary)
+    share = canary / (LOOK_EVERY * one + canary)
     return {"a pass, ms": one, "the canary, ms": canary, "of a busy device's time, %": round(100 * share, 2)}
 
 

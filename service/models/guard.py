@@ -1,8 +1,11 @@
-"""The canary on a CPU: each executor's answer after warm-up is the answer that it must repeat later.
+"""The canaries on a CPU: each executor's answers after warm-up are the answers that it must repeat later.
 
 An executor has its own memory for weights, and batches of several sizes may run by several kernels. So each executor
-is checked by itself, in the batch size that it ran most often. Then the same kernels compute the same image in the
-same row, and other kernels' rounding makes no difference.
+is checked by itself, by its own passes, in the batch size that it ran most often. Then the same kernels compute the
+same images in the same rows, and other kernels' rounding makes no difference.
+
+The images take turns: a pass of one image shows the one that this executor has not seen for longest, and a larger
+one shows several. So two looks show two images at least, and four looks show all.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +21,12 @@ from numpy.typing import NDArray
 from service.models import canary
 from service.models.canary import Logits
 from service.models.runtimes import Answer, Executor, Stoppable, Stream
-from service.models.watch import Trust, Watch
+from service.models.watch import CANARY_EVERY, Trust, Watch
 from service.shared.batches import BatchReport
 
+#: Passes between two looks at an executor: two images look at it within `CANARY_EVERY` of its passes, since one
+#: alone leaves some 3 % of the weights unseen (benchmarks/canary_images.py).
+LOOK_EVERY = CANARY_EVERY // 2
 #: Passes with unique last bits after which an executor counts as one that never repeats its bits.
 _ODD = 3
 
@@ -67,21 +74,36 @@ class Reference:
         return sum(not canary.is_same(row, right, self._precision) for row, right in pairs)
 
 
+class Look(NamedTuple):
+    """A pass that shows the canaries from ``first`` on to an executor, as many as ``images``."""
+
+    executor: str
+    images: int
+    first: int
+
+    @property
+    def slots(self) -> list[int]:
+        """The numbers of the canaries, in the order of the batch."""
+        return [(self.first + row) % canary.IMAGES for row in range(self.images)]
+
+
 class Guard:
     """Checks the executors of one runner with the canary.
 
-    ``image`` is (height, width, channels); ``precision`` decides the tolerance. ``expected`` is the network's own
-    answer, if it is known.
+    ``image`` is (height, width, channels); ``precision`` decides the tolerance. ``expected`` are the network's own
+    answers, ``[canary.IMAGES, length]``, if they are known.
     """
 
     def __init__(self, image: tuple[int, int, int], precision: str, expected: Logits | None = None) -> None:
-        self._pixels = canary.image(image)[None]
+        self._pixels = canary.images(image)
         self._precision = precision
         # Weights with NaN are their owner's affair: every answer is an error that says so.
         self._expected = expected if expected is not None and np.isfinite(expected).all() else None
-        self._references: dict[tuple[str, int], Reference] = {}
-        """The right answers, by executor and number of images."""
+        self._references: dict[Look, Reference] = {}
         self._used: dict[str, Counter[int]] = {}
+        """The passes since the last look, by executor and number of images."""
+        self._order: dict[str, list[int]] = {}
+        """The canaries by executor; the one that was shown longest ago comes first."""
         self._watch: Watch[str] = Watch()
         self._trust = Trust()
         self._checking: Executor | None = None
@@ -94,23 +116,28 @@ class Guard:
         Raises `UntrustedError` for an executor whose answers are not the network's.
         """
         self._references = {
-            (executor.name, images): Reference(self._answers(executor, images), self._precision)
+            look: Reference(self._answers(executor, look), self._precision)
             for executor, of_executor in zip(executors, sizes, strict=True)
             for images in of_executor
+            for look in _looks(executor.name, images)
         }
-        for (name, images), reference in self._references.items():
-            self._compare(name, images, reference.rows)
+        for look, reference in self._references.items():
+            self._compare(look, reference.rows)
         self._used = {executor.name: Counter() for executor in executors}
-        self._watch = Watch(self._used)
+        self._order = {executor.name: list(range(canary.IMAGES)) for executor in executors}
+        self._watch = Watch(self._used, LOOK_EVERY)
 
-    def _compare(self, name: str, images: int, rows: NDArray[np.float32]) -> None:
-        expected = self._expected
-        if expected is None or all(canary.is_right(row, expected, self._precision) for row in rows):
+    def _compare(self, look: Look, rows: NDArray[np.float32]) -> None:
+        if self._expected is None:
             return
-        away = max(canary.distance(row, expected) for row in rows)
+        pairs = list(zip(rows, self._expected[look.slots], strict=True))
+        if all(canary.is_right(row, right, self._precision) for row, right in pairs):
+            return
+        away = max(canary.distance(row, right) for row, right in pairs)
         raise canary.UntrustedError(
             f"the model in {self._precision} is off the network's answer to a known image by {away:.2g} (executor "
-            f"{name!r}, {images} at once): its weights in memory, or the way to compute with them, are damaged"
+            f"{look.executor!r}, {look.images} at once): its weights in memory, or the way to compute with them, "
+            "are damaged"
         )
 
     def ran(self, executor: str, images: int) -> None:
@@ -131,10 +158,10 @@ class Guard:
         """
         name = self._watch.next()
         executor = next(executor for executor in executors if executor.name == name)
-        images = self._size(name)
+        look = self._look(name, self._size(name))
         self._stopped, self._checking = False, executor
         try:
-            rows = self._answers(executor, images)
+            rows = self._answers(executor, look)
         except Exception:
             if self._stopped:
                 return BatchReport(0)
@@ -144,9 +171,9 @@ class Guard:
         done = [rows]  # from here on nothing is stopped
 
         def run() -> NDArray[np.float32]:
-            return done.pop() if done else self._answers(executor, images)
+            return done.pop() if done else self._answers(executor, look)
 
-        return replace(self._judge(name, images, run), rows=images)
+        return replace(self._judge(look, run), rows=look.images)
 
     def stop(self) -> None:
         """Ends `check` early if it runs and can be stopped. Called in another thread."""
@@ -156,32 +183,48 @@ class Guard:
             executor.stop()
 
     def _size(self, name: str) -> int:
-        """Returns the most frequent size since the last canary; the smallest if no canary was due."""
-        known = [images for executor, images in self._references if executor == name]
+        """Returns the size with most passes since its last look; the smallest if no canary was due."""
+        known = self._sizes(name)
         used = [images for images, _ in self._used[name].most_common() if images in known]
         return used[0] if used and self._watch.is_due(name) else min(known)
+
+    def _sizes(self, name: str) -> set[int]:
+        return {look.images for look in self._references if look.executor == name}
+
+    def _look(self, name: str, images: int) -> Look:
+        """Returns the look in this size that shows the canary which was shown longest ago."""
+        longest_ago = self._order[name][0]
+        return next(look for look in _looks(name, images) if longest_ago in look.slots)
 
     def is_due(self, executor: str) -> bool:
         """Returns True if a canary is due in the streams of this executor."""
         return self._watch.is_due(executor)
 
     def check_in_stream(self, executor: str, stream: Stream) -> BatchReport:
-        """Shows the canary to one of the executor's streams. Raises `DeviceFailed`."""
-        one = min(images for name, images in self._references if name == executor)
-        return replace(self._judge(executor, one, lambda: _known([stream(self._pixels, 0)])), rows=1)
+        """Shows a canary to one of the executor's streams. Raises `DeviceFailed`."""
+        look = self._look(executor, 1)
+        slot = look.slots[0]
+        return replace(self._judge(look, lambda: _known([stream(self._pixels, slot)])), rows=1)
 
-    def _judge(self, name: str, images: int, run: Callable[[], NDArray[np.float32]]) -> BatchReport:
+    def _judge(self, look: Look, run: Callable[[], NDArray[np.float32]]) -> BatchReport:
         def wrong() -> int:
-            return self._references[name, images].wrong(run)
+            return self._references[look].wrong(run)
 
         try:
-            return self._trust.judge(wrong(), images, wrong)
+            return self._trust.judge(wrong(), look.images, wrong)
         finally:
-            self._watch.checked(name)
-            self._used[name].clear()
+            self._watch.checked(look.executor)
+            self._used[look.executor][look.images] = 0
+            # Stable: those that were shown go to the end.
+            self._order[look.executor].sort(key=lambda slot: slot in look.slots)
 
-    def _answers(self, executor: Executor, images: int) -> NDArray[np.float32]:
-        return _known(executor(self._pixels, [0] * images))
+    def _answers(self, executor: Executor, look: Look) -> NDArray[np.float32]:
+        return _known(executor(self._pixels, look.slots))
+
+
+def _looks(executor: str, images: int) -> list[Look]:
+    """Returns looks in one size that together show every canary."""
+    return [Look(executor, images, first) for first in range(0, canary.IMAGES, images)]
 
 
 def _same_bits(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:

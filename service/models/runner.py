@@ -47,7 +47,7 @@ class ModelRunner:
     ``image`` is the slot's (height, width, channels). ``max_batch_size`` None lets `warm_up` choose the smallest
     size with nearly the best throughput. ``explainer`` is None for a network without a head. ``shapes`` are the
     shape of the features and the number of logits; None finds them with a first image. ``notes`` hold the
-    measurements of earlier starts. ``expected`` is the network's answer to the canary, if it is known.
+    measurements of earlier starts. ``expected`` are the network's answers to the canaries, if they are known.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Decides when the canary is due and what a wrong answer to it means. Pure rules: no clock, no device.
 
-64 passes at one place ─▶ the next canary runs there
+so many passes at one place ─▶ the next canary runs there
 wrong ─▶ the canary once more ─▶ wrong again: the device gets no more work
                               └▶ right: forgiven, unless that happened lately
 """
@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 
 Place = TypeVar("Place", bound=Hashable)
 
-#: Passes between two canaries at one place. A canary costs as much as a pass: 1.5 % of a busy device's work.
+#: Passes at one place within which a damaged weight is to be found. A canary costs as much as a pass: one in so many
+#: takes 1.5 % of a busy device's work.
 CANARY_EVERY = 64
 #: Right answers to the canary after which one wrong answer that is right when repeated is forgiven.
 _FORGIVING = 1000

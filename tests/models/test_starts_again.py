@@ -16,7 +16,7 @@ import pytest
 
 from service.cli.export import run as export
 from service.errors import CheckpointError, ConfigurationError
-from service.models import building, cache, serving, sources
+from service.models import building, cache, canary, serving, sources
 from service.models.checkpoints import resolve, write
 from service.models.configuration import VGGConfig
 from service.models.runner import ModelRunner
@@ -187,6 +187,58 @@ def test_a_converted_model_is_weights_of_its_own(tmp_path: Path, built: list[str
     assert len(built) == 1
     with pytest.raises(ConfigurationError, match="'baked' is a model converted for OpenVINO"):
         loaded(tmp_path / "baked", runtime="eager")
+
+
+def of_an_older_version(directory: Path) -> None:
+    """Makes an artifact one that holds the answer to an earlier canary, whose image was another one."""
+    about = json.loads((directory / "about.json").read_text())
+    (name,) = (name for name in about["files"] if name.startswith("canary-"))
+    (directory / name).write_bytes(np.ones(10, np.float32).tobytes())
+    (directory / name).rename(directory / "canary.bin")
+    del about["files"][name]
+    about["files"]["canary.bin"] = cache.file_sha256(directory / "canary.bin")
+    (directory / "about.json").write_text(json.dumps(about))
+
+
+def test_an_artifact_with_the_answer_to_an_earlier_canary_serves_without_that_comparison(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "model"
+    assert export.run(settings(weights=str(tiny.directory(tmp_path)), runtime="openvino"), out) == 0
+    expected = artifact.read(out).open().expected
+    assert expected is not None
+    assert expected.shape == (canary.IMAGES, 10)
+    of_an_older_version(out)
+    assert artifact.read(out).open().expected is None
+    loaded(out).runner.warm_up()
+
+
+def test_a_cached_conversion_with_the_answer_to_an_earlier_canary_is_made_again(
+    tmp_path: Path, built: list[str]
+) -> None:
+    weights = tiny.directory(tmp_path)
+    loaded(weights)
+    (made,) = artifact.cache_directory().iterdir()
+    of_an_older_version(made)
+    assert artifact.from_cache(made) is None
+    loaded(weights).runner.warm_up()
+    assert len(built) == 2
+    again = artifact.from_cache(made)
+    assert again is not None
+    assert again.open().expected is not None
+
+
+def test_a_damaged_answer_to_the_canaries_stops_the_start(tmp_path: Path) -> None:
+    weights = tiny.directory(tmp_path)
+    first = loaded(weights).runner
+    assert isinstance(first, ModelRunner)
+    found = artifact.read(next(artifact.cache_directory().iterdir())).open()
+    assert found.expected is not None
+    wrong = found.expected.copy()
+    wrong[-1] *= 1.01  # of the last image only
+    runner = ModelRunner(first.runtime, first._image, 4, None, (first.feature_shape, 10), expected=wrong)
+    with pytest.raises(canary.UntrustedError, match="off the network's answer"):
+        runner.warm_up()
 
 
 def test_what_was_measured_is_kept_for_each_kind_of_processor(

@@ -137,7 +137,7 @@ def _write(
         source.converted.head,
         "int8",
         libraries=manifest.libraries("openvino", "nncf", "torch", "numpy", "pillow"),
-        expected=logits(smaller, [canary.image(source.checkpoint.preprocessing.shape)])[0],
+        expected=logits(smaller, list(canary.images(source.checkpoint.preprocessing.shape))),
         fp32=recipe.fp32,
         calibration={"images": len(source.calibration), "seed": seed},
         check=asdict(check),

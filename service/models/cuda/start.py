@@ -66,9 +66,11 @@ def settle_numerics() -> None:
 
 
 def expected_of(checkpoint: Checkpoint) -> canary.Logits:
-    """Returns the answer of the checkpoint's network to the canary."""
+    """Returns the answer of the checkpoint's network to the first canary, the one that a GPU looks at."""
     has_head = checkpoint.classes is not None
-    return canary.expected(loader.load(checkpoint), checkpoint.preprocessing.shape, has_head=has_head)
+    answers = canary.expected(loader.load(checkpoint), checkpoint.preprocessing.shape, has_head=has_head)
+    first: canary.Logits = answers[0]
+    return first
 
 
 def choices(

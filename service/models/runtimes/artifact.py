@@ -7,7 +7,8 @@ model.xml       OpenVINO's graph: uint8 [N, H, W, C] → features [N, C', h, w],
 winograd.xml    the same answers by Winograd's convolutions (winograd.py), if these may be faster
 model.bin       the weights of both graphs, each once
 head.bin        arrays of the head that are not in model.bin
-canary.bin      the network's answer to the canary (canary.py), float32; absent in artifacts of older versions
+canary-….bin    the network's answers to the canaries (canary.py), float32 [images, outputs]. The digest of these
+                images is in the name, so answers to other images, of another version, are never compared with
 machines/       measured times, for each kind of processor (machine.py)
 
 Reading an artifact needs no torch.
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from service.errors import ConfigurationError
-from service.models import cache
+from service.models import cache, canary
 from service.models.canary import Logits
 from service.models.gradients import Head
 from service.models.head import from_json, to_json
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 
 KIND = manifest.OPENVINO
 DIRECT, WINOGRAD = "model.xml", "winograd.xml"
-_WEIGHTS, _HEAD, _CANARY = "model.bin", "head.bin", "canary.bin"
+_WEIGHTS, _HEAD = "model.bin", "head.bin"
 
 #: Conversions that the cache keeps, the last used first: enough for a host that changes between a few models. A
 #: VGG16's takes 0.7 GB of disk.
@@ -115,7 +116,7 @@ class Converted:
     """The model card, without the fields that a start decides."""
     precision: str
     expected: Logits | None = None
-    """The answer to the canary, if it is known."""
+    """The answers to the canaries, ``[images, outputs]``, if they are known."""
     directory: Path | None = None
 
 
@@ -134,6 +135,11 @@ class Artifact:
     def fingerprint(self) -> str:
         return str(self.about["fingerprint"])
 
+    @property
+    def answers_known(self) -> bool:
+        """True if it holds the answers to the present canaries."""
+        return _canary_file(tuple(self.about["image"])) in self.about["files"]
+
     def open(self) -> Converted:
         """Opens the artifact. Large files are read only when they are used."""
         names = [name for name in (DIRECT, WINOGRAD) if name in self.about["files"]]
@@ -142,9 +148,10 @@ class Artifact:
         return Converted(graphs, self._head(), card, self.precision, self._expected(), self.directory)
 
     def _expected(self) -> Logits | None:
-        if _CANARY not in self.about["files"]:
+        if not self.answers_known:
             return None
-        return np.fromfile(self.directory / _CANARY, np.float32)
+        file = self.directory / _canary_file(tuple(self.about["image"]))
+        return np.fromfile(file, np.float32).reshape(canary.IMAGES, -1)
 
     def _head(self) -> Head | None:
         """Returns the layers behind the features, their arrays mapped from files; None for a network without a head."""
@@ -188,8 +195,9 @@ def write(
             places.update(merging.place(head.arrays, folder / DIRECT, folder / _HEAD))
             names.append(_HEAD)
         if expected is not None:
-            expected.astype(np.float32).tofile(folder / _CANARY)
-            names.append(_CANARY)
+            name = _canary_file(checkpoint.preprocessing.shape)
+            expected.astype(np.float32).tofile(folder / name)
+            names.append(name)
         return names
 
     described = {
@@ -199,6 +207,10 @@ def write(
         **more,
     }
     manifest.write(KIND, directory, save, checkpoint, precision, **described)
+
+
+def _canary_file(image: tuple[int, int, int]) -> str:
+    return f"canary-{canary.digest(image)}.bin"
 
 
 def _save(model: openvino.Model, path: Path) -> None:
@@ -253,6 +265,8 @@ def from_cache(directory: Path) -> Artifact | None:
         return None
     try:
         found = read(directory)
+        if not found.answers_known:
+            raise ConfigurationError("its answers to the known images are those of another version")
     except (ConfigurationError, OSError) as error:
         log.warning("the cached conversion cannot be used and is made again: %s", error)
         return None

@@ -26,7 +26,7 @@ def convert(
     classes]``.
 
     ``features`` replaces the network's own feature layers. The result is compared with ``expected``, the network's
-    answer to the canary, which is computed if it is not given.
+    answers to the canaries, which are computed if they are not given.
 
     The result normalises its input; it shares the weights of ``model`` and keeps them alive. Raises
     `ConversionError`.
@@ -35,17 +35,20 @@ def convert(
         expected = canary.expected(model, image, has_head=has_head)
     try:
         converted = translation.network(model, image, has_head=has_head, features=features)
-        answer = _answer(converted, image, has_head=has_head)
+        answers = _answers(converted, image, has_head=has_head)
     except (RuntimeError, TypeError) as error:
         raise ConversionError(str(error).splitlines()[-1]) from error
-    if not canary.is_right(answer, expected, "fp32"):
-        away = canary.distance(answer, expected)
-        raise ConversionError(f"its answers differ from torch's by {away:.2g}")
+    for answer, right in zip(answers, expected, strict=True):
+        if not canary.is_right(answer, right, "fp32"):
+            away = canary.distance(answer, right)
+            raise ConversionError(f"its answers differ from torch's by {away:.2g}")
     return converted
 
 
-def _answer(converted: openvino.Model, image: tuple[int, int, int], *, has_head: bool) -> canary.Logits:
-    """Returns the converted model's answer to the canary, as `canary.expected` returns the network's."""
+def _answers(
+    converted: openvino.Model, image: tuple[int, int, int], *, has_head: bool
+) -> list[canary.Logits]:
+    """Returns the converted model's answers to the canaries, as `canary.expected` returns the network's."""
     compiled = openvino.Core().compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    last: canary.Logits = compiled(canary.image(image)[None])[len(compiled.outputs) - 1][0]
-    return last if has_head else last.mean((1, 2))
+    last = [compiled(one[None])[len(compiled.outputs) - 1][0].copy() for one in canary.images(image)]
+    return last if has_head else [features.mean((1, 2)) for features in last]
