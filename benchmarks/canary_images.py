@@ -1,4 +1,4 @@
-"""What the canaries see of a network: its dead channels, and the weights that no answer to them depends on.
+"""Dead channels, and weights that no answer to a canary depends on.
 
     python -m benchmarks.canary_images [--models densenet121=demo densenet121=random:0 vgg11=random:0]
                                        [--photos FILE.zip] [--number 60]
