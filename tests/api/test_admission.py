@@ -248,10 +248,11 @@ def test_the_error_of_a_single_image_has_no_number(place: Place) -> None:
 def test_items_get_slots_of_their_own_and_the_first_slot_is_free_whatever_happens(place: Place) -> None:
     admission = place.admission()
     seen: list[tuple[str, int]] = []
+    may_end = asyncio.Event()
 
     async def note(item: str, slot: Slot) -> int:
         seen.append((item, slot.number))
-        await asyncio.sleep(1.0)
+        await may_end.wait()
         return slot.number
 
     async def ask(items: list[str]) -> list[int]:
@@ -261,7 +262,8 @@ def test_items_get_slots_of_their_own_and_the_first_slot_is_free_whatever_happen
     task = place.here.begin(ask(["a", "b", "c"]))
     assert [item for item, _ in seen] == ["a", "b", "c"]
     assert len({number for _, number in seen}) == 3
-    place.here.wait(1.0)
+    may_end.set()
+    place.here.loop.turn()
     assert task.result() == [number for _, number in seen]
     assert place.engine.arena.free == SLOTS
     cancelled = place.here.loop.create_task(ask(["d"]))
