@@ -19,7 +19,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +29,10 @@ from service.images.decoders.cost import SMALL, Cost, largest
 from service.images.decoders.decoder import DecoderHandle
 from service.images.decoders.job import Job
 from service.images.decoders.keeper import Keeper
+from service.images.decoders.large import LargePictures, MemoryBudget
 from service.images.decoders.picture import Picture, Recipe
 from service.images.decoders.threads import Threads
+from service.images.decoders.timers import Timers
 from service.images.decoders.wire import Layout
 from service.shared.writing import Ended, Work, Writing
 
@@ -46,8 +47,6 @@ _HELD_UP = 0.05
 _MIN_SLOW = 4
 #: Bytes above which a picture gets a process of its own, whose end certainly returns the memory.
 _MUCH = 160 << 20
-#: Most pictures that wait for memory; more are refused at once.
-_MAX_WAITING = 16
 #: Seconds between two checks of busy decoders, and between two checks for memory that another front-end returned.
 _TICK, _LOOK_AGAIN = 0.05, 0.01
 #: Seconds that a decoder may go on after its client has gone: most pictures are done by then.
@@ -57,17 +56,6 @@ _STUCK = 5.0
 #: Seconds until a decoder that failed to start or ended while idle is replaced: first pause, and the longest after
 #: doubling.
 _PAUSE, _MAX_PAUSE = 0.05, 5.0
-#: Seconds of Retry-After for a picture that found no memory.
-_RETRY = 2.0
-
-
-class MemoryBudget(Protocol):
-    """The memory budget in bytes that the decoders of all front-ends share."""
-
-    @property
-    def memory_limit(self) -> float: ...
-    def acquire(self, size: int) -> bool: ...
-    def release(self, size: int) -> None: ...
 
 
 class DecoderPool:
@@ -97,8 +85,6 @@ class DecoderPool:
         self._layout = Layout(0, 0)
         self._largest = SMALL
         self._waiting: deque[Job] = deque()
-        self._large: deque[Job] = deque()
-        """Jobs that wait for memory, in order of arrival."""
         self._idle: list[DecoderHandle] = []
         self._all: set[DecoderHandle] = set()
         self._starting: deque[DecoderHandle] = deque()
@@ -106,8 +92,9 @@ class DecoderPool:
         """Monotonic time of the last moment at which a picture was begun or none waited."""
         self._finished_seconds = 0.0
         self._failures = 0
-        self._timers: set[asyncio.TimerHandle] = set()
-        self._ticking = self._retrying = self._ended = False
+        self._timers = Timers()
+        self._large = LargePictures(memory, lambda: self._timers.call_later(0.0, self._admit_large))
+        self._ticking = self._retrying = False
 
     def __repr__(self) -> str:
         return (
@@ -168,10 +155,10 @@ class DecoderPool:
 
     def give_up(self, error: Callable[[], Exception]) -> None:
         """Ends all waiting jobs with ``error()`` and kills the decoders that are busy."""
-        for job in [*self._waiting, *self._large]:
+        for job in [*self._waiting, *self._large.waiting]:
             job.end(error())
         self._waiting.clear()
-        self._large.clear()
+        self._large.waiting.clear()
         for decoder in list(self._all):
             if decoder.job is not None:
                 decoder.job.end(error())
@@ -179,9 +166,7 @@ class DecoderPool:
 
     async def close(self) -> None:
         """Ends all decoders, busy or not, and the keeper."""
-        self._ended = True
-        for timer in self._timers:
-            timer.cancel()
+        self._timers.close()
         if self._recipe is not None:
             asyncio.get_running_loop().remove_reader(self._keeper.channel.fileno())
         for decoder in list(self._all):
@@ -202,7 +187,7 @@ class DecoderPool:
             if job.wanted:
                 self._hand_over(self._idle.pop(), job)
             else:
-                self._return_memory(job)
+                self._large.release(job)
         if not self._waiting:
             self._last_start = time.monotonic()
 
@@ -217,15 +202,15 @@ class DecoderPool:
     def _admit_large(self) -> None:
         """Lets large pictures go on while memory is found, in order of arrival."""
         while self._large:
-            job = self._large[0]
+            job = self._large.waiting[0]
             if job.wanted:
                 single_use = job.memory > _MUCH
-                if (single_use and not self._may_start_extra) or not self._take_memory(job):
+                if (single_use and not self._may_start_extra) or not self._large.acquire(job):
                     if self._drop_spare():
                         continue
                     self._schedule_retry()
                     break
-            self._large.popleft()
+            self._large.waiting.popleft()
             if not job.wanted:
                 continue
             if single_use:
@@ -238,60 +223,28 @@ class DecoderPool:
     def _may_start_extra(self) -> bool:
         return len(self._all) < self._quick + max(_MIN_SLOW, self._quick)
 
-    def _take_memory(self, job: Job) -> bool:
-        if not self._memory.acquire(job.memory):
-            return False
-        job.reserved = job.memory
-        return True
-
-    def _return_memory(self, job: Job) -> None:
-        if job.reserved:
-            self._memory.release(job.reserved)
-            job.reserved = 0
-            self._call_later(0.0, self._admit_large)
-
     def _continues(self, decoder: DecoderHandle, needed: Cost) -> bool:
         """Returns True if the decoder went on at once with a picture that ``needed`` more than it was allowed."""
         job = decoder.job
         assert job is not None
-        self._return_memory(job)
+        self._large.release(job)
         # A decoder is not trusted to claim more than the largest picture can need.
         job.cost = Cost(min(needed.memory, self._largest.memory), min(needed.seconds, self._largest.seconds))
-        if not job.wanted or self._large or job.memory > _MUCH or not self._take_memory(job):
+        if not job.wanted or self._large or job.memory > _MUCH or not self._large.acquire(job):
             return False
         return decoder.retry()
-
-    def _queue_for_memory(self, job: Job) -> None:
-        """Refuses ``job``, which needs more memory than it was allowed, or queues it for memory."""
-        self._return_memory(job)
-        limit = self._memory.memory_limit
-        if job.memory > limit:
-            job.end(
-                errors.ImageTooLarge(
-                    f"decoding the image takes {job.memory >> 20} MiB, and there are {int(limit) >> 20} MiB "
-                    "for pictures (the container's memory limit)"
-                )
-            )
-        elif len(self._large) >= _MAX_WAITING:
-            reason = "too many large images wait for memory"
-            job.end(errors.Overloaded(f"{reason}; try again in about {_RETRY:.0f} s", retry_after=_RETRY))
-        else:
-            self._large.append(job)
-            self._admit_large()
 
     def _on_abandoned(self, job: Job) -> None:
         """Handles a ``job`` that nobody waits for any more: unqueues it, or kills its decoder."""
         decoder = next((one for one in self._all if one.job is job), None)
         if decoder is None:
-            if job in self._large:
-                self._large.remove(job)
-            self._return_memory(job)
+            self._large.remove(job)
             return
         job.seconds = decoder.seconds
         if job.expired:
             decoder.kill("deadline")
         else:
-            self._call_later(_GRACE, lambda: decoder.kill("abandoned") if decoder.job is job else None)
+            self._timers.call_later(_GRACE, lambda: decoder.kill("abandoned") if decoder.job is job else None)
 
     # What decoders do
 
@@ -355,11 +308,12 @@ class DecoderPool:
         self._return_to_idle(decoder)
         if isinstance(result, Cost):
             if job.wanted:
-                self._queue_for_memory(job)
+                self._large.add(job)
+                self._admit_large()
             else:
-                self._return_memory(job)
+                self._large.release(job)
         else:
-            self._return_memory(job)
+            self._large.release(job)
             job.end(result)
         self._dispatch()
 
@@ -378,7 +332,7 @@ class DecoderPool:
         self._finished_seconds += decoder.seconds
         job = decoder.release_job()
         if job is not None:
-            self._return_memory(job)
+            self._large.release(job)
             self._on_crash(decoder, job)
         self._drop(decoder)
         if not decoder.single_use:
@@ -387,7 +341,7 @@ class DecoderPool:
             else:
                 self._failures += 1
                 pause = min(_PAUSE * 2 ** min(self._failures, 10), _MAX_PAUSE)
-                self._call_later(pause, self._start_if_too_few)
+                self._timers.call_later(pause, self._start_if_too_few)
         self._admit_large()
 
     def _on_crash(self, decoder: DecoderHandle, job: Job) -> None:
@@ -395,7 +349,8 @@ class DecoderPool:
         if decoder.killed is None:
             job.crashes += 1
             if job.crashes < 2 and job.wanted:  # the crash may have been another picture's fault
-                self._large.appendleft(job) if job.memory > SMALL.memory else self._waiting.appendleft(job)
+                queue = self._large.waiting if job.memory > SMALL.memory else self._waiting
+                queue.appendleft(job)
                 return
         reason = decoder.killed or "crash"
         self._killed(job.picture.format, reason)
@@ -430,7 +385,7 @@ class DecoderPool:
     def _schedule_tick(self) -> None:
         if not self._ticking:
             self._ticking = True
-            self._call_later(_TICK, self._tick)
+            self._timers.call_later(_TICK, self._tick)
 
     def _tick(self) -> None:
         """Checks busy decoders for effort and length. Deadlines have timers of their own."""
@@ -453,20 +408,8 @@ class DecoderPool:
     def _schedule_retry(self) -> None:
         if not self._retrying:
             self._retrying = True
-            self._call_later(_LOOK_AGAIN, self._retry_large)
+            self._timers.call_later(_LOOK_AGAIN, self._retry_large)
 
     def _retry_large(self) -> None:
         self._retrying = False
         self._admit_large()
-
-    def _call_later(self, seconds: float, what: Callable[[], Any]) -> None:
-        if self._ended:
-            return
-
-        def run() -> None:
-            self._timers.discard(timer)
-            if not self._ended:
-                what()
-
-        timer = asyncio.get_running_loop().call_later(seconds, run)
-        self._timers.add(timer)
