@@ -38,7 +38,8 @@ def networks(models: Iterable[str], precisions: Iterable[str]) -> tuple[list[Row
             paper = Paper(VARIANTS[model].configuration, precision, fuse=True)
             found = [paper.run(images, _IMAGE) for images in SIZES]
             largest = found[-1]
-            own = [launch for trace in found for launch in trace.launches]
+            small = Paper(VARIANTS[model].configuration, precision, fuse=True, version=1).run(1, _IMAGE)
+            own = [launch for trace in (*found, small) for launch in trace.launches]
             rows.append(
                 {
                     "network": model,

@@ -225,10 +225,14 @@ def _silenced(recorder: _Recorder) -> Iterator[None]:
         recorder.silent = False
 
 
-def faster(recorder: Callable[[], _Recorder | None] = lambda: None) -> fused.Ops:
-    """Returns all fused operations, as if a device had found each of them right and fast."""
-    candidates, missing = ops.candidates()
+def faster(recorder: Callable[[], _Recorder | None] = lambda: None, version: int = 0) -> fused.Ops:
+    """Returns all fused operations, as if a device had found each of them right and fast.
+
+    Of operations with several versions, the one with this number.
+    """
+    every, missing = ops.candidates()
     assert not missing, missing
+    candidates = {name: versions[min(version, len(versions) - 1)] for name, versions in every.items()}
 
     def conv_relu(x: Tensor, conv: nn.Conv2d) -> Tensor:
         noting = recorder()
@@ -259,8 +263,9 @@ class Paper:
         fuse: bool,
         own: bool = True,
         classes: bool = True,
+        version: int = 0,
     ) -> None:
-        """Builds the network. ``own`` False takes torch's operations for all fused ones."""
+        """Builds the network. ``own`` False takes torch's operations for all fused ones; ``version`` is `faster`'s."""
         from service.models.runtimes.whole import DTYPES
 
         self._recorder: _Recorder | None = None
@@ -269,7 +274,7 @@ class Paper:
         count = configuration.channels
         mean, std = ((0.5,) * count, (0.5,) * count) if count != 3 else (IMAGENET_MEAN, IMAGENET_STD)
         model = Uint8Model(network, count, mean, std).to(META).eval().requires_grad_(False)
-        operations = faster(lambda: self._recorder) if own else ops.TORCH
+        operations = faster(lambda: self._recorder, version) if own else ops.TORCH
         self.network: nn.Module = (
             fused.fuse(model, operations, META, DTYPES[precision], has_head=classes)
             if fuse

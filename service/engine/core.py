@@ -25,7 +25,7 @@ from service.engine.arena import FILE, Arena, Decoding, Gauge, Outcome
 from service.engine.batcher import Batcher, Request
 from service.engine.canary import Canary
 from service.engine.device import Batch, DeviceThread, Runner, StreamThreads
-from service.engine.files import MAX_WAITING, FileDecodeThread
+from service.engine.files import MAX_WAITING, FileDecodeThreads
 from service.engine.load import LoadMeter
 from service.shared.batches import DeviceFailed
 from service.shared.transport import Link
@@ -72,7 +72,7 @@ class EngineCore:
         batch_ran: Callable[[Batch], None] = lambda batch: None,
         clock: Callable[[], float] = time.monotonic,
         device: DeviceThread | None = None,
-        files: FileDecodeThread | None = None,
+        files: FileDecodeThreads | None = None,
     ) -> None:
         """``device`` runs the batches of ``runner``; without one it is a thread of its own."""
         self._arena = arena

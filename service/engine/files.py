@@ -22,7 +22,9 @@ from service.engine.arena import Arena
 log = logging.getLogger(__name__)
 
 #: The largest number of files that are decoded together, and that may wait; with more, front-ends are faster.
-MAX_TOGETHER, MAX_WAITING = 32, 64
+MAX_TOGETHER, MAX_WAITING = 64, 128
+#: Number of decoders: while one's photos are resized and copied, the next one's are decoded.
+DECODERS = 2
 #: The number of failed batches in a row after which the decoder is closed for good.
 _LAST_STRAW = 3
 
@@ -37,30 +39,34 @@ class FileDecoder(Protocol):
         """
 
 
-class FileDecodeThread:
-    """The thread that decodes files. ``fileno()`` becomes readable when some are done."""
+class FileDecodeThreads:
+    """A thread for each decoder. ``fileno()`` becomes readable when some files are done."""
 
     def __init__(
-        self, decoder: FileDecoder, arena: Arena, clock: Callable[[], float] = time.monotonic
+        self, decoders: Sequence[FileDecoder], arena: Arena, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.open = True
-        """False once the decoder has failed too often."""
-        self._decoder, self._arena, self._clock = decoder, arena, clock
+        """False once decoders have failed too often."""
+        self._arena, self._clock = arena, clock
         self._failures = 0
         self._jobs: SimpleQueue[int | None] = SimpleQueue()
         self._done: SimpleQueue[tuple[int, bool]] = SimpleQueue()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
-        self._thread = threading.Thread(target=self._work, name="files", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._work, args=(decoder,), name="files", daemon=True)
+            for decoder in decoders
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def fileno(self) -> int:
         return self._wake_read
 
     def submit(self, slot: int) -> None:
-        """Hands over a slot that holds a file; it belongs to this thread until `collect` returns it."""
+        """Hands over a slot that holds a file; it belongs to these threads until `collect` returns it."""
         self._jobs.put(slot)
 
     def collect(self) -> list[tuple[int, bool]]:
@@ -75,17 +81,19 @@ class FileDecodeThread:
 
     def stop(self) -> None:
         self._jobs.put(None)
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
         os.close(self._wake_read)
         os.close(self._wake_write)
 
-    def _work(self) -> None:
+    def _work(self, decoder: FileDecoder) -> None:
         while (slot := self._jobs.get()) is not None:
             slots = [slot, *self._waiting()]
-            for number, decoded in zip(slots, self._decode(slots), strict=True):
+            for number, decoded in zip(slots, self._decode(decoder, slots), strict=True):
                 self._done.put((number, decoded))
             os.write(self._wake_write, b"\0")
+        self._jobs.put(None)  # for the next thread
 
     def _waiting(self) -> list[int]:
         found: list[int] = []
@@ -100,15 +108,13 @@ class FileDecodeThread:
             found.append(slot)
         return found
 
-    def _decode(self, slots: list[int]) -> list[bool]:
+    def _decode(self, decoder: FileDecoder, slots: list[int]) -> list[bool]:
         now = self._clock()
         wanted = [slot for slot in slots if self.open and self._arena.deadline(slot) > now]
         pixels: dict[int, NDArray[np.uint8] | None] = {}
         try:
             if wanted:
-                pixels = dict(
-                    zip(wanted, self._decoder.decode([self._file(slot) for slot in wanted]), strict=True)
-                )
+                pixels = dict(zip(wanted, decoder.decode([self._file(slot) for slot in wanted]), strict=True))
             self._failures = 0
         except Exception as error:
             # The border of a library: the front-ends decode these files, and after `_LAST_STRAW` failures all files.

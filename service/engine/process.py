@@ -18,7 +18,7 @@ from service.engine.arena import Arena, Gauge, Geometry
 from service.engine.batcher import Batcher
 from service.engine.core import EngineCore
 from service.engine.device import Batch, DeviceThread
-from service.engine.files import FileDecodeThread
+from service.engine.files import DECODERS, FileDecodeThreads
 from service.engine.owner import Owner
 from service.engine.spare import Seen, SpareTime
 from service.errors import StartError
@@ -131,7 +131,7 @@ def _end(channel: Channel, error: DeviceFailed) -> NoReturn:
 
 def _prepare(
     settings: Settings, channel: Channel, given_up: Sequence[str]
-) -> tuple[ModelRunner | CudaRunner, ModelCard, Arena, FileDecodeThread | None]:
+) -> tuple[ModelRunner | CudaRunner, ModelCard, Arena, FileDecodeThreads | None]:
     """Loads and warms up the model. Returns it with its card, the arena of its images, and the file decoder, if any."""
     runner, card = _load(settings, channel, given_up)
     if card.untrained:
@@ -141,19 +141,20 @@ def _prepare(
     arena.gauges[Gauge.DECODE_MEMORY] = memory_for_pictures()
     fallbacks, files = [*card.fallbacks, *told], None
     if settings.decode == "gpu":
-        files, missing = _file_decode_thread(card, arena)
+        files, missing = _file_decode_threads(card, arena)
         fallbacks += missing
     return runner, replace(card, fallbacks=tuple(fallbacks)), arena, files
 
 
-def _file_decode_thread(card: ModelCard, arena: Arena) -> tuple[FileDecodeThread | None, list[Fallback]]:
-    """The thread that decodes plain JPEGs on the GPU, or None and a fallback: the service can do without it."""
+def _file_decode_threads(card: ModelCard, arena: Arena) -> tuple[FileDecodeThreads | None, list[Fallback]]:
+    """The threads that decode plain JPEGs on the GPU, or None and a fallback: the service can do without them."""
     try:
         import torch
 
         from service.models.cuda.jpegs import open_decoder
 
-        decoder = open_decoder(card.preprocessing, torch.device(card.device))
+        device = torch.device(card.device)
+        decoders = [open_decoder(card.preprocessing, device) for _ in range(DECODERS)]
     except Exception as error:
         # The border of a library that may be missing or old, or may not find its device.
         return None, [Fallbacks().add("decode=gpu", error)]
@@ -162,7 +163,7 @@ def _file_decode_thread(card: ModelCard, arena: Arena) -> tuple[FileDecodeThread
         arena.pixels[0].size,
         card.device,
     )
-    return FileDecodeThread(decoder, arena), []
+    return FileDecodeThreads(decoders, arena), []
 
 
 def _load(

@@ -17,9 +17,8 @@ from service.models.loaded import Loaded, Report
 from service.models.loader import Uint8Model
 from service.models.placement import Placement, place
 from service.models.runner import ModelRunner
-from service.models.runtimes import Runtime, artifact, converting, manifest
+from service.models.runtimes import Runtime, artifact, manifest
 from service.models.runtimes.artifact import Converted
-from service.models.runtimes.converting import ConversionError
 from service.models.runtimes.eager import Eager
 from service.observability.card import ModelCard
 from service.settings import Settings, available_cores
@@ -44,6 +43,8 @@ def prepare(settings: Settings, placement: Placement, report: Report, progress: 
 
 def export(settings: Settings, out: Path) -> None:
     """Writes the model, converted for OpenVINO, into the directory ``out``. Raises `StartError`."""
+    from service.models.runtimes import converting
+
     torch.set_num_threads(_FOR_ONE_IMAGE)
     placement = place("cpu" if settings.device == "auto" else settings.device, settings.precision, "openvino")
     checkpoint, model, card = _read(settings, None)
@@ -52,7 +53,7 @@ def export(settings: Settings, out: Path) -> None:
             model, checkpoint, loaded.labelled(card, settings.labels), placement.precision
         )
         converting.write(out, converted, checkpoint)
-    except ConversionError as error:
+    except converting.ConversionError as error:
         raise ConfigurationError(f"export: OpenVINO cannot convert this model: {error}") from error
     except OSError as error:
         raise ConfigurationError(f"'{out.name}' cannot be written: {error.strerror or error}") from error
@@ -87,7 +88,7 @@ def load(
         if converted is not None:
             sources.remember(settings.weights, settings.named_model, checkpoint, card)
             return loaded.openvino(converted, card, settings, placement)
-    head = converting.head_of(model, checkpoint)
+    head = loader.head_of(model, checkpoint)
     explainer = Explainer(head) if head is not None else None
     largest = loaded.chosen_largest(settings)
     described = loaded.labelled(card, settings.labels)
@@ -141,13 +142,16 @@ def _converted(
     fallbacks: Fallbacks,
 ) -> Converted | None:
     """Returns the model for OpenVINO; None if OpenVINO cannot run it and ``runtime`` is auto."""
+    # It imports OpenVINO, which a GPU's host need not have.
+    from service.models.runtimes import converting
+
     if placement.artifact is not None:
         found = artifact.read(placement.artifact)
         manifest.refuse_another(found.about, checkpoint, placement.artifact.name, artifact.KIND)
         return found.open()
     try:
         return converting.load(model, checkpoint, card, placement.precision, say)
-    except ConversionError as error:
+    except converting.ConversionError as error:
         if not placement.chosen:
             raise ConfigurationError(
                 f"runtime=openvino: this model cannot be converted ({error}); use runtime=eager"

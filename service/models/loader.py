@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from service.errors import CheckpointError
+from service.models import gradients
 from service.models.checkpoints import Checkpoint
+from service.models.gradients import Head
+from service.models.named_heads import layers_of
 from service.models.network import Network, build
 
 #: Weights of red, green and blue in Pillow's ``convert("L")``: ITU-R 601-2 luma in units of 2^-16, rounded.
@@ -104,3 +109,15 @@ def _refuse_misfit(wanted: dict[str, Tensor], given: dict[str, Tensor], name: st
                 f"the weights '{name}' hold {key} as {list(given[key].shape)} and their network needs "
                 f"{list(wanted[key].shape)}"
             )
+
+
+def head_of(model: Uint8Model, checkpoint: Checkpoint) -> Head | None:
+    """Returns the layers behind the features with the network's arrays; None without a head."""
+    if checkpoint.classes is None:
+        return None
+    layers = layers_of(checkpoint.configuration)
+    state = model.network.state_dict()
+    arrays: dict[str, NDArray[np.float32]] = {
+        name: state[name].detach().cpu().float().numpy() for name in gradients.array_names(layers)
+    }
+    return Head(layers, arrays)

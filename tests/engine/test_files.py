@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,13 +18,13 @@ from service.engine.arena import Arena, Decoding, Gauge, Geometry
 from service.engine.batcher import Batcher
 from service.engine.client import EngineClient
 from service.engine.core import EngineCore
-from service.engine.files import MAX_WAITING, FileDecodeThread
+from service.engine.files import MAX_WAITING, FileDecodeThreads
 from service.errors import DeadlineExceeded
 from service.images.decoders.threads import ThreadWriting
 from service.shared.transport import Link, socket_pair
 from service.shared.writing import Ended, Work, Writing
 from tests.fakes import FakeRunner, fingerprint
-from tests.loops import until
+from tests.loops import on_a_loop, until
 
 SHAPE = (4, 8, 3)
 
@@ -86,7 +87,7 @@ class Site:
     def __init__(self, decoder: FakeDecoder | None, slots: int = 6) -> None:
         self.runner = FakeRunner()
         self.arena = Arena.create(Geometry(slots, *SHAPE, self.runner.results))
-        files = FileDecodeThread(decoder, self.arena) if decoder else None
+        files = FileDecodeThreads([decoder], self.arena) if decoder else None
         self.core = EngineCore(self.runner, self.arena, Batcher(8), capacity=100.0, files=files)
         self.decoders = Slow()
         self.ends: dict[int, socket.socket] = {}
@@ -299,7 +300,7 @@ def test_stopping_waits_for_the_files_that_were_handed_over() -> None:
     arena.record_file(0, 2)
     decoder = FakeDecoder()
     decoder.may.clear()
-    thread = FileDecodeThread(decoder, arena)
+    thread = FileDecodeThreads([decoder], arena)
     thread.start()
     thread.submit(0)
     threading.Timer(0.05, decoder.may.set).start()
@@ -313,8 +314,28 @@ def test_a_stopped_thread_leaves_no_descriptor_open() -> None:
     arena = Arena.create(Geometry(2, *SHAPE, 10))
     before = os.listdir("/proc/self/fd")
     for started in (True, False):
-        thread = FileDecodeThread(FakeDecoder(), arena)
+        thread = FileDecodeThreads([FakeDecoder(), FakeDecoder()], arena)
         if started:
             thread.start()
         thread.stop()
     assert os.listdir("/proc/self/fd") == before
+
+
+@on_a_loop
+async def test_while_one_decoder_is_busy_another_takes_the_next_file() -> None:
+    arena = Arena.create(Geometry(4, *SHAPE, 10))
+    decoders = [FakeDecoder(), FakeDecoder()]
+    threads = FileDecodeThreads(decoders, arena)
+    threads.start()
+    for decoder in decoders:
+        decoder.may.clear()
+    for slot in (0, 1):
+        arena.pixels[slot].reshape(-1)[:2] = ord("F"), 0x10 + slot
+        arena.record_admission(slot, time.monotonic() + 60, False)
+        arena.record_file(slot, 2)
+        threads.submit(slot)
+        await until(lambda: sum(each.began.is_set() for each in decoders) == slot + 1)  # noqa: B023
+    for decoder in decoders:
+        decoder.may.set()
+    await until(lambda: all((arena.pixels[slot] == 0x10 + slot).all() for slot in (0, 1)))
+    threads.stop()

@@ -109,7 +109,7 @@ def images(checkpoint: Checkpoint, count: int) -> np.ndarray[tuple[int, ...], np
 
 
 def explainer_of(checkpoint: Checkpoint) -> Explainer:
-    head = converting.head_of(loader.load(checkpoint), checkpoint)
+    head = loader.head_of(loader.load(checkpoint), checkpoint)
     assert head is not None
     return Explainer(head)
 
@@ -141,7 +141,7 @@ def test_maps_are_those_of_plain_autograd(name: str, runtime: str) -> None:
         )
         way, head = openvino.runtime(converted, "fp32", 2, image), converted.head
     else:
-        head = converting.head_of(loader.load(checkpoint), checkpoint)
+        head = loader.head_of(loader.load(checkpoint), checkpoint)
         way = Eager(model, "fp32")
     assert head is not None
     runner = ModelRunner(way, image, 5, Explainer(head))

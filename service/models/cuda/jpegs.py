@@ -108,26 +108,45 @@ def _nvimagecodec(device: torch.device) -> Codec:
         raise ValueError(
             "nvImageCodec is not installed; pip install 'imagenet-serve[gpu]' brings it"
         ) from error
-    # Only the GPU and its JPEG engine: files that they refuse go to this project's CPU decoders, not to a third kind.
-    kinds = (
-        nvimgcodec.BackendKind.HW_GPU_ONLY,
-        nvimgcodec.BackendKind.GPU_ONLY,
-        nvimgcodec.BackendKind.HYBRID_CPU_GPU,
-    )
-    decoder = nvimgcodec.Decoder(
-        device_id=device.index or 0,
-        backends=[nvimgcodec.Backend(kind) for kind in kinds],
-        options=":fancy_upsampling=1",
-    )
+    kinds = nvimgcodec.BackendKind
+    # The GPU's JPEG engine where there is one; the rest (progressive files, say) with the GPU's multiprocessors. Both
+    # in one decoder would share each batch with the processor's cores, at ten times the CPU. Files that both refuse
+    # go to this project's own decoders.
+    decoders = [
+        decoder
+        for backends in ([kinds.HW_GPU_ONLY], [kinds.GPU_ONLY, kinds.HYBRID_CPU_GPU])
+        if (decoder := _decoder(nvimgcodec, device, backends)) is not None
+    ]
+    if not decoders:
+        raise ValueError("nvImageCodec has no JPEG decoder for this GPU")
     params = nvimgcodec.DecodeParams(apply_exif_orientation=False, color_spec=nvimgcodec.ColorSpec.SRGB)
 
     def decode(files: Sequence[bytes]) -> list[Tensor | None]:
-        streams = [nvimgcodec.CodeStream(data) for data in files]
         current = torch.cuda.current_stream(device).cuda_stream
-        images: list[Any] = decoder.decode(streams, params=params, cuda_stream=current)
+        streams = [nvimgcodec.CodeStream(data) for data in files]
+        images: list[Any] = [None] * len(files)
+        for decoder in decoders:
+            left = [number for number, image in enumerate(images) if image is None]
+            if left:
+                these = [streams[number] for number in left]
+                made = decoder.decode(these, params=params, cuda_stream=current)
+                for number, image in zip(left, made, strict=True):
+                    images[number] = image
         return [None if image is None else _colour(torch.as_tensor(image, device=device)) for image in images]
 
     return decode
+
+
+def _decoder(library: Any, device: torch.device, kinds: Sequence[Any]) -> Any:
+    """Returns a decoder of these kinds; None where this GPU has none of them."""
+    try:
+        return library.Decoder(
+            device_id=device.index or 0,
+            backends=[library.Backend(kind) for kind in kinds],
+            options=":fancy_upsampling=1",
+        )
+    except RuntimeError:
+        return None
 
 
 def _colour(photo: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ types. ReLU is a comparison, because a maximum would turn NaN into 0 and hide an
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -107,55 +108,63 @@ def _max_pool(  # type: ignore[no-untyped-def, unused-ignore]
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _norm_relu_matmul(  # type: ignore[no-untyped-def, unused-ignore]
-    x, scale, shift, weight, bias, out, rows, inputs, outputs, stride,
+    x, scale, shift, weight, bias, out, rows, inputs, outputs, stride, whole: tl.constexpr,
     block_rows: tl.constexpr, block_inputs: tl.constexpr, block_outputs: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) * block_rows + tl.arange(0, block_rows)).to(tl.int64)[:, None]
     column = tl.program_id(1) * block_outputs + tl.arange(0, block_outputs)
+    wanted = _inside(column, outputs, whole)
     total = tl.zeros((block_rows, block_outputs), tl.float32)
     for start in range(0, inputs, block_inputs):
         k = start + tl.arange(0, block_inputs)
-        inside = k < inputs
+        inside = _inside(k, inputs, whole)
         numbers = tl.load(x + row * stride + k[None, :], mask=(row < rows) & inside[None, :], other=0.0)
         times = tl.load(scale + k, mask=inside, other=0.0)[None, :]
         plus = tl.load(shift + k, mask=inside, other=0.0)[None, :]
         normed = numbers.to(tl.float32) * times + plus
         activated = tl.where(normed < 0, 0.0, normed).to(weight.dtype.element_ty)
         at = weight + column[None, :] * inputs + k[:, None]
-        factors = tl.load(at, mask=inside[:, None] & (column < outputs)[None, :], other=0.0)
+        factors = tl.load(at, mask=inside[:, None] & wanted[None, :], other=0.0)
         # ieee: fp32 without TF32. Half precision ignores it.
         total = tl.dot(activated, factors, total, input_precision="ieee")
-    added = tl.load(bias + column, mask=column < outputs, other=0.0).to(tl.float32)
-    total += added[None, :]
+    total += tl.load(bias + column, mask=wanted, other=0.0).to(tl.float32)[None, :]
     result = tl.where(total < 0, 0.0, total).to(out.dtype.element_ty)
-    tl.store(out + row * outputs + column[None, :], result, mask=(row < rows) & (column < outputs)[None, :])
+    tl.store(out + row * outputs + column[None, :], result, mask=(row < rows) & wanted[None, :])
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _conv3x3(  # type: ignore[no-untyped-def, unused-ignore]
-    x, weight, out, rows, inputs, outputs, stride, height, width,
+    x, weight, out, rows, inputs, outputs, stride, height, width, whole: tl.constexpr,
     block_rows: tl.constexpr, block_inputs: tl.constexpr, block_outputs: tl.constexpr,
 ):  # fmt: skip
-    row = (tl.program_id(0) * block_rows + tl.arange(0, block_rows)).to(tl.int64)[:, None]
+    row = (tl.program_id(0) * block_rows + tl.arange(0, block_rows))[:, None]
     column = tl.program_id(1) * block_outputs + tl.arange(0, block_outputs)
+    wanted = _inside(column, outputs, whole)
     line, place = row // width % height, row % width
+    k = tl.arange(0, block_inputs)
+    pixel = x + row.to(tl.int64) * inputs + k[None, :]
+    filters = weight + column[None, :] * (9 * inputs) + k[:, None]
     total = tl.zeros((block_rows, block_outputs), tl.float32)
-    # One loop over taps and channels, since the compiler overlaps the loads of one loop only.
-    parts = tl.cdiv(inputs, block_inputs)
-    for number in range(9 * parts):
-        tap = number // parts
-        down, right = tap // 3 - 1, tap % 3 - 1
-        k = (number % parts) * block_inputs + tl.arange(0, block_inputs)
-        there = (line + down >= 0) & (line + down < height) & (place + right >= 0) & (place + right < width)
-        at = x + (row + down * width + right) * inputs + k[None, :]
-        numbers = tl.load(at, mask=there & (row < rows) & (k < inputs)[None, :], other=0.0)
-        factors = tl.load(
-            weight + (column[None, :] * 9 + tap) * inputs + k[:, None],
-            mask=(k < inputs)[:, None] & (column < outputs)[None, :], other=0.0,
-        )  # fmt: skip
-        total = tl.dot(numbers, factors, total, input_precision="ieee")
-    mask = (row < rows) & (column < outputs)[None, :]
-    tl.store(out + row * stride + column[None, :], total.to(out.dtype.element_ty), mask=mask)
+    for start in range(0, inputs, block_inputs):
+        inside = _inside(start + k, inputs, whole)
+        # The nine taps of some inputs follow each other: what one has loaded, the next finds in the L1 cache.
+        for tap in tl.static_range(9):
+            there = (line + (tap // 3 - 1) >= 0) & (line + (tap // 3 - 1) < height) & (row < rows)
+            there &= (place + (tap % 3 - 1) >= 0) & (place + (tap % 3 - 1) < width)
+            at = pixel + (((tap // 3 - 1) * width + (tap % 3 - 1)) * inputs + start)
+            numbers = tl.load(at, mask=there & inside[None, :], other=0.0)
+            factors = tl.load(
+                filters + (tap * inputs + start), mask=inside[:, None] & wanted[None, :], other=0.0
+            )
+            total = tl.dot(numbers, factors, total, input_precision="ieee")
+    mask = (row < rows) & wanted[None, :]
+    tl.store(out + row.to(tl.int64) * stride + column[None, :], total.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _inside(places, limit, whole: tl.constexpr):  # type: ignore[no-untyped-def, unused-ignore]
+    # ``whole``: blocks fill the limits. The compiler then drops comparisons and masks.
+    return tl.full(places.shape, True, tl.int1) if whole else places < limit
 
 
 def launch(kernel: Any, grid: tuple[int, ...], /, *arguments: Any, **constants: Any) -> None:
@@ -223,45 +232,84 @@ def norm_relu_conv(x: Tensor, norm: Norm, weight: Tensor, bias: Tensor) -> Tenso
     outputs, inputs = weight.shape
     images, _, *size = x.shape
     out = _empty(x.device, (images, outputs, *size), x.dtype)
-    tile, warps = _tile(rows, outputs, x.dtype)
-    grid = (triton.cdiv(rows, tile["block_rows"]), triton.cdiv(outputs, tile["block_outputs"]))
+    tile = _tile(rows, inputs, outputs, x.dtype)
     launch(
-        _norm_relu_matmul, grid, x, norm.scale, norm.shift, weight, bias, out, rows, inputs, outputs, stride,
-        **tile, num_warps=warps, num_stages=3,
+        _norm_relu_matmul, tile.grid(rows, outputs), x, norm.scale, norm.shift, weight, bias, out, rows, inputs,
+        outputs, stride, **tile.constants(inputs, outputs),
     )  # fmt: skip
     return out
 
 
 def conv_into(x: Tensor, conv: nn.Conv2d, out: Tensor) -> None:
     """Triton version of `service.models.fused.ops.Ops.conv_into`: 3x3, without bias, keeping the size."""
+    columns = _power_of_2(conv.out_channels)
+    if x.dtype is torch.float32:
+        tile = Tile(32, 32, columns, warps=8, stages=1)
+    else:
+        tile = Tile(64, 64 if columns <= 32 else 32, columns, stages=1)
+    _conv_into(x, conv, out, tile)
+
+
+def conv_into_small(x: Tensor, conv: nn.Conv2d, out: Tensor) -> None:
+    """Does what `conv_into` does, by more and smaller programs: for small batches."""
+    inputs = 32 if x.dtype is torch.float32 else 128
+    _conv_into(x, conv, out, Tile(16, inputs, _power_of_2(conv.out_channels), stages=1))
+
+
+def _conv_into(x: Tensor, conv: nn.Conv2d, out: Tensor, tile: Tile) -> None:
     rows, narrow = _matrix(x)
     _, inputs, height, width = x.shape
     outputs = conv.out_channels
     assert narrow == inputs, "the input is part of a wider one"
     assert conv.weight.stride() == (9 * inputs, 1, 3 * inputs, inputs), "the filters are not channels-last"
     _, stride = _matrix(out)
-    tile, warps = _tile(rows, outputs, x.dtype)
-    grid = (triton.cdiv(rows, tile["block_rows"]), triton.cdiv(outputs, tile["block_outputs"]))
     launch(
-        _conv3x3, grid, x, conv.weight, out, rows, inputs, outputs, stride, height, width,
-        **tile, num_warps=warps, num_stages=3,
+        _conv3x3, tile.grid(rows, outputs), x, conv.weight, out, rows, inputs, outputs, stride, height, width,
+        **tile.constants(inputs, outputs),
     )  # fmt: skip
 
 
-def _tile(rows: int, outputs: int, dtype: torch.dtype) -> tuple[dict[str, int], int]:
-    """Returns rows, inputs and outputs of one program's product, and its number of warps.
+@dataclass(frozen=True)
+class Tile:
+    """Rows, inputs and outputs of one program's product. tl.dot needs sides of at least 16."""
 
-    tl.dot needs sides of at least 16. 64 inputs of half precision fill a memory line of 128 bytes, and so do 32 of
-    fp32. A tile has all outputs, so that the input is read once; 192 outputs take a tile of 256. These are the
-    largest tiles with which two or more programs fit on a multiprocessor (``make verify-gpu`` prints the registers).
+    rows: int
+    inputs: int
+    outputs: int
+    warps: int = 4
+    stages: int = 3
+
+    def grid(self, rows: int, outputs: int) -> tuple[int, int]:
+        return triton.cdiv(rows, self.rows), triton.cdiv(outputs, self.outputs)
+
+    def constants(self, inputs: int, outputs: int) -> dict[str, Any]:
+        """Returns the constants of a kernel for a product of this size."""
+        sides = {"block_rows": self.rows, "block_inputs": self.inputs, "block_outputs": self.outputs}
+        whole = inputs % self.inputs == 0 and outputs % self.outputs == 0
+        return {"whole": whole, **sides, "num_warps": self.warps, "num_stages": self.stages}
+
+
+def _tile(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> Tile:
+    """Returns the tile of `norm_relu_conv`, by what was fastest on an H200 (``make verify-gpu`` prints registers).
+
+    64 inputs of half precision fill a memory line of 128 bytes, and so do 32 of fp32. A tile has all outputs, so that
+    the input is read once; 192 outputs take a tile of 256. With few rows, several programs share them, each with some
+    of the outputs.
     """
-    columns = max(16, min(_MAX_OUTPUTS, triton.next_power_of_2(outputs)))
-    wide = dtype is torch.float32 or columns > 128
-    inputs, warps = (32, 8) if wide else (64, 4)
-    if triton.cdiv(rows, 64) < _PROCESSORS:
-        # Few rows: several programs share them, each with some of the outputs.
-        columns, warps = min(columns, 32), 4
-    return {"block_rows": 64, "block_inputs": inputs, "block_outputs": columns}, warps
+    columns, programs = _power_of_2(outputs), triton.cdiv(rows, 64)
+    if dtype is torch.float32:
+        return Tile(64, 32, columns if programs >= _PROCESSORS else min(columns, 32), warps=8)
+    if programs < _PROCESSORS // 4:
+        return Tile(16, 128, min(columns, 64))
+    if programs < _PROCESSORS // 2:
+        columns = min(columns, 64)
+    if columns > 128:
+        return Tile(64, 32, columns, warps=8)
+    return Tile(64, 64, columns) if inputs % 64 == 0 else Tile(64, 32, columns, stages=4)
+
+
+def _power_of_2(outputs: int) -> int:
+    return max(16, min(_MAX_OUTPUTS, int(triton.next_power_of_2(outputs))))
 
 
 def _columns(channels: int) -> int:

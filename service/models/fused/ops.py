@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -11,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from service.models.fused.fastest import Fastest, Operation, Timer, device_seconds
 from service.models.fused.norm import Norm
 from service.shared.fallback import Fallback, sentence
-
-log = logging.getLogger(__name__)
 
 #: Largest ‖a - b‖ / ‖b‖ between a fast operation and torch's: both round, in different orders.
 _LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -110,24 +108,21 @@ def _cudnn_conv_relu(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return result
 
 
-#: Operations that are also timed: they make fewer passes over memory, but may multiply more slowly than cuDNN.
-TIMED = frozenset({"conv_into"})
-
-Candidates = dict[str, Callable[..., Any]]
-#: Returns the seconds of one call of a function on the device.
-Timer = Callable[[Callable[[], object]], float]
+Candidates = dict[str, Sequence[Operation]]
+"""Versions of operations by their names in `Ops`. Where there are several, torch's own takes part in the choice."""
 
 
 def candidates() -> tuple[Candidates, tuple[Fallback, ...]]:
     """Returns faster operations on CUDA by their names in `Ops`, and the reasons why some are missing."""
-    cudnn: Candidates = {"conv_relu": _cudnn_conv_relu}
+    cudnn: Candidates = {"conv_relu": (_cudnn_conv_relu,)}
     try:
         from service.models.fused import kernels
     except Exception as error:
         # The border of another library: a broken installation raises anything.
         return cudnn, (Fallback("triton", sentence(error)),)
-    names = ("normalise", "norm_relu", "norm_relu_pool", "norm_relu_conv", "max_pool", "conv_into")
-    return cudnn | {name: getattr(kernels, name) for name in names}, ()
+    names = ("normalise", "norm_relu", "norm_relu_pool", "norm_relu_conv", "max_pool")
+    ours: Candidates = {name: (getattr(kernels, name),) for name in names}
+    return cudnn | ours | {"conv_into": (kernels.conv_into, kernels.conv_into_small)}, ()
 
 
 def best(device: torch.device, dtype: torch.dtype) -> Ops:
@@ -135,35 +130,37 @@ def best(device: torch.device, dtype: torch.dtype) -> Ops:
     if device.type != "cuda":
         return TORCH
     faster, missing = candidates()
-    found = chosen(faster, device, dtype, _seconds)
+    found = chosen(faster, device, dtype)
     return replace(found, refused=(*missing, *found.refused))
 
 
 @torch.inference_mode()
-def chosen(faster: Candidates, device: torch.device, dtype: torch.dtype, seconds: Timer | None = None) -> Ops:
-    """Returns `TORCH` with those of ``faster`` that run here and agree with it; `TIMED` ones must be faster."""
+def chosen(
+    faster: Candidates, device: torch.device, dtype: torch.dtype, seconds: Timer = device_seconds
+) -> Ops:
+    """Returns `TORCH` with those of ``faster`` that run here and agree with it.
+
+    Of an operation with several versions, each size gets the fastest of them and torch's own.
+    """
     found = TORCH
-    for name, candidate in faster.items():
-        try:
-            _prove(name, candidate, device, dtype)
-            if (
-                seconds is not None
-                and name in TIMED
-                and not _is_faster(name, candidate, device, dtype, seconds)
-            ):
-                log.info("%s: torch's own is as fast here", name)
-                continue
-        except Exception as error:
-            # The border of what this host can compile: a missing compiler makes the service slower and must not break
-            # it.
-            found = replace(found, refused=(*found.refused, Fallback(name, sentence(error))))
-            continue
-        taken: dict[str, Any] = {name: candidate, "names": (*found.names, name)}
-        found = replace(found, **taken)
+    for name, versions in faster.items():
+        works = []
+        for version in versions:
+            try:
+                _prove(name, version, device, dtype)
+                works.append(version)
+            except Exception as error:
+                # The border of what this host can compile: a missing compiler makes the service slower and must not
+                # break it.
+                found = replace(found, refused=(*found.refused, Fallback(name, sentence(error))))
+        if works:
+            taken = works[0] if len(versions) == 1 else Fastest((getattr(TORCH, name), *works), seconds)
+            changes: dict[str, Any] = {name: taken, "names": (*found.names, name)}
+            found = replace(found, **changes)
     return found
 
 
-def _prove(name: str, candidate: Callable[..., Any], device: torch.device, dtype: torch.dtype) -> None:
+def _prove(name: str, candidate: Operation, device: torch.device, dtype: torch.dtype) -> None:
     """Raises unless the candidate's result agrees with torch's."""
     expected = called(getattr(TORCH, name), _example(name, device, dtype)).float()
     got = called(candidate, _example(name, device, dtype)).float()
@@ -178,33 +175,10 @@ def called(operation: Callable[..., Any], arguments: tuple[Any, ...]) -> Tensor:
     return cast(Tensor, arguments[-1] if result is None else result)
 
 
-def _is_faster(
-    name: str, candidate: Callable[..., Any], device: torch.device, dtype: torch.dtype, seconds: Timer
-) -> bool:
-    arguments = _example(name, device, dtype, images=64, side=14)
-    own = getattr(TORCH, name)
-    return seconds(lambda: candidate(*arguments)) < seconds(lambda: own(*arguments))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    """Returns the shortest of some calls by the device's own clock, after calls that load and tune."""
-    times: list[float] = []
-    for _ in range(8):
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        began.record()
-        work()
-        ended.record()
-        ended.synchronize()
-        times.append(began.elapsed_time(ended) / 1000)
-    return min(times[3:])
-
-
-def _example(
-    name: str, device: torch.device, dtype: torch.dtype, images: int = 3, side: int = 7
-) -> tuple[Any, ...]:
+def _example(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
     """Returns arguments of odd sizes: inputs are the first channels of a wider buffer, outputs are in the middle of
     one."""
-    chance = torch.Generator().manual_seed(0)
+    chance, images, side = torch.Generator().manual_seed(0), 3, 7
 
     def numbers(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=chance).to(device, dtype)

@@ -8,15 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from service.errors import ConfigurationError
-from service.models import canary, gradients
+from service.models import canary
 from service.models.checkpoints import Checkpoint
-from service.models.gradients import Head
-from service.models.loader import Uint8Model
-from service.models.named_heads import layers_of
+from service.models.loader import Uint8Model, head_of
 from service.models.runtimes import artifact, conversion, manifest, winograd
 from service.models.runtimes.artifact import Converted
 from service.models.runtimes.conversion import ConversionError
@@ -89,16 +84,4 @@ def write(directory: Path, converted: Converted, checkpoint: Checkpoint) -> None
     )
 
 
-def head_of(model: Uint8Model, checkpoint: Checkpoint) -> Head | None:
-    """Returns the layers behind the features with the network's arrays; None without a head."""
-    if checkpoint.classes is None:
-        return None
-    layers = layers_of(checkpoint.configuration)
-    state = model.network.state_dict()
-    arrays: dict[str, NDArray[np.float32]] = {
-        name: state[name].detach().cpu().float().numpy() for name in gradients.array_names(layers)
-    }
-    return Head(layers, arrays)
-
-
-__all__ = ["ConversionError", "convert", "head_of", "load", "write"]
+__all__ = ["ConversionError", "convert", "load", "write"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -127,11 +127,7 @@ def test_an_operation_that_fails_or_is_wrong_falls_back_to_torch() -> None:
     def works(x: Tensor, conv: nn.Conv2d) -> Tensor:
         return fused.TORCH.conv_relu(x, conv)
 
-    faster: dict[str, Callable[..., Tensor]] = {
-        "norm_relu_conv": fails,
-        "norm_relu": lies,
-        "conv_relu": works,
-    }
+    faster: ops.Candidates = {"norm_relu_conv": (fails,), "norm_relu": (lies,), "conv_relu": (works,)}
     found = ops.chosen(faster, CPU, torch.float32)
     assert found.names == ("conv_relu",)
     assert found.conv_relu is works
@@ -143,15 +139,43 @@ def test_an_operation_that_fails_or_is_wrong_falls_back_to_torch() -> None:
     assert fused.best(CPU, torch.float32) is fused.TORCH
 
 
-def test_a_convolution_of_ours_has_to_be_faster_than_torch_s() -> None:
-    def works(x: Tensor, conv: nn.Conv2d, out: Tensor) -> None:
-        fused.TORCH.conv_into(x, conv, out)
+def test_of_several_versions_each_size_gets_the_fastest_and_is_timed_once() -> None:
+    ran: list[str] = []
 
-    for took, taken in ((1.0, True), (3.0, False)):
-        times = iter((took, 2.0))
-        found = ops.chosen({"conv_into": works}, CPU, torch.float32, lambda work, times=times: next(times))  # type: ignore[misc]
-        assert (found.conv_into is works) == taken
-        assert found.refused == ()
+    def version(name: str) -> ops.ConvInto:
+        def works(x: Tensor, conv: nn.Conv2d, out: Tensor) -> None:
+            ran.append(name)
+            fused.TORCH.conv_into(x, conv, out)
+
+        return works
+
+    times = iter((3.0, 1.0, 2.0, 1.0, 2.0, 3.0))  # torch's, ours, smaller; for one size after another
+    found = ops.chosen(
+        {"conv_into": (version("ours"), version("smaller"))}, CPU, torch.float32, lambda work: next(times)
+    )
+    assert (found.names, found.refused) == (("conv_into",), ())
+    conv = nn.Conv2d(8, 4, 3, padding=1, bias=False).requires_grad_(False)
+    for images, expected in ((2, ["ours"]), (2, ["ours"]), (5, []), (2, ["ours"]), (5, [])):
+        ran.clear()
+        x, out = torch.randn(images, 8, 5, 5), torch.zeros(images, 4, 5, 5)
+        found.conv_into(x, conv, out)
+        assert ran == expected
+        assert torch.equal(out, conv(x))
+
+
+def test_a_version_that_fails_leaves_the_others() -> None:
+    def broken(x: Tensor, conv: nn.Conv2d, out: Tensor) -> None:
+        raise RuntimeError("no C compiler")
+
+    times = iter((2.0, 1.0))
+    ours = Mock(side_effect=fused.TORCH.conv_into)
+    found = ops.chosen({"conv_into": (broken, ours)}, CPU, torch.float32, lambda work: next(times))
+    assert found.refused == (Fallback("conv_into", "RuntimeError: no C compiler"),)
+    ours.reset_mock()
+    conv = nn.Conv2d(8, 4, 3, padding=1, bias=False).requires_grad_(False)
+    found.conv_into(torch.randn(1, 8, 5, 5), conv, torch.zeros(1, 4, 5, 5))
+    assert ours.call_count == 1
+    assert ops.chosen({"conv_into": (broken, broken)}, CPU, torch.float32).conv_into is fused.TORCH.conv_into
 
 
 @pytest.mark.parametrize(
@@ -160,7 +184,7 @@ def test_a_convolution_of_ours_has_to_be_faster_than_torch_s() -> None:
 @torch.inference_mode()
 def test_every_operation_of_torch_s_runs_on_its_own_example(name: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        assert ops.chosen({name: getattr(fused.TORCH, name)}, CPU, dtype).names == (name,)
+        assert ops.chosen({name: (getattr(fused.TORCH, name),)}, CPU, dtype).names == (name,)
 
 
 def test_every_configuration_builds() -> None:

@@ -26,14 +26,15 @@ for dtype in (torch.float32, torch.float16):
     del faster["conv_relu"]  # cuDNN's
     found = ops.chosen(faster, torch.device("cpu"), dtype)
     assert found.names == tuple(faster), (dtype, found, missing)
+    assert found.refused == (), found.refused
 x = torch.full((1, 16, 4, 4), float("nan")).to(memory_format=torch.channels_last)
 out = torch.zeros(1, 16, 2, 2).to(memory_format=torch.channels_last)
 norm = Norm(torch.nn.BatchNorm2d(16).eval().requires_grad_(False))
-faster["max_pool"](x, 2, 2, 0, out)
+faster["max_pool"][0](x, 2, 2, 0, out)
 assert out.isnan().all()
 for operation in ("norm_relu", "norm_relu_pool"):
-    assert faster[operation](x, norm).isnan().all(), operation
-assert faster["norm_relu_conv"](x, norm, torch.ones(16, 16), torch.ones(16)).isnan().all()
+    assert faster[operation][0](x, norm).isnan().all(), operation
+assert faster["norm_relu_conv"][0](x, norm, torch.ones(16, 16), torch.ones(16)).isnan().all()
 print("equal")
 """
 
