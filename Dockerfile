@@ -112,18 +112,6 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
 # Exec form: the supervisor is PID 1 and gets SIGTERM itself.
 ENTRYPOINT ["imagenet-serve"]
 CMD ["serve"]
-
-# The image that can read any weights.
-FROM system AS runtime
-COPY --from=dependencies /opt/venv /opt/venv
-COPY --from=build /opt/service /opt/venv
-COPY --from=weights --chown=10001:10001 /weights /weights
-# Beside /weights, so that a volume mounted there does not hide them.
-COPY --from=weights /baked/hub/checkpoints /opt/weights
-COPY deploy/health.py deploy/fetch_weights.py /opt/
-ARG WEIGHTS=""
-# With baked weights their variant is the default, else the service's own default.
-ENV IMAGENET_MODEL=${WEIGHTS:-densenet121}
 ARG VERSION=""
 ARG REVISION=""
 ARG CREATED=""
@@ -136,6 +124,18 @@ LABEL org.opencontainers.image.title="imagenet-serve" \
       com.amazonaws.sagemaker.capabilities.accept-bind-to-port="true"
 # What GET /version and imagenet_build_info say.
 ENV BUILD_REVISION="${REVISION}"
+
+# The image that can read any weights.
+FROM system AS runtime
+COPY --from=dependencies /opt/venv /opt/venv
+COPY --from=build /opt/service /opt/venv
+COPY --from=weights --chown=10001:10001 /weights /weights
+# Beside /weights, so that a volume mounted there does not hide them.
+COPY --from=weights /baked/hub/checkpoints /opt/weights
+COPY deploy/health.py deploy/fetch_weights.py /opt/
+ARG WEIGHTS=""
+# With baked weights their variant is the default, else the service's own default.
+ENV IMAGENET_MODEL=${WEIGHTS:-densenet121}
 
 FROM runtime AS gpu
 # Triton builds a launcher for each kernel at the first start, and runtime=compile whole kernels: both with the system's
@@ -162,17 +162,6 @@ COPY deploy/health.py deploy/fetch_weights.py /opt/
 # Where these are a variant's published weights, weights=pretrained of this variant is what lies there, too.
 ENV IMAGENET_WEIGHTS=/opt/model \
     BAKED_MODEL=/opt/model
-ARG VERSION=""
-ARG REVISION=""
-ARG CREATED=""
-LABEL org.opencontainers.image.title="imagenet-serve" \
-      org.opencontainers.image.description="ImageNet classification with a VGG or a DenseNet behind an HTTP port" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.created="${CREATED}" \
-      com.amazonaws.sagemaker.capabilities.accept-bind-to-port="true"
-ENV BUILD_REVISION="${REVISION}"
 
 # The last target is what `docker build .` makes: with WEIGHTS the smaller image, else the one that reads any.
 # hadolint ignore=DL3006
