@@ -190,6 +190,22 @@ def test_bulk_is_behind_everybody_and_others_behind_those_who_are_due_before_the
     here.client.check_capacity(now + 10.5, bulk=True)  # exactly in time
 
 
+def test_an_image_is_refused_only_if_the_best_engine_would_be_late(here: Desk) -> None:
+    slow, fast = here.attach(4), here.attach(4)
+    slow.measured(2.0, 0.5)
+    fast.measured(0.25, 4.0)
+    deadline = here.clock.now + 1.0
+    for engine in (slow, fast):
+        engine.arena.record_admission(engine.arena.acquire(NUMBER) or 0, here.clock.now + 0.5, bulk=False)
+    here.client.check_capacity(deadline)
+    assert here.client.acquire(deadline).number == 1
+    assert (slow.arena.free, fast.arena.free) == (3, 2)
+    fast.measured(2.0, 0.5)
+    for ask in (here.client.check_capacity, here.client.acquire):
+        with pytest.raises(Overloaded):
+            ask(deadline)
+
+
 def test_pending_are_the_images_that_engines_hold(here: Desk) -> None:
     engines = [here.attach(4), here.attach(4)]
     tasks = []
