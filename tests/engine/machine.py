@@ -161,9 +161,9 @@ class Decodes:
 
 
 class FrontEnd(Decodes):
-    def __init__(self, number: int, client: EngineClient, arena: MortalArena) -> None:
+    def __init__(self, number: int, client: EngineClient, arena: MortalArena, link: Link) -> None:
         super().__init__()
-        self.number, self.client, self.arena = number, client, arena
+        self.number, self.client, self.arena, self.link = number, client, arena, link
 
 
 class Service(Counted):
@@ -187,7 +187,7 @@ class Service(Counted):
         self.arena = Arena.create(GEOMETRY)
         self.runner = FakeRunner(max_batch_size=MOST, watch=Watch(["fake"], CANARY_EVERY))
         self.glitches = 0
-        batcher = Batcher(MOST, max_bulk_batch_size=1)
+        self.batcher = batcher = Batcher(MOST, max_bulk_batch_size=1)
         self.device = ManualDevice(self.runner, self.arena, self.clock)
         self.core = EngineCore(
             self.runner, self.arena, batcher, capacity=10.0, clock=self.clock, device=self.device
@@ -205,12 +205,13 @@ class Service(Counted):
         arena = MortalArena(os.dup(self.arena.descriptor), GEOMETRY)
         client = client or EngineClient(self.clock, threads=1)
         self.core.attach(self.numbers, Link(theirs))
+        front_end = FrontEnd(self.numbers, client, arena, Link(ours))
 
         async def attach() -> None:
-            client.attach(arena, Link(ours), self.numbers)
+            client.attach(arena, front_end.link, self.numbers)
 
         self.loop.run_until_complete(attach())
-        self.front_ends.append(FrontEnd(self.numbers, client, arena))
+        self.front_ends.append(front_end)
 
     async def one(self, asked: Asked) -> SlotAnswer:
         """What `service.api.admission.Admission.infer` does."""
@@ -300,7 +301,7 @@ class Service(Counted):
     def engine_turns(self) -> None:
         quiet = self.clock.now - self.core._canary._quiet_since
         self.turn_engine()
-        assert self.device.given is not None or not len(self.core._batcher), "someone waits for a free device"
+        assert self.device.given is not None or not len(self.batcher), "someone waits for a free device"
         assert self.device.given is not None or quiet < self.device.patience, "nobody looks at an idle device"
         self.loop.turn()
 
@@ -344,8 +345,8 @@ class Service(Counted):
         front_end.arena.dead = True
         front_end.jobs.clear()
         (connection,) = front_end.client.connections
-        self.loop.remove_reader(connection._link.fileno())
-        connection._link.close()
+        self.loop.remove_reader(front_end.link.fileno())
+        front_end.link.close()
         for asked in self.running:
             if asked.front_end is front_end:
                 asked.abandoned = True
