@@ -22,8 +22,8 @@ from service.observability.metrics import Metrics
 from service.settings import Settings
 from service.shared.status import Status
 from tests.api.site import CARD, serve
-from tests.engine.machine import Decodes
 from tests.engine.scripted import RESULTS, Desk, ScriptedEngine, desk
+from tests.engine.virtual import Decodes
 from tests.fakes import fingerprint
 
 SLOTS = 4

@@ -7,7 +7,7 @@ from service.engine.batcher import Batcher
 from service.engine.core import EngineCore
 from service.shared.outputs import OutputKind
 from service.shared.transport import Link, socket_pair
-from tests.engine.machine import GEOMETRY, MOST, SLOTS, ManualDevice
+from tests.engine.virtual import GEOMETRY, MOST, SLOTS, ManualDevice
 from tests.fakes import FakeRunner, VirtualClock
 
 

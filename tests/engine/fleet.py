@@ -28,11 +28,11 @@ from service.errors import DeadlineExceeded, EngineFailed, InvalidImage, Overloa
 from service.shared.board import Board
 from service.shared.transport import Link, socket_pair
 from tests.engine.histories import Counted
-from tests.engine.machine import (
+from tests.engine.machine import RARELY
+from tests.engine.virtual import (
     GEOMETRY,
     GEOMETRY_IMAGE,
     MOST,
-    RARELY,
     SLOTS,
     Decodes,
     ManualDevice,

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from service.engine.arena import Arena, Gauge, Geometry, Outcome
 from service.engine.client import EngineClient
 from service.shared.transport import Link, socket_pair
-from tests.engine.machine import VirtualLoop
+from tests.engine.virtual import VirtualLoop
 from tests.fakes import VirtualClock, fingerprint
 
 T = TypeVar("T")

@@ -14,8 +14,8 @@ from service.models.watch import CANARY_EVERY
 from service.shared.batches import BatchReport, DeviceFailed
 from tests.engine.driven import Driven
 from tests.engine.harness import Engine
-from tests.engine.machine import MOST
 from tests.engine.test_client_and_core import ask, picture
+from tests.engine.virtual import MOST
 from tests.loops import on_a_loop
 
 

@@ -15,7 +15,7 @@ from service.engine.arena import Decoding, Gauge, Outcome
 from service.engine.load import LoadMeter
 from service.shared.outputs import OutputKind
 from tests.engine.driven import Driven
-from tests.engine.machine import MOST
+from tests.engine.virtual import MOST
 
 MEASURED = ("BUSY_RATIO", "CAPACITY", "SATURATION", "ARRIVALS", "DECODE_CAPACITY", "DECODE_BUSY")
 

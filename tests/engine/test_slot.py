@@ -13,8 +13,8 @@ from service.engine.arena import FILE, Gauge, Outcome
 from service.engine.slot import Slot
 from service.errors import DeadlineExceeded, EngineFailed, InternalError
 from service.shared.outputs import OutputKind
-from tests.engine.machine import Decodes
 from tests.engine.scripted import RESULTS, Desk, desk
+from tests.engine.virtual import Decodes
 from tests.fakes import fingerprint
 
 LATER = 60.0
