@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine, Hashable, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -70,11 +70,12 @@ class Desk:
     def _hung_up(self) -> None:
         self.hang_ups += 1
 
-    def attach(self, slots: int = 2, standby: bool = False, model: Hashable = None) -> ScriptedEngine:
+    def attach(self, slots: int = 2, **options: Any) -> ScriptedEngine:
+        """Adds an engine; ``options`` go to `EngineClient.attach`."""
         engine = ScriptedEngine(slots)
 
         async def join() -> None:
-            self.client.attach(engine.mapped, engine.theirs, NUMBER, standby, model)
+            self.client.attach(engine.mapped, engine.theirs, NUMBER, **options)
 
         self.loop.run_until_complete(join())
         self.engines.append(engine)
