@@ -208,13 +208,14 @@ class FrontEndServer:
         loop.call_later(delay, self._end)
         if self._pool is not None:
             patience = self._settings.drain_timeout_ms / 1000
-            loop.call_later(delay + patience - min(_LAST_SECOND, patience / 10), self._pool.give_up, _no_time)
+            error = partial(Draining, "the service ends before the image could be decoded (drain_timeout_ms)")
+            loop.call_later(delay + patience - min(_LAST_SECOND, patience / 10), self._pool.give_up, error)
 
     def _lost_the_keeper(self) -> None:
         """Ends this front-end, which cannot decode any more, so that the supervisor replaces it."""
         self.failed = True
         assert self._pool is not None
-        self._pool.give_up(_no_decoders)
+        self._pool.give_up(lambda: EngineFailed("the decoders have failed and are being restarted"))
         self._server.should_exit = True  # the port stays open: the other front-ends share it
 
     def _end(self) -> None:
@@ -235,14 +236,6 @@ class FrontEndServer:
 def _supervisor() -> int:
     """The pid of the supervisor: the parent's, or this process's own where every part is a thread."""
     return os.getpid() if multiprocessing.parent_process() is None else os.getppid()
-
-
-def _no_time() -> Exception:
-    return Draining("the service ends before the image could be decoded (drain_timeout_ms)")
-
-
-def _no_decoders() -> Exception:
-    return EngineFailed("the decoders have failed and are being restarted")
 
 
 class _Server(uvicorn.Server):
