@@ -1,7 +1,7 @@
 """The first thirty minutes on a GPU: one command that runs steps of growing scope and prints a short table.
 
-    python -m benchmarks.gpu [--minutes 30] [--weights random:0] [--models densenet121 vgg16 ...] [--only STEP ...]
-                             [--again STEP ...] [--state FILE] [--allow-no-gpu]
+    python -m benchmarks.gpu [--minutes 30] [--seconds 1.5] [--weights random:0] [--models densenet121 vgg16 ...]
+                             [--only STEP ...] [--again STEP ...] [--state FILE] [--allow-no-gpu]
 
 Each step has a verdict and a time; a failing one does not keep the next from running, and leaves in the state's file
 what is needed to understand it elsewhere. Run again, the command goes on after the last step that is there;
@@ -47,6 +47,8 @@ class Plan:
     weights: str
     deadline: float
     """Monotonic time at which the run must end."""
+    seconds: float = 1.5
+    """Seconds in which each rate is measured."""
 
     def left(self) -> float:
         return self.deadline - time.monotonic()
@@ -165,6 +167,7 @@ def main() -> int:
     about = __doc__ + "".join(f"    {step.name:<14}{step.about}\n" for step in steps)
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0, help="at most, for everything")
+    parser.add_argument("--seconds", type=float, default=1.5, help="for each rate that is measured")
     parser.add_argument(
         "--weights", default="random:0", help="random:0 needs no network; pretrained says more"
     )
@@ -185,7 +188,8 @@ def main() -> int:
         return 0 if arguments.allow_no_gpu else 1
     processes.end_with_servers()
     torch.set_num_threads(available_cores())
-    plan = Plan(arguments.models, arguments.weights, time.monotonic() + 60 * arguments.minutes)
+    deadline = time.monotonic() + 60 * arguments.minutes
+    plan = Plan(arguments.models, arguments.weights, deadline, arguments.seconds)
     state = State(arguments.state, torch.cuda.get_device_name())
     go([step for step in steps if step.name in arguments.only], plan, state, arguments.again)
     publish(steps, state, arguments.weights)

@@ -25,7 +25,7 @@ from service.engine.arena import FILE, Arena, Decoding, Gauge, Outcome
 from service.engine.batcher import Batcher, Request
 from service.engine.canary import Canary
 from service.engine.device import Batch, DeviceThread, Runner, StreamThreads
-from service.engine.files import MAX_WAITING, FileDecodeThreads
+from service.engine.files import MAX_WAITING, FileDecoding
 from service.engine.load import LoadMeter
 from service.shared.batches import DeviceFailed
 from service.shared.transport import Link
@@ -72,7 +72,7 @@ class EngineCore:
         batch_ran: Callable[[Batch], None] = lambda batch: None,
         clock: Callable[[], float] = time.monotonic,
         device: DeviceThread | None = None,
-        files: FileDecodeThreads | None = None,
+        files: FileDecoding | None = None,
     ) -> None:
         """``device`` runs the batches of ``runner``; without one it is a thread of its own."""
         self._arena = arena
@@ -153,13 +153,12 @@ class EngineCore:
             self._threads.start()
         self._selector.register(self._device, selectors.EVENT_READ, self._finish)
         if self._files:
-            self._files.start()
             self._selector.register(self._files, selectors.EVENT_READ, self._collect_decoded_files)
 
     def end(self) -> None:
         """Waits for running batches, stops the threads and closes all links."""
         if self._files:
-            self._files.stop()
+            self._files.close()
         if self._threads:
             self._threads.stop()  # before the device, whose pipe their last batches write to
         self._device.stop()
@@ -218,7 +217,7 @@ class EngineCore:
                 self._cancel(front_end, ~number)
 
     def _receive_file(self, front_end: FrontEnd, slot: int) -> None:
-        if self._files is None:
+        if self._files is None or not self._files.open:
             self._arena.record_outcome(slot, Outcome.FAILED)
             front_end.link.send((slot + FILE,))
             return
@@ -237,6 +236,8 @@ class EngineCore:
                 continue
             self._arena.release(slot)
             self._detach_if_settled(front_end)
+        if not self._files.open:
+            self._selector.unregister(self._files)
         self._reply_decoded_files()
 
     def _reply_decoded_files(self) -> None:

@@ -18,7 +18,8 @@ from service.engine.arena import Arena, Gauge, Geometry
 from service.engine.batcher import Batcher
 from service.engine.core import EngineCore
 from service.engine.device import Batch, DeviceThread
-from service.engine.files import DECODERS, FileDecodeThreads
+from service.engine.file_process import FileProcess
+from service.engine.files import FileDecoding
 from service.engine.owner import Owner
 from service.engine.spare import Seen, SpareTime
 from service.errors import StartError
@@ -79,9 +80,11 @@ def main(
     if shadow and threading.current_thread() is threading.main_thread():  # in a process of its own
         os.nice(_LAST)
     logs.configure(settings, name)
+    # Forked before this process has a thread.
+    process = _file_process() if settings.decode == "gpu" else None
     owner = Owner("device")
     try:
-        runner, card, arena, files = owner.call(lambda: _prepare(settings, channel, given_up))
+        runner, card, arena, files = owner.call(lambda: _prepare(settings, channel, given_up, process))
     except StartError as error:
         channel.send("failed", message=str(error))
         raise SystemExit(CANNOT_START) from None
@@ -129,9 +132,16 @@ def _end(channel: Channel, error: DeviceFailed) -> NoReturn:
     raise SystemExit(DEVICE_FAILED) from None
 
 
+def _file_process() -> FileProcess | Fallback:
+    try:
+        return FileProcess()
+    except OSError as error:
+        return Fallbacks().add("decode=gpu", error)
+
+
 def _prepare(
-    settings: Settings, channel: Channel, given_up: Sequence[str]
-) -> tuple[ModelRunner | CudaRunner, ModelCard, Arena, FileDecodeThreads | None]:
+    settings: Settings, channel: Channel, given_up: Sequence[str], process: FileProcess | Fallback | None
+) -> tuple[ModelRunner | CudaRunner, ModelCard, Arena, FileDecoding | None]:
     """Loads and warms up the model. Returns it with its card, the arena of its images, and the file decoder, if any."""
     runner, card = _load(settings, channel, given_up)
     if card.untrained:
@@ -140,30 +150,31 @@ def _prepare(
     told = runner.adopt(arena.pixels)
     arena.gauges[Gauge.DECODE_MEMORY] = memory_for_pictures()
     fallbacks, files = [*card.fallbacks, *told], None
-    if settings.decode == "gpu":
-        files, missing = _file_decode_threads(card, arena)
+    if process is not None:
+        files, missing = _file_decoding(process, card, arena)
         fallbacks += missing
     return runner, replace(card, fallbacks=tuple(fallbacks)), arena, files
 
 
-def _file_decode_threads(card: ModelCard, arena: Arena) -> tuple[FileDecodeThreads | None, list[Fallback]]:
-    """The threads that decode plain JPEGs on the GPU, or None and a fallback: the service can do without them."""
+def _file_decoding(
+    process: FileProcess | Fallback, card: ModelCard, arena: Arena
+) -> tuple[FileDecoding | None, list[Fallback]]:
+    """The decoder of plain JPEGs on the GPU, or None and a fallback: the service can do without it."""
+    if isinstance(process, Fallback):
+        return None, [process]
     try:
-        import torch
-
-        from service.models.cuda.jpegs import open_decoder
-
-        device = torch.device(card.device)
-        decoders = [open_decoder(card.preprocessing, device) for _ in range(DECODERS)]
-    except Exception as error:
-        # The border of a library that may be missing or old, or may not find its device.
+        if card.device == "cpu":
+            process.close()
+            raise ValueError("the model runs on the CPU, and so do the decoders")
+        found = process.open(arena, card.preprocessing, card.device)
+    except ValueError as error:
         return None, [Fallbacks().add("decode=gpu", error)]
     log.info(
         "plain JPEGs of up to %d bytes are decoded on %s while no core is free",
         arena.pixels[0].size,
         card.device,
     )
-    return FileDecodeThreads(decoders, arena), []
+    return found, []
 
 
 def _load(

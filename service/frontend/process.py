@@ -57,6 +57,8 @@ HEARTBEAT = 1.0
 _ACCEPT_SECONDS, _ACCEPT_STEPS = 0.2, 4
 #: Seconds for sending the last answers to requests that were cut off.
 _LAST_WORDS = 0.5
+#: Niceness of decoders beside a GPU that decodes, at a thirtieth of their CPU for a photo: they take what is left.
+_AFTER_THE_GPU = 10
 #: Seconds at the end of a drain (a tenth of a drain shorter than ten times this) in which nothing is decoded any more,
 #: so that requests that wait for a decoder still get an answer.
 _LAST_SECOND = 1.0
@@ -303,7 +305,7 @@ def main(
     # The keeper is forked before this process has a thread, a connection or a key. A thread of the supervisor's process
     # must not fork.
     alone = transport.PROCESSES and threading.current_thread() is threading.main_thread()
-    keeper = Keeper() if alone else None
+    keeper = Keeper(_AFTER_THE_GPU if settings.decode == "gpu" else 0) if alone else None
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         well = runner.run(_run(settings, listener, channel, keeper, board))
     if not well:

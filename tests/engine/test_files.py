@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,13 +18,13 @@ from service.engine.arena import Arena, Decoding, Gauge, Geometry
 from service.engine.batcher import Batcher
 from service.engine.client import EngineClient
 from service.engine.core import EngineCore
-from service.engine.files import MAX_WAITING, FileDecodeThreads
+from service.engine.files import MAX_WAITING, FileDecoding, serve
 from service.errors import DeadlineExceeded
 from service.images.decoders.threads import ThreadWriting
 from service.shared.transport import Link, socket_pair
 from service.shared.writing import Ended, Work, Writing
 from tests.fakes import FakeRunner, fingerprint
-from tests.loops import on_a_loop, until
+from tests.loops import until
 
 SHAPE = (4, 8, 3)
 
@@ -87,7 +87,20 @@ class Site:
     def __init__(self, decoder: FakeDecoder | None, slots: int = 6) -> None:
         self.runner = FakeRunner()
         self.arena = Arena.create(Geometry(slots, *SHAPE, self.runner.results))
-        files = FileDecodeThreads([decoder], self.arena) if decoder else None
+        self.file_decoder, files = threading.Thread(), None
+        if decoder:
+            ours, theirs = map(Link, socket_pair())
+            files = FileDecoding(ours)
+
+            def decode() -> None:
+                with (
+                    contextlib.suppress(SystemExit),
+                    contextlib.closing(theirs),
+                ):  # as the end of a process does
+                    serve(theirs, decoder, self.arena)
+
+            self.file_decoder = threading.Thread(target=decode)
+            self.file_decoder.start()
         self.core = EngineCore(self.runner, self.arena, Batcher(8), capacity=100.0, files=files)
         self.decoders = Slow()
         self.ends: dict[int, socket.socket] = {}
@@ -106,6 +119,9 @@ class Site:
             thread.join(60)
             assert not thread.is_alive()
             stopped.close()
+            if self.file_decoder.ident is not None:
+                self.file_decoder.join(60)
+                assert not self.file_decoder.is_alive()
 
     def client(self, number: int = 1, client: EngineClient | None = None) -> EngineClient:
         ours, theirs = socket_pair()
@@ -210,7 +226,7 @@ def test_a_decoder_that_fails_again_and_again_gets_no_more(caplog: pytest.LogCap
         client.detach()
 
     run(decoder, scenario)
-    assert "gets no more" in caplog.text
+    assert "has ended" in caplog.text
     assert caplog.text.count("cannot decode") == 3
 
 
@@ -293,49 +309,24 @@ def test_a_dead_front_end_s_slots_come_back_after_the_engine_has_decoded_into_th
     run(decoder, scenario)
 
 
-def test_stopping_waits_for_the_files_that_were_handed_over() -> None:
-    arena = Arena.create(Geometry(2, *SHAPE, 10))
-    arena.pixels[0, 0, 0] = list(b"F\x10\x00")
-    arena.record_admission(0, float("inf"), bulk=False)
-    arena.record_file(0, 2)
-    decoder = FakeDecoder()
-    decoder.may.clear()
-    thread = FileDecodeThreads([decoder], arena)
-    thread.start()
-    thread.submit(0)
-    threading.Timer(0.05, decoder.may.set).start()
-    thread.stop()
-    assert decoder.seen == [b"F\x10"]
-    assert (arena.pixels[0] == 0x10).all()
-    arena.close()
+def test_what_a_dead_decoder_had_is_decoded_by_the_front_ends(caplog: pytest.LogCaptureFixture) -> None:
+    class Dying(FakeDecoder):
+        def decode(self, files: Sequence[bytes]) -> list[NDArray[np.uint8] | None]:
+            super().decode(files)
+            raise SystemExit  # as a kill does, it skips everything but the close of the socket
 
+    decoder = Dying()
 
-def test_a_stopped_thread_leaves_no_descriptor_open() -> None:
-    arena = Arena.create(Geometry(2, *SHAPE, 10))
-    before = os.listdir("/proc/self/fd")
-    for started in (True, False):
-        thread = FileDecodeThreads([FakeDecoder(), FakeDecoder()], arena)
-        if started:
-            thread.start()
-        thread.stop()
-    assert os.listdir("/proc/self/fd") == before
-
-
-@on_a_loop
-async def test_while_one_decoder_is_busy_another_takes_the_next_file() -> None:
-    arena = Arena.create(Geometry(4, *SHAPE, 10))
-    decoders = [FakeDecoder(), FakeDecoder()]
-    threads = FileDecodeThreads(decoders, arena)
-    threads.start()
-    for decoder in decoders:
+    async def scenario(site: Site) -> None:
         decoder.may.clear()
-    for slot in (0, 1):
-        arena.pixels[slot].reshape(-1)[:2] = ord("F"), 0x10 + slot
-        arena.record_admission(slot, time.monotonic() + 60, False)
-        arena.record_file(slot, 2)
-        threads.submit(slot)
-        await until(lambda: sum(each.began.is_set() for each in decoders) == slot + 1)  # noqa: B023
-    for decoder in decoders:
+        client = site.client()
+        waiting = [asyncio.create_task(site.ask(client, Photo(b"F" + bytes([0x10 + k])))) for k in range(3)]
+        await until(decoder.began.is_set)
         decoder.may.set()
-    await until(lambda: all((arena.pixels[slot] == 0x10 + slot).all() for slot in (0, 1)))
-    threads.stop()
+        assert await asyncio.gather(*waiting) == [0x11, 0x12, 0x13]
+        assert await site.ask(client, Photo(b"F\x20")) == 0x21
+        assert site.arena.gauges[Gauge.FILES] == 0
+        client.detach()
+
+    run(decoder, scenario)
+    assert "has ended" in caplog.text

@@ -33,11 +33,12 @@ _LOOK_AGAIN = 0.1
 class Keeper:
     """The front-end's side of the channel. ``pid`` is the keeper's process id."""
 
-    def __init__(self) -> None:
-        """Forks the keeper. Call it while this process has one thread."""
+    def __init__(self, niceness: int = 0) -> None:
+        """Forks the keeper. Call it while this process has one thread. ``niceness`` is added to the decoders'."""
         ours, theirs = socket_pair()
         self.pid = os.fork()
         if not self.pid:
+            os.nice(niceness)
             _run(theirs)
         theirs.close()
         self.channel = Channel(ours)

@@ -134,7 +134,7 @@ def _norm_relu_matmul(  # type: ignore[no-untyped-def, unused-ignore]
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _conv3x3(  # type: ignore[no-untyped-def, unused-ignore]
-    x, weight, out, rows, inputs, outputs, stride, height, width, whole: tl.constexpr,
+    x, weight, out, rows, inputs, outputs, stride, height, width, whole: tl.constexpr, unrolled: tl.constexpr,
     block_rows: tl.constexpr, block_inputs: tl.constexpr, block_outputs: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) * block_rows + tl.arange(0, block_rows))[:, None]
@@ -147,18 +147,33 @@ def _conv3x3(  # type: ignore[no-untyped-def, unused-ignore]
     total = tl.zeros((block_rows, block_outputs), tl.float32)
     for start in range(0, inputs, block_inputs):
         inside = _inside(start + k, inputs, whole)
-        # The nine taps of some inputs follow each other: what one has loaded, the next finds in the L1 cache.
-        for tap in tl.static_range(9):
-            there = (line + (tap // 3 - 1) >= 0) & (line + (tap // 3 - 1) < height) & (row < rows)
-            there &= (place + (tap % 3 - 1) >= 0) & (place + (tap % 3 - 1) < width)
-            at = pixel + (((tap // 3 - 1) * width + (tap % 3 - 1)) * inputs + start)
-            numbers = tl.load(at, mask=there & inside[None, :], other=0.0)
-            factors = tl.load(
-                filters + (tap * inputs + start), mask=inside[:, None] & wanted[None, :], other=0.0
-            )
-            total = tl.dot(numbers, factors, total, input_precision="ieee")
+        here, fits = (row < rows) & inside[None, :], inside[:, None] & wanted[None, :]
+        if unrolled:
+            # The nine taps of some inputs follow each other: what one has loaded, the next finds in the L1 cache.
+            for tap in tl.static_range(9):
+                total = _plus_tap(
+                    total, tap, pixel + start, filters + start, here, fits, line, place, inputs, height, width
+                )
+        else:
+            # A loop, whose next loads the compiler starts while it multiplies. With few programs nothing else would
+            # hide the time that memory takes.
+            for tap in range(9):
+                total = _plus_tap(
+                    total, tap, pixel + start, filters + start, here, fits, line, place, inputs, height, width
+                )
     mask = (row < rows) & wanted[None, :]
     tl.store(out + row.to(tl.int64) * stride + column[None, :], total.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _plus_tap(  # type: ignore[no-untyped-def, unused-ignore]
+    total, tap, pixel, filters, here, fits, line, place, inputs, height, width
+):
+    down, right = tap // 3 - 1, tap % 3 - 1
+    there = (line + down >= 0) & (line + down < height) & (place + right >= 0) & (place + right < width)
+    numbers = tl.load(pixel + (down * width + right) * inputs, mask=here & there, other=0.0)
+    factors = tl.load(filters + tap * inputs, mask=fits, other=0.0)
+    return tl.dot(numbers, factors, total, input_precision="ieee")
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -247,16 +262,16 @@ def conv_into(x: Tensor, conv: nn.Conv2d, out: Tensor) -> None:
         tile = Tile(32, 32, columns, warps=8, stages=1)
     else:
         tile = Tile(64, 64 if columns <= 32 else 32, columns, stages=1)
-    _conv_into(x, conv, out, tile)
+    _conv_into(x, conv, out, tile, unrolled=True)
 
 
 def conv_into_small(x: Tensor, conv: nn.Conv2d, out: Tensor) -> None:
     """Does what `conv_into` does, by more and smaller programs: for small batches."""
     inputs = 32 if x.dtype is torch.float32 else 128
-    _conv_into(x, conv, out, Tile(16, inputs, _power_of_2(conv.out_channels), stages=1))
+    _conv_into(x, conv, out, Tile(16, inputs, _power_of_2(conv.out_channels)), unrolled=False)
 
 
-def _conv_into(x: Tensor, conv: nn.Conv2d, out: Tensor, tile: Tile) -> None:
+def _conv_into(x: Tensor, conv: nn.Conv2d, out: Tensor, tile: Tile, *, unrolled: bool) -> None:
     rows, narrow = _matrix(x)
     _, inputs, height, width = x.shape
     outputs = conv.out_channels
@@ -265,7 +280,7 @@ def _conv_into(x: Tensor, conv: nn.Conv2d, out: Tensor, tile: Tile) -> None:
     _, stride = _matrix(out)
     launch(
         _conv3x3, tile.grid(rows, outputs), x, conv.weight, out, rows, inputs, outputs, stride, height, width,
-        **tile.constants(inputs, outputs),
+        unrolled=unrolled, **tile.constants(inputs, outputs),
     )  # fmt: skip
 
 
