@@ -218,7 +218,7 @@ def raw(plan: Plan, before: dict[str, Outcome]) -> Outcome:
     expectations."""
     rows: list[Row] = []
     for model in sorted(plan.models, key=lambda name: name not in GOALS):
-        if plan.left() < 60:
+        if plan.left() < 15:
             rows.append({"model": model, "check": "left out"})
             continue
         with alone():
@@ -369,11 +369,10 @@ def served(plan: Plan, before: dict[str, Outcome]) -> Outcome:
     The bound is the smaller of the device's images a second and of what all decoders together make.
     """
     rates_of = {row["model"]: row["images/s"] for row in before["raw"].rows if row.get("goal")}
-    decoded = {row["decode"]: row["all cores"] for row in before["decoding"].rows}
+    cores = {row["decode"]: row["all cores"] for row in before["decoding"].rows}
     # With the GPU's decoder, each file goes to the decoder that is free.
-    decoded |= {
-        row["decode"]: row["photos/s"] + decoded["exact"] for row in before["lane"].rows if row["photos/s"]
-    }
+    both = {row["decode"]: row["photos/s"] + cores["exact"] for row in before["lane"].rows if row["photos/s"]}
+    decoded = {"exact": cores["exact"], **both, **cores}
     rows: list[Row] = []
     for model in (name for name in rates_of if name in plan.models):
         for way in decoded:

@@ -6,7 +6,7 @@ event of another. Memory that work reads or writes must stay untouched until an 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +33,9 @@ class Stream(Protocol):
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         """Enqueues a copy, also between memories; both tensors are contiguous and of one dtype."""
+
+    def copy_all(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Enqueues a copy for each pair of target and source, at less cost for the host than one by one."""
 
     def run(self, work: Work) -> None:
         """Enqueues work: from `Device.capture`, or a function of torch operations."""

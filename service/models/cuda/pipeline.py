@@ -289,8 +289,10 @@ class CudaRunner:
     def _upload(self, batch: InFlightBatch) -> None:
         buffers, source = batch.buffers, self._source(batch.pixels)
         if source is not None:
-            for row, slot, count in neighbours(batch.slots):
-                self._copying.copy(buffers.pixels[row : row + count], source[slot : slot + count])
+            self._copying.copy_all(
+                (buffers.pixels[row : row + count], source[slot : slot + count])
+                for row, slot, count in neighbours(batch.slots)
+            )
             return
         staged = buffers.staged_pixels.numpy()
         for row, slot in enumerate(batch.slots):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -43,8 +43,13 @@ class _Stream:
         self.stream = stream
 
     def copy(self, target: Tensor, source: Tensor) -> None:
+        self.copy_all([(target, source)])
+
+    def copy_all(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        # To enter the stream takes the host longer than to enqueue a copy.
         with torch.cuda.stream(self.stream), torch.inference_mode():
-            target.copy_(source, non_blocking=True)
+            for target, source in pairs:
+                target.copy_(source, non_blocking=True)
 
     def run(self, work: Work) -> None:
         with torch.cuda.stream(self.stream), torch.inference_mode():

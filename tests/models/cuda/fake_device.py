@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -85,6 +85,10 @@ class FakeStream:
             target.copy_(real)
 
         self.queue.append(copy)
+
+    def copy_all(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        for target, source in pairs:
+            self.copy(target, source)
 
     def run(self, work: Work) -> None:
         device = self.device
