@@ -127,12 +127,9 @@ def _cpuinfo(*names: str) -> str:
 
 
 def _memory_available() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
+    kib = number_in(Path("/proc/meminfo"), "MemAvailable:")
+    if kib is not None:
+        return kib * 1024
     try:  # macOS has no /proc/meminfo: the total memory has to do
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError):
@@ -162,13 +159,14 @@ def _cgroup_memory_left(root: Path) -> int | None:
         except (OSError, ValueError):
             continue
         # Inactive pages of files do not count as used: the kernel drops them first. The kubelet does the same.
-        return max(0, limit - max(0, taken - _statistic(root / statistics, idle)))
+        return max(0, limit - max(0, taken - (number_in(root / statistics, f"{idle} ") or 0)))
     return None
 
 
-def _statistic(path: Path, name: str) -> int:
+def number_in(path: Path, beginning: str) -> int | None:
+    """The number in the file's first line with this ``beginning``; None without one."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith(beginning)), None)

@@ -12,6 +12,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.host.machine import number_in
+
 #: Clock ticks a second, the unit of the times in ``/proc/PID/stat``.
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -59,12 +61,9 @@ def by_process(supervisor: int) -> dict[str, Usage]:
 
 def memory_bytes(pid: int) -> int:
     """The proportional set size of the process, or else its resident memory; 0 if it does not exist."""
-    try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
+    kib = number_in(Path(f"/proc/{pid}/smaps_rollup"), "Pss:")
+    if kib is not None:
+        return kib * 1024
     fields = stat_fields(pid)
     return int(fields[_RESIDENT]) * _PAGE if fields else 0
 

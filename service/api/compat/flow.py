@@ -26,7 +26,7 @@ from service.errors import (
     TooManyImages,
 )
 from service.observability.card import ModelCard
-from service.shared.ranking import activate, top
+from service.shared.ranking import Ranking, activate, top
 
 #: The only version of every model.
 VERSION = "1"
@@ -121,15 +121,8 @@ class CompatRequest(Admission):
 
     def classes(self, logits: NDArray[np.float32], k: int | None = None) -> list[dict[str, Any]]:
         """The best classes in the form of `/predict`."""
-        return [
-            {
-                "class_id": self.model.classes[index].class_id,
-                "wnid": self.model.classes[index].wnid,
-                "label": self.model.classes[index].label,
-                "probability": probability,
-            }
-            for index, probability in self.best(logits, k)
-        ]
+        ranking = Ranking(min(k or self.context.settings.top_k, len(self.model.classes)))
+        return ranking.predictions(logits, self.model.classes, self.model.activation)
 
 
 def speak(request: Request, document: ErrorDocument) -> None:

@@ -12,6 +12,7 @@ import io
 import json
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -169,12 +170,7 @@ def _named_arrays(path: Path, prefix: str) -> tuple[Named, Named]:
     is in.
     """
     arrays = read_arrays(path, path.name, lambda name: name.startswith(prefix) and "optimizer" not in name)
-    layers: dict[str, dict[int, Array]] = {}
-    for name, array in arrays.items():
-        inner, _, variable = name.removeprefix(prefix).partition(":")[0].rpartition("/")
-        number = _variable(variable)
-        if number is not None:
-            layers.setdefault(inner, {})[number] = array
+    layers = _by_group({name.removeprefix(prefix): array for name, array in arrays.items()})
     exact: Named = {}
     loose: Named = {}
     for inner, found in layers.items():
@@ -184,6 +180,17 @@ def _named_arrays(path: Path, prefix: str) -> tuple[Named, Named]:
         exact[own or inner] = found
         loose[parts[-1]] = found
     return exact, loose
+
+
+def _by_group(arrays: Mapping[str, Array]) -> Named:
+    """Returns the arrays by their group, numbered as in Keras 3, from Keras 2's paths such as ``fc1/fc1/kernel:0``."""
+    layers: Named = {}
+    for path, array in arrays.items():
+        group, _, variable = path.partition(":")[0].rpartition("/")
+        number = _variable(variable)
+        if number is not None:
+            layers.setdefault(group, {})[number] = array
+    return layers
 
 
 def _variable(name: str) -> int | None:
@@ -200,12 +207,7 @@ def _read_classic(path: Path, names: list[str], prefix: str) -> KerasFile:
     leaves: list[Leaf] = []
     for name in names:
         own = {key: array for key, array in arrays.items() if key.startswith(f"{prefix}{name}/")}
-        layers: dict[str, dict[int, Array]] = {}
-        for key, array in own.items():
-            inner, _, variable = key.partition(":")[0].rpartition("/")
-            number = _variable(variable)
-            if number is not None:
-                layers.setdefault(inner, {})[number] = array
+        layers = _by_group(own)
         ordered = _in_order(path, prefix + name, layers)
         if not ordered:
             leaves.append(Leaf(_kind_by_name(name), name, None))
