@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.models.guard import LOOK_EVERY
 from service.models.watch import CANARY_EVERY, Trust, Watch
 from service.shared.batches import DeviceFailed
 
@@ -37,8 +38,10 @@ def test_with_time_to_spare_every_place_has_its_turn() -> None:
     assert seen == list("abcabc")
 
 
-def test_the_canary_costs_two_passes_in_a_hundred_at_most() -> None:
+def test_two_images_look_within_the_promised_passes_and_cost_three_in_a_hundred() -> None:
+    assert 2 * LOOK_EVERY <= CANARY_EVERY
     assert 1 / CANARY_EVERY <= 0.02
+    assert 1 / (LOOK_EVERY + 1) < 0.031
 
 
 def test_an_answer_that_stays_wrong_ends_the_device_and_one_that_comes_right_does_not() -> None:
