@@ -8,4 +8,5 @@ prepare.py        a program → one captured and checked step for each bucket
 in_flight.py      one batch in flight
 measure.py        times of batches
 pipeline.py       `CudaRunner`: buckets, two batches in flight, out of memory, the canary
+jpegs.py          `decode=gpu`: files → pixels, resized by resize.py, and in one launch by resize_kernel.py
 """

@@ -2,6 +2,7 @@
 
 ops.py        three operations and the door to them: torch's own anywhere, faster ones where they prove equal
 kernels.py    the faster ones in Triton
+fastest.py    the choice among several of one kind, timed for each size
 norm.py       a batch norm as they take it
 networks.py   a loaded model → a module of the same answers: folded norms, block buffers, the operations above
 
