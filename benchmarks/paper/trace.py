@@ -59,7 +59,7 @@ _FREE = frozenset(
         "device",
     )
 )
-_CONVOLUTIONS = ("convolution", "cudnn_convolution_relu", "_conv3x3", "_norm_relu_matmul")
+_CONVOLUTIONS = ("convolution", "cudnn_convolution_relu", "_conv3x3", "_norm_relu_matmul", "_first_conv")
 
 
 @dataclass(frozen=True)
@@ -233,6 +233,7 @@ def faster(recorder: Callable[[], _Recorder | None] = lambda: None, version: int
     every, missing = ops.candidates()
     assert not missing, missing
     candidates = {name: versions[min(version, len(versions) - 1)] for name, versions in every.items()}
+    (cudnn,) = every["conv_relu"]
 
     def conv_relu(x: Tensor, conv: nn.Conv2d) -> Tensor:
         noting = recorder()
@@ -248,7 +249,9 @@ def faster(recorder: Callable[[], _Recorder | None] = lambda: None, version: int
             )
         return result
 
-    chosen: dict[str, Any] = candidates | {"conv_relu": conv_relu}
+    chosen: dict[str, Any] = {
+        name: conv_relu if candidate is cudnn else candidate for name, candidate in candidates.items()
+    }
     return replace(ops.TORCH, **chosen, names=tuple(candidates))
 
 

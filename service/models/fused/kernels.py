@@ -11,7 +11,7 @@ types. ReLU is a comparison, because a maximum would turn NaN into 0 and hide an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import triton
@@ -166,6 +166,38 @@ def _conv3x3(  # type: ignore[no-untyped-def, unused-ignore]
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _first_conv(  # type: ignore[no-untyped-def, unused-ignore]
+    x, weight, bias, out, rows, outputs, height, width, lines, columns,
+    channels: tl.constexpr, down: tl.constexpr, right: tl.constexpr, step: tl.constexpr, top: tl.constexpr,
+    left: tl.constexpr, block_rows: tl.constexpr, block_inputs: tl.constexpr, block_outputs: tl.constexpr,
+):  # fmt: skip
+    inputs: tl.constexpr = down * right * channels
+    row = (tl.program_id(0) * block_rows + tl.arange(0, block_rows))[:, None]
+    column = tl.program_id(1) * block_outputs + tl.arange(0, block_outputs)
+    wanted = column < outputs
+    line = row // columns % lines * step - top
+    place = row % columns * step - left
+    corner = x + ((row // columns // lines * height + line).to(tl.int64) * width + place) * channels
+    total = tl.zeros((block_rows, block_outputs), tl.float32)
+    for start in range(0, inputs, block_inputs):
+        # One number of the product's inner side is one channel of one tap.
+        k = start + tl.arange(0, block_inputs)
+        tap_line, tap_place = (k // (right * channels))[None, :], (k // channels % right)[None, :]
+        there = (line + tap_line >= 0) & (line + tap_line < height) & (row < rows) & (k < inputs)[None, :]
+        there &= (place + tap_place >= 0) & (place + tap_place < width)
+        at = corner + (tap_line * width + tap_place) * channels + (k % channels)[None, :]
+        numbers = tl.load(at, mask=there, other=0.0)
+        factors = tl.load(
+            weight + column[None, :] * inputs + k[:, None],
+            mask=(k < inputs)[:, None] & wanted[None, :], other=0.0,
+        )  # fmt: skip
+        total = tl.dot(numbers, factors, total, input_precision="ieee")
+    total += tl.load(bias + column, mask=wanted, other=0.0).to(tl.float32)[None, :]
+    result = tl.where(total < 0, 0.0, total).to(out.dtype.element_ty)
+    tl.store(out + row.to(tl.int64) * outputs + column[None, :], result, mask=(row < rows) & wanted[None, :])
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _plus_tap(  # type: ignore[no-untyped-def, unused-ignore]
     total, tap, pixel, filters, here, fits, line, place, inputs, height, width
 ):
@@ -282,6 +314,31 @@ def _conv_into(x: Tensor, conv: nn.Conv2d, out: Tensor, tile: Tile, *, unrolled:
         _conv3x3, tile.grid(rows, outputs), x, conv.weight, out, rows, inputs, outputs, stride, height, width,
         unrolled=unrolled, **tile.constants(inputs, outputs),
     )  # fmt: skip
+
+
+def first_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Triton version of `service.models.fused.ops.Ops.first_conv`.
+
+    cuDNN pads the channels to eight: its products are mostly of zeros.
+    """
+    _, narrow = _matrix(x)
+    images, channels, height, width = x.shape
+    outputs, (down, right) = conv.out_channels, conv.kernel_size
+    (top, left), step = cast(tuple[int, int], conv.padding), conv.stride[0]
+    assert narrow == channels, "the input is part of a wider one"
+    filters = conv.weight.permute(0, 2, 3, 1)
+    assert filters.is_contiguous(), "the filters are not channels-last"
+    assert conv.stride == (step, step), "the steps differ"
+    lines, columns = (height + 2 * top - down) // step + 1, (width + 2 * left - right) // step + 1
+    out = _empty(x.device, (images, outputs, lines, columns), x.dtype)
+    rows, many = images * lines * columns, x.dtype is torch.float32 or filters[0].numel() > 32
+    tile = Tile(64, 32, min(64, _power_of_2(outputs)), warps=8 if many else 4, stages=1)
+    launch(
+        _first_conv, tile.grid(rows, outputs), x, filters, conv.bias, out, rows, outputs, height, width, lines,
+        columns, channels=channels, down=down, right=right, step=step, top=top, left=left, block_rows=tile.rows,
+        block_inputs=tile.inputs, block_outputs=tile.outputs, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return out
 
 
 @dataclass(frozen=True)

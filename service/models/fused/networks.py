@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from service.models.densenet import DenseNet
 from service.models.fused.norm import Norm
-from service.models.fused.ops import TORCH, Ops
+from service.models.fused.ops import FEW, TORCH, Ops
 from service.models.loader import Uint8Model, grey
 
 
@@ -95,7 +95,8 @@ class _ConvRelu(nn.Module):
         self.conv, self._ops = conv, ops
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._ops.conv_relu(x, self.conv)
+        run = self._ops.first_conv if self.conv.in_channels <= FEW else self._ops.conv_relu
+        return run(x, self.conv)
 
 
 class _Entrance(Protocol):

@@ -20,6 +20,9 @@ _LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 _NO_EPSILON = 1e-12
 
 
+#: Most channels of an input for which there is a convolution of its own: an image's.
+FEW = 4
+
 Normalise = Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor]
 NormRelu = Callable[[Tensor, Norm], Tensor]
 NormReluConv = Callable[[Tensor, Norm, Tensor, Tensor], Tensor]
@@ -48,6 +51,8 @@ class Ops:
     """Writes the largest of each window into ``out``. Arguments: x, kernel, step, padding, out."""
     conv_relu: ConvRelu
     """Computes ``relu(conv(x))`` of a convolution with a bias."""
+    first_conv: ConvRelu
+    """Computes the same for a convolution of at most `FEW` channels."""
     conv_into: ConvInto
     """Writes ``conv(x)`` into ``out``; the convolution is 3x3, without bias, and keeps the size."""
     names: tuple[str, ...] = ()
@@ -89,7 +94,7 @@ def _conv_into(x: Tensor, conv: nn.Conv2d, out: Tensor) -> None:
 
 
 TORCH = Ops(
-    _normalise, _norm_relu, _norm_relu_pool, _norm_relu_conv, _max_pool, _conv_relu, _conv_into
+    _normalise, _norm_relu, _norm_relu_pool, _norm_relu_conv, _max_pool, _conv_relu, _conv_relu, _conv_into
 )  # fmt: skip
 """Torch's own operations, on any device: the reference for the others."""
 
@@ -119,10 +124,14 @@ def candidates() -> tuple[Candidates, tuple[Fallback, ...]]:
         from service.models.fused import kernels
     except Exception as error:
         # The border of another library: a broken installation raises anything.
-        return cudnn, (Fallback("triton", sentence(error)),)
+        return cudnn | {"first_conv": cudnn["conv_relu"]}, (Fallback("triton", sentence(error)),)
     names = ("normalise", "norm_relu", "norm_relu_pool", "norm_relu_conv", "max_pool")
     ours: Candidates = {name: (getattr(kernels, name),) for name in names}
-    return cudnn | ours | {"conv_into": (kernels.conv_into, kernels.conv_into_small)}, ()
+    several: Candidates = {
+        "first_conv": (kernels.first_conv, _cudnn_conv_relu),
+        "conv_into": (kernels.conv_into, kernels.conv_into_small),
+    }
+    return cudnn | ours | several, ()
 
 
 def best(device: torch.device, dtype: torch.dtype) -> Ops:
@@ -192,16 +201,18 @@ def _example(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, 
     if name == "max_pool":
         lines, columns = (side + 1) // 2, (side - 1) // 2
         return buffer(120), 3, 2, 1, buffer(184, lines, columns)[:, 32:152]
-    if name in ("conv_relu", "conv_into"):
-        outputs, inputs = (48, 120) if name == "conv_relu" else (32, 128)
-        conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=name == "conv_relu").requires_grad_(False)
-        conv.weight.copy_(numbers(outputs, inputs, 3, 3) / 33)
+    if name in ("first_conv", "conv_relu", "conv_into"):
+        conv = {
+            "first_conv": nn.Conv2d(3, 48, 7, stride=2, padding=3),
+            "conv_relu": nn.Conv2d(120, 48, 3, padding=1),
+            "conv_into": nn.Conv2d(128, 32, 3, padding=1, bias=False),
+        }[name].requires_grad_(False)
+        conv.weight.copy_(numbers(*conv.weight.shape) / conv.weight[0].numel() ** 0.5)
         if conv.bias is not None:
-            conv.bias.copy_(numbers(outputs))
+            conv.bias.copy_(numbers(*conv.bias.shape))
         moved = conv.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return (
-            (buffer(inputs), moved) if name == "conv_relu" else (buffer(inputs), moved, buffer(96)[:, 32:64])
-        )
+        x = buffer(conv.in_channels)
+        return (x, moved, buffer(96)[:, 32:64]) if name == "conv_into" else (x, moved)
     norm = Norm(nn.BatchNorm2d(88).eval().requires_grad_(False)).to(device)
     norm.scale.copy_(numbers(88))
     norm.shift.copy_(numbers(88))
