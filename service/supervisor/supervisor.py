@@ -60,7 +60,7 @@ class Supervisor:
         self._ports = Ports()
         self._loop = Loop()
         self._board = Board()
-        self._pool = EnginePool(settings, self._lifecycle, self._children, self._loop, self._happens)
+        self._pool = EnginePool(settings, self._lifecycle, self._children, self._loop, self._handle_event)
         self._claim: Claim | None = None
 
     def bind(self) -> str:
@@ -85,18 +85,18 @@ class Supervisor:
         engines = len(list(self._lifecycle.state.seats))
         folder = metrics.prepare(processes=self._settings.resolved_frontends + engines)
         self._claim = Claim(folder)
-        self._loop.catch_signals(_ENDING, lambda name: self._happens(self._lifecycle.signalled, name))
+        self._loop.catch_signals(_ENDING, lambda name: self._handle_event(self._lifecycle.signalled, name))
         try:
-            self._say_hello(url)
+            self._log_start(url)
             count = self._settings.resolved_frontends if self._processes else 1
-            self._happens(self._lifecycle.started, url, count)
+            self._handle_event(self._lifecycle.started, url, count)
             while (exit_code := self._lifecycle.state.exit_code) is None:
                 self._step()
             return exit_code
         finally:
             self._end_everything(folder)
 
-    def _say_hello(self, url: str) -> None:
+    def _log_start(self, url: str) -> None:
         log.info("listening on %s", url)
         if self._settings.grpc_port is not None:
             log.info("listening for gRPC on port %d", self._settings.grpc_port)
@@ -107,7 +107,7 @@ class Supervisor:
         self._loop.step(_TICK)
         logs.flush()
         self._pool.tick()
-        self._happens(self._lifecycle.tick)
+        self._handle_event(self._lifecycle.tick)
 
     def _end_everything(self, folder: Path) -> None:
         for child in self._children.values():
@@ -121,7 +121,7 @@ class Supervisor:
 
     # Events and what follows from them
 
-    def _happens(
+    def _handle_event(
         self,
         event: Callable[Concatenate[float, P], list[Action]],
         *args: P.args,
@@ -150,7 +150,7 @@ class Supervisor:
             case actions.ClosePort():
                 assert self._ports.http is not None
                 self._ports.http.close()
-            case actions.Say(level, line):
+            case actions.Log(level, line):
                 log.log(level, "%s", line)
             case _:
                 self._pool.perform(action)
@@ -200,7 +200,7 @@ class Supervisor:
             if message["kind"] == "ready":
                 self._pool.ready(number, message, *descriptors)
             else:
-                self._happens(self._lifecycle.said, number, message)
+                self._handle_event(self._lifecycle.message_received, number, message)
 
     def _ended(self, number: int, child: Child) -> None:
         if self._loop.listens_to(child.channel.fileno()):
@@ -213,4 +213,4 @@ class Supervisor:
         self._pool.forget(number)
         if self._processes:
             metrics.forget(child.pid)
-        self._happens(self._lifecycle.ended, number, outcome)
+        self._handle_event(self._lifecycle.ended, number, outcome)

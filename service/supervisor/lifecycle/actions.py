@@ -126,7 +126,7 @@ class MeasureShadow(Action):
 
 
 @dataclass(frozen=True)
-class Say(Action):
+class Log(Action):
     """Logs a line."""
 
     level: int

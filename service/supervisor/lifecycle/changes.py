@@ -70,7 +70,7 @@ class Changes:
         version = servable.coming = state.new_version(settings, devices)
         switch = Switch(len(version.seats))
         state.change = Change(load, version, switch, state.now, state.now)
-        state.say(f"loading weights {settings.weights} of {settings.model} beside the model that serves")
+        state.log(f"loading weights {settings.weights} of {settings.model} beside the model that serves")
         self._do(switch.begin(make_room))
 
     def _roll_back(self, servable: Servable, asker: Asker) -> None:
@@ -85,7 +85,7 @@ class Changes:
             return
         servable.kept = None
         self._show(servable, kept)
-        self._state.say(f"back to weights {kept.settings.weights} of {kept.settings.model}")
+        self._state.log(f"back to weights {kept.settings.weights} of {kept.settings.model}")
         self._end("rolled_back", kept.settings, "", self._state.now)
         self._reply(asker, None, "", {**kept.names, "previous": before.names})
 
@@ -106,7 +106,8 @@ class Changes:
         self, asker: Asker | None, code: str | None, words: str, result: Mapping[str, Any] | None = None
     ) -> None:
         if asker is not None:
-            self._state.tell()  # before the answer, so that /healthz shows nothing older to a client that has it
+            # Before the answer, so that /healthz shows nothing older to a client that has it.
+            self._state.broadcast_status()
             told = {"number": asker.order, "code": code, "words": words, "result": dict(result or {})}
             self._state.send(asker.front_end, "done", **told)
 
@@ -160,14 +161,14 @@ class Changes:
         """Ends the version that was kept for a rollback, since one of its engines has ended."""
         assert servable.kept is not None
         line = "the version that was kept for a rollback has lost an engine and is let go"
-        self._state.say(line, logging.WARNING)
+        self._state.log(line, logging.WARNING)
         leaving.begin(self._state, servable, servable.kept)
 
     def keep_no_longer(self) -> None:
         """Ends versions that have been kept for ``keep_previous_ms``."""
         for servable in self._state.servables:
             if servable.kept is not None and self._state.now >= servable.kept.until:
-                self._state.say("the version before this one is not kept any longer (keep_previous_ms)")
+                self._state.log("the version before this one is not kept any longer (keep_previous_ms)")
                 leaving.begin(self._state, servable, servable.kept)
 
     # What is done
@@ -209,7 +210,7 @@ class Changes:
         servable.coming = self._state.change = None
         self._show(servable, change.version)
         settings, seconds = change.version.settings, self._state.now - change.began
-        self._state.say(
+        self._state.log(
             f"weights {settings.weights} of {settings.model} answer now, after {seconds:.1f} s beside the model before"
         )
         self._end("switched", settings, "", change.began, change.found)
@@ -232,7 +233,7 @@ class Changes:
         self._state.change = None
         self._state.do(EndCheck())
         settings, reason = change.version.settings, change.switch.reason
-        self._state.say(f"weights {settings.weights} were not loaded: {reason}", logging.ERROR)
+        self._state.log(f"weights {settings.weights} were not loaded: {reason}", logging.ERROR)
         leaving.begin(self._state, change.load.servable, change.version)
         self._end("failed", settings, reason, change.began)
         self._reply(change.load.asker, code, reason)

@@ -44,7 +44,7 @@ class Engines:
 
     # What they say
 
-    def said(self, number: int, message: Mapping[str, Any]) -> None:
+    def handle_message(self, number: int, message: Mapping[str, Any]) -> None:
         """Handles a ``message`` of an engine."""
         servable, version, seat = self._state.engines[number]
         match message["kind"]:
@@ -55,7 +55,7 @@ class Engines:
             case "distrusted":
                 # The engine gets no more requests and ends by itself; `ended` then starts another one.
                 seat.distrusted(message["message"])
-                self._say_lost(servable, version, message["message"])
+                self._report_loss(servable, version, message["message"])
             case "hung":
                 self._hung(servable, version, seat, message["seconds"])
             case "failed" if version is servable.current:
@@ -64,7 +64,7 @@ class Engines:
                 seat.closed = message["message"]  # `ended` reports it
 
     def _phase(self, servable: Servable, version: ModelVersion, seat: Seat, word: Word, detail: str) -> None:
-        self._state.say(f"{word}{self._state.where(seat)}: {detail}")
+        self._state.log(f"{word}{self._state.where(seat)}: {detail}")
         if word == "warming":
             self._start_others(servable, version)
         if self._changes.of(version):
@@ -93,17 +93,17 @@ class Engines:
             if version not in servable.leaving or front_end.number in version.awaited:
                 state.link(front_end, servable, version, seat)
         if over_budget:
-            state.say(over_budget, logging.ERROR)
+            state.log(over_budget, logging.ERROR)
             if not state.was_ready:
                 state.enter("failed", over_budget)
                 state.give_up()
                 return
         if not self.enter_ready_if_served():
-            state.say(f"{seat.name} is ready on {seat.device.name}")
+            state.log(f"{seat.name} is ready on {seat.device.name}")
         if self._changes.of(version):
             self._changes.ready()
 
-    def _say_lost(self, servable: Servable, version: ModelVersion, detail: str) -> None:
+    def _report_loss(self, servable: Servable, version: ModelVersion, detail: str) -> None:
         """Enters the state "failed" if no engine serves the model any more."""
         if self._is_awaited(servable, version):
             self._state.enter("failed", detail)
@@ -112,14 +112,14 @@ class Engines:
         assert seat.engine is not None
         sentence = f"was killed: a batch had been running for {seconds:.0f} s"
         seat.engine.trusted = False
-        self._say_lost(servable, version, f"the engine {sentence}")
+        self._report_loss(servable, version, f"the engine {sentence}")
         self._state.kill(seat.engine, sentence)
         if not self._state.processes:
-            self._state.say("a thread that hangs cannot be replaced; giving up", logging.ERROR)
+            self._state.log("a thread that hangs cannot be replaced; giving up", logging.ERROR)
             self._state.give_up()
 
     def _cannot_start(self, servable: Servable, seat: Seat, message: str) -> None:
-        self._state.say(f"{message}{self._state.where(seat)}", logging.ERROR)
+        self._state.log(f"{message}{self._state.where(seat)}", logging.ERROR)
         if servable.others_serve(seat):
             seat.closed = message
             return
@@ -133,45 +133,47 @@ class Engines:
         state = self._state
         servable, version, seat = state.engines[number]
         engine = seat.leave()
-        said = engine.killed_because or outcome or "ended"
-        said += f" ({engine.distrust})" if engine.distrust else ""
+        reason = engine.killed_because or outcome or "ended"
+        reason += f" ({engine.distrust})" if engine.distrust else ""
         if state.draining:
             # A request may have waited for it.
             state.lost |= version is servable.current and not servable.shadow and bool(state.front_ends)
         elif version is servable.current:
-            self._replace(servable, seat, engine, said)
+            self._replace(servable, seat, engine, reason)
         elif self._changes.of(version):
-            self._changes.fail(seat.closed or f"the new engine {said}")
+            self._changes.fail(seat.closed or f"the new engine {reason}")
         else:
             if version is servable.kept:
                 self._changes.lost_kept(servable)
             if version.answered and version.awaited and not seat.died_too_often(engine, state.now):
-                line = f"the engine{state.where(seat)} {said} and is started again for those who wait"
-                state.say(line, logging.ERROR)
+                line = f"the engine{state.where(seat)} {reason} and is started again for those who wait"
+                state.log(line, logging.ERROR)
                 state.start_engine(seat)
 
-    def _replace(self, servable: Servable, seat: Seat, engine: Engine, said: str) -> None:
+    def _replace(self, servable: Servable, seat: Seat, engine: Engine, reason: str) -> None:
         state, who = self._state, f"the engine{self._state.where(seat)}"
         others = servable.others_serve(seat)
         if seat.closed:
             return
         if not seat.worth_a_start:
-            state.say(f"{who} {said} before it was ever ready; giving up", logging.ERROR)
+            state.log(f"{who} {reason} before it was ever ready; giving up", logging.ERROR)
             if others:
-                seat.closed = f"{said} before it was ever ready"
+                seat.closed = f"{reason} before it was ever ready"
             else:
                 state.give_up()
         elif seat.died_too_often(engine, state.now):
-            state.say(f"{who} {said}, as {MAX_SHORT_RUNS - 1} before it did young; giving up", logging.ERROR)
+            state.log(
+                f"{who} {reason}, as {MAX_SHORT_RUNS - 1} before it did young; giving up", logging.ERROR
+            )
             if others:
-                seat.closed = f"{said}, as {MAX_SHORT_RUNS - 1} before it did young"
+                seat.closed = f"{reason}, as {MAX_SHORT_RUNS - 1} before it did young"
             else:
                 state.giving_up = True
         else:
             state.status.restarts += not servable.shadow
-            state.say(f"{who} {said} and is started again", logging.ERROR)
+            state.log(f"{who} {reason} and is started again", logging.ERROR)
             if not others:
-                state.enter("failed", f"the engine {said} and is started again")
+                state.enter("failed", f"the engine {reason} and is started again")
                 state.status.phases.clear()
             state.start_engine(seat)
 
@@ -187,7 +189,7 @@ class Engines:
         state.was_ready = True
         state.enter("ready", "")
         phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in state.status.phases.items())
-        state.say(f"ready on {state.url} ({phases})")
+        state.log(f"ready on {state.url} ({phases})")
         self._start_shadow()
         return True
 
@@ -203,7 +205,7 @@ class Engines:
         if shadow is None or shadow.current.seats[0].started or self._state.draining:
             return
         if refusal:
-            self._state.say(f"the shadow is not started: {refusal}", logging.ERROR)
+            self._state.log(f"the shadow is not started: {refusal}", logging.ERROR)
             shadow.current.seats[0].closed = refusal
         else:
             self._state.start_engine(shadow.current.seats[0])

@@ -44,7 +44,7 @@ def event(
     """Makes a method an event: its first argument is the time, and it returns the actions that follow."""
 
     @wraps(decide)
-    def happens(self: Lifecycle, now: float, /, *args: P.args, **kwargs: P.kwargs) -> list[Action]:
+    def handled(self: Lifecycle, now: float, /, *args: P.args, **kwargs: P.kwargs) -> list[Action]:
         state = self.state
         if state.exit_code is not None:
             return []
@@ -54,7 +54,7 @@ def event(
         actions, state.actions = state.actions, []
         return actions
 
-    return happens
+    return handled
 
 
 class Lifecycle:
@@ -91,7 +91,7 @@ class Lifecycle:
             self._drain(0.0, lost=True)
         if state.draining and not state.front_ends:
             self._stop_engines()
-        state.tell()
+        state.broadcast_status()
 
     # Events
 
@@ -104,16 +104,16 @@ class Lifecycle:
             self._start_front_end(f"frontend-{index + 1}")
 
     @event
-    def said(self, number: int, message: Mapping[str, Any]) -> None:
+    def message_received(self, number: int, message: Mapping[str, Any]) -> None:
         """A part has sent a ``message`` without descriptors."""
         part = self.state.parts.get(number)
         if part is None:
             return
-        part.heard_at = self.state.now
+        part.last_message_at = self.state.now
         if isinstance(part, FrontEnd):
-            self._front_end_said(part, message)
+            self._handle_front_end_message(part, message)
         else:
-            self._engines.said(number, message)
+            self._engines.handle_message(number, message)
 
     @event
     def engine_ready(self, number: int, names: dict[str, str], over_budget: str) -> None:
@@ -122,7 +122,7 @@ class Lifecycle:
         ``over_budget`` is an error if all engines together exceed the memory budget, else empty.
         """
         if number in self.state.engines:
-            self.state.parts[number].heard_at = self.state.now
+            self.state.parts[number].last_message_at = self.state.now
             self._engines.ready(number, names, over_budget)
 
     @event
@@ -138,10 +138,10 @@ class Lifecycle:
     def signalled(self, name: str) -> None:
         """A signal of this ``name`` asks the service to end."""
         if self.state.draining:
-            self.state.say(f"{name} again: ending at once", logging.WARNING)
+            self.state.log(f"{name} again: ending at once", logging.WARNING)
             self.state.exit_code = 1
         else:
-            self.state.say(f"{name}: draining")
+            self.state.log(f"{name}: draining")
             self._drain(self._settings.drain_delay_ms / 1000)
 
     @event
@@ -182,17 +182,17 @@ class Lifecycle:
             self._changes.keep_no_longer()
             leaving.kill_late(state)
         for part in state.parts.values() if state.processes else ():
-            silent = state.now - part.heard_at
+            silent = state.now - part.last_message_at
             if silent > state.patience(part, SILENCE):
                 state.kill(part, f"was silent for {silent:.0f} s and was killed")
-                part.heard_at = state.now
+                part.last_message_at = state.now
         if self._give_up_at is not None and state.now >= self._give_up_at:
-            state.say("not everything ended within drain_timeout_ms", logging.ERROR)
+            state.log("not everything ended within drain_timeout_ms", logging.ERROR)
             state.exit_code = 1
 
     # Front-ends
 
-    def _front_end_said(self, front_end: FrontEnd, message: Mapping[str, Any]) -> None:
+    def _handle_front_end_message(self, front_end: FrontEnd, message: Mapping[str, Any]) -> None:
         match message["kind"]:
             case "alive":
                 front_end.joined = set(message["joined"])
@@ -227,10 +227,10 @@ class Lifecycle:
         guard = self._crash_loops.setdefault(front_end.name, CrashLoopGuard(*FRONT_END_CRASH_LOOP))
         who = f"{front_end.name} {outcome or 'ended'}"
         if guard.record(state.now - front_end.began_at):
-            state.say(f"{who}, {guard.short_runs} times in a row; giving up", logging.ERROR)
+            state.log(f"{who}, {guard.short_runs} times in a row; giving up", logging.ERROR)
             state.give_up()
             return
-        state.say(f"{who}; another takes its place", logging.ERROR)
+        state.log(f"{who}; another takes its place", logging.ERROR)
         state.status.frontend_restarts += 1
         self._start_front_end(front_end.name)
 
@@ -241,7 +241,7 @@ class Lifecycle:
         state = self.state
         state.lost |= lost
         state.enter("draining", "ending after what was admitted")
-        state.tell()
+        state.broadcast_status()
         self._changes.fail("the service ends", code="draining")
         self._give_up_at = state.now + delay + self._settings.drain_timeout_ms / 1000 + LAST_GRACE
         state.do(ClosePort())

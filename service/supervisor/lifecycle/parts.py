@@ -17,13 +17,13 @@ class Part:
     number: int
     name: str
     began_at: float
-    heard_at: float = field(init=False)
+    last_message_at: float = field(init=False)
     """The time of its last message."""
     killed_because: str = ""
     """The reason why the supervisor killed it, as the end of a sentence that begins with its name."""
 
     def __post_init__(self) -> None:
-        self.heard_at = self.began_at
+        self.last_message_at = self.began_at
 
 
 @dataclass(eq=False)

@@ -19,7 +19,7 @@ from service.supervisor.lifecycle.actions import (
     Action,
     Kill,
     LinkFrontEnd,
-    Say,
+    Log,
     Send,
     Show,
     StartEngine,
@@ -151,9 +151,9 @@ class State:
     def do(self, action: Action) -> None:
         self.actions.append(action)
 
-    def say(self, line: str, level: int = logging.INFO) -> None:
+    def log(self, line: str, level: int = logging.INFO) -> None:
         """Logs a line."""
-        self.do(Say(level, line))
+        self.do(Log(level, line))
 
     def send(self, part: int, kind: str, **fields: Any) -> None:
         """Sends a message, unless ``part`` has ended."""
@@ -164,7 +164,7 @@ class State:
         """Ends a part at once. ``sentence`` is the fault, as the end of a sentence that begins with the part's name."""
         if sentence:
             part.killed_because = sentence
-            self.say(f"{part.name} {sentence}", logging.ERROR)
+            self.log(f"{part.name} {sentence}", logging.ERROR)
         self.do(Kill(part.number))
 
     def start_front_end(self, name: str) -> FrontEnd:
@@ -233,7 +233,7 @@ class State:
         if not self.draining:
             self.exit_code = 1
 
-    def tell(self) -> None:
+    def broadcast_status(self) -> None:
         """Sends the status to every front-end if it has changed."""
         self._refresh_status()
         document = self.status.to_json()

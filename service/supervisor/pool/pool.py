@@ -50,13 +50,13 @@ class EnginePool:
         lifecycle: Lifecycle,
         children: Mapping[int, Child],
         loop: Loop,
-        happens: Callable[..., None],
+        handle_event: Callable[..., None],
     ) -> None:
-        """``happens`` is called with an event of the ``lifecycle`` and its arguments."""
+        """``handle_event`` is called with an event of the ``lifecycle`` and its arguments."""
         self._lifecycle = lifecycle
         self._children = children
         self._loop = loop
-        self._happens = happens
+        self._handle_event = handle_event
         self._serving: dict[int, Serving] = {}
         """The resources of ready engines by number."""
         self._memory = EngineMemory(lifecycle.state, children, settings.memory_budget_mib)
@@ -86,7 +86,7 @@ class EnginePool:
         serving = self._serving[number] = Serving(message["geometry"], arena, card)
         found = serving.read_card()
         names = {"model": found.name, "weights": found.weights}
-        self._happens(self._lifecycle.engine_ready, number, names, self._memory.over_budget())
+        self._handle_event(self._lifecycle.engine_ready, number, names, self._memory.over_budget())
 
     def forget(self, number: int) -> None:
         """Closes the resources of a part that has ended."""
@@ -100,7 +100,7 @@ class EnginePool:
             self._check.tick(now)
         for servable in state.asked if not state.draining else ():
             if state.change is None and self._watching.has_changed(servable, now):
-                self._happens(self._lifecycle.weights_changed, servable.place)
+                self._handle_event(self._lifecycle.weights_changed, servable.place)
 
     def close(self) -> None:
         """Closes the resources of all engines."""
@@ -124,11 +124,11 @@ class EnginePool:
                 self._check = None
             case actions.MeasureShadow(settings):
                 decision = self._memory.room_for(self._lifecycle.state.servables[0], settings)
-                self._happens(self._lifecycle.shadow_measured, decision.refusal)
+                self._handle_event(self._lifecycle.shadow_measured, decision.refusal)
 
     def _checked(self, version: int, found: Verdict) -> None:
         self._check = None
-        self._happens(self._lifecycle.checked, version, found.problem, found.to_json())
+        self._handle_event(self._lifecycle.checked, version, found.problem, found.to_json())
 
     def _load(self, load: actions.Load) -> None:
         from service.models.checkpoints import places  # here, since it imports the readers of checkpoints
@@ -140,14 +140,16 @@ class EnginePool:
             settings = all_settings.read({**given, **load.wish.settings}, spelled=str)
             places.check(settings.weights, settings.labels)
         except ConfigurationError as error:
-            self._happens(lifecycle.load_refused, load, None, "invalid_parameter", str(error))
+            self._handle_event(lifecycle.load_refused, load, None, "invalid_parameter", str(error))
             return
         except CheckpointError as error:
-            self._happens(lifecycle.load_refused, load, servable.current.settings, "load_failed", str(error))
+            self._handle_event(
+                lifecycle.load_refused, load, servable.current.settings, "load_failed", str(error)
+            )
             return
         decision = self._memory.room_for(servable, settings)
         if decision.refusal:
-            self._happens(lifecycle.load_refused, load, settings, "not_enough_memory", decision.refusal)
+            self._handle_event(lifecycle.load_refused, load, settings, "not_enough_memory", decision.refusal)
             return
         devices = resolve(settings.device, gpus)
-        self._happens(lifecycle.load_possible, load, settings, devices, decision.make_room)
+        self._handle_event(lifecycle.load_possible, load, settings, devices, decision.make_room)

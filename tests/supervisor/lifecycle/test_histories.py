@@ -27,7 +27,7 @@ def nothing(*args: Any, **kwargs: Any) -> Any:
 #: Decisions that are broken: where, which, and by what.
 BROKEN = {
     "an engine that died is not replaced": (Engines, "_replace", nothing),
-    "a front-end hears nothing": (State, "tell", nothing),
+    "a front-end hears nothing": (State, "broadcast_status", nothing),
     "a new front-end is joined to no engine": (Lifecycle, "_connect", nothing),
     "engines stop before front-ends": (
         Lifecycle,

@@ -185,7 +185,7 @@ class World:
 
     def said(self, process: Process, kind: str, **fields: Any) -> None:
         assert not process.dead
-        self.tell("said", process.number, {"kind": kind, **fields})
+        self.tell("message_received", process.number, {"kind": kind, **fields})
 
     def ready(self, engine: Engine, over_budget: str = "") -> None:
         engine.ready, engine.ready_at = True, self.now
@@ -222,7 +222,7 @@ class World:
                 self.check = None
             case actions.MeasureShadow():
                 self.measuring = action
-            case actions.Say(_, line):
+            case actions.Log(_, line):
                 self.log.append(line)
             case _:
                 raise AssertionError(f"nobody knows {action}")
