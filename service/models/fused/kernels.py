@@ -331,7 +331,7 @@ def first_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
     assert conv.stride == (step, step), "the steps differ"
     lines, columns = (height + 2 * top - down) // step + 1, (width + 2 * left - right) // step + 1
     out = _empty(x.device, (images, outputs, lines, columns), x.dtype)
-    rows, many = images * lines * columns, x.dtype is torch.float32 or filters[0].numel() > 32
+    rows, many = images * lines * columns, x.dtype is torch.float32 or down * right * channels > 32
     tile = Tile(64, 32, min(64, _power_of_2(outputs)), warps=8 if many else 4, stages=1)
     launch(
         _first_conv, tile.grid(rows, outputs), x, filters, conv.bias, out, rows, outputs, height, width, lines,
