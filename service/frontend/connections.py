@@ -1,6 +1,6 @@
 """All open connections of a front-end, and the waiting of those without a request.
 
-    accepted ──▶ Waiting ── a whole head ──▶ Protocol ── answered, its successor not there ──▶ resting
+    accepted ──▶ Waiting ── a whole head ──▶ Protocol ── answered, and no other has come ────▶ idle
                    ▲  │ too slow, too many: refused, closed                                       │
                    └──┴──────────── silent for a while, or half a head ───────────────────────────┘
 
@@ -35,13 +35,13 @@ SILENT_SECONDS = 75.0
 #: Bytes of request line and headers at most, twice what nginx allows.
 MAX_REQUEST_HEAD_BYTES = 64 * 1024
 #: Seconds after an answer, after which a connection gives up its parser and the rest of its request's objects.
-_REST_SECONDS = 2.0
+_IDLE_SECONDS = 2.0
 #: Seconds in which a connection may still send its first request when the service ends.
 LAST_CHANCE = 1.0
 #: The number of such connections after which their memory is handed back to the system.
-_MANY = 1000
+_TRIM_EVERY = 1000
 #: Seconds between two log lines about connections that were closed to make room.
-_SAY_AGAIN = 60.0
+_LOG_INTERVAL = 60.0
 
 #: The end of a head, and of a body in chunks.
 END = b"\r\n\r\n"
@@ -50,7 +50,7 @@ _FIRST_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _REQUEST_LINE = re.compile(rb"[A-Z-]+ \S+ HTTP/1\.[01]\r\n")
 
 
-class Talking(Protocol):
+class Active(Protocol):
     """An `asyncio.Protocol` with a request: the part of `service.frontend.protocol.Protocol` that is used here."""
 
     transport: asyncio.Transport
@@ -78,28 +78,28 @@ class Connections:
         self.intake = intake
         self.now = time.monotonic()
         """The time of the last `sweep`. All connections that began since share this one object."""
-        self.make: Callable[[], Talking]
+        self.make: Callable[[], Active]
         """Makes the protocol for a request that has begun. Set by the server."""
-        self._talking: dict[Talking, None] = {}
-        self._resting: dict[Talking, float] = {}
-        """The part of `_talking` whose last request is answered, with the time of the answer."""
+        self._active: dict[Active, None] = {}
+        self._idle: dict[Active, float] = {}
+        """The part of `_active` whose last request is answered, with the time of the answer."""
         self._silent: dict[Waiting, float] = {}
         self._beginning: dict[Waiting, float] = {}
         """Connections that have sent a part of a head, with the time of its first byte."""
         self.ending = False
         """True while the service ends: no connection is kept for another request."""
-        self._put_aside = 0
-        self._shed = 0
-        self._said_at = -_SAY_AGAIN
+        self._retired = 0
+        self._closed = 0
+        self._logged_at = -_LOG_INTERVAL
 
     def __repr__(self) -> str:
-        return f"<Connections {len(self)} of {self.limit}, {len(self._talking) - len(self._resting)} at work>"
+        return f"<Connections {len(self)} of {self.limit}, {len(self._active) - len(self._idle)} at work>"
 
     def __len__(self) -> int:
-        return len(self._talking) + len(self._silent) + len(self._beginning)
+        return len(self._active) + len(self._silent) + len(self._beginning)
 
-    def __iter__(self) -> Iterator[Talking | Waiting]:
-        return chain(self._talking, self._silent, self._beginning)
+    def __iter__(self) -> Iterator[Active | Waiting]:
+        return chain(self._active, self._silent, self._beginning)
 
     def wait(self) -> Waiting:
         """The protocol of an accepted connection. The event loop calls it."""
@@ -107,43 +107,43 @@ class Connections:
 
     # For uvicorn and `Protocol`
 
-    def add(self, protocol: Talking) -> None:
-        self._talking[protocol] = None
+    def add(self, protocol: Active) -> None:
+        self._active[protocol] = None
 
-    def discard(self, protocol: Talking) -> None:
-        self._talking.pop(protocol, None)
-        self._resting.pop(protocol, None)
+    def discard(self, protocol: Active) -> None:
+        self._active.pop(protocol, None)
+        self._idle.pop(protocol, None)
 
-    def rest(self, protocol: Talking) -> None:
+    def mark_idle(self, protocol: Active) -> None:
         """Notes that the connection's request is answered and no other has begun."""
-        self._resting[protocol] = self.now
+        self._idle[protocol] = self.now
 
-    def wake(self, protocol: Talking) -> None:
-        """Notes that a resting connection has sent something."""
-        self._resting.pop(protocol, None)
+    def mark_active(self, protocol: Active) -> None:
+        """Notes that an idle connection has sent something."""
+        self._idle.pop(protocol, None)
 
-    def put_aside(self, protocol: Talking, said: bytes = b"") -> None:
-        """Makes the connection a `Waiting` one. ``said`` is the beginning of its next request, if any."""
+    def make_waiting(self, protocol: Active, received: bytes = b"") -> None:
+        """Makes the connection a `Waiting` one. ``received`` is the beginning of its next request, if any."""
         self.discard(protocol)
         waiting = Waiting(self)
         waiting.take_over(protocol.retire())
-        if said:
-            waiting.data_received(said)
+        if received:
+            waiting.data_received(received)
         elif self.ending:
             waiting.shutdown()
 
     # For `Waiting`
 
-    def silent(self, waiting: Waiting) -> None:
+    def add_silent(self, waiting: Waiting) -> None:
         self._silent[waiting] = self.now
         if len(self) > self.limit:
             self._make_room(waiting)
 
-    def beginning(self, waiting: Waiting) -> None:
+    def add_beginning(self, waiting: Waiting) -> None:
         self._silent.pop(waiting, None)
         self._beginning[waiting] = self.now
 
-    def gone(self, waiting: Waiting) -> None:
+    def remove(self, waiting: Waiting) -> None:
         self._silent.pop(waiting, None)
         self._beginning.pop(waiting, None)
 
@@ -162,87 +162,87 @@ class Connections:
             waiting.refuse(
                 RequestTimeout(f"the request's head was not complete {HEAD_SECONDS:g} s after its first byte")
             )
-        for protocol in _before(self._resting, now - _REST_SECONDS):
-            self.put_aside(protocol)
-            self._put_aside += 1
-        if self._put_aside >= _MANY:
-            self._put_aside = 0
+        for protocol in _before(self._idle, now - _IDLE_SECONDS):
+            self.make_waiting(protocol)
+            self._retired += 1
+        if self._retired >= _TRIM_EVERY:
+            self._retired = 0
             trim_memory()
 
     def _make_room(self, newcomer: Waiting) -> None:
         """Closes one connection: the longest idle one, else the one with the oldest partial head, else the newcomer."""
-        idle: chain[Talking | Waiting] = chain(self._silent, self._resting, self._beginning)
-        victim = next((one for one in idle if one is not newcomer and not readable(one.transport)), newcomer)
+        every: chain[Active | Waiting] = chain(self._silent, self._idle, self._beginning)
+        victim = next((one for one in every if one is not newcomer and not readable(one.transport)), newcomer)
         victim.close()
-        self._shed += 1
-        if self.now - self._said_at >= _SAY_AGAIN:
-            self._said_at = self.now
+        self._closed += 1
+        if self.now - self._logged_at >= _LOG_INTERVAL:
+            self._logged_at = self.now
             log.warning(
                 "%d connections are open, which is the limit (max_connections): idle ones are closed, %d so far",
                 self.limit,
-                self._shed,
+                self._closed,
             )
 
 
 class Waiting(asyncio.Protocol):
     """A connection without a request: silent, or with a partial head."""
 
-    __slots__ = ("_began", "_connections", "_fresh", "_said", "transport")
+    __slots__ = ("_began", "_connections", "_fresh", "_received", "transport")
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
-        self._said = b""
+        self._received = b""
         self._began = 0.0
         self._fresh = True
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
-        self._connections.silent(self)
+        self._connections.add_silent(self)
 
     def take_over(self, transport: asyncio.Transport) -> None:
         """Takes over a connection whose last request is answered."""
         self._fresh = False
         self.transport = transport
         transport.set_protocol(self)
-        self._connections.silent(self)
+        self._connections.add_silent(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._leave()
+        self._unregister()
 
     def data_received(self, data: bytes) -> None:
-        if not self._said:
+        if not self._received:
             data = data.lstrip(b"\r\n")  # RFC 9112, 2.2: empty lines before a request are ignored
             if not data:
                 return
             self._began = time.monotonic()
-        said = self._said + data
-        end = said.find(END, max(0, len(self._said) - len(END)))
-        if 0 <= end <= MAX_REQUEST_HEAD_BYTES or not _plausible(said):
-            self._speak().data_received(said)
-        elif len(said) > MAX_REQUEST_HEAD_BYTES:
+        received = self._received + data
+        end = received.find(END, max(0, len(self._received) - len(END)))
+        if 0 <= end <= MAX_REQUEST_HEAD_BYTES or not _plausible(received):
+            self._activate().data_received(received)
+        elif len(received) > MAX_REQUEST_HEAD_BYTES:
             self.refuse(
                 HeadersTooLarge(f"request line and headers are more than {MAX_REQUEST_HEAD_BYTES:,} bytes")
             )
         elif not self._connections.intake.take(len(data)):
             self.refuse(IntakeFull("too many requests are on their way; try again in a moment"))
         else:
-            if not self._said:
-                self._connections.beginning(self)
-            self._said = said
+            if not self._received:
+                self._connections.add_beginning(self)
+            self._received = received
 
     def refuse(self, error: ServiceError) -> None:
         """Answers with a problem document and ends the connection."""
-        self._speak().refuse(error)
+        self._activate().refuse(error)
 
     def close(self) -> None:
         """Ends the connection without an answer."""
-        self._leave()
+        self._unregister()
         self.transport.abort()
 
     def shutdown(self) -> None:
         """Closes when the service ends. A client that is about to ask gets `LAST_CHANCE` seconds. uvicorn calls it."""
-        if self._fresh or self._said or readable(self.transport):
+        if self._fresh or self._received or readable(self.transport):
             asyncio.get_running_loop().call_later(LAST_CHANCE, self._give_up)
         else:
             self.close()
@@ -251,19 +251,19 @@ class Waiting(asyncio.Protocol):
         if self._connections.has(self):
             self.close()
 
-    def _speak(self) -> Talking:
+    def _activate(self) -> Active:
         """Hands the connection to a protocol that can parse and answer, and returns it."""
-        self._leave()
+        self._unregister()
         protocol = self._connections.make()
         protocol.began = self._began
         protocol.connection_made(self.transport)
         self.transport.set_protocol(cast(asyncio.Protocol, protocol))
         return protocol
 
-    def _leave(self) -> None:
-        self._connections.gone(self)
-        self._connections.intake.give(len(self._said))
-        self._said = b""
+    def _unregister(self) -> None:
+        self._connections.remove(self)
+        self._connections.intake.give(len(self._received))
+        self._received = b""
 
 
 def readable(transport: asyncio.Transport) -> bool:
@@ -273,9 +273,9 @@ def readable(transport: asyncio.Transport) -> bool:
     return bool(poll.poll(0))
 
 
-def _plausible(said: bytes) -> bool:
+def _plausible(data: bytes) -> bool:
     """True if the bytes may be the beginning of a request."""
-    return said[0] in _FIRST_BYTES and (b"\n" not in said or _REQUEST_LINE.match(said) is not None)
+    return data[0] in _FIRST_BYTES and (b"\n" not in data or _REQUEST_LINE.match(data) is not None)
 
 
 def _before(began: dict[T, float], limit: float) -> list[T]:

@@ -23,7 +23,6 @@ import asyncio
 import json
 import time
 from asyncio import TimerHandle
-from collections.abc import Callable
 from functools import partial
 
 import httptools
@@ -62,24 +61,24 @@ class Protocol(HttpToolsProtocol):
         self._in_head = False
         self._connects = False  # True while the head of a CONNECT is parsed a second time, as that of a POST
         self._wants_no_content = False
-        self._whole = True  # the request's whole body has come
-        self._left: int | None = 0  # bytes of the body still to come; None for a body in chunks
-        self._tail = b""  # the last bytes of a body in chunks
-        self._rest = b""  # bytes that follow a whole request
+        self._body_complete = True  # the request's whole body has come
+        self._body_left: int | None = 0  # bytes of the body still to come; None for a body in chunks
+        self._chunk_tail = b""  # the last bytes of a body in chunks
+        self._pipelined = b""  # bytes that follow a whole request
         self._framing = 0  # bytes of framing so far, less those that the body's content allows (`_FRAMING`)
-        self._clock: TimerHandle | None = None
+        self._linger_timer: TimerHandle | None = None
         """The timer of the rest of a body whose request is answered already."""
-        self._stalled: TimerHandle | None = None
-        self._untaken = 0
+        self._stall_timer: TimerHandle | None = None
+        self._unsent = 0
         transport.set_write_buffer_limits(high=_NOT_TAKEN, low=_TAKEN)
         super().connection_made(Joining(transport, self.loop, self._close))  # type: ignore[arg-type]
         self.flow: _Flow = _Flow(self.transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._discarding = True
-        self._stop_clock()
+        self._stop_linger_timer()
         self.resume_writing()
-        self._drop_rest()
+        self._take_pipelined()
         super().connection_lost(exc)
 
     # What arrives
@@ -87,61 +86,63 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._discarding:
             return
-        if not self._whole:
-            self._body_came(data)
+        if not self._body_complete:
+            self._receive_body(data)
         elif self._busy():
-            self._keep(data)
+            self._hold_pipelined(data)
         else:
-            self.connections.wake(self)
-            self._next(data)
+            self.connections.mark_active(self)
+            self._begin_request(data)
 
-    def _next(self, data: bytes) -> None:
+    def _begin_request(self, data: bytes) -> None:
         """Begins the next request with ``data``: the first one, or one after an answered one."""
         data = data.lstrip(b"\r\n")
         end = data.find(END)
         if self.cycle is not None and not 0 <= end <= MAX_REQUEST_HEAD_BYTES:
-            self.connections.put_aside(self, data)
+            self.connections.make_waiting(self, data)
             return
         before, self.began = self.cycle, self.began or time.monotonic()
         head = data[: end + len(END)] if end >= 0 else data
-        self._feed(head, head=True)
+        self._feed_parser(head, head=True)
         if self.cycle is before and not self._discarding:
             self.refuse(MalformedRequest("this is not the head of a request"))
         elif len(data) > len(head):
             self.data_received(data[len(head) :])
 
-    def _body_came(self, data: bytes) -> None:
+    def _receive_body(self, data: bytes) -> None:
         """Feeds the parser only bytes of this request's body."""
         at = 0
-        while at < len(data) and not self._whole and not self._discarding:
-            end = self._chunks_end(data, at) if self._left is None else min(at + self._left, len(data))
-            if self._left is not None:
-                self._left -= end - at
-            self._feed(memoryview(data)[at:end])
+        while at < len(data) and not self._body_complete and not self._discarding:
+            if self._body_left is None:
+                end = self._end_of_chunks(data, at)
+            else:
+                end = min(at + self._body_left, len(data))
+                self._body_left -= end - at
+            self._feed_parser(memoryview(data)[at:end])
             at = end
         if at < len(data):
             self.data_received(data[at:])
         else:
-            self._go_on()
+            self._begin_pipelined()
 
-    def _chunks_end(self, data: bytes, at: int) -> int:
+    def _end_of_chunks(self, data: bytes, at: int) -> int:
         """The end of the part of ``data`` that may be parsed: the next `END`, since a body in chunks ends with one."""
-        seam = self._tail + data[at : at + len(END) - 1]
+        seam = self._chunk_tail + data[at : at + len(END) - 1]
         found = seam.find(END)
         if found >= 0:
-            end = at + found + len(END) - len(self._tail)
+            end = at + found + len(END) - len(self._chunk_tail)
         else:
             found = data.find(END, at)
             end = found + len(END) if found >= 0 else len(data)
-        self._tail = (self._tail + data[max(at, end - len(END) + 1) : end])[1 - len(END) :]
+        self._chunk_tail = (self._chunk_tail + data[max(at, end - len(END) + 1) : end])[1 - len(END) :]
         return end
 
-    def _feed(self, piece: bytes | memoryview, *, head: bool = False) -> None:
+    def _feed_parser(self, piece: bytes | memoryview, *, head: bool = False) -> None:
         self._framing += len(piece)
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade:
-            self._show_again()
+            self._feed_without_upgrade()
         except httptools.HttpParserError as error:
             ours = error.__context__
             if not isinstance(ours, ServiceError):
@@ -151,7 +152,7 @@ class Protocol(HttpToolsProtocol):
             if self._framing > MAX_REQUEST_HEAD_BYTES and self._unanswered() and self.cycle.more_body:
                 self.refuse(HeadersTooLarge("trailers or chunk extensions are far more than the body"))
 
-    def _show_again(self) -> None:
+    def _feed_without_upgrade(self) -> None:
         """Feeds the head without its offer to upgrade to a new parser, since this one would skip the body."""
         self._connects = self.parser.get_method() == b"CONNECT"
         line = b"POST /" if self._connects else self.parser.get_method() + b" " + self.url
@@ -163,12 +164,12 @@ class Protocol(HttpToolsProtocol):
             if name != b"upgrade":
                 lines.append(name + b": " + value)
         self.parser = httptools.HttpRequestParser(self)
-        self._feed(b"\r\n".join(lines) + END)
+        self._feed_parser(b"\r\n".join(lines) + END)
         self._connects = False
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head, self._whole = True, False
+        self._in_head, self._body_complete = True, False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # trailers come here too and are dropped, since their number has no limit
@@ -178,12 +179,12 @@ class Protocol(HttpToolsProtocol):
         self._in_head = False
         if self.parser.should_upgrade():
             return
-        self._stop_clock()
+        self._stop_linger_timer()
         method = b"CONNECT" if self._connects else self.parser.get_method()
         self._wants_no_content = method == b"HEAD"
         head = examine(method, self.parser.get_http_version(), self.url, self.headers)
         self.url, self.expect_100_continue = head.target, head.expects
-        self._left, self._tail, self._framing = head.length, b"", 0
+        self._body_left, self._chunk_tail, self._framing = head.length, b"", 0
         if head.host is not None:  # RFC 9112, 3.2.2: the host of an absolute target overrides the header
             self.headers[:] = [
                 (name, head.host if name == b"host" else value) for name, value in self.headers
@@ -201,22 +202,22 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return
-        self._whole = True
+        self._body_complete = True
         if self.cycle.response_complete:
-            self._stop_clock()  # the rest of the body has come after the answer
+            self._stop_linger_timer()  # the rest of the body has come after the answer
             self.cycle.more_body = False
         super().on_message_complete()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        if self._discarding or not self._unanswered() or not self._whole or self.scheme == "https":
+        if self._discarding or not self._unanswered() or not self._body_complete or self.scheme == "https":
             return False
         self.cycle.keep_alive = False
         return True
 
-    def _keep(self, data: bytes) -> None:
+    def _hold_pipelined(self, data: bytes) -> None:
         """Keeps bytes that follow the present request. Nothing more is read until that is answered."""
         if self.connections.intake.take(len(data)):
-            self._rest += data
+            self._pipelined += data
             self.flow.hold()
             return
         self._discarding = True  # the present request becomes the last one; what follows it needs no answer
@@ -225,21 +226,21 @@ class Protocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _drop_rest(self) -> bytes:
-        rest, self._rest = self._rest, b""
+    def _take_pipelined(self) -> bytes:
+        rest, self._pipelined = self._pipelined, b""
         self.connections.intake.give(len(rest))
         return rest
 
-    def _go_on(self) -> None:
+    def _begin_pipelined(self) -> None:
         """Begins the next request if the last one is complete and the kernel has taken its answer."""
-        if self._discarding or not self._whole or self._busy() or self.transport.is_closing():
+        if self._discarding or not self._body_complete or self._busy() or self.transport.is_closing():
             return
-        rest = self._drop_rest()
+        rest = self._take_pipelined()
         self.flow.release()
         if rest:
-            self._next(rest)
+            self._begin_request(rest)
         else:
-            self.connections.rest(self)
+            self.connections.mark_idle(self)
 
     def refuse(self, error: ServiceError) -> None:
         """Answers bytes that are no request with ``error``, and ends the connection.
@@ -247,7 +248,7 @@ class Protocol(HttpToolsProtocol):
         If a whole request came before them, that is answered instead.
         """
         self._in_head, self._discarding = False, True
-        self._stop_clock()
+        self._stop_linger_timer()
         if self._unanswered() and not self.cycle.more_body:
             self.cycle.keep_alive = False
             return
@@ -296,31 +297,31 @@ class Protocol(HttpToolsProtocol):
         if self._discarding or self._answered_early():
             self.flow.release()
         if self._answered_early() and not self._discarding:
-            self._start_clock(LINGER_SECONDS, self.transport.abort)
-        self._go_on()
+            self._start_linger_timer()
+        self._begin_pipelined()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._stalled is None:
-            self._watch_reader()
+        if self._stall_timer is None:
+            self._start_stall_timer()
 
-    def _watch_reader(self) -> None:
-        self._untaken = self.bare_transport.get_write_buffer_size()
-        self._stalled = self.loop.call_later(STALLED_SECONDS, self._look_at_reader)
+    def _start_stall_timer(self) -> None:
+        self._unsent = self.bare_transport.get_write_buffer_size()
+        self._stall_timer = self.loop.call_later(STALLED_SECONDS, self._check_progress)
 
-    def _look_at_reader(self) -> None:
-        if self.bare_transport.get_write_buffer_size() < self._untaken:
-            self._watch_reader()
+    def _check_progress(self) -> None:
+        if self.bare_transport.get_write_buffer_size() < self._unsent:
+            self._start_stall_timer()
         else:
             self.transport.abort()
 
     def resume_writing(self) -> None:
-        if self._stalled is not None:
-            self._stalled.cancel()
-            self._stalled = None
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
         super().resume_writing()
         if self.cycle is not None:
-            self._go_on()
+            self._begin_pipelined()
 
     def _answered_early(self) -> bool:
         """True if the last request was answered before its whole body had come."""
@@ -335,20 +336,20 @@ class Protocol(HttpToolsProtocol):
 
     def _linger(self) -> None:
         self._discarding = True
-        self._drop_rest()
+        self._take_pipelined()
         self.flow.release()
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._start_clock(LINGER_SECONDS, self.transport.abort)
+        self._start_linger_timer()
 
-    def _start_clock(self, seconds: float, ring: Callable[[], None]) -> None:
-        self._stop_clock()
-        self._clock = self.loop.call_later(seconds, ring)
+    def _start_linger_timer(self) -> None:
+        self._stop_linger_timer()
+        self._linger_timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
-    def _stop_clock(self) -> None:
-        if self._clock is not None:
-            self._clock.cancel()
-            self._clock = None
+    def _stop_linger_timer(self) -> None:
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+            self._linger_timer = None
 
     # The end
 
@@ -365,10 +366,10 @@ class Protocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Answers the present request, or one that is about to come, and closes."""
-        if self._unanswered() or self.transport.is_closing() or self._rest:
+        if self._unanswered() or self.transport.is_closing() or self._pipelined:
             super().shutdown()
-        elif self._whole and readable(self.bare_transport):
-            self.connections.put_aside(self)
+        elif self._body_complete and readable(self.bare_transport):
+            self.connections.make_waiting(self)
         else:
             self.transport.close()
 

@@ -59,7 +59,7 @@ async def test_past_the_limit_the_longest_idle_go_and_who_is_served_stays() -> N
 async def test_a_connection_that_rests_gives_up_what_a_request_needs_and_asks_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connections, "_REST_SECONDS", 0.05)
+    monkeypatch.setattr(connections, "_IDLE_SECONDS", 0.05)
     async with place() as here, here.connect() as wire:
         for _ in range(3):
             await wire.send(LIVE[:10])

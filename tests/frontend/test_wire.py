@@ -81,7 +81,7 @@ async def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch) ->
 @on_the_services_loop
 async def test_empty_lines_do_not_keep_a_connection_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "SILENT_SECONDS", 0.5)
-    monkeypatch.setattr(connections, "_REST_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "_IDLE_SECONDS", 0.1)
     async with place() as here, here.connect() as wire:
         await wire.send(b"\r\n\r\n" + LIVE)
         assert (await wire.answer()).status == 200
