@@ -95,17 +95,18 @@ def machine(plan: Plan, before: dict[str, Outcome]) -> Outcome:
 
 
 def numbers(plan: Plan, before: dict[str, Outcome]) -> Outcome:
-    """Compares one image of each network, layer by layer in fp32 and fp16, with fp32 on the CPU."""
+    """Compares the canaries' answers of each network, layer by layer in fp32 and fp16, with fp32 on the CPU."""
     start.settle_numerics()
     rows = []
     for model in plan.models:
         checkpoint = resolve(plan.weights, model)
         wanted = start.expected_of(checkpoint)
-        pixels = torch.from_numpy(canary.image(checkpoint.preprocessing.shape))[None].cuda()
+        pixels = torch.from_numpy(canary.images(checkpoint.preprocessing.shape)).cuda()
         for precision in ("fp32", "fp16"):
             with alone(), torch.inference_mode():
                 network = whole(load(checkpoint), torch.device("cuda", 0), precision, has_head=True)
-                away = canary.distance(network(pixels)[1][0].float().cpu().numpy(), wanted)
+                answers = network(pixels)[1].float().cpu().numpy()
+                away = max(map(canary.distance, answers, wanted))
                 del network
             rows.append(_judged(model, precision, away))
     return _verdict(rows)

@@ -47,12 +47,6 @@ def images(shape: tuple[int, int, int]) -> Pixels:
     return np.array(_images(shape), order="C")
 
 
-def image(shape: tuple[int, int, int]) -> Pixels:
-    """Returns the first canary, uint8 ``[H, W, C]``, for a device that looks at one alone."""
-    first: Pixels = images(shape)[0]
-    return first
-
-
 def digest(shape: tuple[int, int, int]) -> str:
     """Returns a name of 16 hex digits for the images of this shape: answers to other images have another name."""
     return hashlib.sha256(_images(shape).tobytes()).hexdigest()[:16]

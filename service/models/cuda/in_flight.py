@@ -26,10 +26,13 @@ class InFlightBatch:
         wanted: Sequence[OutputRequest],
         results: NDArray[np.float32],
         finish: Callable[[InFlightBatch], BatchReport],
+        canary: int,
     ) -> None:
+        """``canary`` is the number of the known image that its launches carry."""
         self.buffers, self.pixels, self.slots = buffers, pixels, slots
         self.wants_features = any(want is not OutputKind.CLASSIFY for want in wanted)
         self.rows = 0
+        self.canary = canary
         self.canaries: list[int] = []
         """The bucket of each launch that carried the canary."""
         self.event: Event | None = None

@@ -6,7 +6,7 @@
 
 Each batch in flight has its own buffers at both ends. The graphs were captured with the shared memory in between,
 which only the compute stream touches; the extra copies within the device take a hundredth of a batch's time. A
-bucket's rows beyond the batch are padding, and the first of them holds the canary.
+bucket's rows beyond the batch are padding, and the first of them holds a canary; the known images take turns.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,12 +76,15 @@ class CudaRunner:
         """Images a second at the largest batch, measured by `warm_up`."""
         self._wanted = max_batch_size
         self._device = device
-        self._canary = canary.image(image)
+        known = canary.images(image)
+        self._canary = known[0]
+        self._turns = cycle(range(len(known)))
+        """The number of the canary that the next batch carries."""
         self._copying, self._computing, self._answering = (device.stream() for _ in range(3))
         self._choices = deque(choices)
         self._without = ""
         """Name of the feature that is given up if the present program fails."""
-        self._graph_builder = GraphBuilder(device, self._computing, self._canary)
+        self._graph_builder = GraphBuilder(device, self._computing, known)
         self._prepared: Prepared | None = None
         self._watch = Watch([_DEVICE])
         self._trust = Trust()
@@ -222,7 +226,7 @@ class CudaRunner:
         """
         buffers = self._ready().free_buffers.popleft()
         try:
-            batch = InFlightBatch(buffers, pixels, slots, wanted, results, self.finish)
+            batch = InFlightBatch(buffers, pixels, slots, wanted, results, self.finish, next(self._turns))
             self._start(batch)
             return batch
         except Exception as error:
@@ -315,7 +319,7 @@ class CudaRunner:
         bucket, part = bucket_of(count, list(ready.steps)), slice(row, row + count)
         stream.copy(shared.pixels[:count], buffers.pixels[part])
         if bucket > count:
-            stream.copy(shared.pixels[count], self._graph_builder.canary)
+            stream.copy(shared.pixels[count], self._graph_builder.canaries[batch.canary])
         stream.run(ready.steps[bucket])
         stream.copy(buffers.answers[part], shared.answers[:count])
         if batch.wants_features:
@@ -328,7 +332,7 @@ class CudaRunner:
         """Computes the canary alone, after many batches without room for it or without any batch."""
         ready = self._ready()
         bucket = min(ready.steps)
-        self._computing.copy(ready.shared.pixels[0], self._graph_builder.canary)
+        self._computing.copy(ready.shared.pixels[0], self._graph_builder.canaries[batch.canary])
         self._computing.run(ready.steps[bucket])
         self._note_canary(batch, bucket, 0)
         batch.rows += bucket
@@ -375,7 +379,9 @@ class CudaRunner:
     def _mismatches(self, batch: InFlightBatch) -> int:
         answers = batch.buffers.host_canaries.numpy()
         right = [
-            canary.is_same(answers[number], self._ready().references[bucket], self.runtime.precision)
+            canary.is_same(
+                answers[number], self._ready().references[bucket][batch.canary], self.runtime.precision
+            )
             for number, bucket in enumerate(batch.canaries)
         ]
         return len(right) - sum(right)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,25 +31,27 @@ class Prepared:
     free_buffers: deque[BatchBuffers]
     steps: dict[int, Work]
     references: dict[int, canary.Logits]
-    """The canary's answer when the step was made, by bucket."""
+    """The canaries' answers ``[images, length]`` when the step was made, by bucket."""
 
 
 class GraphBuilder:
-    """Prepares programs on a device by its compute ``stream``. ``pixels`` are the canary's, uint8 ``[H, W, C]``."""
+    """Prepares programs on a device by its compute ``stream``. ``pixels`` are the canaries', uint8 ``[images, H, W,
+    C]``."""
 
     def __init__(self, device: Device, stream: Stream, pixels: Pixels) -> None:
         self._device, self._stream = device, stream
-        self.canary = device.empty(pixels.shape, torch.uint8)
-        """The canary on the device."""
-        stream.copy(self.canary, torch.from_numpy(pixels))
+        self.canaries = [device.empty(image.shape, torch.uint8) for image in pixels]
+        """The canaries on the device."""
+        for there, image in zip(self.canaries, pixels, strict=True):
+            stream.copy(there, torch.from_numpy(image))
 
     def probe_shapes(self, program: Program) -> Shapes:
         """Returns the shapes of the results, by running one image through ``program``."""
         found: list[Tensor] = []
-        self._stream.run(lambda: found.extend(program.forward(self.canary[None])))
+        self._stream.run(lambda: found.extend(program.forward(self.canaries[0][None])))
         self._stream.record().wait()
         features, answers = found
-        height, width, channels = self.canary.shape
+        height, width, channels = self.canaries[0].shape
         shape = features.shape
         return Shapes(
             (height, width, channels), (shape[1], shape[2], shape[3]), answers[0].numel(), features.dtype
@@ -66,28 +69,38 @@ class GraphBuilder:
         # The largest comes first: the others fit into the memory that it took.
         for bucket in reversed(up_to(largest)):
             steps[bucket] = self._step(program, shared, bucket)
-            references[bucket] = self._reference(program, shared, bucket)
+            references[bucket] = self._references(program, shared, bucket, steps[bucket])
         return Prepared(shared, made, dict(sorted(steps.items())), references)
 
     def _step(self, program: Program, shared: Shared, bucket: int) -> Work:
-        """Makes a forward pass of ``bucket`` rows. It leaves the canary in each row, and its answers."""
+        """Makes a forward pass of ``bucket`` rows."""
         work: Work = partial(_forward, program, shared, bucket)
-        for row in range(bucket):
-            self._stream.copy(shared.pixels[row], self.canary)
+        self._show(shared, range(bucket))
         # Twice: libraries choose their kernel in the first run and allocate its memory in the second.
         for _ in range(2):
             self._stream.run(work)
         self._stream.record().wait()
-        if program.graphs:
-            work = self._device.capture(work, self._stream)
-            self._stream.run(work)
-        return work
+        return self._device.capture(work, self._stream) if program.graphs else work
 
-    def _reference(self, program: Program, shared: Shared, bucket: int) -> canary.Logits:
+    def _show(self, shared: Shared, turns: Sequence[int]) -> list[int]:
+        """Puts canaries into the rows, one after the other from the first of ``turns`` on. Returns which."""
+        images = [turn % len(self.canaries) for turn in turns]
+        for row, image in enumerate(images):
+            self._stream.copy(shared.pixels[row], self.canaries[image])
+        return images
+
+    def _references(self, program: Program, shared: Shared, bucket: int, step: Work) -> canary.Logits:
+        """Returns the step's answers to the canaries; each of them is in every row once."""
         host = self._device.staging((bucket, shared.answers.shape[1]), torch.float32)
-        self._stream.copy(host, shared.answers[:bucket])
-        self._stream.record().wait()
-        return _trusted(program, bucket, host.numpy())
+        found: dict[int, canary.Logits] = {}
+        for first in range(len(self.canaries)):
+            images = self._show(shared, range(first, first + bucket))
+            self._stream.run(step)
+            self._stream.copy(host, shared.answers[:bucket])
+            self._stream.record().wait()
+            for image, answer in zip(images, host.numpy(), strict=True):
+                _refuse_untrusted(program, bucket, image, answer, found.setdefault(image, answer.copy()))
+        return np.stack([found[image] for image in range(len(self.canaries))])
 
 
 def _forward(program: Program, shared: Shared, bucket: int) -> None:
@@ -96,16 +109,17 @@ def _forward(program: Program, shared: Shared, bucket: int) -> None:
     shared.answers[:bucket].copy_(answers.flatten(1))
 
 
-def _trusted(program: Program, bucket: int, answers: NDArray[np.float32]) -> canary.Logits:
-    """Returns the canary's answer. Raises `canary.UntrustedError` if it is wrong or differs between rows."""
-    reference: canary.Logits = answers[-1].copy()
-    if program.expected is not None and not canary.is_right(reference, program.expected, program.precision):
+def _refuse_untrusted(
+    program: Program, bucket: int, image: int, answer: NDArray[np.float32], reference: canary.Logits
+) -> None:
+    """Raises `canary.UntrustedError` if the answer to a canary is wrong, or not the ``reference`` of another row."""
+    right = None if program.expected is None else program.expected[image]
+    if right is not None and not canary.is_right(answer, right, program.precision):
         raise canary.UntrustedError(
             f"runtime={program.name} in {program.precision} at {bucket} images is off the network's answer by "
-            f"{canary.distance(reference, program.expected):.2g}; use runtime=eager"
+            f"{canary.distance(answer, right):.2g}; use runtime=eager"
         )
-    if not all(canary.is_same(answer, reference, program.precision) for answer in answers):
+    if not canary.is_same(answer, reference, program.precision):
         raise canary.UntrustedError(
             f"runtime={program.name}: the rows of a batch of {bucket} influence each other; use runtime=eager"
         )
-    return reference

@@ -34,7 +34,7 @@ class Program:
     graphs: bool
     """True if the program is to be captured, one graph for each bucket."""
     expected: Logits | None = None
-    """The network's answer to the canary, in fp32 on the CPU."""
+    """The network's answers to the canaries ``[images, length]``, in fp32 on the CPU."""
 
     max_batch_size: int | None = None
     """Most images that ``forward`` takes; None for any number."""

@@ -66,11 +66,9 @@ def settle_numerics() -> None:
 
 
 def expected_of(checkpoint: Checkpoint) -> canary.Logits:
-    """Returns the answer of the checkpoint's network to the first canary, the one that a GPU looks at."""
+    """Returns the answers of the checkpoint's network to the canaries, ``[images, length]``."""
     has_head = checkpoint.classes is not None
-    answers = canary.expected(loader.load(checkpoint), checkpoint.preprocessing.shape, has_head=has_head)
-    first: canary.Logits = answers[0]
-    return first
+    return canary.expected(loader.load(checkpoint), checkpoint.preprocessing.shape, has_head=has_head)
 
 
 def choices(

@@ -207,6 +207,20 @@ def test_a_canary_that_stays_wrong_ends_the_device_and_answers_nobody() -> None:
     assert (results == -1).all()
 
 
+def test_the_known_images_take_turns_and_a_fault_that_one_of_them_shows_is_found() -> None:
+    known = torch.from_numpy(canary.images(IMAGE)).flatten(1).float()
+    for number in range(canary.IMAGES):
+        network = Network()
+        runner = ready(network=network)
+        # Seen by one image alone: where it is largest, compared with the mean of the others.
+        away = known[number] - (known.sum(0) - known[number]) / (canary.IMAGES - 1)
+        blind = known[[n for n in range(canary.IMAGES) if n != number]]
+        pattern = away - torch.linalg.lstsq(blind.T, away[:, None]).solution.T[0] @ blind
+        network.weights = network.weights + pattern / pattern.norm() * 1e3
+        with pytest.raises(DeviceFailed, match="canary"):
+            deque(runner.canary().finish() for _ in range(canary.IMAGES))
+
+
 def test_full_batches_have_a_canary_too_once_in_a_while() -> None:
     network = Network()
     runner = ready(network=network)
@@ -229,7 +243,7 @@ def test_full_batches_have_a_canary_too_once_in_a_while() -> None:
 @pytest.mark.parametrize("fault", ["expected", "rows"])
 def test_what_does_not_compute_the_network_is_not_trusted(fault: str) -> None:
     network = Network()
-    expected = network(torch.from_numpy(canary.image(IMAGE))[None])[1][0].numpy()
+    expected = network(torch.from_numpy(canary.images(IMAGE)))[1].numpy()
     ready(network=network, expected=expected)
     if fault == "expected":
         with pytest.raises(UntrustedError, match="off the network's answer"):
@@ -296,7 +310,7 @@ def test_a_runtime_that_cannot_be_used_gives_way_to_the_next(caplog: pytest.LogC
         raise RuntimeError("no kernel image is available")
 
     network = Network()
-    expected = network(torch.from_numpy(canary.image(IMAGE))[None])[1][0].numpy()
+    expected = network(torch.from_numpy(canary.images(IMAGE)))[1].numpy()
     wrong = Program("cudagraph", "fp32", network, True, expected * np.float32(1.01))
     plain = Program("eager", "fp32", network, False, expected)
     fallbacks = Fallbacks()
