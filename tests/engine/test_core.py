@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.arena import Decoding, Gauge, Outcome
+from service.engine.arena import FILE, Decoding, Gauge, Outcome
 from service.engine.load import LoadMeter
 from service.shared.outputs import OutputKind
 from tests.engine.driven import Driven
@@ -213,6 +213,16 @@ def test_a_front_end_that_goes_takes_its_decoders_along_and_leaves_its_counts(dr
         0 if kind in (Decoding.THREADS, Decoding.MEMORY) else 1 + kind for kind in range(decoding.shape[1])
     ]
     assert driven.arena.free == driven.arena.geometry.slots
+
+
+def test_an_engine_without_a_decoder_refuses_a_file_that_comes_nevertheless(driven: Driven) -> None:
+    driven.arena.owners[3] = 1
+    driven.arena.record_outcome(3, Outcome.OK)
+    driven.link.send([3 + FILE])
+    driven.core.step(0)
+    assert list(driven.link.receive() or []) == [3 + FILE]
+    assert driven.arena.record(3).outcome == Outcome.FAILED
+    assert driven.arena.gauges[Gauge.FILES] == 0
 
 
 def test_what_decoding_may_take_is_beside_what_is_reserved(driven: Driven) -> None:
