@@ -32,7 +32,7 @@ from tests.mutation.forks import Room
 from tests.mutation.mutants import Mutant
 
 #: A test may take this many times what it took before, and so many seconds more, before it counts as hung.
-_TIMES, _MORE = 10.0, 20.0
+_TIMES, _MORE = 10.0, 10.0
 #: Seconds that a test takes at the least, as far as their order is concerned.
 _SETUP = 0.1
 _OPTIONS = ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:anyio", "-p", "no:faulthandler"]
