@@ -33,10 +33,13 @@ class Driven:
         self.link = Link(ours)
         self.core.attach(1, Link(theirs))
         self.passes = self.canaries = 0
+        self.followed: list[bool] = []
+        """Whether the next batch was on the device already when one was counted."""
 
     def note(self, batch: object) -> None:
         self.passes += not getattr(batch, "is_canary", False)
         self.canaries += getattr(batch, "is_canary", False)
+        self.followed.append(self.device.given is not None)
 
     def serve(self, images: int) -> None:
         """One batch of so many images, after the canary if it is due."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import weakref
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -51,12 +52,30 @@ class ScriptedEngine:
         self.arena.close()
 
 
+class Timed(VirtualLoop):
+    """Knows its timers."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        super().__init__(clock)
+        self._made: weakref.WeakSet[asyncio.TimerHandle] = weakref.WeakSet()
+
+    def call_at(self, *arguments: Any, **keywords: Any) -> asyncio.TimerHandle:  # type: ignore[override]
+        handle = super().call_at(*arguments, **keywords)
+        self._made.add(handle)
+        return handle
+
+    @property
+    def timers(self) -> int:
+        """How many are set."""
+        return sum(not handle.cancelled() and handle.when() > self.time() for handle in self._made)
+
+
 class Desk:
     """A client of scripted engines, on a loop that turns and a clock that moves when told to."""
 
     def __init__(self) -> None:
         self.clock = VirtualClock()
-        self.loop = VirtualLoop(self.clock)
+        self.loop = Timed(self.clock)
         self.client = EngineClient(self.clock, threads=1)
         self.engines: list[ScriptedEngine] = []
         self.again = 0

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from service.engine.arena import FILE, Decoding, Gauge, Outcome
+from service.engine.arena import FILE, Arena, Decoding, Gauge, Outcome
+from service.engine.batcher import Batcher
+from service.engine.core import EngineCore
+from service.engine.device import Batch, DeviceThread
+from service.engine.files import FileDecodeThreads
 from service.engine.load import LoadMeter
+from service.shared.batches import BatchReport, DeviceFailed
 from service.shared.outputs import OutputKind
+from service.shared.transport import Link, socket_pair
 from tests.engine.driven import Driven
-from tests.engine.virtual import MOST
+from tests.engine.virtual import GEOMETRY, MOST
+from tests.fakes import FakeRunner, VirtualClock
 
 MEASURED = ("BUSY_RATIO", "CAPACITY", "SATURATION", "ARRIVALS", "DECODE_CAPACITY", "DECODE_BUSY")
 
@@ -187,6 +197,126 @@ def test_a_batch_of_which_everybody_was_late_counts_as_none(driven: Driven) -> N
     assert driven.arena.gauges[Gauge.CAPACITY] == capacity
 
 
+def test_the_next_batch_begins_before_the_answers_leave_but_on_no_device_that_has_failed(
+    driven: Driven,
+) -> None:
+    submit(driven, [0])
+    submit(driven, [1])
+    driven.device.finish()
+    driven.core.step(0)
+    assert driven.followed == [True]
+    submit(driven, [2])
+    driven.runner.error = DeviceFailed("it is ill")
+    driven.device.finish()
+    with pytest.raises(DeviceFailed, match="it is ill"):
+        driven.core.step(0)
+    assert driven.followed == [True, False]
+    assert replies(driven) == {0: Outcome.OK}  # the others are for another engine
+
+
+def test_the_canary_of_an_idle_device_is_hurried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurries: list[FakeRunner] = []
+    monkeypatch.setattr(FakeRunner, "hurry", lambda self: hurries.append(self))
+    driven = Driven()
+    driven.clock.advance(0.5)
+    driven.core.step(0)
+    assert driven.device.given is not None
+    for slot in range(3):
+        submit(driven, [slot])
+    assert len(hurries) == 1
+    for _ in range(2):
+        driven.device.finish()
+        driven.core.step(0)
+    submit(driven, [3])  # no canary runs
+    assert len(hurries) == 1
+    driven.close()
+
+
+class Recording(DeviceThread):
+    """Keeps what it gets, which has run when `ends` says so."""
+
+    def __init__(self, runner: FakeRunner, arena: Arena) -> None:
+        super().__init__(runner, arena, lambda: 0.0)
+        self.given: list[Batch] = []
+
+    def submit(self, batch: Batch) -> None:
+        self.given.append(batch)
+
+    def ends(self, batch: Batch, *, canary_due: bool) -> None:
+        batch.ran, batch.finished = BatchReport(1, canary_due=canary_due), 1.0
+        self.tell(batch)
+
+
+def test_a_canary_that_is_due_goes_first_and_images_run_beside_it_where_there_is_room() -> None:
+    runner, arena = FakeRunner(max_batch_size=MOST, in_flight=2), Arena.create(GEOMETRY)
+    device = Recording(runner, arena)
+    core = EngineCore(runner, arena, Batcher(MOST), capacity=1.0, clock=lambda: 0.0, device=device)
+    core.begin()
+    ours, theirs = socket_pair()
+    link = Link(ours)
+    core.attach(1, Link(theirs))
+    for slot in (0, 1):
+        arena.record_submission(slot, 1e12, 0.0, OutputKind.CLASSIFY)
+    link.send([0])
+    core.step(0)
+    device.ends(device.given[0], canary_due=True)
+    link.send([1])
+    core.step(0)
+    assert [batch.slots for batch in device.given] == [[0], [], [1]]
+    core.end()
+    link.close()
+    arena.close()
+
+
+class Lanes:
+    """Streams that take half a second for an image each, all at the same time."""
+
+    def __init__(self, clock: VirtualClock, count: int) -> None:
+        self.count = count
+        self._clock = clock
+        self._all = threading.Barrier(count)
+
+    def sooner(self, images: int) -> bool:
+        return True
+
+    def run(self, stream: int, *arguments: object) -> BatchReport:
+        if self._all.wait(60) == 0:
+            self._clock.advance(0.5)
+        self._all.wait(60)
+        return BatchReport(1)
+
+    def canary(self, stream: int) -> BatchReport:
+        raise AssertionError("nothing is due")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_images_in_streams_show_the_capacity_of_all_of_them(count: int) -> None:
+    runner, clock = FakeRunner(max_batch_size=MOST), VirtualClock()
+    runner.streams = Lanes(clock, count)  # type: ignore[assignment]
+    arena = Arena.create(GEOMETRY)
+    core = EngineCore(runner, arena, Batcher(MOST), capacity=10.0, clock=clock)
+    core.begin()
+    ours, theirs = socket_pair()
+    link = Link(ours)
+    core.attach(1, Link(theirs))
+    for slot in range(count):
+        arena.record_submission(slot, clock.now + 1000, clock.now, OutputKind.CLASSIFY)
+    link.send(range(count))
+    answered: list[int] = []
+    while len(answered) < count:
+        core.step(1.0)
+        answered += link.receive() or []
+    meter = LoadMeter(1000.0, 10.0, MOST)
+    for number in range(count):
+        meter.record_stream(0.5, count, full=number == 0)
+    clock.advance(0.3)  # the gauges are renewed, and no canary is welcome yet
+    core.step(0)
+    assert list(arena.gauges[[Gauge.CAPACITY, Gauge.PASS]]) == pytest.approx([meter.capacity, meter.seconds])
+    core.end()
+    link.close()
+    arena.close()
+
+
 def test_what_waits_past_its_deadline_is_answered_in_the_next_turn(driven: Driven) -> None:
     submit(driven, [0])
     submit(driven, [1], patience=0.5)
@@ -243,6 +373,23 @@ def test_the_end_closes_links_pipes_and_the_selector() -> None:
     assert is_open() != before
     driven.close()
     assert is_open() == before
+
+
+def test_the_end_ends_every_thread_but_the_owner_s() -> None:
+    class Decoder:
+        def decode(self, files: Sequence[bytes]) -> list[NDArray[np.uint8] | None]:
+            return [None for _ in files]
+
+    before = set(threading.enumerate())
+    runner, arena = FakeRunner(stream_count=2), Arena.create(GEOMETRY)
+    files = FileDecodeThreads([Decoder(), Decoder()], arena)
+    core = EngineCore(runner, arena, Batcher(MOST), capacity=1.0, files=files)
+    core.begin()
+    names = {thread.name for thread in set(threading.enumerate()) - before}
+    assert names == {"device", "rest", "files", "stream-0", "stream-1"}
+    core.end()
+    assert {thread.name for thread in set(threading.enumerate()) - before} == {"device"}
+    arena.close()
 
 
 def test_a_canary_is_no_pass_of_anybody(driven: Driven) -> None:

@@ -60,6 +60,7 @@ def test_an_answer_is_what_the_record_says_and_a_copy(here: Desk) -> None:
         expected = fingerprint(slot.pixels, RESULTS)[:4]
         engine.arena.results[...] = -1.0
     assert (answer.result == expected).all()
+    assert here.loop.timers == 0
     assert (answer.queue, answer.inference, answer.finished) == (2.0, 0.5, submitted + 2.5)
     assert (answer.batch, answer.batch_size) == (7, 3)
     assert engine.arena.free == 2
@@ -152,6 +153,7 @@ def test_a_file_that_fits_into_the_slot_is_the_engine_s_while_no_decoder_is_free
         engine.link.send([slot.number + FILE])
         here.loop.turn()
     assert task.done()
+    assert here.loop.timers == 0
     assert decoders.jobs == []
 
 
@@ -179,7 +181,7 @@ def test_a_decode_has_until_the_deadline_and_its_slot_is_free_after_the_last_byt
 @pytest.mark.parametrize("bulk", [False, True])
 @pytest.mark.parametrize("deaths", [1, 2])
 def test_an_image_goes_to_one_more_engine_with_its_pixels_and_its_class(
-    here: Desk, bulk: bool, deaths: int
+    here: Desk, bulk: bool, deaths: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     engines = [here.attach() for _ in range(3)]
     slot = taken(here, bulk)
@@ -196,6 +198,7 @@ def test_an_image_goes_to_one_more_engine_with_its_pixels_and_its_class(
         assert holders == []
         with pytest.raises(EngineFailed, match="two engines"):
             task.result()
+        assert "two engines died" in caplog.text
         assert here.again == 1
         return
     (holder,) = holders

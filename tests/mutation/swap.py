@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+from collections.abc import Iterable
 from types import CodeType, FunctionType
 
 #: What names a function in its module: the qualified name and the first line.
@@ -31,6 +32,15 @@ def put(path: str, codes: dict[Place, CodeType]) -> None:
             code = codes.get(_place(held.__code__))
             if code is not None:
                 held.__code__ = code
+
+
+def around(codes: Iterable[CodeType], line: int) -> range:
+    """The lines of the innermost of ``codes`` that has ``line``; none if it is in no one's."""
+    spans = [
+        range(code.co_firstlineno, 1 + max(number for _, _, number in code.co_lines() if number))
+        for code in codes
+    ]
+    return min((span for span in spans if line in span), key=len, default=range(0))
 
 
 def _compare(old: CodeType, new: CodeType, found: dict[Place, CodeType]) -> None:

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -173,11 +173,14 @@ class _Loop:
         trials = _Trials(self._room, self._attempt)
         for place, mutant in enumerate(self._chosen):
             try:
-                swap.changed(*self._sources(mutant))
+                codes = swap.changed(*self._sources(mutant))
             except swap.AtImport:
                 self.at_import[place] = [asdict(one) for one in seen if one.lines[mutant.file]]
                 continue
-            mine = [one for one in seen if mutant.line in one.lines[mutant.file]]
+            # coverage may miss the lines after an `await` that raises: then those of the function stand for it.
+            mine = _run_any(seen, mutant.file, {mutant.line}) or _run_any(
+                seen, mutant.file, swap.around(codes.values(), mutant.line)
+            )
             verdict = trials.verdict(mutant, mine)
             self.verdicts[place] = asdict(verdict)
             self._tell(mutant, verdict)
@@ -208,6 +211,11 @@ class _Loop:
                     swap.put(str(self._room.copy / mutant.file), codes)
                 _run([self._tests[one.test] for one in mine], _Guard(self._room, mine))
             return self._room.wait(child) != 0
+
+
+def _run_any(seen: Sequence[Seen], file: str, lines: Container[int]) -> list[Seen]:
+    """Those tests that run any of ``lines``."""
+    return [one for one in seen if any(line in lines for line in one.lines[file])]
 
 
 def _import_and_run(room: Room, mutant: Mutant | None, mine: Sequence[Seen]) -> bool:
