@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -120,6 +121,9 @@ async def test_after_the_end_all_who_wait_are_told_and_no_slot_is_given_back() -
             one.connection.submit(second, OutputKind.CLASSIFY, 0.0, LATER)
         one.connection.fail()  # a second end changes nothing
         assert one.connection.failed
+        for descriptor in (one.descriptor, one.mapped.descriptor):
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(descriptor)
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])

@@ -5,20 +5,18 @@ from __future__ import annotations
 import gc
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from service.engine.arena import FILE, Arena, Decoding, Gauge, Outcome
 from service.engine.batcher import Batcher
 from service.engine.core import EngineCore
 from service.engine.device import Batch, DeviceThread
-from service.engine.files import FileDecodeThreads
+from service.engine.files import FileDecoding
 from service.engine.load import LoadMeter
 from service.shared.batches import BatchReport, DeviceFailed
 from service.shared.outputs import OutputKind
@@ -375,20 +373,19 @@ def test_the_end_closes_links_pipes_and_the_selector() -> None:
     assert is_open() == before
 
 
-def test_the_end_ends_every_thread_but_the_owner_s() -> None:
-    class Decoder:
-        def decode(self, files: Sequence[bytes]) -> list[NDArray[np.uint8] | None]:
-            return [None for _ in files]
-
+def test_the_end_ends_every_thread_but_the_owner_s_and_the_decoder_of_files() -> None:
     before = set(threading.enumerate())
     runner, arena = FakeRunner(stream_count=2), Arena.create(GEOMETRY)
-    files = FileDecodeThreads([Decoder(), Decoder()], arena)
-    core = EngineCore(runner, arena, Batcher(MOST), capacity=1.0, files=files)
+    ours, theirs = socket_pair()
+    core = EngineCore(runner, arena, Batcher(MOST), capacity=1.0, files=FileDecoding(Link(ours)))
     core.begin()
     names = {thread.name for thread in set(threading.enumerate()) - before}
-    assert names == {"device", "rest", "files", "stream-0", "stream-1"}
+    assert names == {"device", "rest", "stream-0", "stream-1"}
     core.end()
     assert {thread.name for thread in set(threading.enumerate()) - before} == {"device"}
+    decoder = Link(theirs)
+    assert decoder.receive() is None
+    decoder.close()
     arena.close()
 
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import parso
 from cosmic_ray.ast import get_ast
@@ -102,10 +102,18 @@ def sample(root: Path, files: Sequence[str], size: int, seed: int) -> list[Mutan
             break
         source = (root / file).read_text()
         mutated = MutationVisitor.mutate_code(source, operator, occurrence)
-        place = _first_difference(source, mutated) if mutated is not None else None
+        place = _first_difference(source, mutated) if _compiles(mutated) else None
         if place is not None:  # two operators may make the same fault
             found[file, mutated] = Mutant(file, *place, mutated)
     return list(found.values())
+
+
+def _compiles(mutated: str | None) -> TypeGuard[str]:
+    """True for a module; `not` before the target of `:=` makes none."""
+    try:
+        return mutated is not None and compile(mutated, "a mutant", "exec") is not None
+    except SyntaxError:
+        return False
 
 
 def _occurrences(source: str, operators: Sequence[Any]) -> list[int]:
