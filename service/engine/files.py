@@ -33,11 +33,8 @@ _LAST_STRAW = 3
 class FileDecoder(Protocol):
     """A decoder of files that belongs to one thread."""
 
-    def decode(self, files: Sequence[bytes]) -> Sequence[NDArray[np.uint8] | None]:
-        """The prepared pixels, uint8 ``[H, W, 3]``, of each file; None for a file that it refuses.
-
-        They are valid until the next call.
-        """
+    def decode(self, files: Sequence[bytes], into: Sequence[NDArray[np.uint8]]) -> Sequence[bool]:
+        """Writes each file's prepared pixels, uint8 ``[H, W, 3]``. Returns False for each file that it refuses."""
 
 
 class FileDecoding:
@@ -104,13 +101,8 @@ def _decode(decoder: FileDecoder, arena: Arena, slots: Sequence[int], now: float
     wanted = [slot for slot in slots if arena.deadline(slot) > now]
     if not wanted:
         return set()
-    found = decoder.decode([_file(arena, slot) for slot in wanted])
-    decoded = set()
-    for slot, pixels in zip(wanted, found, strict=True):
-        if pixels is not None:
-            arena.pixels[slot] = pixels
-            decoded.add(slot)
-    return decoded
+    done = decoder.decode([_file(arena, slot) for slot in wanted], [arena.pixels[slot] for slot in wanted])
+    return {slot for slot, decoded in zip(wanted, done, strict=True) if decoded}
 
 
 def _file(arena: Arena, slot: int) -> bytes:

@@ -29,10 +29,6 @@ from tests.loops import until
 SHAPE = (4, 8, 3)
 
 
-def pixels_of(data: bytes) -> NDArray[np.uint8]:
-    return np.full(SHAPE, data[1], np.uint8)
-
-
 class FakeDecoder:
     """Files are b"F" and a level; those that begin otherwise it refuses. ``may`` holds it back."""
 
@@ -43,13 +39,16 @@ class FakeDecoder:
         self.began = threading.Event()
         self.error: Exception | None = None
 
-    def decode(self, files: Sequence[bytes]) -> list[NDArray[np.uint8] | None]:
+    def decode(self, files: Sequence[bytes], into: Sequence[NDArray[np.uint8]]) -> list[bool]:
         self.began.set()
         assert self.may.wait(60)
         if self.error:
             raise self.error
         self.seen += files
-        return [pixels_of(data) if data.startswith(b"F") else None for data in files]
+        for data, pixels in zip(files, into, strict=True):
+            if data.startswith(b"F"):
+                pixels[...] = data[1]
+        return [data.startswith(b"F") for data in files]
 
 
 class Photo:
@@ -311,8 +310,8 @@ def test_a_dead_front_end_s_slots_come_back_after_the_engine_has_decoded_into_th
 
 def test_what_a_dead_decoder_had_is_decoded_by_the_front_ends(caplog: pytest.LogCaptureFixture) -> None:
     class Dying(FakeDecoder):
-        def decode(self, files: Sequence[bytes]) -> list[NDArray[np.uint8] | None]:
-            super().decode(files)
+        def decode(self, files: Sequence[bytes], into: Sequence[NDArray[np.uint8]]) -> list[bool]:
+            super().decode(files, into)
             raise SystemExit  # as a kill does, it skips everything but the close of the socket
 
     decoder = Dying()

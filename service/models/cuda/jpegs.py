@@ -9,6 +9,7 @@ pictures; if they differ by more than `AGREEMENT`, decoding stays on the CPU.
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -18,8 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from service.models.cuda import host_memory
 from service.models.cuda.resize import PassCache, Resize, by_torch
 from service.preprocess import RESIZE_CROP, Preprocessing, prepare
+
+log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 
@@ -27,7 +31,7 @@ Pixels = NDArray[np.uint8]
 class Decoder(Protocol):
     """A `service.engine.files.FileDecoder`."""
 
-    def decode(self, files: Sequence[bytes]) -> Sequence[Pixels | None]: ...
+    def decode(self, files: Sequence[bytes], into: Sequence[Pixels]) -> Sequence[bool]: ...
 
 
 #: Decodes files to uint8 ``[H, W, 3]`` on a device, at full size, in the order of the current stream; None for a file
@@ -48,33 +52,23 @@ class JpegDecoder:
         self._passes = PassCache(spec, device)
         self._resize = resize or _fastest(device)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._host = self._staging(0)
 
-    def decode(self, files: Sequence[bytes]) -> list[Pixels | None]:
-        """See `service.engine.files.FileDecoder`; the pixels are valid until the next call."""
+    def decode(self, files: Sequence[bytes], into: Sequence[Pixels]) -> list[bool]:
+        """See `service.engine.files.FileDecoder`. Copies to registered memory run beside each other."""
         with torch.cuda.stream(self._stream):
             photos = self._codec(files)
             assert len(photos) == len(files)
             decoded = [photo for photo in photos if photo is not None]
-            ready = iter(self._prepared(decoded) if decoded else ())
-        return [None if photo is None else next(ready) for photo in photos]
-
-    def _prepared(self, photos: list[Tensor]) -> Pixels:
-        passes = [self._passes.of(photo.shape[0], photo.shape[1]) for photo in photos]
-        prepared = self._resize(photos, passes, self._shape)
-        if len(photos) > len(self._host):
-            self._host = self._staging(len(photos))
-        host = self._host[: len(photos)]
-        host.copy_(prepared, non_blocking=True)
-        if self._stream is not None:
-            # Until here the photos' memory is read, so they must live.
-            self._stream.synchronize()
-        pixels: Pixels = host.numpy()
-        return pixels
-
-    def _staging(self, photos: int) -> Tensor:
-        pinned = self._stream is not None
-        return torch.empty((photos, *self._shape), dtype=torch.uint8, pin_memory=pinned)
+            targets = [target for photo, target in zip(photos, into, strict=True) if photo is not None]
+            if decoded:
+                passes = [self._passes.of(photo.shape[0], photo.shape[1]) for photo in decoded]
+                prepared = self._resize(decoded, passes, self._shape)
+                for pixels, target in zip(prepared, targets, strict=True):
+                    torch.from_numpy(target).copy_(pixels, non_blocking=True)
+            if self._stream is not None:
+                # Until here the photos' memory is read, so they must live.
+                self._stream.synchronize()
+        return [photo is not None for photo in photos]
 
 
 def _fastest(device: torch.device) -> Resize:
@@ -153,11 +147,21 @@ def _colour(photo: Tensor) -> Tensor:
     return photo if photo.shape[2] == 3 else photo.expand(-1, -1, 3)
 
 
+def adopt(pixels: Pixels) -> None:
+    """Registers the memory of all future targets with CUDA, as `host_memory.register` does. A refusal is logged."""
+    if torch.cuda.is_available():
+        refused = host_memory.register(pixels, host_memory.driver())
+        if refused:
+            log.warning("photos are copied from the device one after the other: %s", refused)
+
+
 def prove(decoder: Decoder, spec: Preprocessing) -> None:
     """Raises `ValueError` unless ``decoder`` makes the CPU's pixels of every kind of JPEG, within `AGREEMENT`."""
     pictures = dict(known())
-    for (name, data), got in zip(pictures.items(), decoder.decode(list(pictures.values())), strict=True):
-        if got is None:
+    into = np.empty((len(pictures), *spec.shape), np.uint8)
+    decoded = decoder.decode(list(pictures.values()), list(into))
+    for (name, data), done, got in zip(pictures.items(), decoded, into, strict=True):
+        if not done:
             raise ValueError(f"the GPU does not decode a JPEG of kind {name}")
         wanted = np.empty(spec.shape, np.uint8)
         prepare(data, spec, wanted, max_pixels=1 << 26)
