@@ -114,7 +114,7 @@ def _hop(kind: str) -> dict[str, Any]:
             for _ in range(times):
                 writing = pool.begin(Picture(data, recipe), slots[number], lambda seconds: None)
                 await writing.done
-                writing.afterwards(lambda: None)
+                writing.abandon(lambda: None)
 
         await client(0, 100)
         before, began = _spent(), time.monotonic()

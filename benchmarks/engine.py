@@ -24,7 +24,7 @@ from service.engine.arena import Arena, Geometry
 from service.engine.batcher import Batcher
 from service.engine.core import EngineCore
 from service.engine.device import Batch
-from service.engine.process import _counter, obey
+from service.engine.process import _counter, handle_message
 from service.observability.metrics import Metrics, clean_up, prepare
 from service.shared.outputs import OutputKind
 from service.shared.transport import Channel, Link, socket_pair
@@ -47,7 +47,7 @@ def engine(arena: Arena, end: socket.socket, spent: Connection, max_batch_size: 
     core = EngineCore(
         NullRunner(max_batch_size), arena, Batcher(max_batch_size), capacity=1e5, batch_ran=batch_ran
     )
-    core.watch(channel, lambda: obey(core, channel))
+    core.watch(channel, lambda: handle_message(core, channel))
     core.serve()
     spent.send((time.process_time() - began[0], len(began)))
 

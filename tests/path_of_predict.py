@@ -39,7 +39,7 @@ _SERVICE = f"{ROOT / 'service'}/"
 #: Calls that hand something to another thread or process: sockets, pipes, queues, a lock that somebody waits for.
 _HANDS_OVER = frozenset({"send", "recv", "write", "put", "release", "call_soon_threadsafe", "set_result"})
 #: Where the other threads wait for work.
-_WAIT = {"EngineCore.step", "DeviceThread._work", "RestThread._work", "Threads._sleep", "Owner._work"}
+_WAIT = {"EngineCore.step", "DeviceThread._work", "RestThread._work", "Threads._sleep", "Owner._run_jobs"}
 #: Requests before the one that is traced: what is done once is no part of the path.
 _BEFORE = 2
 

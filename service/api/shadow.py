@@ -61,7 +61,7 @@ class Shadow:
             deadline = shadow.client.clock() + _PATIENCE
             place = shadow.client.acquire(deadline, bulk=True)
         except ServiceError:
-            self._miss()
+            self._count_missed()
             return
         np.copyto(place.pixels, slot.pixels)
         task = loop.create_task(self._compare(place, deadline, answer, usual, shadow))
@@ -75,13 +75,13 @@ class Shadow:
             try:
                 seen = await place.answer(deadline, len(answer.result))
             except ServiceError:
-                self._miss()
+                self._count_missed()
                 return
         ours = activate(answer.result, usual.card.activation)
         theirs = activate(seen.result, shadow.card.activation)
         difference = float(np.abs(ours - theirs).max())
         if not np.isfinite(difference):
-            self._miss()
+            self._count_missed()
             return
         agreed = bool(ours.argmax() == theirs.argmax())
         self.tally.add(1, int(agreed), difference, seen.inference, answer.inference, 0)
@@ -89,7 +89,7 @@ class Shadow:
         self._metrics.shadow_difference.observe(difference)
         self._metrics.shadow_inference.observe(seen.inference)
 
-    def _miss(self) -> None:
+    def _count_missed(self) -> None:
         self.tally.add(0, 0, 0.0, 0.0, 0.0, 1)
         self._metrics.shadow_images.labels("missed").inc()
 

@@ -13,7 +13,7 @@ from service.client import calls
 from service.client.answers import BatchPredictions, Explanation, Features, Predictions
 from service.client.calls import Call
 from service.client.errors import Unreachable
-from service.client.photos import Photo, read_all_aside, read_aside, read_photo, read_photos
+from service.client.photos import Photo, read_all_in_thread, read_in_thread, read_photo, read_photos
 from service.client.retry import Patience
 
 R = TypeVar("R")
@@ -164,22 +164,22 @@ class AsyncClient(_Client[httpx.AsyncClient]):
     async def predict(
         self, photo: Photo, *, top_k: int | None = None, activation: Literal["softmax", "none"] = "softmax"
     ) -> Predictions:
-        return await self._ask(calls.predict(await read_aside(photo), top_k, activation))
+        return await self._ask(calls.predict(await read_in_thread(photo), top_k, activation))
 
     async def predict_batch(self, photos: Iterable[Photo], *, top_k: int | None = None) -> BatchPredictions:
-        files = await read_all_aside(photos)
+        files = await read_all_in_thread(photos)
         return await self._ask(calls.predict_batch(files, top_k)) if files else NOTHING
 
     async def features(
         self, photo: Photo, *, pooling: Literal["avg", "max", "none"] | None = None
     ) -> Features:
-        return await self._ask(calls.features(await read_aside(photo), pooling))
+        return await self._ask(calls.features(await read_in_thread(photo), pooling))
 
     async def explain(self, photo: Photo, *, class_id: int | None = None) -> Explanation:
-        return await self._ask(calls.explain(await read_aside(photo), class_id))
+        return await self._ask(calls.explain(await read_in_thread(photo), class_id))
 
     async def overlay(self, photo: Photo, *, class_id: int | None = None) -> bytes:
-        return await self._ask(calls.overlay(await read_aside(photo), class_id))
+        return await self._ask(calls.overlay(await read_in_thread(photo), class_id))
 
     async def model(self) -> dict[str, Any]:
         return await self._ask(calls.MODEL)

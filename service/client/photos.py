@@ -72,12 +72,12 @@ def read_photos(photos: Iterable[Photo]) -> list[File]:
     return [read_photo(photo) for photo in photos]
 
 
-async def read_aside(photo: Photo) -> File:
+async def read_in_thread(photo: Photo) -> File:
     """`read_photo` in a thread, since a disk may be slow."""
     return await asyncio.to_thread(read_photo, photo)
 
 
-async def read_all_aside(photos: Iterable[Photo]) -> list[File]:
+async def read_all_in_thread(photos: Iterable[Photo]) -> list[File]:
     """`read_photos` in a thread."""
     return await asyncio.to_thread(read_photos, photos)
 

@@ -131,7 +131,7 @@ class Connection:
             if writing is None:
                 self.arena.release(slot)
             else:
-                writing.afterwards(lambda: self.arena.release(slot))
+                writing.abandon(lambda: self.arena.release(slot))
         elif not self.failed:
             self.submitted[slot] = None
             if hung_up:

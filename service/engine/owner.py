@@ -16,24 +16,24 @@ class Owner:
 
     def __init__(self, name: str) -> None:
         self._jobs: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run_jobs, name=name, daemon=True)
 
     def call(self, function: Callable[[], Result]) -> Result:
         """Runs ``function`` in the thread, and returns or raises what it does."""
-        return self._give(function).result()
+        return self._submit(function).result()
 
     def start(self, function: Callable[[], None]) -> Callable[[], None]:
         """Begins to run ``function`` in the thread. Returns a function that waits for its end."""
-        return self._give(function).result
+        return self._submit(function).result
 
-    def _give(self, function: Callable[[], Result]) -> Future[Result]:
+    def _submit(self, function: Callable[[], Result]) -> Future[Result]:
         if not self._thread.is_alive():
             self._thread.start()
         future: Future[Result] = Future()
         self._jobs.put((function, future))
         return future
 
-    def _work(self) -> None:
+    def _run_jobs(self) -> None:
         while True:
             function, future = self._jobs.get()
             try:

@@ -103,14 +103,14 @@ def main(
         device=DeviceThread(runner, arena, owner=owner),
         files=files,
     )
-    core.watch(channel, lambda: obey(core, channel))
+    core.watch(channel, lambda: handle_message(core, channel))
     description = blob(card.to_bytes())
     channel.send("ready", geometry=arena.geometry.to_json(), descriptors=[arena.descriptor, description])
-    core.every_second(partial(_show_life, channel))
+    core.every_second(partial(_send_heartbeat, channel))
     work = runner.measure_again() if isinstance(runner, Remeasurable) and not standby else iter(())
     spare = SpareTime(work, partial(_seen, arena))
     spare.start()
-    core.when_overdue(longest_batch(runner.max_batch_size, runner.capacity), partial(_say_overdue, channel))
+    core.when_overdue(longest_batch(runner.max_batch_size, runner.capacity), partial(_report_hang, channel))
     try:
         core.serve()
     except DeviceFailed as error:
@@ -199,12 +199,12 @@ def longest_batch(size: int, capacity: float) -> float:
     return max(MIN_BATCH_LIMIT, _TIMES_WARM * size / capacity if capacity else 0.0)
 
 
-def _show_life(channel: Channel) -> None:
+def _send_heartbeat(channel: Channel) -> None:
     channel.send("alive")
     logs.flush()
 
 
-def _say_overdue(channel: Channel, seconds: float) -> None:
+def _report_hang(channel: Channel, seconds: float) -> None:
     log.error("a batch has been running for %.0f s: the model hangs", seconds)
     channel.send("hung", seconds=seconds)
 
@@ -216,7 +216,7 @@ def _geometry(settings: Settings, runner: ModelRunner | CudaRunner, card: ModelC
     return Geometry(slots, height, width, channels, runner.results)
 
 
-def obey(core: EngineCore, channel: Channel) -> None:
+def handle_message(core: EngineCore, channel: Channel) -> None:
     """Executes an order of the supervisor: connect a front-end, measure free memory, or stop."""
     received = channel.receive()
     if received is None:

@@ -45,12 +45,12 @@ class SpareTime:
 
     def _run(self) -> None:
         try:
-            self._spend()
+            self._run_when_idle()
         except Exception:
             # The border of this thread: its work is optional, and its failure must not affect requests.
             log.exception("work in spare time failed")
 
-    def _spend(self) -> None:
+    def _run_when_idle(self) -> None:
         last, since = self._seen(), self._clock()
         while not self._stop.wait(self._look):
             now = self._seen()

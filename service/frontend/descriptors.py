@@ -46,7 +46,7 @@ def complaint(asked: int | None) -> str | None:
 
 
 class Reserve:
-    """Descriptors kept for the supervisor's messages when all others are in use: `let_go` before one, `hold` after."""
+    """Descriptors kept for the supervisor's messages when all others are in use: `release` before one, `hold` after."""
 
     def __init__(self) -> None:
         self._held: list[int] = []
@@ -58,6 +58,6 @@ class Reserve:
             while len(self._held) < _SPARE:
                 self._held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         while self._held:
             os.close(self._held.pop())

@@ -60,7 +60,7 @@ class JoinedEngines:
             memory, Link.of(link), message["number"], message.get("standby", False), _answers(card)
         )
 
-    async def let_go(self, model: int, version: int) -> None:
+    async def leave(self, model: int, version: int) -> None:
         """Waits until no request here uses that version, then leaves its engines."""
         served = self._context.models.get(model, version)
         if served is None:

@@ -91,7 +91,7 @@ class FrontEndServer:
                 threads,
                 self._memory,
                 killed=lambda kind, reason: metrics.decodes_killed.labels(kind, reason).inc(),
-                lost=self._lost_the_keeper,
+                lost=self._handle_lost_decoders,
             )
             if keeper is not None
             else None
@@ -147,7 +147,7 @@ class FrontEndServer:
         return lost
 
     async def _beat(self) -> None:
-        while self._say_alive():
+        while self._send_heartbeat():
             self._reserve.hold()
             logs.flush()
             if self._certificate is not None:
@@ -156,19 +156,19 @@ class FrontEndServer:
                 self._memory.record_busy(self._pool.busy_seconds)
             await asyncio.sleep(HEARTBEAT)
 
-    def _say_alive(self) -> bool:
+    def _send_heartbeat(self) -> bool:
         shadow = self._context.shadow
         seen = shadow.tally.take() if shadow is not None else ()
         return self._channel.send("alive", joined=self._engines.joined(), shadow=seen)
 
-    async def _let_go(self, model: int, version: int) -> None:
+    async def _leave_engines(self, model: int, version: int) -> None:
         """Leaves the version's engines and reports it to the supervisor."""
-        await self._engines.let_go(model, version)
+        await self._engines.leave(model, version)
         self._channel.send("left", model=model, version=version)
 
     def _receive_messages(self) -> None:
         while True:
-            self._reserve.let_go()
+            self._reserve.release()
             try:
                 received = self._channel.receive()
             except BlockingIOError:
@@ -179,18 +179,20 @@ class FrontEndServer:
                 asyncio.get_running_loop().remove_reader(self._channel.fileno())
                 self._end()
                 return
-            self._act(*received)
+            self._handle_message(*received)
 
-    def _act(self, message: dict[str, Any], descriptors: list[int]) -> None:
+    def _handle_message(self, message: dict[str, Any], descriptors: list[int]) -> None:
         match message["kind"]:
             case "status":
                 self._context.update_status(Status.from_json(message["status"]))
             case "engine":
                 self._engines.attach(message, *descriptors)
-                self._say_alive()
+                self._send_heartbeat()
             case "forget":
                 self._leaving = [one for one in self._leaving if not one.done()]
-                self._leaving.append(asyncio.create_task(self._let_go(message["model"], message["version"])))
+                self._leaving.append(
+                    asyncio.create_task(self._leave_engines(message["model"], message["version"]))
+                )
             case "done":
                 assert self._context.orders is not None
                 self._context.orders.receive_reply(message)
@@ -213,7 +215,7 @@ class FrontEndServer:
             error = partial(Draining, "the service ends before the image could be decoded (drain_timeout_ms)")
             loop.call_later(delay + patience - min(_LAST_SECOND, patience / 10), self._pool.give_up, error)
 
-    def _lost_the_keeper(self) -> None:
+    def _handle_lost_decoders(self) -> None:
         """Ends this front-end, which cannot decode any more, so that the supervisor replaces it."""
         self.failed = True
         assert self._pool is not None
@@ -222,9 +224,9 @@ class FrontEndServer:
 
     def _end(self) -> None:
         """Takes no new connection, finishes the open requests and lets `run` return."""
-        self._ending = asyncio.create_task(self._close_the_port())
+        self._ending = asyncio.create_task(self._close_port())
 
-    async def _close_the_port(self) -> None:
+    async def _close_port(self) -> None:
         """Accepts the connections that are under way in the kernel, then lets uvicorn close and wait."""
         refuse_newcomers(self._listener)
         if self._grpc is not None:

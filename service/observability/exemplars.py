@@ -33,7 +33,7 @@ class Exemplars:
         bound = self._bounds[position] if position < len(self._bounds) else float("inf")
         self._kept[name, value, bound] = (names, seconds, time.time())
 
-    def adorn(self, metrics: Iterator[Metric] | Any) -> Iterator[Metric]:
+    def with_exemplars(self, metrics: Iterator[Metric] | Any) -> Iterator[Metric]:
         """Yields the metrics, with the exemplars added to their buckets."""
         for metric in metrics:
             for position, sample in enumerate(metric.samples):
@@ -42,11 +42,11 @@ class Exemplars:
                 others = [value for name, value in sample.labels.items() if name != "le"]
                 key = (metric.name, "".join(others), float(sample.labels["le"]))
                 if key in self._kept:
-                    metric.samples[position] = _with(sample, *self._kept[key])
+                    metric.samples[position] = _with_exemplar(sample, *self._kept[key])
             yield metric
 
 
-def _with(sample: Any, names: Mapping[str, str], value: float, when: float) -> Any:
+def _with_exemplar(sample: Any, names: Mapping[str, str], value: float, when: float) -> Any:
     from prometheus_client.samples import Exemplar
 
     return sample._replace(exemplar=Exemplar(dict(names), value, when))

@@ -204,7 +204,7 @@ class _WithExemplars:
         self._exemplars = exemplars
 
     def collect(self) -> Iterable[Metric]:
-        return self._exemplars.adorn(self._collector.collect())
+        return self._exemplars.with_exemplars(self._collector.collect())
 
 
 def exposition(snapshot: Snapshot, accept: str = "", exemplars: Exemplars | None = None) -> tuple[bytes, str]:

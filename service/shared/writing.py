@@ -26,7 +26,7 @@ class Writing(Protocol):
 
     done: asyncio.Future[None]
 
-    def afterwards(self, callback: Callable[[], None]) -> None:
+    def abandon(self, callback: Callable[[], None]) -> None:
         """Gives the write up if it has not ended. Calls ``callback`` when nothing writes into the slot any more."""
 
 
@@ -40,22 +40,22 @@ class FileWriting:
         self._replied = False
         self.lost = False
         """True if the engine ended while it had the file."""
-        self._afterwards: Callable[[], None] | None = None
+        self._on_abandoned: Callable[[], None] | None = None
         """The callback of a write that was given up before the engine replied."""
 
-    def afterwards(self, callback: Callable[[], None]) -> None:
+    def abandon(self, callback: Callable[[], None]) -> None:
         if self._instead is not None:
-            self._instead.afterwards(callback)
+            self._instead.abandon(callback)
         elif self._replied:
             callback()
         else:
-            self._afterwards = callback
+            self._on_abandoned = callback
 
     def reply(self, decoded: bool) -> None:
         """Ends the engine's turn: the slot holds pixels if ``decoded``, else a decoder begins to write them."""
         self._replied = True
-        if self._afterwards is not None:
-            self._afterwards()
+        if self._on_abandoned is not None:
+            self._on_abandoned()
         elif decoded:
             if not self.done.done():
                 self.done.set_result(None)

@@ -11,7 +11,7 @@ from service.supervisor.child import Closable
 
 
 class Loop:
-    """An event loop over a selector: `listen_to` registers callbacks, `step` runs one turn."""
+    """An event loop over a selector: `add_reader` registers callbacks, `step` runs one turn."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -25,17 +25,17 @@ class Loop:
         """The resources that a forked process must close."""
         return [self._selector, *self._wake]
 
-    def listen_to(self, descriptor: int, callback: Callable[[], None]) -> None:
+    def add_reader(self, descriptor: int, callback: Callable[[], None]) -> None:
         """Calls ``callback`` when ``descriptor`` is readable."""
         self._callbacks[descriptor] = callback
         self._selector.register(descriptor, selectors.EVENT_READ)
 
-    def stop_listening_to(self, descriptor: int) -> None:
+    def remove_reader(self, descriptor: int) -> None:
         """Removes ``descriptor``; to be called before it is closed."""
         if self._callbacks.pop(descriptor, None) is not None:
             self._selector.unregister(descriptor)
 
-    def listens_to(self, descriptor: int) -> bool:
+    def has_reader(self, descriptor: int) -> bool:
         return descriptor in self._callbacks
 
     def catch_signals(self, signals: Sequence[signal.Signals], callback: Callable[[str], None]) -> None:
@@ -51,7 +51,7 @@ class Loop:
             for number in reader.recv(16):
                 callback(signal.Signals(number).name)
 
-        self.listen_to(reader.fileno(), came)
+        self.add_reader(reader.fileno(), came)
 
     def step(self, seconds: float) -> None:
         """Waits for readable descriptors, at most ``seconds``, and calls their callbacks."""

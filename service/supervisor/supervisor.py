@@ -179,8 +179,8 @@ class Supervisor:
         else:
             child = ThreadChild(name, main)
         self._children[number] = child
-        self._loop.listen_to(child.channel.fileno(), partial(self._receive, number, child))
-        self._loop.listen_to(child.sentinel, partial(self._ended, number, child))
+        self._loop.add_reader(child.channel.fileno(), partial(self._receive, number, child))
+        self._loop.add_reader(child.sentinel, partial(self._ended, number, child))
 
     def _not_for_children(self) -> list[Closable]:
         channels = [child.channel for child in self._children.values()]
@@ -194,7 +194,7 @@ class Supervisor:
             except BlockingIOError:
                 return
             if received is None:
-                self._loop.stop_listening_to(child.channel.fileno())
+                self._loop.remove_reader(child.channel.fileno())
                 return  # its sentinel reports its end
             message, descriptors = received
             if message["kind"] == "ready":
@@ -203,11 +203,11 @@ class Supervisor:
                 self._handle_event(self._lifecycle.message_received, number, message)
 
     def _ended(self, number: int, child: Child) -> None:
-        if self._loop.listens_to(child.channel.fileno()):
+        if self._loop.has_reader(child.channel.fileno()):
             self._receive(number, child)  # its last messages
         outcome = child.outcome()
-        self._loop.stop_listening_to(child.sentinel)
-        self._loop.stop_listening_to(child.channel.fileno())
+        self._loop.remove_reader(child.sentinel)
+        self._loop.remove_reader(child.channel.fileno())
         child.channel.close()
         del self._children[number]
         self._pool.forget(number)

@@ -163,7 +163,7 @@ class Fleet(Counted):
         self.let_go()
 
     def let_go(self) -> None:
-        """What `service.frontend.engines.JoinedEngines.let_go` and the pool do."""
+        """What `service.frontend.engines.JoinedEngines.leave` and the pool do."""
         for front_end in self.front_ends:
             for served in list(front_end.leaving):
                 if served.idle:

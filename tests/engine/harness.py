@@ -16,7 +16,7 @@ from service.engine.arena import Arena, Geometry
 from service.engine.batcher import Batcher
 from service.engine.client import EngineClient
 from service.engine.core import EngineCore
-from service.engine.process import obey
+from service.engine.process import handle_message
 from service.shared.batches import DeviceFailed
 from service.shared.transport import Channel, Link, socket_pair
 from tests.fakes import FAKE_MAP, FakeRunner
@@ -26,7 +26,7 @@ IMAGE = (6, 5, 3)
 
 def make_core(runner: FakeRunner, arena: Arena, channel: Channel, delay: float) -> EngineCore:
     core = EngineCore(runner, arena, Batcher(runner.max_batch_size, delay), capacity=100.0)
-    core.watch(channel, lambda: obey(core, channel))
+    core.watch(channel, lambda: handle_message(core, channel))
     return core
 
 

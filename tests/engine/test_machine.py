@@ -28,7 +28,7 @@ def test_random_histories_lose_nothing() -> None:
 def test_the_machine_sees_a_slot_that_comes_free_while_a_thread_writes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ThreadWriting, "afterwards", lambda self, callback: callback())
+    monkeypatch.setattr(ThreadWriting, "abandon", lambda self, callback: callback())
     _breaks()
 
 

@@ -60,12 +60,12 @@ def test_descriptors_that_do_not_fit_are_noticed_and_none_is_lost(left: int) -> 
 def test_a_reserve_is_there_when_nothing_else_is() -> None:
     reserve = descriptors.Reserve()
     with exhausted() as taken:
-        reserve.let_go()
+        reserve.release()
         taken.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(3))
         reserve.hold()  # less than before, and no error
-        reserve.let_go()
+        reserve.release()
     reserve.hold()
-    reserve.let_go()
+    reserve.release()
 
 
 @pytest.mark.parametrize(

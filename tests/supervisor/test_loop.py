@@ -26,11 +26,11 @@ def test_an_event_for_what_another_event_has_ended_is_dropped(loop: Loop) -> Non
         called.append(which)
         pairs[which][0].recv(1)
         other = pairs[1 - which][0].fileno()
-        loop.stop_listening_to(other)
-        loop.listen_to(other, lambda: called.append(2))
+        loop.remove_reader(other)
+        loop.add_reader(other, lambda: called.append(2))
 
     for which, (ours, theirs) in enumerate(pairs):
-        loop.listen_to(ours.fileno(), lambda which=which: end_the_other(which))  # type: ignore[misc]
+        loop.add_reader(ours.fileno(), lambda which=which: end_the_other(which))  # type: ignore[misc]
         theirs.send(b"x")
     loop.step(0.0)
     assert called in ([0], [1])
@@ -43,11 +43,11 @@ def test_an_event_for_what_another_event_has_ended_is_dropped(loop: Loop) -> Non
 
 def test_nothing_is_called_where_nothing_has_come(loop: Loop) -> None:
     ours, theirs = socket.socketpair()
-    loop.listen_to(ours.fileno(), lambda: pytest.fail("called"))
+    loop.add_reader(ours.fileno(), lambda: pytest.fail("called"))
     loop.step(0.0)
-    assert loop.listens_to(ours.fileno())
-    loop.stop_listening_to(ours.fileno())
-    loop.stop_listening_to(ours.fileno())
+    assert loop.has_reader(ours.fileno())
+    loop.remove_reader(ours.fileno())
+    loop.remove_reader(ours.fileno())
     theirs.send(b"x")
     loop.step(0.0)
     ours.close()

@@ -125,7 +125,7 @@ class CompatRequest(Admission):
         return ranking.predictions(logits, self.model.classes, self.model.activation)
 
 
-def speak(request: Request, document: ErrorDocument) -> None:
+def set_error_document(request: Request, document: ErrorDocument) -> None:
     """Gives every later error of ``request`` the form of ``document``."""
     request.scope["error_document"] = document
 
@@ -137,7 +137,7 @@ def asked(
 
     Raises `NotFound` for a ``name`` or ``version`` that is not loaded, `NotReady`.
     """
-    speak(request, document)
+    set_error_document(request, document)
     work = CompatRequest.of(request, name)
     check_version(work.model, version)
     work.served.classifier()

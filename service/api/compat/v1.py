@@ -62,7 +62,7 @@ async def tfserving_status(
     request: Request, model_name: str, model_version: str | None = None
 ) -> dict[str, Any]:
     """Returns the state of the model."""
-    flow.speak(request, flow.only_error)
+    flow.set_error_document(request, flow.only_error)
     context = context_of(request)
     flow.check_version(context.model(model_name), model_version)
     status = {"error_code": "OK", "error_message": ""}
@@ -78,7 +78,7 @@ async def tfserving_metadata(
     request: Request, model_name: str, model_version: str | None = None
 ) -> dict[str, Any]:
     """Returns the model's inputs and outputs as a signature of TF-Serving."""
-    flow.speak(request, flow.only_error)
+    flow.set_error_document(request, flow.only_error)
     model = context_of(request).served(model_name).classifier()
     flow.check_version(model, model_version)
 
@@ -103,7 +103,7 @@ async def tfserving_metadata(
 
 async def kserve_models(request: Request) -> dict[str, list[str]]:
     """Returns the names of the loaded models."""
-    flow.speak(request, flow.only_error)
+    flow.set_error_document(request, flow.only_error)
     context = context_of(request)
     context.model()
     return {"models": [served.card.name for served in context.models.answering]}
@@ -113,7 +113,7 @@ async def kserve_status(
     request: Request, model_name: str, model_version: str | None = None
 ) -> dict[str, Any]:
     """Returns 200 while the model is ready."""
-    flow.speak(request, flow.only_error)
+    flow.set_error_document(request, flow.only_error)
     context = context_of(request)
     flow.check_version(context.model(model_name), model_version)
     context.check_ready()

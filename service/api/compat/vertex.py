@@ -34,7 +34,7 @@ def router(settings: Settings) -> APIRouter:
 
 async def vertex_health(request: Request) -> dict[str, str]:
     """Returns 200 while new traffic should come here."""
-    flow.speak(request, flow.only_error)
+    flow.set_error_document(request, flow.only_error)
     context_of(request).check_ready()
     return {"status": "ready"}
 

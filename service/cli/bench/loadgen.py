@@ -121,7 +121,7 @@ class _Run:
         self._busy: set[_Connection] = set()
         self._waiting: deque[float] = deque()
         """The due times of requests that wait for a free connection."""
-        self._resting: deque[float] = deque()
+        self._retries: deque[float] = deque()
         """The times at which clients of the closed loop go on after a failed connection."""
         self._began = self._counted_from = self._ends = self._sweep_due = self._next_due = 0.0
 
@@ -132,7 +132,7 @@ class _Run:
         self._sweep_due = now + _SWEEP
         self._next_due = now + self._gap()
         if self.plan.rate is None:
-            self._resting.extend([now] * self.plan.clients)
+            self._retries.extend([now] * self.plan.clients)
         while now < self._ends or self._busy or self._waiting:
             self._launch(now)
             for key, _ in self._select(now):
@@ -160,10 +160,10 @@ class _Run:
                 if self.plan.timings:
                     self.tally.inferences.append(connection.inference)
         if connection.kept:
-            self._go_on(connection, now)
+            self._send_next(connection, now)
         else:
             connection.close()
-            self._go_on(None, now)
+            self._send_next(None, now)
 
     def failed(self, connection: _Connection, reason: str) -> None:
         """Counts a request that gets no answer because its connection failed."""
@@ -175,7 +175,7 @@ class _Run:
         if connection.due >= self._counted_from:
             self.tally.failures[reason] += 1
         if self.plan.rate is None:
-            self._resting.append(time.monotonic() + _AFTER_FAILURE)
+            self._retries.append(time.monotonic() + _AFTER_FAILURE)
 
     def _select(self, now: float) -> list[tuple[selectors.SelectorKey, int]]:
         due = self._sweep_due
@@ -184,14 +184,14 @@ class _Run:
             # epoll's timeout counts whole milliseconds, select's microseconds: so select waits, on the selector.
             select.select([self.selector], [], [], max(0.0, due - time.monotonic()))
             return self.selector.select(0)
-        return self.selector.select(max(0.0, min([due, *self._resting]) - now))
+        return self.selector.select(max(0.0, min([due, *self._retries]) - now))
 
     def _launch(self, now: float) -> None:
         while self.plan.rate is not None and self._next_due <= min(now, self._ends):
             self._dispatch(self._next_due)
             self._next_due += self._gap()
-        while self._resting and self._resting[0] <= now:
-            self._resting.popleft()
+        while self._retries and self._retries[0] <= now:
+            self._retries.popleft()
             if now < self._ends:
                 self._send(self._connection(self), now, now)
 
@@ -209,7 +209,7 @@ class _Run:
         else:
             self._waiting.append(due)
 
-    def _go_on(self, connection: _Connection | None, now: float) -> None:
+    def _send_next(self, connection: _Connection | None, now: float) -> None:
         """Sends the next request over ``connection``, or over a new one if the server has closed it (None)."""
         if self._waiting:
             self._send(connection or self._connection(self), self._waiting.popleft(), now)

@@ -63,7 +63,7 @@ class Job:
         else:
             self.done.set_exception(error)
 
-    def afterwards(self, callback: Callable[[], None]) -> None:
+    def abandon(self, callback: Callable[[], None]) -> None:
         if not self._over:
             self._on_abandoned(self)
             self.end(DeadlineExceeded("nobody waits for this image any more"))

@@ -113,7 +113,7 @@ class ThreadWriting:
         self._seconds = 0.0
         self._ended = False
         self._error: BaseException | None = None
-        self._afterwards: Callable[[], None] = lambda: None
+        self._on_abandoned: Callable[[], None] = lambda: None
 
     def __call__(self) -> None:
         if not self._claimed():
@@ -127,7 +127,7 @@ class ThreadWriting:
         self._seconds = time.perf_counter() - began
         self._loop.call_soon_threadsafe(self._end)
 
-    def afterwards(self, callback: Callable[[], None]) -> None:
+    def abandon(self, callback: Callable[[], None]) -> None:
         """Calls ``callback`` when no thread writes any more: now if none has begun or it has ended."""
         if self._ended:
             callback()
@@ -135,7 +135,7 @@ class ThreadWriting:
             self._tell(None)
             callback()
         else:
-            self._afterwards = callback
+            self._on_abandoned = callback
 
     def _claimed(self) -> bool:
         try:
@@ -151,4 +151,4 @@ class ThreadWriting:
                 self.done.set_result(None)
             else:
                 self.done.set_exception(self._error)
-        self._afterwards()
+        self._on_abandoned()

@@ -71,7 +71,7 @@ class Changes:
         switch = Switch(len(version.seats))
         state.change = Change(load, version, switch, state.now, state.now)
         state.log(f"loading weights {settings.weights} of {settings.model} beside the model that serves")
-        self._do(switch.begin(make_room))
+        self._take_step(switch.begin(make_room))
 
     def _roll_back(self, servable: Servable, asker: Asker) -> None:
         if self._refused(servable, asker):
@@ -123,20 +123,20 @@ class Changes:
         """Notes that one of the new engines is ready."""
         change = self._state.change
         if change is not None:
-            self._do(change.switch.ready())
+            self._take_step(change.switch.ready())
 
     def checked(self, version: int, problem: str, found: Mapping[str, Any]) -> None:
         """Takes the result of the known images for the engines of ``version``."""
         change = self._state.change
         if change is not None and change.version.number == version:
             change.found, change.detail = found, ""
-            self._do(change.switch.checked(problem))
+            self._take_step(change.switch.checked(problem))
 
     def fail(self, reason: str, code: str = "load_failed") -> None:
         """Ends the load, since a new engine has ended or cannot start, or the service ends."""
         change = self._state.change
         if change is not None:
-            self._do(change.switch.fail(reason), code)
+            self._take_step(change.switch.fail(reason), code)
 
     def advance(self) -> None:
         """Takes the next step if its condition holds; gives up a load that makes no progress."""
@@ -144,9 +144,9 @@ class Changes:
         if change is None:
             return
         if change.switch.stage is Stage.MAKING_ROOM and not change.load.servable.leaving:
-            self._do(change.switch.room_made())
+            self._take_step(change.switch.room_made())
         elif change.switch.stage is Stage.CHECKING:
-            self._do(change.switch.joined(self._everyone_joined(change.version)))
+            self._take_step(change.switch.joined(self._everyone_joined(change.version)))
         if self._state.now - change.moved > LOAD_PATIENCE:
             self.fail(f"the load has made no progress for {LOAD_PATIENCE:.0f} s")
 
@@ -164,7 +164,7 @@ class Changes:
         self._state.log(line, logging.WARNING)
         leaving.begin(self._state, servable, servable.kept)
 
-    def keep_no_longer(self) -> None:
+    def end_expired(self) -> None:
         """Ends versions that have been kept for ``keep_previous_ms``."""
         for servable in self._state.servables:
             if servable.kept is not None and self._state.now >= servable.kept.until:
@@ -173,7 +173,7 @@ class Changes:
 
     # What is done
 
-    def _do(self, action: SwitchStep | None, code: str = "load_failed") -> None:
+    def _take_step(self, action: SwitchStep | None, code: str = "load_failed") -> None:
         change = self._state.change
         if action is None or change is None:
             return

@@ -179,7 +179,7 @@ class Lifecycle:
         """Time has passed."""
         state = self.state
         if not state.draining:
-            self._changes.keep_no_longer()
+            self._changes.end_expired()
             leaving.kill_late(state)
         for part in state.parts.values() if state.processes else ():
             silent = state.now - part.last_message_at

@@ -49,7 +49,7 @@ class VersionCheck:
     def begin(self) -> None:
         """Begins to listen for the answers."""
         for probe in self._probes:
-            self._loop.listen_to(probe.fileno(), partial(self._on_readable, probe))
+            self._loop.add_reader(probe.fileno(), partial(self._on_readable, probe))
         self._end_if_done()
 
     def tick(self, now: float) -> None:
@@ -63,13 +63,13 @@ class VersionCheck:
     def close(self) -> None:
         """Ends the check and closes its links."""
         for probe in self._probes:
-            self._loop.stop_listening_to(probe.fileno())
+            self._loop.remove_reader(probe.fileno())
             probe.close()
 
     def _on_readable(self, probe: EngineProbe) -> None:
         probe.receive_answers()
         if probe.done:
-            self._loop.stop_listening_to(probe.fileno())
+            self._loop.remove_reader(probe.fileno())
         self._end_if_done()
 
     def _end_if_done(self) -> None:

@@ -140,7 +140,7 @@ async def decode(
         await writing.done
     finally:
         timer.cancel()
-        writing.afterwards(lambda: None)
+        writing.abandon(lambda: None)
     return pixels
 
 
