@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType
 
 #: What names a function in its module: the qualified name and the first line.
@@ -18,10 +19,14 @@ class AtImport(Exception):
 def changed(path: str, before: str, after: str) -> dict[Place, CodeType]:
     """The functions of the module at ``path`` whose codes differ between two sources, with the new code.
 
-    Raises `AtImport` if it is not only functions that differ.
+    Raises `AtImport` if it is not only functions that differ, or one that cannot be told from another.
     """
     found: dict[Place, CodeType] = {}
-    _compare(compile(before, path, "exec"), compile(after, path, "exec"), found)
+    old = compile(before, path, "exec")
+    _compare(old, compile(after, path, "exec"), found)
+    places = Counter(_places(old))
+    if any(places[place] > 1 for place in found):  # two lambdas on one line
+        raise AtImport
     return found
 
 
@@ -46,8 +51,6 @@ def around(codes: Iterable[CodeType], line: int) -> range:
 def _compare(old: CodeType, new: CodeType, found: dict[Place, CodeType]) -> None:
     is_function = bool(old.co_flags & inspect.CO_OPTIMIZED)
     if is_function and old != new:
-        if _place(old) in found:  # two lambdas on one line
-            raise AtImport
         found[_place(old)] = new
     inner, inner_new = _inner(old), _inner(new)
     as_before = [code.co_qualname for code in inner] == [code.co_qualname for code in inner_new]
@@ -56,6 +59,12 @@ def _compare(old: CodeType, new: CodeType, found: dict[Place, CodeType]) -> None
     if as_before:
         for pair in zip(inner, inner_new, strict=True):
             _compare(*pair, found)
+
+
+def _places(code: CodeType) -> Iterator[Place]:
+    yield _place(code)
+    for inner in _inner(code):
+        yield from _places(inner)
 
 
 def _place(code: CodeType) -> Place:
