@@ -417,8 +417,7 @@ class EngineCore:
 
     def _flush_links(self) -> None:
         for front_end in self._front_ends.values():
-            if front_end.link.backlog and not front_end.gone:
-                front_end.link.flush()
+            front_end.link.flush()
 
     def _update_gauges(self, now: float) -> None:
         self._load.update(

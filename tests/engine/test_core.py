@@ -6,6 +6,7 @@ import gc
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -16,13 +17,13 @@ from service.engine.arena import FILE, Arena, Decoding, Gauge, Outcome
 from service.engine.batcher import Batcher
 from service.engine.core import EngineCore
 from service.engine.device import Batch, DeviceThread
-from service.engine.files import FileDecoding
+from service.engine.files import MAX_WAITING, FileDecoding
 from service.engine.load import LoadMeter
 from service.shared.batches import BatchReport, DeviceFailed
 from service.shared.outputs import OutputKind
 from service.shared.transport import Link, socket_pair
 from tests.engine.driven import Driven
-from tests.engine.virtual import GEOMETRY, MOST
+from tests.engine.virtual import GEOMETRY, MOST, SLOTS
 from tests.fakes import FakeRunner, VirtualClock
 
 MEASURED = ("BUSY_RATIO", "CAPACITY", "SATURATION", "ARRIVALS", "DECODE_CAPACITY", "DECODE_BUSY")
@@ -240,30 +241,55 @@ class Recording(DeviceThread):
     def submit(self, batch: Batch) -> None:
         self.given.append(batch)
 
-    def ends(self, batch: Batch, *, canary_due: bool) -> None:
-        batch.ran, batch.finished = BatchReport(1, canary_due=canary_due), 1.0
+    def ends(self, batch: Batch, *, canary_due: bool, finished: float = 1.0) -> None:
+        batch.ran, batch.finished = BatchReport(1, canary_due=canary_due), finished
         self.tell(batch)
 
 
-def test_a_canary_that_is_due_goes_first_and_images_run_beside_it_where_there_is_room() -> None:
-    runner, arena = FakeRunner(max_batch_size=MOST, in_flight=2), Arena.create(GEOMETRY)
+@contextmanager
+def recorded(in_flight: int) -> Iterator[tuple[EngineCore, Recording, Link, Arena]]:
+    """A loop whose device takes several batches at once, and a front-end's end of its link."""
+    runner, arena = FakeRunner(max_batch_size=MOST, in_flight=in_flight), Arena.create(GEOMETRY)
     device = Recording(runner, arena)
     core = EngineCore(runner, arena, Batcher(MOST), capacity=1.0, clock=lambda: 0.0, device=device)
     core.begin()
     ours, theirs = socket_pair()
     link = Link(ours)
     core.attach(1, Link(theirs))
-    for slot in (0, 1):
+    for slot in range(SLOTS):
         arena.record_submission(slot, 1e12, 0.0, OutputKind.CLASSIFY)
-    link.send([0])
-    core.step(0)
-    device.ends(device.given[0], canary_due=True)
-    link.send([1])
-    core.step(0)
-    assert [batch.slots for batch in device.given] == [[0], [], [1]]
+    yield core, device, link, arena
     core.end()
     link.close()
     arena.close()
+
+
+def test_a_canary_that_is_due_goes_first_and_images_run_beside_it_where_there_is_room() -> None:
+    with recorded(in_flight=2) as (core, device, link, _):
+        link.send([0])
+        core.step(0)
+        device.ends(device.given[0], canary_due=True)
+        link.send([1])
+        core.step(0)
+        assert [batch.slots for batch in device.given] == [[0], [], [1]]
+
+
+@given(st.lists(st.tuples(st.floats(0, 2), st.floats(0.01, 2)), min_size=2, max_size=2))
+def test_time_in_which_two_batches_overlap_counts_once(times: list[tuple[float, float]]) -> None:
+    meter = LoadMeter(0.0, 1.0, MOST)
+    with recorded(in_flight=2) as (core, device, link, arena):
+        link.send(range(2 * MOST))
+        core.step(0)
+        assert [len(batch.slots) for batch in device.given] == [MOST, MOST]
+        busy_until = 0.0
+        for batch, (started, during) in zip(list(device.given), sorted(times), strict=True):
+            batch.started, finished = started, started + during
+            device.ends(batch, canary_due=False, finished=finished)
+            core.step(0)
+            if finished > busy_until:
+                meter.record_batch(MOST, finished - max(started, busy_until))
+                busy_until = finished
+            assert arena.gauges[Gauge.PASS] == pytest.approx(meter.seconds)
 
 
 class Lanes:
@@ -386,6 +412,21 @@ def test_the_end_ends_every_thread_but_the_owner_s_and_the_decoder_of_files() ->
     decoder = Link(theirs)
     assert decoder.receive() is None
     decoder.close()
+    arena.close()
+
+
+def test_a_decoder_of_files_that_ended_wakes_the_loop_once(caplog: pytest.LogCaptureFixture) -> None:
+    runner, arena = FakeRunner(), Arena.create(GEOMETRY)
+    ours, theirs = socket_pair()
+    core = EngineCore(runner, arena, Batcher(MOST), capacity=1.0, files=FileDecoding(Link(ours)))
+    core.begin()
+    assert arena.gauges[Gauge.FILES] == MAX_WAITING
+    theirs.close()
+    for _ in range(3):
+        core.step(0)
+    assert caplog.text.count("the decoder of files has ended") == 1
+    assert arena.gauges[Gauge.FILES] == 0
+    core.end()
     arena.close()
 
 

@@ -68,7 +68,9 @@ def test_who_has_expired_does_not_run_and_the_others_keep_their_outputs(times_le
 
 
 @pytest.mark.parametrize("in_flight", [1, 2, 3])
-def test_batches_are_reported_in_their_order_whatever_becomes_of_them(in_flight: int, arena: Arena) -> None:
+def test_batches_are_reported_in_their_order_whatever_becomes_of_them(
+    in_flight: int, arena: Arena, caplog: pytest.LogCaptureFixture
+) -> None:
     runner = FakeRunner(in_flight=in_flight)
     ill = RuntimeError("this one fails at its start")
 
@@ -97,6 +99,8 @@ def test_batches_are_reported_in_their_order_whatever_becomes_of_them(in_flight:
         assert (one.error, one.ran is None) == (None, False)
     assert (skipped.error, skipped.ran, skipped.late) == (None, None, [2])
     assert (failing.error, failing.ran) == (ill, None)
+    assert "the model failed on a batch of 1" in caplog.text
+    assert str(ill) in caplog.text
     assert device.failed == ""
 
 
@@ -190,7 +194,9 @@ def test_stopping_waits_for_what_was_submitted_and_leaves_no_descriptor_open(
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_answers_that_are_completed_later_are_complete_when_they_are_told(arena: Arena) -> None:
+def test_answers_that_are_completed_later_are_complete_when_they_are_told(
+    arena: Arena, caplog: pytest.LogCaptureFixture
+) -> None:
     told: list[tuple[Batch, list[str]]] = []
     done: list[str] = []
     may = threading.Event()
@@ -215,6 +221,7 @@ def test_answers_that_are_completed_later_are_complete_when_they_are_told(arena:
     assert told == [(first, ["made"]), (second, ["made"])]
     assert first.error is None
     assert isinstance(second.error, ValueError)
+    assert "this map cannot be made" in caplog.text
 
 
 def test_streams_run_their_images_and_end_after_the_last(arena: Arena) -> None:
@@ -240,7 +247,7 @@ def test_streams_run_their_images_and_end_after_the_last(arena: Arena) -> None:
     assert all((one.started, one.finished) == (NOW, NOW) for one in told)
 
 
-def test_what_a_stream_raises_is_its_image_s(arena: Arena) -> None:
+def test_what_a_stream_raises_is_its_image_s(arena: Arena, caplog: pytest.LogCaptureFixture) -> None:
     runner = FakeRunner(stream_count=2, error=RuntimeError("no numbers today"))
     assert runner.streams is not None
     told: list[Batch] = []
@@ -249,3 +256,4 @@ def test_what_a_stream_raises_is_its_image_s(arena: Arena) -> None:
     threads.submit(batch(1, [0], stream=1))
     threads.stop()
     assert [(one.error, one.ran) for one in told] == [(runner.error, None)]
+    assert "the model failed on a batch of 1" in caplog.text
