@@ -1,10 +1,11 @@
-"""Measures two parts of the HTTP side: the short way of `POST /predict`, and head and body in one write.
+"""Measures three parts of the HTTP side: the short way of `POST /predict`, head and body in one write, accepting.
 
     python -m benchmarks.edges [--turns 9] [--requests 300]
 
 CPU of the event loop's thread for a request, with and without the part, in turns in one process; the least of all
 turns, since other work on the machine only adds. The first row has no sockets: the application with a fake model. The
-second is our protocol under uvicorn on a real socket, with an application that answers 900 bytes.
+others are our protocol under uvicorn on a real socket, with an application that answers 900 bytes; the third has a new
+connection for each request, accepted by `service.frontend.accepting` and by the event loop's own server.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from tests.pictures import encode, picture
 
 _BODY = b"x" * 900
 _REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+_CLOSING = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 _HEADERS = [(b"content-type", b"application/json"), (b"content-length", str(len(_BODY)).encode())]
 
 
@@ -122,6 +124,46 @@ def one_write(turns: int, requests: int) -> dict[str, Any]:
         )
 
 
+def accepting(turns: int, requests: int) -> dict[str, Any]:
+    """A request over a connection of its own, accepted by `Acceptor` and by the loop's own server."""
+
+    def seconds() -> float:
+        with _server() as (address, cpu):
+            _ask_once(address)
+            began = cpu()
+            for _ in range(requests):
+                _ask_once(address)
+            return (cpu() - began) / requests
+
+    return row(
+        "a connection's own request", turns, seconds, lambda: patch.object(process, "Acceptor", _LoopsServer)
+    )
+
+
+def _ask_once(address: tuple[str, int]) -> None:
+    with socket.create_connection(address) as client:
+        client.sendall(_CLOSING)
+        while client.recv(65536):
+            pass
+
+
+class _LoopsServer:
+    """In place of `Acceptor`: the event loop accepts until no connection is left."""
+
+    def __init__(self, listener: socket.socket, connections: Connections, *_: object) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._begun = self._loop.create_task(self._loop.create_server(connections.wait, sock=listener))
+
+    def start(self) -> None:
+        """Has begun already."""
+
+    def close(self) -> None:
+        self._begun.result().close()
+
+    async def settle(self) -> None:
+        """Does nothing: `Connections` knows every connection."""
+
+
 class _Apart:
     """In place of `Joining`: every write at once."""
 
@@ -181,9 +223,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--requests", type=int, default=300, help="in each turn")
     arguments = parser.parse_args()
-    rows = [measure(arguments.turns, arguments.requests) for measure in (short_way, one_write)]
+    rows = [measure(arguments.turns, arguments.requests) for measure in (short_way, one_write, accepting)]
     report.publish(
-        "edges", "What the short way and the joined writes save", {"the event loop's thread": rows}
+        "edges", "What three parts of the HTTP side cost and save", {"the event loop's thread": rows}
     )
 
 

@@ -99,7 +99,7 @@ class Server:
             return {}
         self._inode = self._inode or self._port_inode()
         # One that is dying holds nothing any more, and is neither.
-        sockets = {pid: found for pid in pids if (found := _descriptors(pid))}
+        sockets = {pid: found for pid in pids if (found := descriptors_of(pid))}
         pids = list(sockets)
         engines = [pid for pid in pids if f"socket:[{self._inode}]" not in sockets[pid]]
         front_ends = [pid for pid in pids if pid not in engines]
@@ -164,7 +164,7 @@ class Server:
                     self.lines.append(line.rstrip())
 
 
-def _descriptors(pid: int) -> list[str]:
+def descriptors_of(pid: int) -> list[str]:
     """What each of its descriptors is; empty for a process that has ended, or is about to."""
     found = []
     with contextlib.suppress(OSError):

@@ -199,6 +199,8 @@ class Waiting(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
         self._connections.add_silent(self)
+        if self._connections.ending:  # a handshake that ended late
+            self.shutdown()
 
     def take_over(self, transport: asyncio.Transport) -> None:
         """Takes over a connection whose last request is answered."""

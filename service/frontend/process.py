@@ -25,10 +25,11 @@ from service.api.shadow import Shadow
 from service.engine.decode_memory import DecodeMemory
 from service.errors import Draining, EngineFailed
 from service.frontend import credentials
-from service.frontend.connections import HEAD_SECONDS, Connections
+from service.frontend.accepting import Acceptor
+from service.frontend.connections import Connections
 from service.frontend.descriptors import Reserve, connections
 from service.frontend.engines import JoinedEngines
-from service.frontend.listener import BACKLOG, refuse_newcomers
+from service.frontend.listener import refuse_newcomers
 from service.frontend.protocol import Protocol
 from service.frontend.tls import Certificate
 from service.images.decoders.cost import SMALL
@@ -42,6 +43,7 @@ from service.observability.tracing import Tracing
 from service.settings import Settings, available_cores
 from service.shared import transport
 from service.shared.board import Board
+from service.shared.connection_counts import Share
 from service.shared.orders import Orders
 from service.shared.status import Status
 from service.shared.transport import Channel
@@ -74,8 +76,12 @@ class FrontEndServer:
         channel: Channel,
         keeper: Keeper | None = None,
         board: Board | None = None,
+        share: Share | None = None,
     ) -> None:
-        """Decodes in processes of the ``keeper``, or without one in threads. ``board`` holds the answering versions."""
+        """Decodes in processes of the ``keeper``, or without one in threads. ``board`` holds the answering versions.
+
+        Without a ``share`` of the connections it takes all.
+        """
         self._settings = settings
         self._listener = listener
         self._channel = channel
@@ -106,7 +112,7 @@ class FrontEndServer:
             supervisor=_supervisor(),
             orders=Orders(channel),
         )
-        self._server = _server(self._context, self._keys, self._certificate)
+        self._server = _server(self._context, self._keys, self._certificate, share)
         self._grpc: GrpcServer | None = None
         self._grpc_ended: asyncio.Task[None] | None = None
         self._leaving: list[asyncio.Task[None]] = []
@@ -229,6 +235,7 @@ class FrontEndServer:
     async def _close_port(self) -> None:
         """Accepts the connections that are under way in the kernel, then lets uvicorn close and wait."""
         refuse_newcomers(self._listener)
+        self._server.take_all()
         if self._grpc is not None:
             grace = self._settings.drain_timeout_ms / 1000
             self._grpc_ended = asyncio.create_task(self._grpc.stop(grace))
@@ -245,8 +252,11 @@ def _supervisor() -> int:
 class _Server(uvicorn.Server):
     """uvicorn's server with `Connections`, and without signal handlers, since the supervisor decides the end."""
 
-    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+    def __init__(self, config: uvicorn.Config, connections: Connections, share: Share | None = None) -> None:
         super().__init__(config)
+        self.servers = []
+        self._acceptors: list[Acceptor] = []
+        self._share = share or Share.of_all()
         self._connections = connections
         connections.make = partial(Protocol, config=config, server_state=self.server_state, app_state={})
         self.server_state.connections = connections  # type: ignore[assignment]
@@ -256,29 +266,37 @@ class _Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        context = self.config.ssl
-        self.servers = [
-            await asyncio.get_running_loop().create_server(
-                self._connections.wait,
-                sock=port,
-                backlog=BACKLOG,
-                ssl=context,
-                ssl_handshake_timeout=None if context is None else HEAD_SECONDS,
-            )
-            for port in sockets or ()
-        ]
+        for port in sockets or ():
+            self._acceptors.append(Acceptor(port, self._connections, self._share, self.config.ssl))
+            self._acceptors[-1].start()
         self.started = True
+
+    def take_all(self) -> None:
+        """Takes more than its share from now on, since the port is about to close."""
+        for acceptor in self._acceptors:
+            acceptor.take_all()
 
     async def on_tick(self, counter: int) -> bool:
         self._connections.sweep()
+        self._share.note(len(self._connections))
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._share.leave()
         self._connections.ending = True
+        for acceptor in self._acceptors:
+            acceptor.close()
+        for acceptor in self._acceptors:
+            await acceptor.settle()
         await super().shutdown(sockets)
 
 
-def _server(context: Context, keys: Keys | None, certificate: Certificate | None = None) -> _Server:
+def _server(
+    context: Context,
+    keys: Keys | None,
+    certificate: Certificate | None = None,
+    share: Share | None = None,
+) -> _Server:
     config = uvicorn.Config(
         create_app(context, keys),
         ws="none",
@@ -293,15 +311,21 @@ def _server(context: Context, keys: Keys | None, certificate: Certificate | None
     config.load()
     if certificate is not None:
         config.ssl = certificate.context
-    return _Server(config, Connections(connections(context.settings.asked_connections), context.intake))
+    limit = connections(context.settings.asked_connections)
+    return _Server(config, Connections(limit, context.intake), share)
 
 
 def main(
-    settings: Settings, listener: socket.socket, name: str, channel: Channel, board: Board | None = None
+    settings: Settings,
+    listener: socket.socket,
+    name: str,
+    channel: Channel,
+    board: Board | None = None,
+    share: Share | None = None,
 ) -> None:
     """Runs a front-end in a process or a thread of its own. Exits with code 1 if requests were lost.
 
-    The ``board`` holds the version of each model that answers.
+    The ``board`` holds the version of each model that answers, ``share`` the front-end's share of the connections.
     """
     logs.configure(settings, name)
     # The keeper is forked before this process has a thread, a connection or a key. A thread of the supervisor's process
@@ -309,7 +333,7 @@ def main(
     alone = transport.PROCESSES and threading.current_thread() is threading.main_thread()
     keeper = Keeper(_AFTER_THE_GPU if settings.decode == "gpu" else 0) if alone else None
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        well = runner.run(_run(settings, listener, channel, keeper, board))
+        well = runner.run(_run(settings, listener, channel, keeper, board, share))
     if not well:
         raise SystemExit(1)
 
@@ -320,9 +344,10 @@ async def _run(
     channel: Channel,
     keeper: Keeper | None,
     board: Board | None,
+    share: Share | None,
 ) -> bool:
     """Runs a front-end. True if no request was lost and it did not fail."""
-    front_end = FrontEndServer(settings, listener, channel, keeper, board)
+    front_end = FrontEndServer(settings, listener, channel, keeper, board, share)
     lost = await front_end.run()
     if lost:
         log.error("%d requests were cut off: drain_timeout_ms was too short for them", lost)

@@ -28,6 +28,7 @@ from service.observability import logs, metrics, tracing
 from service.settings import Settings, strangers
 from service.shared import transport
 from service.shared.board import Board
+from service.shared.connection_counts import ConnectionCounts
 from service.supervisor.child import Child, Closable, Main, ProcessChild, ThreadChild
 from service.supervisor.lifecycle import actions
 from service.supervisor.lifecycle.actions import Action
@@ -60,6 +61,9 @@ class Supervisor:
         self._ports = Ports()
         self._loop = Loop()
         self._board = Board()
+        self._counts = ConnectionCounts(settings.resolved_frontends)
+        self._places: dict[str, int] = {}
+        """The places among the ``_counts`` by the front-end's name, which passes on to its successor."""
         self._pool = EnginePool(settings, self._lifecycle, self._children, self._loop, self._handle_event)
         self._claim: Claim | None = None
 
@@ -168,7 +172,8 @@ class Supervisor:
         assert self._ports.http is not None
         # A forked process has its own copy of the socket; a thread needs one, since both sides close theirs.
         port = self._ports.http if self._processes else self._ports.http.dup()
-        main = partial(process.main, self._settings, port, front_end.name, board=self._board)
+        share = self._counts.share(self._places.setdefault(front_end.name, len(self._places)))
+        main = partial(process.main, self._settings, port, front_end.name, board=self._board, share=share)
         self._start(front_end.number, front_end.name, main, [])
 
     def _start(self, number: int, name: str, main: Main, not_for_it: list[Closable]) -> None:
