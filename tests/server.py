@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,8 +24,8 @@ HTTP = httpx.Client(verify=False, timeout=60, headers={"connection": "close"})
 
 #: Seconds: a start on a busy machine, and an end.
 _START, _END = 240.0, 60.0
-#: TCP_LISTEN in /proc/net/tcp.
-_LISTENING = "0A"
+#: TCP_LISTEN and TCP_ESTABLISHED in /proc/net/tcp.
+_LISTENING, _ESTABLISHED = "0A", "01"
 
 
 @contextlib.contextmanager
@@ -99,7 +99,7 @@ class Server:
             return {}
         self._inode = self._inode or self._port_inode()
         # One that is dying holds nothing any more, and is neither.
-        sockets = {pid: found for pid in pids if (found := descriptors_of(pid))}
+        sockets = {pid: found for pid in pids if (found := _descriptors(pid))}
         pids = list(sockets)
         engines = [pid for pid in pids if f"socket:[{self._inode}]" not in sockets[pid]]
         front_ends = [pid for pid in pids if pid not in engines]
@@ -108,11 +108,8 @@ class Server:
 
     def _port_inode(self) -> str:
         """The socket that the supervisor and the front-ends listen on."""
-        port = f":{int(self.url.rpartition(':')[2]):04X}"
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[1].endswith(port) and fields[3] == _LISTENING:
-                return fields[9]
+        for inode in _sockets(int(self.url.rpartition(":")[2]), _LISTENING):
+            return inode
         raise AssertionError("nobody listens")
 
     def wait_ready(self) -> None:
@@ -164,7 +161,19 @@ class Server:
                     self.lines.append(line.rstrip())
 
 
-def descriptors_of(pid: int) -> list[str]:
+def connections_of(pids: Iterable[int], port: int) -> list[int]:
+    """The number of connections to ``port`` that each process holds."""
+    established = {f"socket:[{inode}]" for inode in _sockets(port, _ESTABLISHED)}
+    return [len(established.intersection(_descriptors(pid))) for pid in pids]
+
+
+def _sockets(port: int, state: str) -> list[str]:
+    """The inodes of this port's IPv4 sockets."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [row[9] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == state]
+
+
+def _descriptors(pid: int) -> list[str]:
     """What each of its descriptors is; empty for a process that has ended, or is about to."""
     found = []
     with contextlib.suppress(OSError):

@@ -13,7 +13,7 @@ import pytest
 
 from service.shared.transport import PROCESSES
 from tests import tiny
-from tests.server import Server, descriptors_of
+from tests.server import Server, connections_of
 
 pytestmark = pytest.mark.skipif(
     not PROCESSES or not Path("/proc/net/tcp").exists(),
@@ -25,19 +25,12 @@ FRONT_ENDS, CLIENTS = 3, 120
 PATIENCE = 60.0
 #: Tries for a spread, since a machine may run no other front-end for a while.
 TRIES = 3
-#: TCP_ESTABLISHED in /proc/net/tcp.
-_ESTABLISHED = "01"
 REQUEST = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def held(server: Server, port: int) -> list[int]:
     """The number of connections of each front-end."""
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    ours = {
-        f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{port:04X}") and row[3] == _ESTABLISHED
-    }
-    front_ends = [pid for name, pid in server.children().items() if name != "engine"]
-    return [len(ours.intersection(descriptors_of(pid))) for pid in front_ends]
+    return connections_of([pid for name, pid in server.children().items() if name != "engine"], port)
 
 
 def at_once(port: int) -> list[socket.socket]:

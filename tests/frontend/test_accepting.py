@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -26,7 +28,7 @@ from tests.frontend.test_tls import make
 from tests.loops import until
 
 #: Seconds: far above what anything here takes.
-PATIENCE = 30.0
+PATIENCE = 5.0
 
 
 def on_both_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -52,13 +54,6 @@ class Port(socket.socket):
     fails: tuple[int, ...] = ()
     asked = 0
 
-    @classmethod
-    def bound(cls, *fails: int) -> Port:
-        with listener.bind("127.0.0.1", 0) as bound:
-            port = cls(fileno=bound.detach())
-        port.fails = fails
-        return port
-
     def accept(self) -> tuple[socket.socket, Any]:
         self.asked += 1
         if self.fails:
@@ -68,22 +63,46 @@ class Port(socket.socket):
         return super().accept()
 
 
-def connections() -> Connections:
-    return Connections(1000, Intake(1 << 20))
+@asynccontextmanager
+async def port(*fails: int) -> AsyncIterator[Port]:
+    """A listening socket; `accept` first fails with these numbers."""
+    with listener.bind("127.0.0.1", 0) as bound, Port(fileno=bound.detach()) as made:
+        made.fails = fails
+        yield made
 
 
-def connect(port: socket.socket, clients: int = 1) -> list[socket.socket]:
+@asynccontextmanager
+async def front_end(
+    port: Port, share: Share | None = None, context: ssl.SSLContext | None = None
+) -> AsyncIterator[Acceptor]:
+    """Accepts from ``port``. Its connections end with the block."""
+    known = Connections(1000, Intake(1 << 20))
+    acceptor = Acceptor(port, known, share or Share.of_all(), context)
+    acceptor.start()
+    try:
+        yield acceptor
+    finally:
+        # With warnings as errors, uvloop does not end while a transport is open.
+        acceptor.close()
+        await acceptor.settle()
+        for one in list(known):
+            one.transport.abort()
+        await until(lambda: not len(known), PATIENCE)
+
+
+@contextlib.contextmanager
+def clients(port: socket.socket, number: int = 1) -> Iterator[list[socket.socket]]:
     """Clients whose connections the kernel has completed."""
-    return [socket.create_connection(port.getsockname(), timeout=PATIENCE) for _ in range(clients)]
+    with contextlib.ExitStack() as stack:
+        address = port.getsockname()
+        yield [
+            stack.enter_context(socket.create_connection(address, timeout=PATIENCE)) for _ in range(number)
+        ]
 
 
-def hang_up(*clients: socket.socket) -> None:
-    for client in clients:
-        client.close()
-
-
-def all_taken(acceptors: list[Acceptor], clients: int) -> bool:
-    return sum(len(one._connections) for one in acceptors) == clients
+def held(*acceptors: Acceptor) -> int:
+    """The number of connections that are known."""
+    return sum(len(one._connections) for one in acceptors)
 
 
 async def turns(number: int) -> None:
@@ -92,54 +111,48 @@ async def turns(number: int) -> None:
         await asyncio.sleep(0)
 
 
-async def end(acceptor: Acceptor, *, keep: bool = False) -> None:
-    acceptor.close()
-    await acceptor.settle()
-    for one in list(acceptor._connections):
-        one.transport.abort()
-    if not keep:
-        acceptor._listener.close()
-    await turns(3)
-
-
 @pytest.mark.parametrize("at_once", [1, 120])
 @on_both_loops
 async def test_three_front_ends_share(at_once: int) -> None:
     """The first would take them all, one by one, since it is always woken first."""
     counts = ConnectionCounts(3)
-    port = Port.bound()
-    acceptors = [Acceptor(port.dup(), connections(), counts.share(place)) for place in range(3)]
-    for place, acceptor in enumerate(acceptors):
-        counts.share(place).note(0)
-        acceptor.start()
-    clients: list[socket.socket] = []
-    while len(clients) < 120:
-        clients += connect(port, at_once)
-        await until(partial(all_taken, acceptors, len(clients)), PATIENCE)
-        for place, acceptor in enumerate(acceptors):
-            counts.share(place).note(acceptor.held)  # as each does ten times a second
-    held = [len(one._connections) for one in acceptors]
-    assert min(held) >= 25, held
-    hang_up(*clients)
-    for acceptor in acceptors:
-        await end(acceptor)
-    port.close()
+    shares = [counts.share(place) for place in range(3)]
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(port())
+        ports = [first]
+        for _ in range(2):
+            ports.append(stack.enter_context(first.dup()))
+        acceptors = [
+            await stack.enter_async_context(front_end(one, share))
+            for one, share in zip(ports, shares, strict=True)
+        ]
+        for share in shares:
+            share.note(0)
+        for number in range(at_once, 121, at_once):
+            stack.enter_context(clients(first, at_once))
+            await until(partial(lambda number: held(*acceptors) == number, number), PATIENCE)
+            for share, acceptor in zip(shares, acceptors, strict=True):
+                share.note(acceptor.held)  # as each does ten times a second
+        spread = [held(one) for one in acceptors]
+        assert sum(spread) == 120
+        assert min(spread) >= 25, spread
 
 
 @on_both_loops
 async def test_what_others_leave_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accepting, "_FOR_OTHERS", 0.001)
     counts = ConnectionCounts(2)
-    port = Port.bound()
-    acceptor = Acceptor(port, connections(), counts.share(0))
-    acceptor.start()
-    clients: list[socket.socket] = []
-    for number in range(1, 11):
-        counts.share(1).note(0)  # the other one lives, but takes nothing
-        clients += connect(port)
-        await until(partial(all_taken, [acceptor], number), PATIENCE)
-    hang_up(*clients)
-    await end(acceptor)
+
+    async with port() as here, front_end(here, counts.share(0)) as acceptor:
+        with contextlib.ExitStack() as stack:
+
+            def taken(number: int) -> bool:
+                counts.share(1).note(0)  # the other one lives, but takes nothing
+                return held(acceptor) == number
+
+            for number in range(1, 11):
+                stack.enter_context(clients(here))
+                await until(partial(taken, number), PATIENCE)
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EPERM])
@@ -149,33 +162,26 @@ async def test_what_the_system_lacks_is_awaited_without_a_spin(
 ) -> None:
     caplog.set_level(logging.ERROR, accepting.__name__)
     monkeypatch.setattr(accepting, "_AFTER_ERROR", 3600)
-    port = Port.bound(number, number, number)
-    acceptor = Acceptor(port, connections(), Share.of_all())
-    acceptor.start()
-    clients = connect(port)
-    await until(lambda: port.asked > 0, PATIENCE)
-    await turns(50)
-    assert port.asked == 1
-    monkeypatch.setattr(accepting, "_AFTER_ERROR", 0.001)
-    assert acceptor._pause is not None
-    acceptor._pause.cancel()
-    acceptor._go_on()
-    await until(lambda: len(acceptor._connections) == 1, PATIENCE)
+    async with port(number, number, number) as here, front_end(here) as acceptor:
+        with clients(here):
+            await until(lambda: here.asked > 0, PATIENCE)
+            await turns(50)
+            assert here.asked == 1
+            assert acceptor._pause is not None
+            monkeypatch.setattr(accepting, "_AFTER_ERROR", 0.001)
+            acceptor._pause.cancel()
+            acceptor._go_on()
+            await until(lambda: held(acceptor) == 1, PATIENCE)
     assert [record.levelname for record in caplog.records] == ["ERROR"]  # once, not each time
-    hang_up(*clients)
-    await end(acceptor)
 
 
 @on_both_loops
-async def test_a_client_that_has_gone_holds_nobody_up() -> None:
-    port = Port.bound(errno.ECONNABORTED, errno.ECONNABORTED)
-    acceptor = Acceptor(port, connections(), Share.of_all())
-    acceptor.start()
-    clients = connect(port, 2)
-    await until(lambda: len(acceptor._connections) == 2, PATIENCE)
-    assert acceptor._pause is None
-    hang_up(*clients)
-    await end(acceptor)
+async def test_a_client_that_has_gone_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accepting, "_AFTER_ERROR", 3600)
+    async with port(errno.ECONNABORTED, errno.ECONNABORTED) as here, front_end(here) as acceptor:
+        with clients(here, 2):
+            await until(lambda: held(acceptor) == 2, PATIENCE)
+            assert here.asked >= 4
 
 
 @pytest.mark.parametrize("all_of_them", [True, False])
@@ -183,38 +189,28 @@ async def test_a_client_that_has_gone_holds_nobody_up() -> None:
 async def test_the_end_takes_what_waits_in_the_kernel_if_nobody_else_would(all_of_them: bool) -> None:
     counts = ConnectionCounts(2)
     counts.share(1).note(0)
-    port = Port.bound()
-    acceptor = Acceptor(port, connections(), counts.share(0))
-    acceptor.start()
-    clients = connect(port, 50)
-    if all_of_them:
-        acceptor.take_all()
-    acceptor._connections.ending = True
-    acceptor.close()
-    await acceptor.settle()
-    assert len(acceptor._connections) == (50 if all_of_them else 0)
-    if not all_of_them:  # another front-end does
-        other = Acceptor(port, connections(), Share.of_all())
-        other.start()
-        await until(lambda: len(other._connections) == 50, PATIENCE)
-        await end(other, keep=True)
-    hang_up(*clients)
-    await end(acceptor)
+    async with port() as here, front_end(here, counts.share(0)) as acceptor:
+        with clients(here, 50):
+            if all_of_them:
+                acceptor.take_all()
+            acceptor.close()
+            await acceptor.settle()
+            assert held(acceptor) == (50 if all_of_them else 0)
+            async with front_end(here) as other:  # it gets the rest
+                await until(lambda: held(acceptor, other) == 50, PATIENCE)
 
 
 @on_both_loops
 async def test_a_connection_over_tls_and_one_that_speaks_none(tmp_path: Path) -> None:
-    files = make(tmp_path, "here")
-    port = Port.bound()
-    acceptor = Acceptor(port, connections(), Share.of_all(), Certificate(*files).context)
-    acceptor.start()
-    (wrong,) = connect(port)
-    wrong.sendall(b"GET / HTTP/1.1\r\n\r\n")
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
-    _, writer = await asyncio.open_connection(*port.getsockname(), ssl=client)
-    await until(lambda: len(acceptor._connections) == 1, PATIENCE)
-    await until(lambda: not acceptor._arriving, PATIENCE)  # the wrong one has been given up
-    writer.transport.abort()
-    hang_up(wrong)
-    await end(acceptor)
+    context = Certificate(*make(tmp_path, "here")).context
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    async with port() as here, front_end(here, context=context) as acceptor:
+        with clients(here) as (wrong,):
+            wrong.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            _, writer = await asyncio.open_connection(*here.getsockname(), ssl=trusting)
+            try:
+                await until(lambda: held(acceptor) == 1, PATIENCE)
+                await until(lambda: not acceptor._arriving, PATIENCE)  # the wrong one has been given up
+            finally:
+                writer.transport.abort()
