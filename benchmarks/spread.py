@@ -1,4 +1,4 @@
-"""How connections spread over front-ends: the service with the null model, and clients that connect and stay.
+"""Measures how connections spread over front-ends: the null model, and clients that connect and stay.
 
     python -m benchmarks.spread [--front-ends 6] [--clients 120 600]
 
