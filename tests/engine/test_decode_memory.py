@@ -79,6 +79,16 @@ async def test_threads_have_their_own_memory_and_without_an_engine_all_is_allowe
 
 
 @on_a_loop
+async def test_an_engine_that_has_set_no_limit_has_none() -> None:
+    memory = DecodeMemory(thread_memory=20)
+    client = EngineClient(threads=2, memory=memory)
+    end = attach(client, Arena.create(Geometry(4, 2, 2, 3, results=1)), 1)
+    assert memory.acquire(10**15)
+    client.detach()
+    end()
+
+
+@on_a_loop
 async def test_busy_seconds_are_sums_since_the_start_and_engines_get_what_came_since_they_joined() -> None:
     memory, first, second = DecodeMemory(), arena(), arena()
     client = EngineClient(memory=memory)
