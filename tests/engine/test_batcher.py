@@ -122,6 +122,13 @@ def test_a_batch_holds_at_least_one() -> None:
         Batcher(4, max_bulk_batch_size=0)
 
 
+def test_nobody_waits_where_no_delay_is_asked_for() -> None:
+    batcher = Batcher(MOST)
+    request = Request(0, 200.0, 100.0)
+    batcher.add(request)
+    assert batcher.next_batch(100.0) == [request]
+
+
 def test_a_full_batch_does_not_wait_for_the_delay() -> None:
     batcher = Batcher(2, max_queue_delay=1.0)
     batcher.add(Request(1, 10.0, 0.0))

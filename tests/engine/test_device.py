@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import select
 import threading
@@ -19,7 +20,7 @@ from service.engine.batcher import Request
 from service.engine.device import Batch, DeviceThread, RestThread, StreamThreads
 from service.shared.batches import BatchReport, DeviceFailed, Memory
 from service.shared.outputs import OutputKind
-from tests.fakes import FakeRunner, VirtualClock, fingerprint
+from tests.fakes import FakeRunner, FakeRunning, VirtualClock, fingerprint
 
 NOW = 1000.0
 SLOTS = 6
@@ -115,6 +116,27 @@ def test_no_more_batches_are_on_the_device_than_it_takes(in_flight: int, arena: 
         threading.Timer(SOON, runner.may_run.set).start()
         assert [device.collect() for _ in submitted] == submitted
     assert [one.error for one in submitted] == [None] * SLOTS  # the runner refuses one too many
+
+
+def test_a_batch_that_another_may_join_is_looked_at_all_the_time(arena: Arena) -> None:
+    """So that its end is seen at once, though no other batch comes."""
+    runner, often, looks = FakeRunner(in_flight=2), threading.Event(), itertools.count(1)
+
+    class Looked(FakeRunning):
+        def done(self) -> bool:
+            if next(looks) == 60:
+                often.set()
+            return super().done()
+
+    runner.start = lambda *given: Looked(runner, *given)  # type: ignore[method-assign]
+    runner.may_run.clear()
+    runner.running += 1  # as its own start would
+    with running(runner, arena, lambda: NOW) as device:
+        one = batch(1, [0])
+        device.submit(one)
+        assert often.wait(30)
+        runner.may_run.set()
+        assert device.collect() is one
 
 
 def test_an_idle_device_is_checked_now_and_then(arena: Arena) -> None:
