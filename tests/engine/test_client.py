@@ -35,6 +35,7 @@ def test_a_slot_that_comes_free_is_taken_within_milliseconds(here: Desk, bulk: b
     waiting = here.begin(here.client.acquire_in_turn(deadline, bulk))
     here.wait(0.0051)
     assert not waiting.done()
+    assert here.loop.timers == 1  # it rests between two looks
     for slot in (0, 1):
         engine.arena.release(slot)
     here.wait(0.0051)
