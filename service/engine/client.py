@@ -223,9 +223,8 @@ class EngineClient:
     def _ready(self) -> list[Connection]:
         """The connections for new images, never empty. Raises `EngineFailed` or `NotReady` if there are none."""
         connections = self._connections
-        if (
-            len(connections) == 1 and not connections[0].failed
-        ):  # the usual case: this runs three times an image
+        # The usual case comes first, since this runs three times an image.
+        if len(connections) == 1 and not connections[0].failed:
             return connections
         if asked := self.asked:
             return asked

@@ -43,7 +43,7 @@ class Source(Protocol):
 
 
 @dataclass(eq=False)
-class FrontEnd:
+class AttachedFrontEnd:
     """A front-end as the engine sees it: its number in the arena, its link, and its slots that the engine holds."""
 
     number: int
@@ -89,7 +89,7 @@ class EngineCore:
         self._hurry = runner.hurry
         self._load = LoadMeter(clock(), capacity, batcher.max_batch_size)
         self._selector = selectors.DefaultSelector()
-        self._front_ends: dict[int, FrontEnd] = {}
+        self._front_ends: dict[int, AttachedFrontEnd] = {}
         self._running: dict[int, Batch] = {}
         """The batches on the device, by number, the oldest first."""
         self._busy_until = 0.0
@@ -106,7 +106,7 @@ class EngineCore:
 
     def attach(self, number: int, link: Link) -> None:
         """Adds the front-end ``number`` (1…254, unused) at the other end of ``link``."""
-        front_end = FrontEnd(number, link)
+        front_end = AttachedFrontEnd(number, link)
         self._front_ends[number] = front_end
         self._selector.register(link, selectors.EVENT_READ, lambda: self._receive_messages(front_end))
 
@@ -202,7 +202,7 @@ class EngineCore:
 
     # What arrives
 
-    def _receive_messages(self, front_end: FrontEnd) -> None:
+    def _receive_messages(self, front_end: AttachedFrontEnd) -> None:
         numbers = front_end.link.receive()
         if numbers is None:
             self._remove_frontend(front_end)
@@ -216,7 +216,7 @@ class EngineCore:
             else:
                 self._cancel(front_end, ~number)
 
-    def _receive_file(self, front_end: FrontEnd, slot: int) -> None:
+    def _receive_file(self, front_end: AttachedFrontEnd, slot: int) -> None:
         if self._files is None or not self._files.open:
             self._arena.record_outcome(slot, Outcome.FAILED)
             front_end.link.send((slot + FILE,))
@@ -238,30 +238,30 @@ class EngineCore:
             self._detach_if_settled(front_end)
         if not self._files.open:
             self._selector.unregister(self._files)
-        self._reply_decoded_files()
+        self._update_files_gauge()
 
-    def _reply_decoded_files(self) -> None:
+    def _update_files_gauge(self) -> None:
         waiting = sum(len(front_end.files) for front_end in self._front_ends.values())
         room = MAX_WAITING - waiting if self._files and self._files.open else 0
         self._arena.gauges[Gauge.FILES] = max(0, room)
 
-    def _detach_if_settled(self, front_end: FrontEnd) -> None:
+    def _detach_if_settled(self, front_end: AttachedFrontEnd) -> None:
         if front_end.gone and not front_end.owed:
             del self._front_ends[front_end.number]
 
-    def _admit(self, front_end: FrontEnd, slot: int, now: float) -> None:
+    def _admit(self, front_end: AttachedFrontEnd, slot: int, now: float) -> None:
         front_end.submitted.add(slot)
         self._batcher.add(Request(slot, self._arena.deadline(slot), now, self._arena.is_bulk(slot)))
         if self._canary.yields:
             self._canary.yields = False
             self._hurry()
 
-    def _cancel(self, front_end: FrontEnd, slot: int) -> None:
+    def _cancel(self, front_end: AttachedFrontEnd, slot: int) -> None:
         """Removes the slot of a disconnected client from the queue. If its batch runs, it returns with its batch."""
         if self._batcher.cancel(slot):
             self._reply([slot], Outcome.CANCELLED)
 
-    def _remove_frontend(self, front_end: FrontEnd) -> None:
+    def _remove_frontend(self, front_end: AttachedFrontEnd) -> None:
         """Releases all slots of a front-end that ended; those whose batch runs are released after it (`_finish`)."""
         log.info("front-end %d has gone", front_end.number)
         self._selector.unregister(front_end.link)
@@ -387,10 +387,9 @@ class EngineCore:
         """Records the load of a batch of ``size`` images. ``full``: it ended while all streams were busy."""
         if self._streams is not None and batch.stream is not None:
             self._load.record_stream(batch.finished - batch.started, self._streams.count, full)
-        elif (
-            batch.finished > self._busy_until
-        ):  # skips a batch whose answers took longer than those of a later one
-            # Batches may overlap: each counts for the time since the end of the one before it.
+        elif batch.finished > self._busy_until:
+            # Batches may overlap: each counts for the time since the end of the one before it, and not at all if its
+            # answers took longer than those of a later one.
             self._load.record_batch(size, batch.finished - max(batch.started, self._busy_until))
 
     def _reply(self, slots: list[int], outcome: Outcome) -> None:
@@ -432,5 +431,5 @@ class EngineCore:
         gauges[Gauge.ARRIVALS] = self._load.arrival_rate
         gauges[Gauge.DECODE_CAPACITY] = self._load.decode_capacity
         gauges[Gauge.DECODE_BUSY] = self._load.decode_busy
-        self._reply_decoded_files()
+        self._update_files_gauge()
         gauges[Gauge.MEMORY_USED], gauges[Gauge.MEMORY_TOTAL] = self._device.memory
