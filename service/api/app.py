@@ -62,7 +62,7 @@ _TO_SCRIPTS = [
 def create_app(context: Context, keys: Keys | None = None) -> ASGIApp:
     """The ASGI application of one front-end. Without ``keys`` it serves everyone."""
     app = create_api(context.settings, guarded=keys is not None)
-    for layer in reversed(_around(context, keys, app.router)):  # the last that is added is asked first
+    for layer in reversed(_middleware(context, keys, app.router)):  # the last that is added is asked first
         app.add_middleware(layer.cls, *layer.args, **layer.kwargs)
     root_path = context.settings.root_path
     return Mount(app, root_path) if root_path else app
@@ -98,7 +98,7 @@ def create_api(settings: Settings, *, guarded: bool = False) -> FastAPI:
     return app
 
 
-def _around(context: Context, keys: Keys | None, router: Router) -> list[Middleware]:
+def _middleware(context: Context, keys: Keys | None, router: Router) -> list[Middleware]:
     """The middleware around all routes, the outermost first."""
     probes = compat.probes(context.settings)
     around = [Middleware(RequestMiddleware, context=context, probes=probes)]

@@ -27,13 +27,13 @@ class Hosts:
         self._suffixes = tuple(name[1:] for name in self._names if name.startswith("*."))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in self._open or self._knows(scope):
+        if scope["type"] != "http" or scope["path"] in self._open or self._is_allowed(scope):
             await self._app(scope, receive, send)
             return
         error = MisdirectedRequest("this service does not answer to that host name (allowed_hosts)")
         await respond(Request(scope), error)(scope, receive, send)
 
-    def _knows(self, scope: Scope) -> bool:
+    def _is_allowed(self, scope: Scope) -> bool:
         named = [value for name, value in scope["headers"] if name == b"host"]
         found = HOST.fullmatch(named[0]) if len(named) == 1 else None
         if found is None:

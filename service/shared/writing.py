@@ -31,12 +31,12 @@ class Writing(Protocol):
 
 
 class FileWriting:
-    """A write by the engine, which decodes the file in its slot; if it refuses, a decoder's write (``otherwise``)."""
+    """A write by the engine, which decodes the file in its slot; if it refuses, a decoder's write (``fallback``)."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, otherwise: Callable[[], Writing]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, fallback: Callable[[], Writing]) -> None:
         self.done: asyncio.Future[None] = loop.create_future()
-        self._otherwise = otherwise
-        self._instead: Writing | None = None
+        self._start_fallback = fallback
+        self._fallback: Writing | None = None
         self._replied = False
         self.lost = False
         """True if the engine ended while it had the file."""
@@ -44,8 +44,8 @@ class FileWriting:
         """The callback of a write that was given up before the engine replied."""
 
     def abandon(self, callback: Callable[[], None]) -> None:
-        if self._instead is not None:
-            self._instead.abandon(callback)
+        if self._fallback is not None:
+            self._fallback.abandon(callback)
         elif self._replied:
             callback()
         else:
@@ -60,8 +60,8 @@ class FileWriting:
             if not self.done.done():
                 self.done.set_result(None)
         elif not self.done.done():
-            self._instead = self._otherwise()
-            self._instead.done.add_done_callback(self._pass_on)
+            self._fallback = self._start_fallback()
+            self._fallback.done.add_done_callback(self._copy_outcome)
 
     def fail(self, error: Exception) -> None:
         """Ends the write with ``error``, since the front-end has given up the engine and the slot."""
@@ -73,7 +73,7 @@ class FileWriting:
         self.lost = True
         self.reply(False)
 
-    def _pass_on(self, other: asyncio.Future[None]) -> None:
+    def _copy_outcome(self, other: asyncio.Future[None]) -> None:
         error = None if other.cancelled() else other.exception()
         if self.done.done():
             return

@@ -228,10 +228,10 @@ def test_what_would_not_run_fails_as_json(tmp_path: Path) -> None:
 
 
 def test_what_a_gpu_would_go_on_without_is_named() -> None:
-    assert libraries.judge_steps_down((), "").level is Level.PASS
+    assert libraries.judge_gpu_kernels((), "").level is Level.PASS
     refused = (Fallback("norm_relu", "it disagrees"), Fallback("max_pool", "no launcher"))
     for missing, advice in (("", "the model runs"), ("a C++ compiler (g++)", "install a C++ compiler")):
-        finding = libraries.judge_steps_down(refused, missing)
+        finding = libraries.judge_gpu_kernels(refused, missing)
         assert finding.level is Level.WARN
         assert "norm_relu: it disagrees" in finding.found
         assert "max_pool: no launcher" in finding.found

@@ -67,17 +67,17 @@ def bench(
     leave at random moments, whether answers come or not (open loop, Poisson), and each latency counts from the
     moment when its request was due. That is what users see of a server that falls behind.
     """
-    from service.cli.bench import run as room
+    from service.cli.bench import run
 
     if clients is not None and rate is not None:
         raise click.UsageError("--clients and --rate are two kinds of load; give one")
     try:
         width, height = (int(side) for side in size.lower().split("x"))
-        pictures = [Path(photo).read_bytes() for photo in photos] or [room.synthetic_photo(width, height)]
-        plan = room.plan(
+        pictures = [Path(photo).read_bytes() for photo in photos] or [run.synthetic_photo(width, height)]
+        plan = run.plan(
             url,
             pictures,
-            room.Upload(form=not raw, headers=headers),
+            run.Upload(form=not raw, headers=headers),
             duration=duration,
             clients=clients or 8,
             rate=rate,
@@ -86,4 +86,4 @@ def bench(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    sys.exit(room.run(plan, form))
+    sys.exit(run.run(plan, form))

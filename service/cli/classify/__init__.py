@@ -20,8 +20,7 @@ from service.cli.flags import (
 )
 
 if TYPE_CHECKING:
-    from service.cli.classify import run as room
-    from service.cli.classify import sinks
+    from service.cli.classify import run, sinks
 
 
 @click.command()
@@ -66,19 +65,19 @@ def classify(
     Each result is printed as soon as it is known, so Ctrl-C or a broken pipe loses nothing that was done. The output
     names files that are no usable images; the exit code is 1 if there was one.
     """
-    from service.cli.classify import run as room
+    from service.cli.classify import run
 
-    if paths.count(room.STDIN) > 1:
+    if paths.count(run.STDIN) > 1:
         raise click.UsageError("standard input can be read once; give - once")
     if url:
         refuse_model_flags({name: value for name, value in given.items() if name != "top_k"})
-    server = room.Server(url, api_key, concurrency) if url else None
+    server = run.Server(url, api_key, concurrency) if url else None
     settings = from_flags(given) if url else checked(from_flags(given))
-    sys.exit(room.run(settings, paths, form, resume, server=server, shard=_shard(shard)))
+    sys.exit(run.run(settings, paths, form, resume, server=server, shard=_shard(shard)))
 
 
-def _shard(text: str | None) -> room.Shard | None:
-    from service.cli.classify import run as room
+def _shard(text: str | None) -> run.Shard | None:
+    from service.cli.classify import run
 
     if text is None:
         return None
@@ -87,4 +86,4 @@ def _shard(text: str | None) -> room.Shard | None:
         raise click.UsageError(f"--shard={text[:50]}: must be like 0/4")
     if not int(index) < int(count):
         raise click.UsageError(f"--shard={text[:50]}: the index must be less than the count")
-    return room.Shard(int(index), int(count))
+    return run.Shard(int(index), int(count))

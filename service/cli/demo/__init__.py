@@ -22,9 +22,9 @@ def demo(**given: Any) -> None:
 
     The server runs until Ctrl-C; its page is at /. demo takes all options of serve.
     """
-    from service.cli.demo import run as room
+    from service.cli.demo import run
 
     for name, value in _DEMO.items():
         if given[name] is None and f"IMAGENET_{name.upper()}" not in os.environ:
             given[name] = value
-    sys.exit(room.run(checked(from_flags(given, warn=False))))
+    sys.exit(run.run(checked(from_flags(given, warn=False))))

@@ -19,6 +19,6 @@ def doctor(as_json: bool, **given: Any) -> None:
     Takes the options and the environment of serve. It changes nothing, and uses the network only to ask for
     weights that are not on this host. The exit code is 1 if a check says FAIL.
     """
-    from service.cli.doctor import run as room
+    from service.cli.doctor import run
 
-    sys.exit(room.run(room.examine(from_flags(given, warn=False)), as_json=as_json))
+    sys.exit(run.run(run.examine(from_flags(given, warn=False)), as_json=as_json))

@@ -75,7 +75,7 @@ def cuda(settings: Settings) -> Finding:
     import torch
 
     driver, build = host.nvidia_driver(), torch.version.cuda
-    return judge_cuda(settings.device, driver, build, _works(settings.device))
+    return judge_cuda(settings.device, driver, build, _answering_gpu(settings.device))
 
 
 def judge_cuda(device: str, driver: str | None, build: str | None, working: str) -> Finding:
@@ -108,7 +108,7 @@ def judge_cuda(device: str, driver: str | None, build: str | None, working: str)
     )
 
 
-def _works(device: str) -> str:
+def _answering_gpu(device: str) -> str:
     """The name of the GPU that computes for the setting ``device``; empty where none does."""
     import torch
 
@@ -122,11 +122,11 @@ def _works(device: str) -> str:
         return ""
 
 
-def steps_down(settings: Settings) -> Finding | None:
+def gpu_kernels(settings: Settings) -> Finding | None:
     """Checks which GPU kernels a start would have to replace by torch's; None if the model does not run on a GPU."""
     import torch
 
-    if settings.runtime not in ("auto", "cudagraph", "compile") or not _works(settings.device):
+    if settings.runtime not in ("auto", "cudagraph", "compile") or not _answering_gpu(settings.device):
         return None
     from service.models import fused
     from service.models.runtimes import compiled
@@ -135,14 +135,14 @@ def steps_down(settings: Settings) -> Finding | None:
     device = torch.device(settings.device if settings.device.startswith("cuda") else "cuda")
     precision = "fp16" if settings.precision == "auto" else settings.precision
     if settings.runtime == "compile":
-        return judge_steps_down((), compiled.compiler())
-    return judge_steps_down(fused.best(device, DTYPES[precision]).refused, compiled.compiler())
+        return judge_gpu_kernels((), compiled.compiler())
+    return judge_gpu_kernels(fused.best(device, DTYPES[precision]).refused, compiled.compiler())
 
 
 def decoding(settings: Settings) -> Finding:
     """Checks that ``decode=gpu`` has a GPU and nvImageCodec. Only a start compares its pixels."""
     has_codec = find_spec("nvidia") is not None and find_spec("nvidia.nvimgcodec") is not None
-    return judge_decoding(bool(_works(settings.device)), has_codec)
+    return judge_decoding(bool(_answering_gpu(settings.device)), has_codec)
 
 
 def judge_decoding(has_gpu: bool, has_codec: bool) -> Finding:
@@ -156,7 +156,7 @@ def judge_decoding(has_gpu: bool, has_codec: bool) -> Finding:
     return passed(name, "nvImageCodec is there; each start compares its pixels with the processor's")
 
 
-def judge_steps_down(refused: Sequence[Fallback], missing: str) -> Finding:
+def judge_gpu_kernels(refused: Sequence[Fallback], missing: str) -> Finding:
     """The finding for the kernels that were ``refused`` and what the compiler is ``missing`` (empty: nothing)."""
     if not refused and not missing:
         return passed("gpu kernels", "all of them compile here and agree with torch")
@@ -193,7 +193,7 @@ def checks(settings: Settings) -> list[Finding]:
         findings.append(alone)
     if find_spec("torch") is not None and not findings[0].advice:
         findings.append(cuda(settings))
-        if settings.device != "cpu" and (finding := steps_down(settings)) is not None:
+        if settings.device != "cpu" and (finding := gpu_kernels(settings)) is not None:
             findings.append(finding)
         if settings.decode == "gpu":
             findings.append(decoding(settings))

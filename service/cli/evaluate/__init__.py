@@ -84,7 +84,7 @@ def evaluate(
     validation set; its ground truth then lies in FOLDER or beside it, or --ground-truth names it. Photos of classes
     that the model does not know are left out. The exit code is 1 if an image could not be judged.
     """
-    from service.cli.evaluate import run as room
+    from service.cli.evaluate import run
 
     if url:
         refuse_model_flags(given, *(["--all"] if every else []))
@@ -94,8 +94,8 @@ def evaluate(
         raise click.UsageError("--calibrate is for one model in this process; leave out --url and --all")
     if calibrate:
         may_write(calibrate, overwrite=overwrite)
-    task = room.EvaluationOptions(folder, ground_truth, class_list, limit, confusions, form, calibrate)
+    task = run.EvaluationOptions(folder, ground_truth, class_list, limit, confusions, form, calibrate)
     if url:
-        sys.exit(room.over_http(task, url, api_key, concurrency))
+        sys.exit(run.over_http(task, url, api_key, concurrency))
     settings = checked(from_flags(given))
-    sys.exit(room.in_process(task, room.all_variants(settings) if every else [settings]))
+    sys.exit(run.in_process(task, run.all_variants(settings) if every else [settings]))

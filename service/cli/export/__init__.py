@@ -27,7 +27,7 @@ def export(out: Path, overwrite: bool, **given: Any) -> None:
     With --runtime compile, the default, it is compiled for this kind of device and this version of torch. Serve it
     with --runtime OUT; any other platform refuses it. It holds machine code, so serve only those that you made.
     """
-    from service.cli.export import run as room
+    from service.cli.export import run
 
     may_write(out, overwrite=overwrite)
-    sys.exit(room.run(checked(from_flags(given)), out))
+    sys.exit(run.run(checked(from_flags(given)), out))

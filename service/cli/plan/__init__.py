@@ -70,7 +70,7 @@ def plan(
     load. Run nothing else meanwhile. If no settings keep --p99, the exit code is 1 and nothing is written.
     """
     from service.cli.bench import run as bench
-    from service.cli.plan import run as room
+    from service.cli.plan import run
 
     settings = checked(from_flags(given))
     fixed = {name: value for name in _FIXED_BY_THE_USER if (value := getattr(settings, name)) is not None}
@@ -80,13 +80,13 @@ def plan(
         kept["model"] = settings.model
     pictures = [photo.read_bytes() for photo in photos] or [bench.synthetic_photo(500, 375)]
     sys.exit(
-        room.run(
+        run.run(
             objective_ms,
             {"weights": settings.weights, **kept},
-            runtimes or room.runtimes(settings.device),
+            runtimes or run.runtimes(settings.device),
             pictures,
             out,
             quick=quick,
-            budget=budget if budget is not None else room.QUICK_BUDGET if quick else room.BUDGET,
+            budget=budget if budget is not None else run.QUICK_BUDGET if quick else run.BUDGET,
         )
     )

@@ -34,7 +34,7 @@ def quantize(out: Path, calibrate: Path, force: bool, overwrite: bool, **given: 
     It runs several times as fast on a CPU. Images of FOLDER that were not used for the calibration show how often
     its top class is that of the fp32 model; the artifact records that share.
     """
-    from service.cli.quantize import run as room
+    from service.cli.quantize import run
 
     may_write(out, overwrite=overwrite)
-    sys.exit(room.run(checked(from_flags(given)), calibrate, out, force=force))
+    sys.exit(run.run(checked(from_flags(given)), calibrate, out, force=force))
