@@ -22,6 +22,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from service.engine.arena import Decoding, Gauge
 from service.engine.client import EngineClient
 from service.engine.decode_memory import DecodeMemory
 from service.errors import (
@@ -389,15 +390,15 @@ async def test_pictures_share_the_memory_that_there_is(monkeypatch: pytest.Monke
         client = engine.connect(EngineClient(threads=2))
         gauge, held = engine.arena.gauges, engine.arena.decoding
         async with pool(monkeypatch, memory=client.memory) as decoders:
-            gauge[10] = needed * 1.5
+            gauge[Gauge.DECODE_MEMORY] = needed * 1.5
             client.memory.acquire(MEGABYTE)
             results = await asyncio.gather(*(decode(decoders, data) for _ in range(4)))
             assert all(np.array_equal(result, right) for result in results)
-            await until(lambda: held[:, 4].sum() == MEGABYTE)  # all of it came back
-            gauge[10] = needed / 2
+            await until(lambda: held[:, Decoding.MEMORY].sum() == MEGABYTE)  # all of it came back
+            gauge[Gauge.DECODE_MEMORY] = needed / 2
             with pytest.raises(ImageTooLarge, match="memory limit"):
                 await decode(decoders, data)
-            gauge[10] = needed * 1.5
+            gauge[Gauge.DECODE_MEMORY] = needed * 1.5
             assert client.memory.acquire(needed)  # as another front-end does
             waiting = [asyncio.create_task(decode(decoders, data)) for _ in range(20)]
             await until(lambda: sum(task.done() for task in waiting) == 4)
@@ -413,7 +414,7 @@ async def test_pictures_share_the_memory_that_there_is(monkeypatch: pytest.Monke
                 for result in await asyncio.gather(*waiting, return_exceptions=True)
                 if not isinstance(result, (Overloaded, asyncio.CancelledError))
             )
-        assert held[:, 4].sum() == MEGABYTE
+        assert held[:, Decoding.MEMORY].sum() == MEGABYTE
 
 
 async def decode_in_line(decoders: DecoderPool, data: bytes, waiting: list[asyncio.Task[Any]]) -> None:
