@@ -57,7 +57,7 @@ SLEEPS = {
     ),
     "frontend/test_wire.py: test_a_slow_upload_within_the_deadline_is_served": ("is the slow client"),
     "frontend/test_wire.py: test_headers_have_a_limit": ("is the slow client"),
-    "images/decoders/test_pool.py: tricky": ("is a decode that takes long"),
+    "images/decoders/misbehaving.py: tricky": ("is a decode that takes long"),
     "images/decoders/test_pool.py: test_a_crash_is_a_damaged_image_and_one_that_was_not_its_fault_is_tried_again": (
         "lets the decode begin; if it is too short, the decoders die before it, and the test says the same"
     ),

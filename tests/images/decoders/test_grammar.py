@@ -7,7 +7,7 @@ import pytest
 from service.errors import DeadlineExceeded, RequestError
 from service.images.decoders.cost import largest
 from tests.drills import grammar
-from tests.images.decoders import test_pool as pools
+from tests.images.decoders import misbehaving as pools
 from tests.loops import on_a_loop
 
 #: Seconds, of which a decode may not take much more of CPU.
