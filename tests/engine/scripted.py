@@ -58,11 +58,18 @@ class Timed(VirtualLoop):
     def __init__(self, clock: VirtualClock) -> None:
         super().__init__(clock)
         self._made: weakref.WeakSet[asyncio.TimerHandle] = weakref.WeakSet()
+        self.futures: weakref.WeakSet[asyncio.Future[Any]] = weakref.WeakSet()
+        """Those that somebody still holds."""
 
     def call_at(self, *arguments: Any, **keywords: Any) -> asyncio.TimerHandle:  # type: ignore[override]
         handle = super().call_at(*arguments, **keywords)
         self._made.add(handle)
         return handle
+
+    def create_future(self) -> asyncio.Future[Any]:
+        future = super().create_future()
+        self.futures.add(future)
+        return future
 
     @property
     def timers(self) -> int:

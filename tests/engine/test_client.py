@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -128,6 +129,21 @@ def test_who_moves_waits_for_a_slot_of_the_same_model_alone(here: Desk) -> None:
         here.begin(here.client.acquire_elsewhere(failed, deadline, bulk=False)).result()
 
 
+def test_whoever_looks_often_leaves_nothing_behind(here: Desk) -> None:
+    old = here.attach()
+    failed = here.client.connections[0]
+    here.kill(old)
+    here.attach()
+    fill(here)
+    waiting = here.begin(here.client.acquire_elsewhere(failed, here.clock.now + LATER, bulk=False))
+    for _ in range(20):
+        here.wait(0.0051)
+    assert not waiting.done()
+    gc.collect()
+    assert len(here.loop.futures) == 1
+    waiting.cancel()
+
+
 def test_who_moves_goes_to_the_standby_of_its_model_past_an_engine_of_another(here: Desk) -> None:
     old, spare, another = here.attach(model="a"), here.attach(standby=True, model="a"), here.attach(model="b")
     failed = here.client.connections[0]
@@ -159,6 +175,16 @@ def test_what_is_full_says_of_how_many_places_and_for_how_long() -> None:
             with pytest.raises(Overloaded, match="all 36 places are taken") as refused:
                 here.client.check_capacity()
             assert wait <= refused.value.retry_after <= 1.25 * wait
+
+
+def test_equal_engines_that_are_idle_take_turns(here: Desk) -> None:
+    engines = [here.attach(4) for _ in range(3)]
+    for _ in range(12):
+        with here.client.acquire() as slot:
+            (taker,) = [number for number, engine in enumerate(engines) if engine.arena.free < 4]
+            engines[taker].arena.arrivals[0] += 1
+            assert slot.number == 0
+    assert [engine.arena.arrivals[0] for engine in engines] == [4, 4, 4]
 
 
 def test_images_are_counted_once_in_the_engine_that_would_get_them(here: Desk) -> None:

@@ -295,6 +295,10 @@ def test_time_in_which_two_batches_overlap_counts_once(times: list[tuple[float, 
 class Lanes:
     """Streams that take half a second for an image each, all at the same time."""
 
+    due = False
+    """Whether the canary is, after every image."""
+    canaries = 0
+
     def __init__(self, clock: VirtualClock, count: int) -> None:
         self.count = count
         self._clock = clock
@@ -307,38 +311,62 @@ class Lanes:
         if self._all.wait(60) == 0:
             self._clock.advance(0.5)
         self._all.wait(60)
-        return BatchReport(1)
+        return BatchReport(1, canary_due=self.due)
 
     def canary(self, stream: int) -> BatchReport:
-        raise AssertionError("nothing is due")
+        assert self.due
+        self.canaries += 1
+        return BatchReport(1)
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_images_in_streams_show_the_capacity_of_all_of_them(count: int) -> None:
-    runner, clock = FakeRunner(max_batch_size=MOST), VirtualClock()
-    runner.streams = Lanes(clock, count)  # type: ignore[assignment]
-    arena = Arena.create(GEOMETRY)
+@contextmanager
+def streaming(lanes: Lanes, clock: VirtualClock) -> Iterator[tuple[EngineCore, Arena]]:
+    """A loop with ``lanes``, each of which has run one image."""
+    runner, arena = FakeRunner(max_batch_size=MOST), Arena.create(GEOMETRY)
+    runner.streams = lanes  # type: ignore[assignment]
     core = EngineCore(runner, arena, Batcher(MOST), capacity=10.0, clock=clock)
     core.begin()
     ours, theirs = socket_pair()
     link = Link(ours)
     core.attach(1, Link(theirs))
-    for slot in range(count):
+    for slot in range(lanes.count):
         arena.record_submission(slot, clock.now + 1000, clock.now, OutputKind.CLASSIFY)
-    link.send(range(count))
+    link.send(range(lanes.count))
     answered: list[int] = []
-    while len(answered) < count:
+    while len(answered) < lanes.count:
         core.step(1.0)
         answered += link.receive() or []
-    meter = LoadMeter(1000.0, 10.0, MOST)
-    for number in range(count):
-        meter.record_stream(0.5, count, full=number == 0)
-    clock.advance(0.3)  # the gauges are renewed, and no canary is welcome yet
-    core.step(0)
-    assert list(arena.gauges[[Gauge.CAPACITY, Gauge.PASS]]) == pytest.approx([meter.capacity, meter.seconds])
+    yield core, arena
     core.end()
     link.close()
     arena.close()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_images_in_streams_show_the_capacity_of_all_of_them(count: int) -> None:
+    clock = VirtualClock()
+    meter = LoadMeter(clock.now, 10.0, MOST)
+    with streaming(Lanes(clock, count), clock) as (core, arena):
+        for number in range(count):
+            meter.record_stream(0.5, count, full=number == 0)
+        clock.advance(0.3)  # the gauges are renewed, and no canary is welcome yet
+        core.step(0)
+        assert list(arena.gauges[[Gauge.CAPACITY, Gauge.PASS]]) == pytest.approx(
+            [meter.capacity, meter.seconds]
+        )
+
+
+def test_a_canary_that_is_due_in_streams_runs_there_though_nobody_asks() -> None:
+    clock = VirtualClock()
+    lanes = Lanes(clock, 2)
+    lanes.due = True
+    with streaming(lanes, clock) as (core, arena):
+        core.step(0)
+        while arena.gauges[Gauge.BUSY_SINCE]:
+            core.step(1.0)
+        assert lanes.canaries == 1
+        core.step(0)
+        assert not arena.gauges[Gauge.BUSY_SINCE]  # one is enough
 
 
 def test_what_waits_past_its_deadline_is_answered_in_the_next_turn(driven: Driven) -> None:
@@ -405,10 +433,11 @@ def test_the_end_ends_every_thread_but_the_owner_s_and_the_decoder_of_files() ->
     ours, theirs = socket_pair()
     core = EngineCore(runner, arena, Batcher(MOST), capacity=1.0, files=FileDecoding(Link(ours)))
     core.begin()
-    names = {thread.name for thread in set(threading.enumerate()) - before}
-    assert names == {"device", "rest", "stream-0", "stream-1"}
+    started = set(threading.enumerate()) - before
+    assert {thread.name for thread in started} == {"device", "rest", "stream-0", "stream-1"}
     core.end()
     assert {thread.name for thread in set(threading.enumerate()) - before} == {"device"}
+    assert all(thread.daemon for thread in started)  # none keeps a process alive whose loop has failed
     decoder = Link(theirs)
     assert decoder.receive() is None
     decoder.close()

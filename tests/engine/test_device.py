@@ -118,6 +118,28 @@ def test_no_more_batches_are_on_the_device_than_it_takes(in_flight: int, arena: 
     assert [one.error for one in submitted] == [None] * SLOTS  # the runner refuses one too many
 
 
+def test_the_oldest_batch_is_reported_when_it_is_done_whatever_the_newest_does(arena: Arena) -> None:
+    runner, done = FakeRunner(in_flight=3), [threading.Event(), threading.Event()]
+
+    class Held(FakeRunning):
+        def done(self) -> bool:
+            return done[self.slots[0]].is_set()
+
+        def finish(self) -> BatchReport:
+            assert self.done(), "the thread would wait"
+            return BatchReport(1)
+
+    runner.start = lambda *given: Held(runner, *given)  # type: ignore[method-assign]
+    with running(runner, arena, lambda: NOW) as device:
+        submitted = [batch(number, [number]) for number in range(2)]
+        for one in submitted:
+            device.submit(one)
+        for one, event in zip(submitted, done, strict=True):
+            event.set()
+            assert device.collect() is one
+    assert [one.error for one in submitted] == [None, None]
+
+
 def test_a_batch_that_another_may_join_is_looked_at_all_the_time(arena: Arena) -> None:
     """So that its end is seen at once, though no other batch comes."""
     runner, often, looks = FakeRunner(in_flight=2), threading.Event(), itertools.count(1)

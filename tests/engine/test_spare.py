@@ -42,6 +42,7 @@ def spend(script: list[Seen], steps: int, patience: float) -> list[int]:
 
     spare = SpareTime(work(), seen, patience=patience, look=0.0, clock=Clock())
     spare.start()
+    assert all(thread.daemon for thread in threading.enumerate() if thread.name == "spare-time")
     assert ended.wait(30)
     spare.stop()
     return taken
