@@ -118,6 +118,25 @@ def test_an_image_is_counted_unless_it_is_bulk_and_its_stages_are_noted(place: P
     assert place.engine.arena.free == SLOTS
 
 
+def test_each_image_s_stages_are_observed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    observed: list[tuple[str, float]] = []
+
+    class Stage:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def observe(self, seconds: float) -> None:
+            observed.append((self.name, seconds))
+
+    monkeypatch.setattr(place.context.metrics.stage_duration, "labels", Stage)
+    task = place.here.begin(one_image(place.admission()))
+    place.decode()
+    place.answer()
+    assert task.done()
+    assert [stage for stage, _ in observed] == ["decode", "queue", "inference"]
+    assert dict(observed)["inference"] == 0.5
+
+
 def test_a_request_that_cannot_be_served_is_counted_and_refused_before_its_body(place: Place) -> None:
     taken = [place.here.client.acquire() for _ in range(SLOTS)]
 

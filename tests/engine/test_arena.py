@@ -140,3 +140,33 @@ def test_processes_never_take_the_same_slot_and_a_killed_one_blocks_nobody() -> 
 def test_what_is_wanted_of_a_slot_is_one_number(wanted: OutputKind | Explain) -> None:
     assert from_code(to_code(wanted)) == wanted
     assert -(2**31) <= to_code(wanted) < 2**31
+
+
+_FREE = """
+import fcntl, sys
+for lock in (0, 1):
+    try:
+        fcntl.lockf(int(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, lock)
+    except OSError:
+        continue
+    print(lock, end=" ")
+"""
+
+
+def test_who_decides_about_memory_holds_up_nobody_who_takes_a_slot() -> None:
+    arena = Arena.create(Geometry(2, 2, 2, 3, results=1))
+
+    def free() -> str:
+        """Which of the two locks another process could have."""
+        descriptor = arena.descriptor
+        program = [sys.executable, "-S", "-c", _FREE, str(descriptor)]
+        return subprocess.run(
+            program, pass_fds=[descriptor], check=True, capture_output=True, text=True
+        ).stdout
+
+    with arena.deciding_about_memory():
+        assert free() == "0 "
+    assert free() == "0 1 "
+    assert arena.acquire(1) == 0
+    assert free() == "0 1 "
+    arena.close()
