@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from service.api.context import ENVELOPE as ENVELOPE
 from service.api.context import context_of
 from service.api.inflate import check, inflate
-from service.api.intake import Share
+from service.api.intake import Reservation
 from service.api.numbers import digits
 from service.api.request_state import request_state_of
 from service.errors import (
@@ -78,26 +78,28 @@ async def read(request: Request, limit: int, inspect: Inspect | None = None, *, 
     left = state.due - time.monotonic()
     loop = asyncio.get_running_loop()
     timer = asyncio.timeout(left if left < _EVER else None)
-    share = state.share = context_of(request).intake.share(lambda: timer.reschedule(loop.time()))
+    held = state.reservation = context_of(request).intake.reserve(lambda: timer.reschedule(loop.time()))
     try:
         async with timer:
-            body = await _receive(request, limit, None if encoding else inspect, share, spare)
-            share.settle()
-            return await _inflated(body, encoding, limit + spare, share) if encoding else body
+            body = await _receive(request, limit, None if encoding else inspect, held, spare)
+            held.settle()
+            return await _inflated(body, encoding, limit + spare, held) if encoding else body
     except TimeoutError:
-        if share.dropped:
+        if held.dropped:
             raise IntakeFull("the body stopped coming while others had no room; try again") from None
         raise DeadlineExceeded("the body had not come when the deadline passed") from None
 
 
-async def _inflated(body: bytes, encoding: str, limit: int, share: Share) -> bytes:
-    share.grow(limit)
+async def _inflated(body: bytes, encoding: str, limit: int, held: Reservation) -> bytes:
+    held.grow(limit)
     whole = await asyncio.to_thread(inflate, body, encoding, limit)
-    share.shrink(limit + len(body) - len(whole))
+    held.shrink(limit + len(body) - len(whole))
     return whole
 
 
-async def _receive(request: Request, limit: int, inspect: Inspect | None, share: Share, spare: int) -> bytes:
+async def _receive(
+    request: Request, limit: int, inspect: Inspect | None, held: Reservation, spare: int
+) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -109,7 +111,7 @@ async def _receive(request: Request, limit: int, inspect: Inspect | None, share:
         if size > limit + spare:
             raise _too_large(limit)
         if chunk:  # the last message of a body is often empty
-            share.grow(len(chunk))
+            held.grow(len(chunk))
             chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -40,13 +40,13 @@ class Intake:
         self.held = 0
         self._peak = 0
         self._clock = clock
-        self._arriving: dict[Share, None] = {}
+        self._arriving: dict[Reservation, None] = {}
         """The incomplete bodies; the one that moved last is at the end."""
 
     def __repr__(self) -> str:
         return f"<Intake {self.held:,} of {self.limit:,} bytes>"
 
-    def take(self, size: int, asking: Share | None = None) -> bool:
+    def take(self, size: int, asking: Reservation | None = None) -> bool:
         """Counts ``size`` more bytes. False if they do not fit even after stalled bodies other than ``asking``'s are
         dropped."""
         while self.held + size > self.limit:
@@ -63,32 +63,32 @@ class Intake:
             self._peak = self.held
             trim_memory()
 
-    def share(self, on_dropped: Callable[[], None]) -> Share:
-        """A new body's share. ``on_dropped`` is called if the body is dropped."""
-        return Share(self, on_dropped)
+    def reserve(self, on_dropped: Callable[[], None]) -> Reservation:
+        """A new body's reservation. ``on_dropped`` is called if the body is dropped."""
+        return Reservation(self, on_dropped)
 
-    def _drop_one(self, asking: Share | None) -> bool:
+    def _drop_one(self, asking: Reservation | None) -> bool:
         stale = self._clock() - _STALLED
-        for share in self._arriving:
-            if share.moved > stale:
+        for reservation in self._arriving:
+            if reservation.moved > stale:
                 return False
-            if share is not asking:
-                share.drop()
+            if reservation is not asking:
+                reservation.drop()
                 return True
         return False
 
-    # For `Share` alone
+    # For `Reservation` alone
 
-    def _moved(self, share: Share) -> None:
-        self._arriving.pop(share, None)
-        self._arriving[share] = None
-        share.moved = self._clock()
+    def _moved(self, reservation: Reservation) -> None:
+        self._arriving.pop(reservation, None)
+        self._arriving[reservation] = None
+        reservation.moved = self._clock()
 
-    def _settled(self, share: Share) -> None:
-        self._arriving.pop(share, None)
+    def _settled(self, reservation: Reservation) -> None:
+        self._arriving.pop(reservation, None)
 
 
-class Share:
+class Reservation:
     """The bytes of one request: `grow` while it arrives, `settle` when it is complete, `release` at its end."""
 
     __slots__ = ("_intake", "_on_dropped", "dropped", "moved", "size")

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.context import Context
 from service.api.errors import defect, respond
-from service.api.intake import Share
+from service.api.intake import Reservation
 from service.api.numbers import positive
 from service.api.served import Served
 from service.engine.client import SlotAnswer
@@ -66,7 +66,7 @@ class RequestState:
     """True once the metrics have counted it."""
     trace: Trace | None = None
     """None unless the request is traced."""
-    share: Share | None = None
+    reservation: Reservation | None = None
     """The bytes of its body in the intake's budget; None before the body is read."""
     served: Served | None = None
     """The version of the model that answers it to its end; set by `ask`."""
@@ -171,8 +171,8 @@ class RequestMiddleware:
                 raise
             await respond(Request(scope), defect())(scope, receive, send_with_headers)
         finally:
-            if state.share is not None:
-                state.share.release()
+            if state.reservation is not None:
+                state.reservation.release()
             state.leave()
             self._count(scope, state)
             self._account(scope, state)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.intake import Intake, Share, budget
+from service.api.intake import Intake, Reservation, budget
 from service.errors import IntakeFull
 from tests.api.wire import on_the_services_loop, place
 from tests.loops import until
@@ -21,15 +21,15 @@ MOST = 100
 @dataclass
 class World:
     now: float = 0.0
-    shares: list[Share] = field(default_factory=list)
-    dropped: list[Share] = field(default_factory=list)
+    reservations: list[Reservation] = field(default_factory=list)
+    dropped: list[Reservation] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.intake = Intake(MOST, lambda: self.now)
 
     def begin(self) -> None:
-        share = self.intake.share(lambda: self.dropped.append(share))
-        self.shares.append(share)
+        reservation = self.intake.reserve(lambda: self.dropped.append(reservation))
+        self.reservations.append(reservation)
 
 
 steps = st.tuples(
@@ -43,24 +43,24 @@ steps = st.tuples(
 def test_never_more_than_the_budget_and_nothing_is_lost(history: list[tuple[str, int, int]]) -> None:
     world = World()
     for action, which, size in history:
-        if action == "begin" or not world.shares:
+        if action == "begin" or not world.reservations:
             world.begin()
             continue
-        share = world.shares[which % len(world.shares)]
+        reservation = world.reservations[which % len(world.reservations)]
         if action == "grow":
             try:
-                share.grow(size)
+                reservation.grow(size)
             except IntakeFull:
-                share.release()
-        elif action == "settle" and not share.dropped:
-            share.settle()
+                reservation.release()
+        elif action == "settle" and not reservation.dropped:
+            reservation.settle()
         elif action == "release":
-            share.release()
+            reservation.release()
         elif action == "wait":
             world.now += size / 30
-        assert world.intake.held == sum(one.size for one in world.shares) <= MOST
-    for share in world.shares:
-        share.release()
+        assert world.intake.held == sum(one.size for one in world.reservations) <= MOST
+    for reservation in world.reservations:
+        reservation.release()
     assert world.intake.held == 0
 
 
@@ -68,7 +68,7 @@ def test_who_stalls_makes_room_and_who_moves_does_not() -> None:
     world = World()
     for _ in range(3):
         world.begin()
-    stalled, moving, newcomer = world.shares
+    stalled, moving, newcomer = world.reservations
     stalled.grow(50)
     world.now = 5.0
     moving.grow(50)
