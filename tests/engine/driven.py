@@ -14,7 +14,8 @@ from tests.fakes import FakeRunner, VirtualClock
 class Driven:
     """A core whose device runs a batch when told to, and a front-end that has what it wants."""
 
-    def __init__(self) -> None:
+    def __init__(self, delay: float = 0.0) -> None:
+        """``delay`` is the batcher's ``max_queue_delay``."""
         self.clock = VirtualClock()
         self.arena = Arena.create(GEOMETRY)
         self.runner = FakeRunner(max_batch_size=MOST)
@@ -22,7 +23,7 @@ class Driven:
         self.core = EngineCore(
             self.runner,
             self.arena,
-            Batcher(MOST),
+            Batcher(MOST, delay),
             capacity=10.0,
             batch_ran=self.note,
             clock=self.clock,

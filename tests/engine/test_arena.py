@@ -142,6 +142,18 @@ def test_what_is_wanted_of_a_slot_is_one_number(wanted: OutputKind | Explain) ->
     assert -(2**31) <= to_code(wanted) < 2**31
 
 
+@given(st.integers(1, 70), st.integers(1, 40))
+def test_the_parts_of_the_memory_do_not_overlap(slots: int, results: int) -> None:
+    arena = Arena.create(Geometry(slots, 3, 5, 3, results))
+    names = ("gauges", "arrivals", "decoding", "owners", "records", "results", "pixels")
+    parts = [getattr(arena, name).view(np.uint8) for name in names]
+    for number, part in enumerate(parts):
+        part[...] = 1 + number
+    for number, part in enumerate(parts):
+        assert (part == 1 + number).all(), names[number]
+    arena.close()
+
+
 _FREE = """
 import fcntl, sys
 for lock in (0, 1):

@@ -91,6 +91,7 @@ def test_the_next_engine_is_taken_at_once_and_is_waited_for_again_after_a_false_
     second = here.attach(slots=3)
     here.loop.turn()
     assert sorted(second.arena.owners) == [NUMBER] * 3
+    assert not any(second.arena.is_bulk(slot) for slot in range(3))
     assert here.loop.timers == 0
     assert all(task.done() for task in waiting.values())  # type: ignore[attr-defined]
     here.client.expect_no_other()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -457,6 +458,40 @@ def test_a_decoder_of_files_that_ended_wakes_the_loop_once(caplog: pytest.LogCap
     assert arena.gauges[Gauge.FILES] == 0
     core.end()
     arena.close()
+
+
+@pytest.mark.parametrize("why", ["somebody waits", "it stops"])
+def test_an_idle_device_gets_no_canary_where_it_would_be_in_the_way(why: str) -> None:
+    driven = Driven(delay=0.5)
+    driven.clock.advance(10.0)
+    if why == "it stops":
+        driven.core.stop()
+        driven.core.step(0)
+    else:
+        submit(driven, [0])  # for half a second it waits for others
+    assert driven.device.given is None
+    driven.close()
+
+
+def test_nothing_is_kept_of_a_front_end_that_went_when_its_last_slot_is_back(driven: Driven) -> None:
+    ours, theirs = socket_pair()
+    link, mine = Link(theirs), Link(ours)
+    kept = weakref.ref(link)
+    driven.core.attach(2, link)
+    del link
+    driven.arena.owners[5] = 2
+    driven.arena.record_submission(5, driven.clock.now + 1000, driven.clock.now, OutputKind.CLASSIFY)
+    mine.send([5])
+    driven.core.step(0)
+    mine.close()
+    driven.core.step(0)
+    assert kept() is not None
+    assert driven.arena.owners[5] == 2  # it runs
+    driven.device.finish()
+    driven.core.step(0)
+    assert driven.arena.owners[5] == 0
+    gc.collect()
+    assert kept() is None
 
 
 def test_a_canary_is_no_pass_of_anybody(driven: Driven) -> None:
