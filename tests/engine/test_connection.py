@@ -126,6 +126,17 @@ async def test_after_the_end_all_who_wait_are_told_and_no_slot_is_given_back() -
                 os.fstat(descriptor)
 
 
+@on_a_loop
+async def test_nothing_is_written_after_the_end() -> None:
+    async with engine() as one:
+        while not one.theirs.backlog:
+            slot, _ = one.submit()
+            del one.connection.submitted[slot]
+            one.mapped.release(slot)
+        one.connection.fail()
+        assert not asyncio.get_running_loop().remove_writer(one.descriptor)
+
+
 @pytest.mark.parametrize("threads", [0, 1, 3])
 @on_a_loop
 async def test_files_go_to_the_engine_while_all_decoders_are_busy_and_it_takes_some(threads: int) -> None:

@@ -227,7 +227,11 @@ def test_the_canary_of_an_idle_device_is_hurried_once(monkeypatch: pytest.Monkey
     for _ in range(2):
         driven.device.finish()
         driven.core.step(0)
-    submit(driven, [3])  # no canary runs
+    driven.clock.advance(10.0)
+    driven.core.step(0)
+    driven.device.finish()
+    driven.core.step(0)
+    submit(driven, [3])  # the canary has ended by itself
     assert len(hurries) == 1
     driven.close()
 

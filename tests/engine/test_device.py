@@ -9,6 +9,7 @@ import select
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,11 +130,18 @@ def test_the_oldest_batch_is_reported_when_it_is_done_whatever_the_newest_does(a
             assert self.done(), "the thread would wait"
             return BatchReport(1)
 
-    runner.start = lambda *given: Held(runner, *given)  # type: ignore[method-assign]
+    begun = threading.Semaphore(0)
+
+    def start(*given: Any) -> Held:
+        begun.release()
+        return Held(runner, *given)
+
+    runner.start = start  # type: ignore[method-assign,assignment]
     with running(runner, arena, lambda: NOW) as device:
         submitted = [batch(number, [number]) for number in range(2)]
         for one in submitted:
             device.submit(one)
+            assert begun.acquire(timeout=60)
         for one, event in zip(submitted, done, strict=True):
             event.set()
             assert device.collect() is one
