@@ -6,8 +6,6 @@ import subprocess
 import sys
 import textwrap
 
-import pytest
-
 _BEGIN = """
 import os, select, signal, time
 import numpy as np, torch
@@ -69,9 +67,24 @@ def test_it_decodes_into_the_arena_until_its_link_closes() -> None:
     assert says == "ended 0\n"
 
 
-def test_a_killed_one_returns_what_it_had_and_takes_no_more() -> None:
+def test_a_killed_one_returns_what_it_had_and_where_none_decodes_the_reason_is_a_sentence() -> None:
     says = outcome(
         """
+        import sys
+
+        def reason(process):
+            try:
+                process.open(arena, spec, "cuda")
+            except ValueError as error:
+                return error
+
+        killed = FileProcess()
+        os.kill(killed._pid, signal.SIGKILL)
+        print(reason(killed))
+
+        sys.modules["nvidia"] = None
+        print(reason(FileProcess()))
+
         jpegs.open_decoder = by_the_cpu
         process = FileProcess()
         files = process.open(arena, spec, "cuda")
@@ -82,27 +95,7 @@ def test_a_killed_one_returns_what_it_had_and_takes_no_more() -> None:
         print(collected(files, 2), files.open)
         """
     )
-    assert says == "[(0, False), (3, False)] False\n"
-
-
-@pytest.mark.parametrize(
-    ("prepare", "reason"),
-    [
-        ("", "not installed"),
-        ("os.kill(process._pid, signal.SIGKILL)", "has ended"),
-    ],
-)
-def test_where_it_cannot_decode_the_reason_is_a_sentence(prepare: str, reason: str) -> None:
-    says = outcome(
-        f"""
-        import sys
-        sys.modules["nvidia"] = None
-        process = FileProcess()
-        {prepare}
-        try:
-            process.open(arena, spec, "cuda")
-        except ValueError as error:
-            print(error)
-        """
-    )
-    assert reason in says
+    dead, missing, killed = says.splitlines()
+    assert "has ended" in dead
+    assert "not installed" in missing
+    assert killed == "[(0, False), (3, False)] False"

@@ -23,6 +23,7 @@ def _three_steps(rank: int, images: Images, folder: Path) -> None:
     team.leave()
 
 
+@pytest.mark.slow
 def test_processes_that_see_different_images_keep_the_same_weights(images: Images, tmp_path: Path) -> None:
     spawn(_three_steps, (images, tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))

@@ -50,13 +50,13 @@ from service.preprocess import Preprocessing
 torch.set_num_threads(1)
 chance = random.Random(1)
 def photo(channels):
-    shape = chance.randint(1, 60), chance.randint(1, 60), channels
+    shape = chance.randint(1, 30), chance.randint(4, 30), channels
     seed = chance.randrange(1000)
     return torch.from_numpy(numpy.random.default_rng(seed).integers(0, 256, shape, numpy.uint8))
-for number in range(12):
-    pair = chance.randint(1, 30), chance.randint(1, 30)
+for number in range(8):
+    pair = chance.randint(2, 16), chance.randint(2, 16)
     resize = chance.choice([None, pair[0], pair])
-    crop = chance.randint(1, 20), chance.randint(1, 20)
+    crop = chance.randint(1, 12), chance.randint(1, 12)
     how = ("nearest", "bilinear", "bicubic", "lanczos")[number % 4]
     spec = Preprocessing(resize=resize, crop=crop, interpolation=how)
     # Grey ones repeat a channel, and a decoder's rows may be longer than a photo's.
