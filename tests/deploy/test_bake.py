@@ -39,6 +39,7 @@ def test_a_variant_is_its_published_weights_and_all_else_an_origin(bake: ModuleT
     assert given == {"--device": "cpu", "--runtime": "openvino", "--labels": "names.txt", **wanted}
 
 
+@pytest.mark.slow
 def test_weights_beside_the_dockerfile_become_a_model_and_a_model_stays_as_it_is(
     bake: ModuleType, tmp_path: Path
 ) -> None:

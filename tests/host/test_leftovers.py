@@ -25,6 +25,7 @@ def folders(tmp_path: Path) -> set[str]:
     return {folder.name for folder in tmp_path.glob("imagenet-serve-metrics-*")}
 
 
+@pytest.mark.slow
 def test_the_counters_of_a_killed_service_go_at_the_next_start_and_others_stay(tmp_path: Path) -> None:
     quick: dict[str, Any] = {"module": "tests.drills.hostile", "frontends": 1}
     with Server(**quick) as lives:

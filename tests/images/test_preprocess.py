@@ -85,7 +85,16 @@ def test_any_size_equals_torchvision(width: int, height: int, mode: str) -> None
 
 
 @pytest.mark.parametrize(
-    "size", [(4000, 3000), (3000, 2000), (1080, 2400), (1023, 3001), (5, 3000), (4001, 6)], ids=str
+    "size",
+    [
+        pytest.param((4000, 3000), marks=pytest.mark.slow),
+        (3000, 2000),
+        (1080, 2400),
+        (1023, 3001),
+        (5, 3000),
+        (4001, 6),
+    ],
+    ids=str,
 )
 def test_large_and_narrow_sizes_equal_torchvision(size: tuple[int, int]) -> None:
     assert_like_torchvision(uncompressed(*size))

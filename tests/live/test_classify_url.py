@@ -25,6 +25,7 @@ def printed(*arguments: str) -> list[dict[str, Any]]:
     return documents
 
 
+@pytest.mark.slow
 def test_a_server_answers_as_the_model_does_and_shards_make_a_whole(server: Server) -> None:
     here = printed("--weights", "demo", "--top-k", "2")
     there = printed("--url", server.url, "--top-k", "2")
