@@ -36,7 +36,7 @@ def optional_modules() -> set[str]:
     return {
         parts.get(module, module)
         for module, owners in packages_distributions().items()
-        if optional & {owner.lower().replace("_", "-") for owner in owners} or module in ("openvino", "onnx")
+        if optional & {owner.lower().replace("_", "-") for owner in owners}
     } - {"service"}
 
 

@@ -139,7 +139,8 @@ def _decoder(library: Any, device: torch.device, kinds: Sequence[Any]) -> Any:
             backends=[library.Backend(kind) for kind in kinds],
             options=":fancy_upsampling=1",
         )
-    except RuntimeError:
+    except RuntimeError as error:
+        log.info("nvImageCodec has no decoder of the kinds %s here: %s", list(kinds), error)
         return None
 
 
